@@ -1,0 +1,17 @@
+"""Package list and directory mapping; all metadata is in pyproject.toml."""
+
+from setuptools import setup
+
+# `callbacks/` and `models/` stand at the top level of the repository and are installed as parts of `tfopt`. They are
+# listed by hand because `find_packages()` would publish a top-level package called `callbacks`.
+setup(
+    packages=[
+        "tfopt",
+        "tfopt.datasets",
+        "tfopt.optimizers",
+        "tfopt.callbacks",
+        "tfopt.models",
+    ],
+    package_dir={"tfopt": "tfopt", "tfopt.callbacks": "callbacks", "tfopt.models": "models"},
+    package_data={"tfopt": ["py.typed"]},
+)

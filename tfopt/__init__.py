@@ -1,0 +1,29 @@
+"""tfopt: layer-wise optimizers and training diagnostics for Keras 3.
+
+Sub-packages are imported on first use, so that `import tfopt` costs nothing and pulls in neither TensorFlow nor
+Horovod:
+
+* `tfopt.optimizers`: `Fromage`, `LARS` and learning-rate schedules for `model.compile`.
+* `tfopt.callbacks`: Keras callbacks that record what happens to a network while it trains.
+* `tfopt.models`: a zoo of Keras models.
+* `tfopt.datasets`: real and synthetic data, split and standardised the same way every time.
+"""
+
+import importlib
+from types import ModuleType
+
+from tfopt._version import __version__
+
+_SUBPACKAGES = ("callbacks", "datasets", "models", "optimizers")
+
+__all__ = ["__version__", *_SUBPACKAGES]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"tfopt.{name}")
+    raise AttributeError(f"module 'tfopt' has no attribute {name!r}; it has {', '.join(_SUBPACKAGES)}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

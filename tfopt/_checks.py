@@ -1,0 +1,173 @@
+"""Argument checks: each returns the value, made usable, or raises an error that names the argument."""
+
+import math
+import numbers
+import os
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def check_keras_3() -> None:
+    """Refuse to start where TensorFlow was told to use the old Keras.
+
+    Raises:
+        ImportError: The environment variable `TF_USE_LEGACY_KERAS` is set.
+    """
+    value = os.environ.get("TF_USE_LEGACY_KERAS", "")
+    if value.lower() in ("1", "true"):
+        raise ImportError(
+            f"tfopt works with Keras 3, but the environment variable TF_USE_LEGACY_KERAS={value} makes `tf.keras` the "
+            "old tf_keras, whose models cannot use our optimizers and callbacks. Unset TF_USE_LEGACY_KERAS, and build "
+            "models with `import keras`."
+        )
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
+    exclusive_minimum: bool = False,
+    exclusive_maximum: bool = False,
+) -> float:
+    """Check that a value is a finite real number in a range.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What came.
+        minimum: Smallest value allowed.
+        maximum: Largest value allowed.
+        exclusive_minimum: Whether `minimum` itself is refused.
+        exclusive_maximum: Whether `maximum` itself is refused.
+
+    Returns:
+        The value as a Python float.
+
+    Raises:
+        TypeError: The value is not a real number.
+        ValueError: The value is not finite or not in the range.
+    """
+    low, high = ("(" if exclusive_minimum else "["), (")" if exclusive_maximum else "]")
+    expected = f"a finite number in {low}{minimum}, {maximum}{high}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"`{name}` must be {expected}. Received: {name}={value!r} of type {type(value).__name__}")
+    number = float(value)
+    below = number <= minimum if exclusive_minimum else number < minimum
+    above = number >= maximum if exclusive_maximum else number > maximum
+    if not math.isfinite(number) or below or above:
+        raise ValueError(f"`{name}` must be {expected}. Received: {name}={value!r}")
+    return number
+
+
+def check_integer(name: str, value: Any, *, minimum: int | None = None, maximum: int | None = None) -> int:
+    """Check that a value is an integer in a range.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What came.
+        minimum: Smallest value allowed; None is no limit.
+        maximum: Largest value allowed; None is no limit.
+
+    Returns:
+        The value as a Python int.
+
+    Raises:
+        TypeError: The value is not an integer.
+        ValueError: The value is not in the range.
+    """
+    bounds = [f">= {minimum}"] if minimum is not None else []
+    bounds += [f"<= {maximum}"] if maximum is not None else []
+    expected = " ".join(["an integer", *bounds])
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"`{name}` must be {expected}. Received: {name}={value!r} of type {type(value).__name__}")
+    number = int(value)
+    if (minimum is not None and number < minimum) or (maximum is not None and number > maximum):
+        raise ValueError(f"`{name}` must be {expected}. Received: {name}={value!r}")
+    return number
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Check that a value is True or False.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What came.
+
+    Returns:
+        The value.
+
+    Raises:
+        TypeError: The value is not a bool.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` must be True or False. Received: {name}={value!r} of type {type(value).__name__}")
+    return value
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """Check that a value is one of a few strings.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What came.
+        choices: What is allowed.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: The value is none of `choices`.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}. Received: {name}={value!r}")
+    return value
+
+
+def check_patterns(name: str, value: Any) -> tuple[str, ...] | str:
+    """Check a selection of variables: regular expressions on their paths, or the word "vectors".
+
+    Args:
+        name: The argument's name, for the message.
+        value: None, "vectors", or an iterable of regular expressions.
+
+    Returns:
+        "vectors", or a tuple of regular expressions (empty for None).
+
+    Raises:
+        TypeError: The value is none of these.
+        ValueError: A string other than "vectors", or something that is not a regular expression.
+    """
+    if value is None:
+        return ()
+    expected = 'a list of regular expressions on variable paths, or the string "vectors"'
+    if isinstance(value, str):
+        if value == "vectors":
+            return value
+        raise ValueError(f"`{name}` must be {expected}. Received: {name}={value!r}. Did you mean [{value!r}]?")
+    if not isinstance(value, Iterable):
+        raise TypeError(f"`{name}` must be {expected}. Received: {name}={value!r} of type {type(value).__name__}")
+    patterns = tuple(value)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"`{name}` must be {expected}. Received an element {pattern!r}")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"`{name}` holds {pattern!r}, which is not a regular expression: {error}") from error
+    return patterns
+
+
+def check_learning_rate(value: Any) -> Any:
+    """Check a learning rate: a number, a schedule or a callable.
+
+    Args:
+        value: What came as `learning_rate`.
+
+    Returns:
+        A Python float for a number; schedules, callables and saved schedules (dicts) as they are.
+    """
+    if callable(value) or isinstance(value, dict):
+        return value
+    return check_number("learning_rate", value, minimum=0.0)

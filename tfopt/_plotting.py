@@ -1,0 +1,34 @@
+"""Drawing with matplotlib, which is imported only when something is drawn."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+
+# Distinguishable for colour-blind readers (Okabe and Ito) and, with the line styles, in black and white.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+LINE_STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
+
+
+def get_axes(ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    """Return the axes given, or new ones; both cycle through colours and line styles together.
+
+    Args:
+        ax: Axes, or None.
+
+    Returns:
+        Axes to draw into.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib.pyplot as plt
+        from cycler import cycler
+    except ImportError as error:
+        raise ImportError("Plots need matplotlib: pip install 'tfopt[plot]'") from error
+    if ax is None:
+        _, ax = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    if not ax.lines:
+        ax.set_prop_cycle(cycler(color=COLORS) + cycler(linestyle=LINE_STYLES))
+    return ax
