@@ -1,0 +1,285 @@
+"""What `model.compile` offers works with every optimizer of the table: each feature against what it should compute."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from optimizer_table import TABLE
+from trajectories import make_problem, make_variables, relative_errors, run, run_oracle, values
+
+ALL = pytest.mark.parametrize("name", TABLE)
+# Tests that train a model compile it, which takes a second or two: one row for each piece of code.
+SOME = pytest.mark.parametrize("name", ["fromage", "fromage_p_bound", "lars_nesterov", "lars_norm", "larc"])
+EXECUTIONS = pytest.mark.parametrize("execution", ["eager", "graph", "xla"])
+TOLERANCE = 3e-6
+
+
+def make_data(num_rows=64):
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((num_rows, 6)).astype("float32")
+    return x, (x[:, :1] * x[:, 1:2] + x[:, 2:3] > 0).astype("float32")
+
+
+def make_model(optimizer, execution="graph", frozen=False):
+    model = keras.Sequential([
+        keras.Input((6,)),
+        keras.layers.Dense(16, activation="relu", name="first"),
+        keras.layers.BatchNormalization(name="normalization"),
+        keras.layers.Dense(1, name="last"),
+    ])
+    if frozen:
+        model.get_layer("first").trainable = False
+    model.compile(
+        optimizer,
+        keras.losses.BinaryCrossentropy(from_logits=True),
+        jit_compile=execution == "xla",
+        run_eagerly=execution == "eager",
+    )
+    return model
+
+
+def weights_of(model):
+    return [np.array(w) for w in model.get_weights()]
+
+
+@EXECUTIONS
+@SOME
+def test_fit_lowers_the_loss(name, execution):
+    model = make_model(TABLE[name].make(learning_rate=min(0.1, TABLE[name].learning_rate)), execution)
+    losses = model.fit(*make_data(), batch_size=16, epochs=6, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+
+
+@SOME
+def test_reduce_lr_on_plateau_changes_the_steps(name):
+    optimizer = TABLE[name].make()
+    model = make_model(optimizer)
+    # No improvement is large enough: the rate falls tenfold after each epoch but the first.
+    plateau = keras.callbacks.ReduceLROnPlateau(monitor="loss", factor=0.1, patience=1, min_delta=1e9)
+    history = model.fit(*make_data(), batch_size=16, epochs=3, verbose=0, callbacks=[plateau]).history
+    rate = TABLE[name].learning_rate
+    np.testing.assert_allclose(history["learning_rate"], [rate, rate, 0.1 * rate], rtol=1e-6)
+    before = weights_of(model)
+    optimizer.learning_rate = 0.0
+    model.fit(*make_data(), batch_size=64, epochs=1, verbose=0)
+    for path, b, a in zip([v.path for v in model.trainable_variables], before, weights_of(model), strict=False):
+        if "first" in path:
+            assert np.linalg.norm(a - b) <= np.linalg.norm(b) * (1e-6 if "fromage" in name else 0.2)
+
+
+@EXECUTIONS
+@pytest.mark.parametrize("clipping", [{"clipnorm": 0.5}, {"clipvalue": 0.01}, {"global_clipnorm": 0.3}])
+@ALL
+def test_clipping_comes_before_the_norms(name, clipping, execution):
+    weights, gradients = make_problem()
+    (kind, limit), clipped = next(iter(clipping.items())), []
+    for step in gradients:
+        if kind == "clipvalue":
+            clipped.append([np.clip(g, -limit, limit) for g in step])
+        elif kind == "clipnorm":
+            clipped.append([g * limit / max(np.linalg.norm(g), limit) for g in step])
+        else:
+            total = np.sqrt(sum(np.sum(g**2) for g in step))
+            clipped.append([g * limit / max(total, limit) for g in step])
+    actual = run(TABLE[name].make(**clipping), weights, gradients, execution=execution)
+    wanted = run_oracle(TABLE[name].make_oracle(), weights, clipped, TABLE[name].learning_rate)
+    assert max(relative_errors(actual, wanted)) < 2 * TOLERANCE
+
+
+@EXECUTIONS
+@ALL
+def test_accumulated_gradients_equal_their_mean(name, execution):
+    weights, gradients = make_problem()
+    means = [[sum(parts) / 3 for parts in zip(*gradients[i : i + 3], strict=True)] for i in range(0, 12, 3)]
+    actual = run(TABLE[name].make(gradient_accumulation_steps=3), weights, gradients, execution=execution)
+    wanted = run_oracle(TABLE[name].make_oracle(), weights, means, TABLE[name].learning_rate)
+    assert max(relative_errors(actual, wanted)) < TOLERANCE
+
+
+@EXECUTIONS
+@ALL
+def test_ema_averages_the_weights_of_each_step(name, execution):
+    weights, gradients = make_problem()
+    optimizer = TABLE[name].make(use_ema=True, ema_momentum=0.8)
+    variables = make_variables(weights, "float32")
+    optimizer.build(variables)
+    step = tf.function(optimizer.apply, jit_compile=execution == "xla", autograph=False)
+    averages = None
+    for grads in gradients:
+        (optimizer.apply if execution == "eager" else step)([tf.constant(g, "float32") for g in grads])
+        current = [values(v) for v in variables]
+        averages = current if averages is None else [0.8 * a + 0.2 * c for a, c in zip(averages, current, strict=True)]
+    optimizer.finalize_variable_values(variables)
+    assert max(relative_errors([values(v) for v in variables], averages)) < TOLERANCE
+
+
+@ALL
+def test_loss_scaling_is_undone(name):
+    weights, gradients = make_problem()
+    scaled = [[1024.0 * g for g in step] for step in gradients]
+    actual = run(TABLE[name].make(loss_scale_factor=1024.0), weights, scaled)
+    assert max(relative_errors(actual, run(TABLE[name].make(), weights, gradients))) < 1e-6
+
+
+@pytest.mark.parametrize("execution", ["graph", "xla"])
+@SOME
+def test_mixed_float16_trains_and_skips_overflowing_steps(name, execution):
+    keras.config.set_dtype_policy("mixed_float16")
+    model = make_model(TABLE[name].make(), execution)
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    x, y = make_data()
+    model.fit(x, y, batch_size=16, epochs=1, verbose=0)
+    assert all(v.dtype == "float32" for v in model.trainable_variables)
+    before, steps = weights_of(model), int(model.optimizer.inner_optimizer.iterations)
+    scale = float(model.optimizer.dynamic_scale)
+    model.optimizer.dynamic_scale.assign(1e30)  # the scaled loss overflows float16
+    model.fit(x, y, batch_size=64, epochs=1, verbose=0)
+    trainable = [i for i, v in enumerate(model.variables[: len(before)]) if v.trainable]
+    for index in trainable:
+        np.testing.assert_array_equal(weights_of(model)[index], before[index])
+    assert int(model.optimizer.inner_optimizer.iterations) == steps
+    model.optimizer.dynamic_scale.assign(scale)
+    model.fit(x, y, batch_size=64, epochs=1, verbose=0)
+    assert all(np.isfinite(w).all() for w in weights_of(model))
+    assert any((weights_of(model)[i] != before[i]).any() for i in trainable)
+
+
+@EXECUTIONS
+@ALL
+def test_sparse_gradients_with_repeated_rows_equal_dense_ones(name, execution):
+    table = np.random.default_rng(0).standard_normal((2000, 9)).astype("float32")
+    rows = np.array([3, 7, 3, 3, 1999, 7])
+    entries = np.random.default_rng(1).standard_normal((6, 9)).astype("float32")
+    dense = np.zeros_like(table)
+    np.add.at(dense, rows, entries)
+    results = []
+    for sparse in (True, False):
+        optimizer, variable = TABLE[name].make(), keras.Variable(table, name="table")
+        optimizer.build([variable])
+
+        def step(optimizer=optimizer, sparse=sparse):
+            gradient = tf.IndexedSlices(tf.constant(entries), tf.constant(rows), tf.constant(table.shape))
+            optimizer.apply([gradient if sparse else tf.constant(dense)])
+
+        if execution != "eager":
+            step = tf.function(step, jit_compile=execution == "xla", autograph=False)
+        for _ in range(3):
+            step()
+        results.append(values(variable))
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-6, atol=1e-9)
+
+
+@SOME
+def test_an_embedding_model_trains(name):
+    model = keras.Sequential([keras.Input((4,), dtype="int32"), keras.layers.Embedding(30, 8), keras.layers.Flatten(),
+                              keras.layers.Dense(1)])  # fmt: skip
+    model.compile(TABLE[name].make(learning_rate=min(0.1, TABLE[name].learning_rate)), "mse", jit_compile=False)
+    x = np.random.default_rng(0).integers(0, 3, (64, 4))
+    y = (x.sum(1, keepdims=True) - 4.0).astype("float32")
+    losses = model.fit(x, y, epochs=8, verbose=0, batch_size=8).history["loss"]
+    assert losses[-1] < losses[0]
+
+
+@SOME
+def test_frozen_layers_stay(name):
+    model = make_model(TABLE[name].make(), frozen=True)
+    first, last = (values(model.get_layer(layer).kernel) for layer in ("first", "last"))
+    model.fit(*make_data(), verbose=0)
+    np.testing.assert_array_equal(values(model.get_layer("first").kernel), first)
+    assert (values(model.get_layer("last").kernel) != last).any()
+
+
+@ALL
+def test_missing_gradients_are_passed_over(name):
+    optimizer = TABLE[name].make()
+    variables = [keras.Variable([1.0, 2.0]), keras.Variable([3.0, 4.0])]
+    optimizer.build(variables)
+    with pytest.warns(UserWarning, match="Gradients do not exist"):
+        optimizer.apply([tf.constant([1.0, -1.0]), None])
+    np.testing.assert_array_equal(values(variables[1]), [3.0, 4.0])
+    assert (values(variables[0]) != [1.0, 2.0]).all()
+
+
+@ALL
+def test_no_gradients_at_all_is_an_error_and_an_empty_list_nothing(name):
+    optimizer = TABLE[name].make()
+    variable = keras.Variable([1.0])
+    optimizer.build([variable])
+    optimizer.apply([])
+    assert int(optimizer.iterations) == 0
+    with pytest.raises(ValueError, match="No gradients"):
+        optimizer.apply([None])
+
+
+@ALL
+def test_unknown_variables_are_refused(name):
+    optimizer = TABLE[name].make()
+    optimizer.build([keras.Variable([1.0])])
+    with pytest.raises(ValueError, match="Unknown variable"):
+        optimizer.apply([tf.constant([1.0])], [keras.Variable([2.0])])
+
+
+@ALL
+def test_constraints_apply_after_the_step(name):
+    variable = keras.Variable([[3.0, 4.0]])
+    variable.constraint = keras.constraints.MaxNorm(1.0, axis=1)
+    optimizer = TABLE[name].make()
+    optimizer.apply([tf.constant([[0.1, -0.1]])], [variable])
+    assert np.linalg.norm(values(variable)) <= 1.0 + 1e-6
+
+
+@ALL
+def test_variables_that_their_gradient_overwrites_get_no_state(name):
+    """Keras keeps the scales of float8 layers this way."""
+    scale, kernel = keras.Variable([5.0]), keras.Variable([1.0, 2.0])
+    scale.overwrite_with_gradient = True
+    optimizer = TABLE[name].make()
+    optimizer.build([scale, kernel])
+    optimizer.apply([tf.constant([7.0]), tf.constant([1.0, 0.5])])
+    np.testing.assert_array_equal(values(scale), [7.0])
+    assert (values(kernel) != [1.0, 2.0]).all()
+    assert not any(v.shape == (1,) for v in optimizer.variables)
+
+
+@EXECUTIONS
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@ALL
+def test_a_non_finite_gradient_shows(name, bad, execution):
+    """One bad entry makes every adapted variable that it belongs to NaN, and no other; never a silent zero step."""
+    weights, gradients = make_problem(num_steps=1)
+    gradients[0][0][3, 4] = gradients[0][1][2, 2] = bad
+    actual = run(TABLE[name].make(), weights, gradients, execution=execution)
+    assert not np.isfinite(actual[0]).any()
+    assert not np.isfinite(actual[1]).any()
+    assert all(np.isfinite(a).all() for a in actual[2:])
+
+
+@pytest.mark.parametrize("name", ["fromage", "fromage_p_bound"])
+def test_keras_weight_decay_is_decoupled(name):
+    weights, gradients = make_problem()
+    rate = TABLE[name].learning_rate
+    actual = run(TABLE[name].make(weight_decay=0.1), weights, gradients)
+    oracle = TABLE[name].make_oracle()
+    oracle.step(weights, gradients[0], rate)  # remembers the initial norms
+    for grads in gradients:
+        weights = oracle.step([w - 0.1 * rate * w for w in weights], grads, rate)
+    assert max(relative_errors(actual, weights)) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["fromage", "lars_decay"])
+def test_exclude_from_weight_decay_works_before_build(name):
+    excluded = {"var_names": ["kernel"]}
+    weights, gradients = make_problem()
+    results = {}
+    for key in ("with", "excluded", "without"):
+        optimizer = TABLE[name].make(weight_decay=0.0 if key == "without" else 0.3)
+        if key == "excluded":
+            optimizer.exclude_from_weight_decay(**excluded)
+        results[key] = run(optimizer, weights, gradients)
+    kernel, conv = 1, 4
+    np.testing.assert_array_equal(results["excluded"][kernel], results["without"][kernel])
+    np.testing.assert_array_equal(results["excluded"][conv], results["with"][conv])
+    assert (results["with"][kernel] != results["without"][kernel]).any()
+    optimizer._built = True
+    with pytest.raises(ValueError, match="before the optimizer is built"):
+        optimizer.exclude_from_weight_decay(**excluded)

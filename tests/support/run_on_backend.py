@@ -1,0 +1,44 @@
+"""Runs the table of optimizers on the backend that KERAS_BACKEND names, and saves what comes out.
+
+KERAS_BACKEND=torch python tests/support/run_on_backend.py /tmp/results.npz
+"""
+
+import sys
+
+import keras
+import numpy as np
+from optimizer_table import TABLE
+from trajectories import make_problem, run
+
+from tfopt.optimizers import Fromage
+
+
+def train_model(optimizer):
+    keras.utils.set_random_seed(0)  # imports TensorFlow where it is installed, and so does `fit`
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((64, 6)).astype("float32")
+    y = (x[:, :1] > 0).astype("float32")
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(16, activation="tanh"), keras.layers.Dense(1)])
+    model.compile(optimizer, keras.losses.BinaryCrossentropy(from_logits=True))
+    return model.fit(x, y, batch_size=16, epochs=6, verbose=0).history["loss"]
+
+
+def main(path):
+    weights, gradients = make_problem()
+    results = {}
+    for name, row in TABLE.items():
+        for dtype in ("float32", "bfloat16"):
+            final = run(row.make(), weights, gradients, dtype, "eager")
+            results |= {f"{name}/{dtype}/{index}": array for index, array in enumerate(final)}
+    for label, scale in (("tiny gradient", 1e-30), ("ordinary gradient", 1.0)):
+        scaled = [[scale * np.abs(g) + scale for g in gradients[0]]]
+        results[label] = run(Fromage(), weights, scaled, "float32", "eager")[0]
+    if keras.backend.backend() != "tensorflow":
+        assert "tensorflow" not in sys.modules, "the optimizers imported TensorFlow"
+    for name, row in TABLE.items():
+        results[f"{name}/losses"] = train_model(row.make(learning_rate=min(0.1, row.learning_rate)))
+    np.savez(path, **results)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,15 @@
+"""Keras 3 optimizers that step relative to the size of each layer.
+
+`Fromage` and `LARS` are `keras.optimizers.Optimizer`s; importing this module registers them, so that models saved with
+them load without `custom_objects`.
+"""
+
+from tfopt._checks import check_keras_3
+
+check_keras_3()
+
+from tfopt.optimizers import schedules  # noqa: E402
+from tfopt.optimizers.fromage import Fromage  # noqa: E402
+from tfopt.optimizers.lars import LARS  # noqa: E402
+
+__all__ = ["LARS", "Fromage", "schedules"]

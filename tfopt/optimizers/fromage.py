@@ -1,0 +1,160 @@
+"""Fromage: the Frobenius matched gradient descent of Bernstein, Vahdat, Yue and Liu."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from tfopt import numerics
+from tfopt._checks import check_learning_rate, check_number
+from tfopt.numerics import Tensor
+from tfopt.optimizers import _fused
+from tfopt.optimizers.trust_ratio import is_defined, trust_ratio, trusted_step
+
+
+@keras.saving.register_keras_serializable(package="tfopt")
+class Fromage(keras.optimizers.Optimizer):
+    r"""Optimizer that changes every variable by the same relative amount in each step.
+
+    For a variable :math:`w` with gradient :math:`g` and learning rate :math:`\eta` (Algorithm 1 of the paper):
+
+        w <- (w - eta * (|w| / |g|) * g) / sqrt(1 + eta^2)      where |w| > 0 and |g| > 0
+        w <- (w - eta * g) / sqrt(1 + eta^2)                    otherwise
+
+    The norms are Frobenius norms of one variable; biases and normalisation scales are treated like kernels. The
+    division by sqrt(1 + eta^2) keeps norms from growing: where the gradient is orthogonal to the weights, as it is in
+    layers followed by a normalisation, |w| stays constant.
+
+    What this means in use:
+
+    * The learning rate is a relative change per step and needs little tuning; 0.01 is a good first value everywhere.
+    * The gradient's length does not matter: clipping it or scaling the loss changes nothing. The exception is a
+      variable that is zero, such as a new bias: its first step is a plain one.
+    * At a fixed learning rate the weights never come to rest: they keep moving by about eta, relatively, around a
+      minimum. Lower it on a plateau (`keras.callbacks.ReduceLROnPlateau`) or by a schedule.
+    * `weight_decay` is Keras's decoupled decay. It shrinks weights before the step and so works against a constant
+      relative step; Fromage bounds norms by itself.
+    * A gradient with an infinite or NaN entry makes the whole variable NaN, so that it shows in the loss at once
+      (`keras.callbacks.TerminateOnNaN`). Under mixed float16 precision Keras skips such steps.
+
+    Args:
+        learning_rate: Relative size of a step, a number >= 0, a `LearningRateSchedule`, or a callable. Default 0.01.
+        p_bound: None, or a number > 0. After each step a variable's norm is capped at `p_bound` times its norm when the
+            optimizer was built. Variables that were zero then, such as biases, are not capped (they could never move).
+        **kwargs: Arguments of `keras.optimizers.Optimizer`: `weight_decay`, `clipnorm`, `use_ema`,
+            `gradient_accumulation_steps`, `name` and others.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of its range.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> model.compile(optimizer=Fromage(), loss="mse")
+
+    References:
+        Bernstein, Vahdat, Yue, Liu: On the distance between two neural networks and the stability of learning. NeurIPS
+        2020, arXiv:2002.03432.
+    """
+
+    def __init__(self, learning_rate: Any = 0.01, p_bound: float | None = None, **kwargs: Any) -> None:
+        if p_bound is not None:
+            p_bound = check_number("p_bound", p_bound, minimum=0.0, exclusive_minimum=True)
+        super().__init__(learning_rate=check_learning_rate(learning_rate), **kwargs)
+        self._p_bound = p_bound
+        self._initial_norms: Sequence[Any] = ()
+
+    @property
+    def p_bound(self) -> float | None:
+        """The cap on each norm as a multiple of its initial value; fixed, because it decides which state exists."""
+        return self._p_bound
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """Remember the initial norm of each variable if norms are to be capped.
+
+        Args:
+            variables: The model's trainable variables.
+        """
+        if self.built:
+            return
+        super().build(variables)
+        if self.p_bound is not None:
+            self._initial_norms = tuple(self._add_initial_norm(variable) for variable in variables)
+
+    def _add_initial_norm(self, variable: Any) -> Any:
+        if self._overwrite_variable_with_gradient(variable):
+            return None
+        return self.add_variable(
+            shape=(),
+            dtype=numerics.accumulation_dtype(variable.dtype),
+            initializer=keras.initializers.Constant(_value_now(numerics.norm, variable)),
+            name="initial_norm",
+        )
+
+    def update_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
+        """Take one step on one variable.
+
+        Args:
+            gradient: The gradient, dense or sparse.
+            variable: The variable, changed in place.
+            learning_rate: Scalar tensor.
+        """
+        dtype = numerics.accumulation_dtype(variable.dtype)
+        gradient = numerics.densify(gradient)
+        learning_rate = ops.cast(learning_rate, dtype)
+        if _fused.is_available(variable, gradient):
+            self._fused_step(gradient, variable, learning_rate)
+        else:
+            self._plain_step(gradient, variable, learning_rate)
+        if self.p_bound is not None:
+            self._cap_norm(variable, dtype)
+
+    def _plain_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
+        w = ops.cast(variable, learning_rate.dtype)
+        g = ops.cast(gradient, learning_rate.dtype)
+        weight_norm, gradient_norm = numerics.norm(w), numerics.norm(g)
+        step = trusted_step(
+            g, learning_rate, learning_rate * weight_norm, gradient_norm, is_defined(weight_norm, gradient_norm)
+        )
+        stepped = (w - step) / ops.sqrt(1.0 + ops.square(learning_rate))
+        self.assign(variable, ops.cast(stepped, variable.dtype))
+
+    def _fused_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
+        weight_square, gradient_square = _fused.sum_of_squares(variable), _fused.sum_of_squares(gradient)
+        rate = learning_rate * ops.sqrt(trust_ratio(weight_square, gradient_square))
+        eta_square = ops.square(learning_rate)
+        # sqrt(1 + eta^2) - 1, written so that a small eta keeps its digits.
+        shrinkage = eta_square / (1.0 + ops.sqrt(1.0 + eta_square))
+        ops.cond(
+            _fused.is_safe(rate, weight_square, gradient_square),
+            lambda: _fused.shrunk_descent(variable, gradient, rate, shrinkage),
+            lambda: self._plain_step(gradient, variable, learning_rate),
+        )
+
+    def _cap_norm(self, variable: Any, dtype: str) -> None:
+        initial_norm = self._initial_norms[self._get_variable_index(variable)]
+        w = ops.cast(variable, dtype)
+        norm = numerics.norm(w)
+        limit = self.p_bound * ops.convert_to_tensor(initial_norm)
+        exceeds = ops.logical_and(ops.greater(limit, 0.0), ops.greater(norm, limit))
+        scale = ops.where(exceeds, limit / ops.where(exceeds, norm, ops.ones_like(norm)), ops.ones_like(norm))
+        self.assign(variable, ops.cast(w * scale, variable.dtype))
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments needed to build this optimizer again.
+
+        Returns:
+            A dictionary for `from_config`.
+        """
+        return {**super().get_config(), "p_bound": self.p_bound}
+
+
+def _value_now(function: Callable[[Any], Tensor], variable: Any) -> float:
+    """Return the value of a function of a variable at once, even while TensorFlow traces the first training step."""
+    if keras.backend.backend() != "tensorflow":
+        return float(function(variable))
+    import tensorflow as tf
+
+    with tf.init_scope():
+        return float(function(variable))

@@ -1,0 +1,250 @@
+"""LARS: layer-wise adaptive rate scaling, by You, Gitman and Ginsburg."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from tfopt import numerics
+from tfopt._checks import check_choice, check_flag, check_learning_rate, check_number, check_patterns
+from tfopt.numerics import Tensor
+from tfopt.optimizers import _fused
+from tfopt.optimizers.trust_ratio import is_defined, matches, trusted_step
+
+
+@keras.saving.register_keras_serializable(package="tfopt")
+class LARS(keras.optimizers.Optimizer):
+    r"""Momentum SGD with a learning rate of its own for each variable, in proportion to the variable's norm.
+
+    For a variable w with gradient g (Algorithm 1 of the paper; lambda is `weight_decay`, m is `momentum`):
+
+        u     = g + lambda * w
+        ratio = trust_coefficient * |w| / (|g| + lambda * |w| + epsilon)      1 where |w| = 0 or |g| = 0
+        v    <- m * v + learning_rate * ratio * u
+        w    <- w - v
+
+    and with `nesterov=True` the last line is w <- w - (m * v + learning_rate * ratio * u), with the new v.
+
+    The norms are Frobenius norms of one variable. LARS was made for very large batches, together with a warm-up and a
+    polynomial decay of the learning rate: see `tfopt.optimizers.schedules.PolynomialDecayWithWarmup`.
+
+    Libraries differ in three things, which are arguments here:
+
+    * `denominator="sum"` divides by |g| + lambda * |w| + epsilon as printed in the paper; `denominator="norm"` by
+      |g + lambda * w| + epsilon, as TensorFlow's Model Garden and optax do (there the ratio is 1 where that norm is 0).
+    * `clip=True` is LARC: the rate of an adapted variable becomes min(ratio, learning_rate), so that LARS can only slow
+      a variable down. A variable whose ratio is 1 because a norm is zero keeps the plain learning rate.
+    * Which variables are adapted and decayed: all of them by default, as in the paper. Many recipes leave out biases
+      and normalisation layers: `layer_adaptation_exclude="vectors", weight_decay_exclude="vectors"`.
+
+    A gradient with an infinite or NaN entry makes the whole variable NaN, so that it shows in the loss at once
+    (`keras.callbacks.TerminateOnNaN`). Under mixed float16 precision Keras skips such steps.
+
+    Args:
+        learning_rate: A number >= 0, a `LearningRateSchedule`, or a callable. The default 1.0 goes with the default
+            `trust_coefficient`: a step of 0.001 |w| before momentum. The paper's large-batch runs use 9 to 32.
+        momentum: Number in [0, 1). Default 0.9. Fixed once the optimizer exists, because 0 needs no state.
+        trust_coefficient: Number > 0, the relative length of a step at learning rate 1. Default 0.001.
+        weight_decay: Number >= 0, coupled: it is part of the gradient and of the ratio, unlike Keras's `weight_decay`.
+            Default 0.
+        epsilon: Number >= 0, added to the denominator. Default 0.
+        nesterov: Whether to use Nesterov's momentum. Default False.
+        denominator: "sum" or "norm", see above. Default "sum".
+        clip: Whether to clip the rate as in LARC, see above. Default False.
+        layer_adaptation_exclude: None, a list of regular expressions searched for in `variable.path`, or "vectors" for
+            all variables of rank <= 1. Variables excluded here take plain momentum steps (ratio 1, not clipped).
+        weight_decay_exclude: The same, for variables without weight decay.
+        **kwargs: Arguments of `keras.optimizers.Optimizer`: `clipnorm`, `use_ema`, `gradient_accumulation_steps`,
+            `name` and others.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of its range, or not a regular expression.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> model.compile(optimizer=LARS(weight_decay=1e-4, weight_decay_exclude="vectors"), loss="mse")
+
+    References:
+        You, Gitman, Ginsburg: Large batch training of convolutional networks. 2017, arXiv:1708.03888.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 1.0,
+        momentum: float = 0.9,
+        trust_coefficient: float = 0.001,
+        weight_decay: float = 0.0,
+        epsilon: float = 0.0,
+        nesterov: bool = False,
+        denominator: str = "sum",
+        clip: bool = False,
+        layer_adaptation_exclude: Sequence[str] | str | None = None,
+        weight_decay_exclude: Sequence[str] | str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        momentum = check_number("momentum", momentum, minimum=0.0, maximum=1.0, exclusive_maximum=True)
+        trust_coefficient = check_number("trust_coefficient", trust_coefficient, minimum=0.0, exclusive_minimum=True)
+        weight_decay = check_number("weight_decay", 0.0 if weight_decay is None else weight_decay, minimum=0.0)
+        epsilon = check_number("epsilon", epsilon, minimum=0.0)
+        layer_adaptation_exclude = check_patterns("layer_adaptation_exclude", layer_adaptation_exclude)
+        weight_decay_exclude = check_patterns("weight_decay_exclude", weight_decay_exclude)
+        super().__init__(learning_rate=check_learning_rate(learning_rate), **kwargs)
+        self._momentum = momentum
+        self.trust_coefficient = trust_coefficient
+        self.weight_decay = weight_decay
+        self.epsilon = epsilon
+        self.nesterov = check_flag("nesterov", nesterov)
+        self.denominator = check_choice("denominator", denominator, ("sum", "norm"))
+        self.clip = check_flag("clip", clip)
+        self.layer_adaptation_exclude = layer_adaptation_exclude
+        self.weight_decay_exclude = weight_decay_exclude
+        self._velocities: Sequence[Any] = ()
+        self._is_adapted: Sequence[bool] = ()
+        self._decays: Sequence[float] = ()
+
+    @property
+    def momentum(self) -> float:
+        """The decay of the velocity; fixed, because it decides which state exists."""
+        return self._momentum
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """Create the velocities, and decide which variables are adapted and decayed.
+
+        Args:
+            variables: The model's trainable variables.
+        """
+        if self.built:
+            return
+        super().build(variables)
+        # Here and not in `update_step`, which on TensorFlow receives a variable without a path.
+        self._is_adapted = tuple(not matches(v, self.layer_adaptation_exclude) for v in variables)
+        self._decays = tuple(self.weight_decay if self._is_decayed(v) else 0.0 for v in variables)
+        if self.momentum:
+            self._velocities = tuple(self._add_velocity(variable) for variable in variables)
+
+    def _is_decayed(self, variable: Any) -> bool:
+        # Keras's own exclusions look at the backend's variable on TensorFlow, whose name is the full path.
+        native = variable.value if keras.backend.backend() == "tensorflow" else variable
+        return self._use_weight_decay(native) and not matches(variable, self.weight_decay_exclude)
+
+    def _add_velocity(self, variable: Any) -> Any:
+        if self._overwrite_variable_with_gradient(variable):
+            return None
+        if numerics.accumulation_dtype(variable.dtype) == variable.dtype:
+            return self.add_variable_from_reference(variable, name="velocity")
+        # In half precision a velocity would lose its small entries: they are about a thousandth of the weights.
+        return self.add_variable(
+            shape=variable.shape,
+            dtype=numerics.accumulation_dtype(variable.dtype),
+            layout=getattr(variable, "_layout", None),
+            name=f"{variable.path.replace('/', '_')}_velocity",
+        )
+
+    def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
+        """Do nothing: the decay is part of the gradient here, and Keras's decoupled one must not come on top."""
+
+    def update_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
+        """Take one step on one variable.
+
+        Args:
+            gradient: The gradient, dense or sparse.
+            variable: The variable, changed in place.
+            learning_rate: Scalar tensor.
+        """
+        index = self._get_variable_index(variable)
+        velocity = self._velocities[index] if self.momentum else None
+        decay = self._decays[index]
+        gradient = numerics.densify(gradient)
+        learning_rate = ops.cast(learning_rate, numerics.accumulation_dtype(variable.dtype))
+        if not _fused.is_available(variable, gradient):
+            step = self._step(gradient, variable, learning_rate, index)
+            self._descend(variable, velocity, step)
+        elif not self._is_adapted[index]:
+            update = _decayed(gradient, variable, decay)
+            _fused.momentum_descent(variable, velocity, update, learning_rate, self.momentum, self.nesterov)
+        else:
+            self._fused_step(gradient, variable, velocity, learning_rate, index)
+
+    def _fused_step(self, gradient: Tensor, variable: Any, velocity: Any, learning_rate: Tensor, index: int) -> None:
+        decay = self._decays[index]
+        update = _decayed(gradient, variable, decay)
+        squares = [_fused.sum_of_squares(variable), _fused.sum_of_squares(self._divisor_tensor(gradient, update))]
+        weight_norm, divisor_norm = (ops.sqrt(square) for square in squares)
+        # The wrong numbers that zero or extreme norms give here are not used: `is_safe` sends them the plain way.
+        length, denominator = self._length_and_denominator(weight_norm, divisor_norm, learning_rate, decay)
+        rate = length / denominator
+
+        def plain() -> None:
+            step = self._step(gradient, variable, learning_rate, index)
+            self._descend(variable, velocity, step)
+
+        ops.cond(
+            _fused.is_safe(rate, *squares),
+            lambda: _fused.momentum_descent(variable, velocity, update, rate, self.momentum, self.nesterov),
+            plain,
+        )
+
+    def _step(self, gradient: Tensor, variable: Any, learning_rate: Tensor, index: int) -> Tensor:
+        """Return learning_rate * ratio * u."""
+        decay = self._decays[index]
+        w = ops.cast(variable, learning_rate.dtype)
+        g = ops.cast(gradient, learning_rate.dtype)
+        update = _decayed(g, w, decay)
+        if not self._is_adapted[index]:
+            return learning_rate * update
+        weight_norm, divisor_norm = numerics.norm(w), numerics.norm(self._divisor_tensor(g, update))
+        length, denominator = self._length_and_denominator(weight_norm, divisor_norm, learning_rate, decay)
+        return trusted_step(update, learning_rate, length, denominator, is_defined(weight_norm, divisor_norm))
+
+    def _divisor_tensor(self, gradient: Tensor, update: Tensor) -> Tensor:
+        return gradient if self.denominator == "sum" else update
+
+    def _length_and_denominator(
+        self, weight_norm: Tensor, divisor_norm: Tensor, learning_rate: Tensor, decay: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return learning_rate * trust_coefficient * |w| and what u is divided by; their quotient is the rate of u."""
+        denominator = divisor_norm + self.epsilon
+        if self.denominator == "sum":
+            denominator = denominator + decay * weight_norm
+        length = self.trust_coefficient * weight_norm
+        if self.clip:  # min(ratio, learning_rate), both sides times the denominator
+            return ops.minimum(length, learning_rate * denominator), denominator
+        return learning_rate * length, denominator
+
+    def _descend(self, variable: Any, velocity: Any, step: Tensor) -> None:
+        """Move by -step, through the velocity where there is one. The velocity kept is -v, as in Keras's SGD."""
+        change = -step
+        if velocity is not None:
+            m = self.momentum * ops.convert_to_tensor(velocity) - step
+            self.assign(velocity, m)
+            change = self.momentum * m - step if self.nesterov else m
+        self.assign(variable, ops.cast(ops.cast(variable, step.dtype) + change, variable.dtype))
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments needed to build this optimizer again.
+
+        Returns:
+            A dictionary for `from_config`.
+        """
+        return {
+            **super().get_config(),
+            "momentum": self.momentum,
+            "trust_coefficient": self.trust_coefficient,
+            "weight_decay": self.weight_decay,
+            "epsilon": self.epsilon,
+            "nesterov": self.nesterov,
+            "denominator": self.denominator,
+            "clip": self.clip,
+            "layer_adaptation_exclude": _as_argument(self.layer_adaptation_exclude),
+            "weight_decay_exclude": _as_argument(self.weight_decay_exclude),
+        }
+
+
+def _decayed(gradient: Tensor, weights: Any, decay: float) -> Tensor:
+    return gradient + decay * ops.convert_to_tensor(weights) if decay else gradient
+
+
+def _as_argument(patterns: Sequence[str] | str) -> list[str] | str:
+    return patterns if isinstance(patterns, str) else list(patterns)
