@@ -1,0 +1,113 @@
+"""How the size of each layer changes along training."""
+
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+from tfopt import _plotting, numerics
+from tfopt._checks import check_integer
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import pandas
+
+
+class WeightNorms(keras.callbacks.Callback):
+    """Record the Frobenius norm of every trainable variable.
+
+    Measured before training, then at the end of every n-th epoch and of the last one. The largest and the smallest norm
+    that is not zero go into `logs` as `weight_norms/max` and `weight_norms/min`, from the first epoch on, so that
+    History, CSVLogger and TensorBoard see them (put this callback before those); per-variable norms stay in `history`.
+
+    Args:
+        every_n_epochs: Measure at the end of each n-th epoch, an integer >= 1. Default 1.
+
+    Attributes:
+        history: A dictionary with the lists `epoch` (number of epochs completed), `step` (optimizer steps taken), and
+            `norms`, whose elements map each variable's path to its norm.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of its range.
+
+    Example:
+        >>> import numpy as np
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="d", kernel_initializer="ones")])
+        >>> model.compile(loss="mse")
+        >>> norms = WeightNorms()
+        >>> _ = model.fit(np.zeros((4, 2)), np.zeros((4, 1)), epochs=2, verbose=0, callbacks=[norms])
+        >>> norms.history["epoch"]
+        [0, 1, 2]
+        >>> [round(max(entry.values()), 3) for entry in norms.history["norms"]]
+        [1.414, 1.414, 1.414]
+    """
+
+    def __init__(self, every_n_epochs: int = 1) -> None:
+        super().__init__()
+        self.every_n_epochs = check_integer("every_n_epochs", every_n_epochs, minimum=1)
+        self.history: dict[str, list] = {"epoch": [], "step": [], "norms": []}
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Start a new history, with the norms before training if the model has been built.
+
+        Args:
+            logs: Not used.
+        """
+        self.history = {"epoch": [], "step": [], "norms": []}
+        if self.model.built:
+            self._measure(epoch=0)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Measure if it is time to, and write the extremes into the logs.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            logs: Receives `weight_norms/max` and `weight_norms/min`.
+        """
+        is_last = epoch + 1 == self.params.get("epochs")
+        if (epoch + 1) % self.every_n_epochs == 0 or is_last or not self.history["norms"]:
+            self._measure(epoch + 1)
+        if logs is not None:
+            norms = self.history["norms"][-1].values()
+            logs["weight_norms/max"] = max(norms)
+            logs["weight_norms/min"] = min((norm for norm in norms if norm > 0), default=0.0)
+
+    def _measure(self, epoch: int) -> None:
+        norms = {
+            variable.path: float(numerics.norm(variable.value))
+            for variable in self.model.trainable_variables
+            if variable.dtype.startswith(("float", "bfloat"))
+        }
+        optimizer = self.model.optimizer
+        self.history["epoch"].append(epoch)
+        self.history["step"].append(0 if optimizer is None else int(keras.ops.convert_to_numpy(optimizer.iterations)))
+        self.history["norms"].append(norms)
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """Return the norms as a table.
+
+        Returns:
+            One row per measurement, with the columns `epoch`, `step` and one for each variable.
+        """
+        import pandas
+
+        counts = {key: self.history[key] for key in ("epoch", "step")}
+        return pandas.concat([pandas.DataFrame(counts), pandas.DataFrame(self.history["norms"])], axis=1)
+
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+        """Draw the norms against epochs, on a logarithmic scale.
+
+        Args:
+            ax: Axes to draw into; None makes new ones.
+
+        Returns:
+            The axes.
+        """
+        ax = _plotting.get_axes(ax)
+        for path in self.history["norms"][0] if self.history["norms"] else ():
+            norms = [entry[path] for entry in self.history["norms"]]
+            ax.plot(self.history["epoch"], [norm if norm > 0 else float("nan") for norm in norms], label=path)
+        ax.set(xlabel="epoch", ylabel="Frobenius norm", yscale="log")
+        if self.history["norms"]:
+            ax.legend(fontsize="small")
+        return ax

@@ -1,0 +1,124 @@
+"""The multilayer perceptron, plain or residual."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from tfopt._checks import check_flag, check_integer, check_number
+
+
+def mlp(
+    input_shape: int | Sequence[int],
+    hidden_units: Sequence[int] = (64,),
+    num_outputs: int = 10,
+    *,
+    activation: str = "relu",
+    negative_slope: float = 0.0,
+    use_bias: bool = True,
+    batch_normalization: bool = False,
+    residual: bool = False,
+    kernel_initializer: Any = "he_normal",
+    weight_decay: float = 0.0,
+    output_activation: str | None = None,
+    seed: int | None = None,
+    name: str = "mlp",
+) -> keras.Model:
+    """Build a fully connected network.
+
+    Each hidden layer is Dense, then BatchNormalization if asked for, then the activation. In the residual form a hidden
+    layer computes x + activation(W x + b); where the width changes, and in the first layer, it is a plain one. The
+    output layer is linear unless an `output_activation` is given: use losses with `from_logits=True`.
+
+    Args:
+        input_shape: Shape of one example, without the batch; anything of more than one dimension is flattened first.
+        hidden_units: Widths of the hidden layers, 0 to 50 of them.
+        num_outputs: Width of the output layer.
+        activation: Any Keras activation, by name.
+        negative_slope: Slope of `activation="relu"` for negative inputs, in [-1, 1]; other than 0: a leaky ReLU.
+        use_bias: Whether Dense layers have biases. With BatchNormalization, hidden layers have none in any case, and
+            False leaves out the normalisation's offset too.
+        batch_normalization: Whether to normalise before each hidden activation.
+        residual: Whether to add skip connections.
+        kernel_initializer: A Keras initializer or its name.
+        weight_decay: Coefficient of an L2 penalty on every kernel, `weight_decay * |W|^2`, in the loss; >= 0.
+        output_activation: Activation of the output layer; None for logits.
+        seed: Makes the initial weights reproducible. Sets the seed of a copy of the initializer for each layer.
+        name: Name of the model.
+
+    Returns:
+        An uncompiled, built `keras.Model`.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of its range.
+
+    Example:
+        >>> mlp((8, 8, 1), hidden_units=(64,), num_outputs=10).count_params()
+        4810
+    """
+    shape = _check_shape(input_shape)
+    units = tuple(check_integer("hidden_units", width, minimum=1) for width in _check_widths(hidden_units))
+    check_integer("num_outputs", num_outputs, minimum=1)
+    check_number("negative_slope", negative_slope, minimum=-1.0, maximum=1.0)
+    if negative_slope and activation != "relu":
+        raise ValueError(f"`negative_slope` goes with activation='relu'. Received: activation={activation!r}")
+    for flag, value in (("use_bias", use_bias), ("residual", residual), ("batch_normalization", batch_normalization)):
+        check_flag(flag, value)
+    check_number("weight_decay", weight_decay, minimum=0.0)
+
+    def dense(width: int, index: int, bias: bool, layer_name: str) -> keras.layers.Dense:
+        return keras.layers.Dense(
+            width,
+            use_bias=bias,
+            kernel_initializer=_seeded(kernel_initializer, None if seed is None else seed + index),
+            kernel_regularizer=keras.regularizers.L2(weight_decay) if weight_decay else None,
+            name=layer_name,
+        )
+
+    inputs = keras.Input(shape, name="inputs")
+    x = keras.layers.Flatten(name="flatten")(inputs) if len(shape) > 1 else inputs
+    for index, width in enumerate(units):
+        branch = dense(width, index, use_bias and not batch_normalization, f"hidden_{index + 1}")(x)
+        if batch_normalization:
+            branch = keras.layers.BatchNormalization(center=use_bias, name=f"normalization_{index + 1}")(branch)
+        branch = _activation(activation, negative_slope, f"activation_{index + 1}")(branch)
+        skip = residual and index > 0 and x.shape[-1] == width
+        x = keras.layers.Add(name=f"skip_{index + 1}")([x, branch]) if skip else branch
+    outputs = dense(num_outputs, len(units), use_bias, "outputs")(x)
+    if output_activation is not None:
+        outputs = keras.layers.Activation(output_activation, name="output_activation")(outputs)
+    return keras.Model(inputs, outputs, name=name)
+
+
+def _check_shape(input_shape: int | Sequence[int]) -> tuple[int, ...]:
+    shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
+    if not shape:
+        raise ValueError(f"`input_shape` must have at least one dimension. Received: input_shape={input_shape!r}")
+    return tuple(check_integer("input_shape", size, minimum=1) for size in shape)
+
+
+def _check_widths(hidden_units: Any) -> tuple[Any, ...]:
+    if isinstance(hidden_units, (int, str)) or not hasattr(hidden_units, "__iter__"):
+        raise TypeError(f"`hidden_units` must be a sequence of widths. Received: hidden_units={hidden_units!r}")
+    widths = tuple(hidden_units)
+    if len(widths) > 50:
+        raise ValueError(f"`hidden_units` must list at most 50 layers. Received: {len(widths)}")
+    return widths
+
+
+def _seeded(initializer: Any, seed: int | None) -> keras.initializers.Initializer:
+    """Return a copy of the initializer, so that layers do not share one: Keras draws the same values again from it."""
+    config = keras.initializers.get(initializer)
+    if not isinstance(config, keras.initializers.Initializer):
+        return config
+    arguments = config.get_config()
+    if seed is not None and "seed" in arguments:
+        arguments["seed"] = seed
+    return type(config).from_config(arguments)
+
+
+def _activation(activation: str, negative_slope: float, name: str) -> keras.layers.Layer:
+    if negative_slope:
+        return keras.layers.LeakyReLU(negative_slope=negative_slope, name=name)
+    return keras.layers.Activation(activation, name=name)

@@ -1,0 +1,265 @@
+import gzip
+import pickle
+import struct
+
+import keras
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
+
+from tfopt import datasets
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "shape", "classes"), [("digits", 1797, (8, 8, 1), 10), ("breast_cancer", 569, (30,), 2)]
+)
+def test_data_that_ship_with_scikit_learn(name, rows, shape, classes):
+    data = datasets.load(name, validation_fraction=0.2)
+    sizes = [len(data.y_train), len(data.y_validation), len(data.y_test)]
+    assert sum(sizes) == rows
+    assert sizes[2] == pytest.approx(0.25 * rows, abs=1)
+    assert sizes[1] == pytest.approx(0.2 * 0.75 * rows, abs=1)
+    assert data.input_shape == shape
+    assert data.num_classes == classes
+    assert data.x_train.dtype == np.float32
+    assert data.y_train.dtype == np.int64
+    assert set(np.unique(data.y_train)) == set(range(classes))
+
+
+def test_standardisation_is_fitted_on_the_training_part():
+    data = datasets.load("breast_cancer")
+    np.testing.assert_allclose(data.x_train.mean(axis=0), 0.0, atol=1e-5)
+    np.testing.assert_allclose(data.x_train.std(axis=0), 1.0, atol=1e-4)
+    assert np.abs(data.x_test.mean(axis=0)).max() > 1e-3
+    raw = datasets.load("breast_cancer", standardize=False)
+    expected = (raw.x_test - raw.x_train.mean(axis=0)) / raw.x_train.std(axis=0)
+    np.testing.assert_allclose(data.x_test, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_splits_depend_on_the_seed_only():
+    first, again, other = (datasets.load("digits", seed=seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first.x_train, again.x_train)
+    assert (first.y_train != other.y_train).any()
+    counts = [np.bincount(data.y_test, minlength=10) for data in (first, other)]
+    assert np.abs(counts[0] - counts[1]).max() <= 1  # stratified
+
+
+def test_flattened_and_repr():
+    data = datasets.load("digits")
+    assert data.flattened().x_test.shape == (450, 64)
+    np.testing.assert_array_equal(data.flattened().x_train[5], data.x_train[5].ravel())
+    assert repr(data) == "Dataset('digits': 1,347 train, 450 test; inputs (8, 8, 1), 10 classes)"
+
+
+def write_mnist(folder):
+    images = np.arange(2 * 6 * 28 * 28, dtype=np.uint32).reshape(12, 28, 28).astype(np.uint8)
+    labels = (np.arange(12) % 10).astype(np.uint8)
+    np.savez(folder / "mnist.npz", x_train=images[:9], y_train=labels[:9], x_test=images[9:], y_test=labels[9:])
+    return images, labels
+
+
+def write_fashion_mnist(folder):
+    images = np.arange(12 * 28 * 28, dtype=np.uint32).reshape(12, 28, 28).astype(np.uint8)
+    labels = (np.arange(12) % 10).astype(np.uint8)
+    (folder / "fashion-mnist").mkdir()
+    for part, rows in (("train", slice(9)), ("t10k", slice(9, 12))):
+        x, y = images[rows], labels[rows]
+        with gzip.open(folder / "fashion-mnist" / f"{part}-images-idx3-ubyte.gz", "wb") as sink:
+            sink.write(struct.pack(">IIII", 2051, len(x), 28, 28) + x.tobytes())
+        with gzip.open(folder / "fashion-mnist" / f"{part}-labels-idx1-ubyte.gz", "wb") as sink:
+            sink.write(struct.pack(">II", 2049, len(y)) + y.tobytes())
+    return images, labels
+
+
+def write_cifar10(folder):
+    images = np.random.default_rng(0).integers(0, 256, (60_000, 3, 32, 32), dtype=np.uint8)
+    labels = np.arange(60_000) % 10
+    inner = folder / "cifar-10-batches-py-target" / "cifar-10-batches-py"
+    inner.mkdir(parents=True)
+    for index, name in enumerate([
+        "data_batch_1",
+        "data_batch_2",
+        "data_batch_3",
+        "data_batch_4",
+        "data_batch_5",
+        "test_batch",
+    ]):
+        rows = slice(10_000 * index, 10_000 * (index + 1))
+        batch = {b"data": images[rows].reshape(10_000, -1), b"labels": labels[rows].tolist()}
+        (inner / name).write_bytes(pickle.dumps(batch))
+    return images.transpose(0, 2, 3, 1), labels
+
+
+def write_cifar100(folder):
+    images = np.random.default_rng(0).integers(0, 256, (12, 3, 32, 32), dtype=np.uint8)
+    labels = np.arange(12) * 7
+    inner = folder / "cifar-100-python-target" / "cifar-100-python"
+    inner.mkdir(parents=True)
+    for name, rows in (("train", slice(9)), ("test", slice(9, 12))):
+        batch = {b"data": images[rows].reshape(-1, 3072), b"fine_labels": labels[rows].tolist()}
+        (inner / name).write_bytes(pickle.dumps(batch))
+    return images.transpose(0, 2, 3, 1), labels
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("mnist", write_mnist),
+        ("fashion_mnist", write_fashion_mnist),
+        ("cifar10", write_cifar10),
+        ("cifar100", write_cifar100),
+    ],
+)
+def test_image_sets_on_disk(name, write, tmp_path, monkeypatch):
+    """Files of the true format, where Keras's downloads lie; only the check of their hash is left out."""
+    images, labels = write(tmp_path)
+
+    def get_file(fname=None, origin=None, cache_subdir="datasets", **_):
+        path = tmp_path / cache_subdir.removeprefix("datasets").strip("/") / fname
+        assert path.exists(), path
+        return str(path)
+
+    import importlib
+
+    monkeypatch.setattr(importlib.import_module(f"keras.src.datasets.{name}"), "get_file", get_file)
+    raw = datasets.load(name, standardize=False)
+    num_train = len(raw.y_train)
+    expected = images.reshape(len(images), *images.shape[1:3], -1).astype("float32") / 255
+    np.testing.assert_array_equal(raw.x_train, expected[:num_train])
+    np.testing.assert_array_equal(raw.x_test, expected[num_train:])
+    np.testing.assert_array_equal(np.concatenate([raw.y_train, raw.y_test]), labels)
+    assert raw.num_classes == {"cifar100": 100}.get(name, 10)
+    data = datasets.load(name)
+    channels = tuple(range(3))
+    np.testing.assert_allclose(data.x_train.mean(axis=channels, dtype=np.float64), 0.0, atol=1e-3)
+    np.testing.assert_allclose(data.x_train.std(axis=channels, dtype=np.float64), 1.0, atol=1e-3)
+
+
+def test_missing_image_sets_say_which_file_goes_where(monkeypatch):
+    def no_network():
+        raise OSError("no network")
+
+    monkeypatch.setattr(keras.datasets.mnist, "load_data", no_network)
+    with pytest.raises(FileNotFoundError, match=r"'mnist' is not on disk .*no network.*Put mnist.npz into .*datasets"):
+        datasets.load("mnist")
+
+
+@pytest.fixture
+def higgs_rows():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((40, 29)).astype(np.float32)
+    rows[:, 0] = rng.integers(0, 2, 40)
+    return rows
+
+
+def write_higgs(path, rows):
+    lines = "".join(",".join(f"{value:.18e}" for value in row) + "\n" for row in rows)
+    if path.suffix == ".gz":
+        with gzip.open(path, "wt") as sink:
+            sink.write(lines)
+    else:
+        path.write_text(lines)
+
+
+@pytest.mark.parametrize("name", ["HIGGS.csv", "HIGGS.csv.gz"])
+def test_higgs_is_parsed_once_and_cached(name, higgs_rows, tmp_path):
+    write_higgs(tmp_path / name, higgs_rows)
+    data = datasets.load("higgs", data_dir=tmp_path, standardize=False)
+    np.testing.assert_array_equal(data.x_train, higgs_rows[:30, 1:])
+    np.testing.assert_array_equal(data.x_test, higgs_rows[30:, 1:])
+    np.testing.assert_array_equal(data.y_train, higgs_rows[:30, 0].astype(int))
+    (tmp_path / name).unlink()
+    again = datasets.load("higgs", data_dir=str(tmp_path), standardize=False)
+    np.testing.assert_array_equal(again.x_train, data.x_train)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["HIGGS.npy"]
+
+
+def test_higgs_in_several_chunks(higgs_rows, tmp_path):
+    from tfopt.datasets.higgs import _parse_higgs
+
+    write_higgs(tmp_path / "HIGGS.csv", higgs_rows)
+    _parse_higgs(tmp_path / "HIGGS.csv", tmp_path / "HIGGS.npy", chunk_rows=20)
+    np.testing.assert_array_equal(np.load(tmp_path / "HIGGS.npy"), higgs_rows)
+
+
+def test_higgs_can_be_cut_to_fewer_rows(tmp_path):
+    rows = np.ones((600, 29), dtype=np.float32)
+    rows[::2, 0] = 0
+    write_higgs(tmp_path / "HIGGS.csv", rows)
+    assert len(datasets.load("higgs", data_dir=tmp_path, num_rows=100).y_train) == 100
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda rows: rows[:, :20], "has 20 columns .* expected a label and 28 features"),
+        (lambda rows: np.where(np.arange(40)[:, None] == 7, np.nan, rows), r"row 8: expected a label 0 or 1"),
+        (lambda rows: rows + 0.5, r"row 1: expected a label 0 or 1"),
+        (lambda rows: rows[:3], "holds 3 rows"),
+    ],
+)
+def test_bad_higgs_files_are_named_and_leave_no_cache(spoil, message, higgs_rows, tmp_path):
+    write_higgs(tmp_path / "HIGGS.csv", spoil(higgs_rows))
+    with pytest.raises(ValueError, match=message):
+        datasets.load("higgs", data_dir=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["HIGGS.csv"]
+
+
+def test_higgs_that_is_not_a_table(tmp_path):
+    (tmp_path / "HIGGS.csv").write_text("label,lepton pT\n1,2\n")
+    with pytest.raises(ValueError, match="is not a table of numbers after row 0"):
+        datasets.load("higgs", data_dir=tmp_path)
+
+
+def test_missing_higgs_says_which_file_goes_where(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"needs HIGGS.csv or HIGGS.csv.gz in .*11,000,000 rows"):
+        datasets.load("higgs", data_dir=tmp_path)
+
+
+def test_higgs_like_needs_more_than_a_linear_classifier():
+    data = datasets.load("higgs_like", num_rows=60_000)
+    linear = LogisticRegression(max_iter=200).fit(data.x_train, data.y_train).score(data.x_test, data.y_test)
+    assert 0.62 < linear < 0.66
+    network = MLPClassifier((64,), batch_size=500, learning_rate_init=3e-3, max_iter=12, random_state=0)
+    with pytest.warns(UserWarning, match="Maximum iterations"):
+        network.fit(data.x_train, data.y_train)
+    assert network.score(data.x_test, data.y_test) > 0.75
+
+
+def test_higgs_like_is_its_written_formula():
+    """An independent transcription, one row at a time."""
+    x, y = datasets.make_higgs_like(200, seed=5)
+    rng = np.random.default_rng(5)
+    normals, uniforms = rng.standard_normal((200, 21)), rng.random(200)
+    for row in range(200):
+        u = normals[row]
+        p, eta, phi = np.exp(u[:7] / 2), u[7:14], np.pi * np.tanh(0.8 * u[14:])
+        m = [
+            np.sqrt(
+                p[k] * p[(k + 1) % 7] * (np.cosh(eta[k] - eta[(k + 1) % 7]) - np.cos(phi[k] - phi[(k + 1) % 7])) + 0.01
+            )
+            for k in range(7)
+        ]
+        np.testing.assert_allclose(x[row], np.concatenate([p, eta, phi, m]), rtol=1e-5)
+        b = np.exp(-2 * (np.log(m) - 0.3) ** 2)
+        s = 0.75 * (u[0] - u[1] + 0.7 * u[7] - 0.5 * u[14]) + 0.8 * (u[8] * u[9] - u[2] * u[15])
+        s += 2.6 * (b[0] + b[2] + b[4] - b[1] - b[3] - b[5])
+        assert y[row] == (uniforms[row] < 1 / (1 + np.exp(-s)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"name": "mnits"}, ValueError, "`name` must be one of 'digits'"),
+        ({"seed": -1}, ValueError, "`seed` must be an integer >= 0"),
+        ({"test_fraction": 0}, ValueError, "`test_fraction` must be"),
+        ({"test_fraction": 1.0}, ValueError, "`test_fraction` must be"),
+        ({"validation_fraction": -0.1}, ValueError, "`validation_fraction` must be"),
+        ({"num_rows": 500}, ValueError, "`num_rows` goes with"),
+        ({"name": "higgs_like", "num_rows": 3}, ValueError, "`num_rows` must be an integer >= 100"),
+    ],
+)
+def test_bad_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        datasets.load(**{"name": "digits", **arguments})

@@ -1,0 +1,96 @@
+"""The HIGGS data set, read from its text file once and kept in a form that maps into memory."""
+
+import gzip
+import itertools
+import os
+import tempfile
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+_NUM_FEATURES = 28
+_NUM_TEST_ROWS = 500_000  # the last rows of HIGGS.csv are its customary test set
+
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def read_higgs(data_dir: str | os.PathLike | None, num_rows: int | None) -> Arrays:
+    """Read HIGGS, from the cache if there is one.
+
+    The last 500,000 rows are for testing (of a shorter file, the last quarter).
+
+    Args:
+        data_dir: The folder with HIGGS.csv or HIGGS.csv.gz; the parsed rows are cached there as HIGGS.npy.
+        num_rows: How many training rows to use; None for all.
+
+    Returns:
+        Training inputs and labels, then those for testing.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    folder = Path(data_dir) if data_dir is not None else Path.home() / ".tfopt" / "datasets"
+    cache = folder / "HIGGS.npy"
+    if not cache.exists():
+        sources = [path for path in (folder / "HIGGS.csv", folder / "HIGGS.csv.gz") if path.exists()]
+        if not sources:
+            raise FileNotFoundError(
+                f"'higgs' needs HIGGS.csv or HIGGS.csv.gz in {folder}: 11,000,000 rows of a label and 28 features, "
+                "from the UCI Machine Learning Repository (data set HIGGS). Or pass `data_dir=`, or use 'higgs_like'."
+            )
+        _parse_higgs(sources[0], cache)
+    rows = np.load(cache, mmap_mode="r")
+    num_test = min(_NUM_TEST_ROWS, len(rows) // 4)
+    train = rows[: len(rows) - num_test][:num_rows]
+    test = rows[len(rows) - num_test :]
+    parts = [(np.array(part[:, 1:]), part[:, 0].astype(np.int64)) for part in (train, test)]
+    return (*parts[0], *parts[1])
+
+
+def _parse_higgs(source: Path, cache: Path, chunk_rows: int = 200_000) -> None:
+    """Stream the text into a .npy file: written under another name and renamed when complete.
+
+    Raises:
+        ValueError: The file is not what HIGGS looks like; the message names the row.
+    """
+    from rich.progress import Progress
+
+    columns = _NUM_FEATURES + 1
+    with tempfile.TemporaryDirectory(dir=cache.parent) as scratch, Progress(transient=True) as progress:
+        task = progress.add_task(f"reading {source.name} (once)", total=11_000_000)
+        raw, num_rows = Path(scratch) / "rows", 0
+        with _open_text(source) as lines, raw.open("wb") as sink:
+            while chunk := list(itertools.islice(lines, chunk_rows)):
+                try:
+                    rows = np.loadtxt(chunk, delimiter=",", dtype=np.float32, ndmin=2)
+                except ValueError as error:
+                    raise ValueError(f"{source} is not a table of numbers after row {num_rows:,}: {error}") from error
+                _check_higgs_rows(rows, columns, source, num_rows)
+                sink.write(rows.tobytes())
+                num_rows += len(rows)
+                progress.update(task, advance=len(rows))
+        if num_rows < 8:
+            raise ValueError(f"{source} holds {num_rows} rows; expected the 11,000,000 of HIGGS, or a part of them")
+        complete = Path(scratch) / "HIGGS.npy"
+        target = np.lib.format.open_memmap(complete, mode="w+", dtype=np.float32, shape=(num_rows, columns))
+        written = np.memmap(raw, dtype=np.float32, mode="r", shape=(num_rows, columns))
+        for start in range(0, num_rows, chunk_rows):
+            target[start : start + chunk_rows] = written[start : start + chunk_rows]
+        target.flush()
+        os.replace(complete, cache)
+
+
+def _open_text(source: Path) -> IO[str]:
+    return gzip.open(source, "rt") if source.suffix == ".gz" else source.open()
+
+
+def _check_higgs_rows(rows: np.ndarray, columns: int, source: Path, num_before: int) -> None:
+    if rows.shape[1] != columns:
+        raise ValueError(
+            f"{source} has {rows.shape[1]} columns after row {num_before:,}; expected a label and 28 features"
+        )
+    bad = ~np.isfinite(rows).all(axis=1) | ~np.isin(rows[:, 0], (0.0, 1.0))
+    if bad.any():
+        row = num_before + int(np.argmax(bad)) + 1
+        raise ValueError(f"{source}, row {row:,}: expected a label 0 or 1 and 28 finite numbers")

@@ -1,0 +1,202 @@
+"""Data sets: loaded, split and standardised the same way every time.
+
+`load(name)` returns a `Dataset`. Two ship with scikit-learn and are always there (`digits`, `breast_cancer`); four come
+through `keras.datasets` (`mnist`, `fashion_mnist`, `cifar10`, `cifar100`), which downloads them once; `higgs` is read
+from a local file; `higgs_like` is synthetic.
+"""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from tfopt._checks import check_choice, check_integer, check_number
+from tfopt.datasets.higgs import read_higgs
+from tfopt.datasets.higgs_like import make_higgs_like
+
+_NUM_CLASSES = {
+    "digits": 10,
+    "breast_cancer": 2,
+    "mnist": 10,
+    "fashion_mnist": 10,
+    "cifar10": 10,
+    "cifar100": 100,
+    "higgs": 2,
+    "higgs_like": 2,
+}
+NAMES = tuple(_NUM_CLASSES)
+
+# What `keras.datasets` leaves in its folder of downloads.
+_KERAS_FILES = {
+    "mnist": "mnist.npz",
+    "fashion_mnist": "the folder fashion-mnist with its four files *-ubyte.gz",
+    "cifar10": "the folder cifar-10-batches-py-target",
+    "cifar100": "the folder cifar-100-python-target",
+}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Arrays for training, validation and testing.
+
+    Inputs are float32 with one example per row, labels integers in [0, num_classes).
+
+    Attributes:
+        name: Name of the data set.
+        x_train: Inputs, shape `(num_train, *input_shape)`.
+        y_train: Labels, shape `(num_train,)`.
+        x_validation: Inputs held out of the training part; no rows unless asked for.
+        y_validation: Their labels.
+        x_test: Inputs for testing.
+        y_test: Their labels.
+        num_classes: Number of classes.
+    """
+
+    name: str
+    x_train: np.ndarray = field(repr=False)
+    y_train: np.ndarray = field(repr=False)
+    x_validation: np.ndarray = field(repr=False)
+    y_validation: np.ndarray = field(repr=False)
+    x_test: np.ndarray = field(repr=False)
+    y_test: np.ndarray = field(repr=False)
+    num_classes: int
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one example."""
+        return self.x_train.shape[1:]
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(
+            f"{len(part):,} {label}"
+            for part, label in ((self.y_train, "train"), (self.y_validation, "validation"), (self.y_test, "test"))
+            if len(part)
+        )
+        return f"Dataset({self.name!r}: {sizes}; inputs {self.input_shape}, {self.num_classes} classes)"
+
+    def flattened(self) -> "Dataset":
+        """Return the same data with each example as a flat vector.
+
+        Returns:
+            A `Dataset` with inputs of shape `(rows, features)`.
+        """
+        size = math.prod(self.input_shape)
+        return replace(
+            self,
+            x_train=self.x_train.reshape(-1, size),
+            x_validation=self.x_validation.reshape(-1, size),
+            x_test=self.x_test.reshape(-1, size),
+        )
+
+
+def load(
+    name: str,
+    *,
+    seed: int = 0,
+    test_fraction: float = 0.25,
+    validation_fraction: float = 0.0,
+    standardize: bool = True,
+    data_dir: str | os.PathLike | None = None,
+    num_rows: int | None = None,
+) -> Dataset:
+    """Load a data set, split it and standardise it.
+
+    Splits keep the shares of the classes and depend on `seed` only. Mean and standard deviation are taken from the
+    training part only: for each feature of a table, for each colour channel of images.
+
+    Args:
+        name: One of `tfopt.datasets.NAMES`.
+        seed: Seed of the splits, and of `higgs_like`'s rows.
+        test_fraction: Share of the rows used for testing, in (0, 1). Default 0.25. The image sets and `higgs` come with
+            a test part of their own and do not use it.
+        validation_fraction: Share of the training part held out for validation, in [0, 1). Default 0.
+        standardize: Whether to subtract the mean and divide by the standard deviation.
+        data_dir: For `higgs`: the folder that holds HIGGS.csv or HIGGS.csv.gz, default `~/.tfopt/datasets`. The parsed
+            rows are cached beside it as `HIGGS.npy`.
+        num_rows: For `higgs`: how many training rows to use, default all. For `higgs_like`: how many rows in all,
+            default 200,000.
+
+    Returns:
+        The data.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An unknown name, or an argument out of its range.
+        FileNotFoundError: The data are not on disk and cannot be downloaded; the message says what goes where.
+
+    Example:
+        >>> load("digits")
+        Dataset('digits': 1,347 train, 450 test; inputs (8, 8, 1), 10 classes)
+    """
+    check_choice("name", name, NAMES)
+    seed = check_integer("seed", seed, minimum=0)
+    check_number("test_fraction", test_fraction, minimum=0, maximum=1, exclusive_minimum=True, exclusive_maximum=True)
+    check_number("validation_fraction", validation_fraction, minimum=0, maximum=1, exclusive_maximum=True)
+    if num_rows is not None:
+        if not name.startswith("higgs"):
+            raise ValueError(f"`num_rows` goes with 'higgs' and 'higgs_like'. Received: name={name!r}")
+        num_rows = check_integer("num_rows", num_rows, minimum=100)
+    if name == "higgs":
+        x_train, y_train, x_test, y_test = read_higgs(data_dir, num_rows)
+    elif name == "higgs_like":
+        x, y = make_higgs_like(num_rows or 200_000, seed)
+        x_train, x_test, y_train, y_test = _split(x, y, test_fraction, seed)
+    elif name in ("digits", "breast_cancer"):
+        x_train, x_test, y_train, y_test = _split(*_read_scikit_learn(name), test_fraction, seed)
+    else:
+        x_train, y_train, x_test, y_test = _read_keras(name)
+    x_validation, y_validation = x_train[:0], y_train[:0]
+    if validation_fraction:
+        x_train, x_validation, y_train, y_validation = _split(x_train, y_train, validation_fraction, seed)
+    if standardize:
+        transform = _fit_standardisation(x_train)
+        x_train, x_validation, x_test = transform(x_train), transform(x_validation), transform(x_test)
+    return Dataset(name, x_train, y_train, x_validation, y_validation, x_test, y_test, _NUM_CLASSES[name])
+
+
+def _split(x: np.ndarray, y: np.ndarray, fraction: float, seed: int) -> list[np.ndarray]:
+    from sklearn.model_selection import train_test_split
+
+    return train_test_split(x, y, test_size=fraction, random_state=seed, stratify=y)
+
+
+def _fit_standardisation(x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the map to mean 0 and standard deviation 1 on `x`; what is constant there is only shifted."""
+    axes = tuple(range(x.ndim - 1))  # images: one mean for each channel
+    mean = x.mean(axis=axes, dtype=np.float64)
+    deviation = np.sqrt(np.maximum(np.square(x, dtype=np.float64).mean(axis=axes) - mean**2, 0.0))
+    deviation = np.where(deviation > 1e-7 * np.maximum(np.abs(mean), 1.0), deviation, 1.0)
+    shift, scale = mean.astype(np.float32), (1.0 / deviation).astype(np.float32)
+    return lambda values: (values - shift) * scale
+
+
+def _read_scikit_learn(name: str) -> tuple[np.ndarray, np.ndarray]:
+    from sklearn import datasets
+
+    if name == "digits":
+        data = datasets.load_digits()
+        return (data.images[..., None] / 16.0).astype(np.float32), data.target.astype(np.int64)
+    data = datasets.load_breast_cancer()
+    return data.data.astype(np.float32), data.target.astype(np.int64)
+
+
+def _read_keras(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    import keras
+
+    try:
+        (x_train, y_train), (x_test, y_test) = getattr(keras.datasets, name).load_data()
+    except Exception as error:
+        folder = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "datasets"
+        raise FileNotFoundError(
+            f"{name!r} is not on disk and could not be downloaded ({error}). Put {_KERAS_FILES[name]} into {folder}, "
+            f"as keras.datasets.{name}.load_data() leaves it on a machine with access to the internet."
+        ) from error
+
+    def scaled(x: np.ndarray) -> np.ndarray:
+        x = x.astype(np.float32) / 255.0
+        return x[..., None] if x.ndim == 3 else x
+
+    return scaled(x_train), y_train.ravel().astype(np.int64), scaled(x_test), y_test.ravel().astype(np.int64)
