@@ -1,0 +1,57 @@
+# Two commands do everything, set-up included: `make demo` and `make test`.
+# They need Python 3.11, 3.12 or 3.13 with venv, and a C++ compiler; PYTHON=... chooses another interpreter.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml setup.py
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench docs clean
+
+help:
+	@echo "make demo   train one network with four optimizers; writes runs/quickstart/report.html"
+	@echo "make test   run all tests, with coverage"
+	@echo "make lint   check style, docstrings and types"
+	@echo "make bench  time the optimizers against other libraries"
+	@echo "make docs   rebuild the tables of docs/ from benchmarks/results/"
+
+$(BIN)/python:
+	@python="$(PYTHON)"; \
+	if [ -z "$$python" ]; then \
+		for candidate in python3.12 python3.11 python3.13 python3; do \
+			if "$$candidate" -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' >/dev/null 2>&1; then \
+				python="$$candidate"; break; \
+			fi; \
+		done; \
+	fi; \
+	if [ -z "$$python" ]; then \
+		echo "tfopt needs Python 3.11, 3.12 or 3.13 with the venv module; none was found. Set PYTHON=/path/to/python."; exit 1; \
+	fi; \
+	echo "Creating $(VENV) with $$python"; \
+	"$$python" -m venv $(VENV)
+
+# $(call install,extras): stamped, so that it runs again only when the requirements change.
+$(VENV)/installed-%: $(SOURCES) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	@touch $@
+
+demo: $(VENV)/installed-plot
+	$(BIN)/python examples/quickstart.py
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest --cov --cov-report=term
+	
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed-bench
+	$(BIN)/python benchmarks/optimizers.py
+	$(BIN)/python benchmarks/tables.py
+
+docs: $(VENV)/installed-plot
+	$(BIN)/python benchmarks/tables.py
+
+clean:
+	rm -rf $(VENV) build dist runs *.egg-info

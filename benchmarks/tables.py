@@ -1,0 +1,71 @@
+"""Make the tables of `docs/benchmarks.md` from `benchmarks/results/*.json`, between the markers that the page has."""
+
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def environment_line(environment: dict) -> str:
+    """Describe the machine in a sentence.
+
+    Args:
+        environment: What `environment.describe` returned.
+
+    Returns:
+        A line of Markdown.
+    """
+    packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
+    return (
+        f"{environment['processor']}, {environment['cores']} cores, Python {environment['python']}; {packages}. "
+        "No GPU was used."
+    )
+
+
+def optimizer_table(result: dict, size: str) -> str:
+    """Return the milliseconds of one step of each optimizer.
+
+    Args:
+        result: The contents of `optimizers.json`.
+        size: "big" or "small".
+
+    Returns:
+        A Markdown table.
+    """
+    rows: dict[str, dict[str, dict]] = {}
+    for key, value in result["milliseconds"].items():
+        case, mode, name = key.split("/")
+        if case == size:
+            rows.setdefault(name, {})[mode] = value
+    reference = rows["keras SGD"]["graph"]["median"]
+    lines = [
+        "| optimizer | graph, eager or jit: median ms | minimum | against Keras SGD | Keras under XLA: median ms |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, modes in rows.items():
+        plain = next(value for mode, value in modes.items() if mode != "xla")
+        xla = f"{modes['xla']['median']:.1f}" if "xla" in modes else ""
+        ratio = plain["median"] / reference
+        lines.append(f"| {name} | {plain['median']:.1f} | {plain['minimum']:.1f} | {ratio:.2f} | {xla} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Rewrite the generated parts of the page."""
+    page = ROOT / "docs" / "benchmarks.md"
+    result = json.loads((ROOT / "benchmarks" / "results" / "optimizers.json").read_text())
+    parts = {
+        "environment": environment_line(result["environment"]),
+        "optimizers big": optimizer_table(result, "big"),
+        "optimizers small": optimizer_table(result, "small"),
+    }
+    text = page.read_text()
+    for name, content in parts.items():
+        pattern = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
+        text = re.sub(pattern, lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text, flags=re.DOTALL)
+    page.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+import csv
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def quickstart():
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        import quickstart
+
+        yield quickstart
+    finally:
+        sys.path.remove(str(EXAMPLES))
+
+
+def test_writes_its_table_figures_and_report(quickstart, tmp_path, capsys):
+    runs = quickstart.main(["--smoke", "--output", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert [run.name for run in runs] == list(quickstart.OPTIMIZERS)
+    for run in runs:
+        assert run.name in printed
+        assert f"{run.test_accuracy:.4f}" in printed
+    rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
+    assert [row["optimizer"] for row in rows] == list(quickstart.OPTIMIZERS)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert not re.findall(r'(?:src|href)="(?!data:)', page), "the page must not need other files"
+    for name in ("learning_curves.png", "weight_norms.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
+
+
+def test_default_rates_reach_their_accuracy(quickstart, tmp_path):
+    """Fromage 96% and LARS 95% on the test part, with nothing tuned, whatever the seed."""
+    for seed in ("0", "1"):
+        runs = quickstart.main(["--output", str(tmp_path), "--seed", seed])
+        accuracy = {run.name.split()[0]: run.test_accuracy for run in runs}
+        assert accuracy["Fromage"] >= 0.96
+        assert accuracy["LARS"] >= 0.95
+        assert min(accuracy.values()) >= 0.95

@@ -1,0 +1,45 @@
+"""What the documents say is true: their code runs, their links lead somewhere, their commands exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "```python" in (ROOT / n).read_text()])
+def test_code_blocks_run_one_after_the_other(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": name}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), flags=re.DOTALL):
+        exec(compile(block, name, "exec"), namespace)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_to_files(name):
+    path = ROOT / name
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_make_targets_exist(name):
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`make ([a-z]+)", (ROOT / name).read_text()):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_every_document_is_reachable_from_the_readme():
+    seen, todo = set(), [ROOT / "README.md"]
+    while todo:
+        path = todo.pop()
+        if path in seen or path.suffix != ".md":
+            continue
+        seen.add(path)
+        targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text())
+        todo += [(path.parent / target).resolve() for target in targets if "://" not in target]
+    assert set((ROOT / "docs").glob("*.md")) <= seen

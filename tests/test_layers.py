@@ -1,0 +1,77 @@
+"""The house's rule: imports go down only. Read from the source, so that imports inside functions count too."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Room -> the rooms that it may import from. A room may always import from itself.
+GROUND = {"tfopt._checks", "tfopt._plotting", "tfopt._version"}
+ALLOWED = {
+    "tfopt": {"tfopt._version"},
+    "tfopt._version": set(),
+    "tfopt._checks": set(),
+    "tfopt._plotting": set(),
+    "tfopt.numerics": GROUND,
+    "tfopt.datasets": GROUND | {"tfopt.numerics"},
+    "tfopt.optimizers": GROUND | {"tfopt.numerics"},
+    "tfopt.models": GROUND | {"tfopt.numerics"},
+    "tfopt.callbacks": GROUND | {"tfopt.numerics", "tfopt.datasets", "tfopt.optimizers", "tfopt.models"},
+}
+FOLDERS = {"tfopt": "tfopt", "tfopt.callbacks": "callbacks", "tfopt.models": "models"}
+
+
+def modules():
+    for package, folder in FOLDERS.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            yield ".".join([package, *(part for part in parts if part != "__init__")]), path
+
+
+def room_of(module):
+    return max((room for room in ALLOWED if module == room or module.startswith(room + ".")), key=len)
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide where they go"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+MODULES = dict(modules())
+
+
+def test_every_module_has_a_room():
+    unknown = [name for name in MODULES if room_of(name) == "tfopt" and name != "tfopt"]
+    assert not unknown, f"add {unknown} to the table of rooms"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down_only(module):
+    room = room_of(module)
+    for name in imports_of(MODULES[module]):
+        assert name.split(".")[0] not in ("callbacks", "models", "examples", "benchmarks", "tests"), name
+        if name.split(".")[0] == "tfopt":
+            target = room_of(name)
+            # `from tfopt import numerics` names the room itself; the bare package holds nothing else to import.
+            assert target == room or target in ALLOWED[room], f"{module} imports {name}"
+
+
+def test_only_the_distributed_room_names_horovod():
+    for module, path in MODULES.items():
+        if room_of(module) != "tfopt.distributed":
+            assert not any(name.split(".")[0] == "horovod" for name in imports_of(path)), module
+
+
+def test_numerics_and_optimizers_import_tensorflow_only_inside_functions():
+    for module, path in MODULES.items():
+        if room_of(module) in ("tfopt.numerics", "tfopt.optimizers"):
+            top = ast.parse(path.read_text()).body
+            names = [alias.name for node in top if isinstance(node, ast.Import) for alias in node.names]
+            names += [node.module for node in top if isinstance(node, ast.ImportFrom)]
+            assert not any(name.split(".")[0] == "tensorflow" for name in names), module

@@ -1,0 +1,75 @@
+"""What users can import, and what an import costs them."""
+
+import doctest
+import importlib
+import inspect
+import subprocess
+import sys
+
+import keras
+import pytest
+
+PUBLIC = {
+    "tfopt": {"__version__", "callbacks", "datasets", "models", "optimizers"},
+    "tfopt.callbacks": {"WeightNorms"},
+    "tfopt.datasets": {"NAMES", "Dataset", "load", "make_higgs_like"},
+    "tfopt.models": {"mlp"},
+    "tfopt.optimizers": {"Fromage", "LARS", "schedules"},
+}
+DOCUMENTED = [
+    getattr(importlib.import_module(module), name)
+    for module, names in PUBLIC.items()
+    for name in sorted(names)
+    if callable(getattr(importlib.import_module(module), name, None))
+]
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_names(module):
+    assert set(importlib.import_module(module).__all__) == PUBLIC[module]
+    for name in PUBLIC[module]:
+        assert hasattr(importlib.import_module(module), name)
+
+
+def test_an_unknown_name_is_answered_with_those_there_are():
+    import tfopt
+
+    with pytest.raises(AttributeError, match="it has callbacks, datasets, models, optimizers"):
+        tfopt.optimisers  # noqa: B018
+    assert set(dir(tfopt)) == PUBLIC["tfopt"]
+
+
+@pytest.mark.parametrize("item", DOCUMENTED, ids=lambda item: item.__name__)
+def test_docstrings_explain_every_argument(item):
+    text = inspect.getdoc(item)
+    function = item.__init__ if inspect.isclass(item) else item
+    for name in inspect.signature(function).parameters:
+        if name not in ("self", "args", "kwargs"):
+            assert f"{name}:" in text or hasattr(item, "__dataclass_fields__"), name
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "tfopt.optimizers.fromage",
+        "tfopt.optimizers.lars",
+        "tfopt.optimizers.schedules",
+        "tfopt.optimizers.trust_ratio",
+        "tfopt.datasets.loading",
+        "tfopt.callbacks.weight_norms",
+        "tfopt.models.mlp",
+    ],
+)
+def test_examples_in_docstrings_run(module):
+    results = doctest.testmod(importlib.import_module(module), extraglobs={"keras": keras})
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
+def test_importing_tfopt_imports_no_framework():
+    code = (
+        "import sys, tfopt; assert tfopt.__version__;"
+        "loaded = {'tensorflow', 'keras', 'horovod', 'jax', 'torch', 'numpy'} & set(sys.modules);"
+        "assert not loaded, loaded"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
