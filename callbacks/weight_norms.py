@@ -1,5 +1,6 @@
 """How the size of each layer changes along training."""
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -15,16 +16,18 @@ if TYPE_CHECKING:
 class WeightNorms(keras.callbacks.Callback):
     """Record the Frobenius norm of every trainable variable.
 
-    Measured before training, then at the end of every n-th epoch and of the last one. The largest and the smallest norm
-    that is not zero go into `logs` as `weight_norms/max` and `weight_norms/min`, from the first epoch on, so that
-    History, CSVLogger and TensorBoard see them (put this callback before those); per-variable norms stay in `history`.
+    Measured before the first epoch (of a model that is built by then), at the end of every n-th epoch, and at the end
+    of training. The largest and the smallest norm that is not zero go into `logs` as `weight_norms/max` and
+    `weight_norms/min`, from the first epoch on, so that History, CSVLogger and TensorBoard see them (put this callback
+    before those); per-variable norms stay in `history`.
 
     Args:
         every_n_epochs: Measure at the end of each n-th epoch, an integer >= 1. Default 1.
 
     Attributes:
-        history: A dictionary with the lists `epoch` (number of epochs completed), `step` (optimizer steps taken), and
-            `norms`, whose elements map each variable's path to its norm.
+        history: A dictionary with the lists `epoch` (number of epochs completed), `step` (steps that the optimizer
+            took; under loss scaling without those that it skipped), and `norms`, whose elements map each variable's
+            path to its norm. Of variables with the same path the second is called `path (2)`, and so on.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -45,17 +48,30 @@ class WeightNorms(keras.callbacks.Callback):
     def __init__(self, every_n_epochs: int = 1) -> None:
         super().__init__()
         self.every_n_epochs = check_integer("every_n_epochs", every_n_epochs, minimum=1)
+        self._start()
+
+    def _start(self) -> None:
         self.history: dict[str, list] = {"epoch": [], "step": [], "norms": []}
+        self._epochs_completed: int | None = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Start a new history, with the norms before training if the model has been built.
+        """Start a new history.
 
         Args:
             logs: Not used.
         """
-        self.history = {"epoch": [], "step": [], "norms": []}
-        if self.model.built:
-            self._measure(epoch=0)
+        self._start()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Measure before the first epoch if the model has been built.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            logs: Not used.
+        """
+        if self._epochs_completed is None and self.model.built:
+            self._measure(epoch)
+        self._epochs_completed = epoch
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Measure if it is time to, and write the extremes into the logs.
@@ -64,20 +80,31 @@ class WeightNorms(keras.callbacks.Callback):
             epoch: Number of the epoch, from 0.
             logs: Receives `weight_norms/max` and `weight_norms/min`.
         """
-        is_last = epoch + 1 == self.params.get("epochs")
+        self._epochs_completed = epoch + 1
+        is_last = epoch + 1 == self.params.get("epochs") or self.model.stop_training
         if (epoch + 1) % self.every_n_epochs == 0 or is_last or not self.history["norms"]:
             self._measure(epoch + 1)
         if logs is not None:
             norms = self.history["norms"][-1].values()
-            logs["weight_norms/max"] = max(norms)
+            logs["weight_norms/max"] = max(norms, default=0.0)
             logs["weight_norms/min"] = min((norm for norm in norms if norm > 0), default=0.0)
 
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Measure once more if training was stopped after an epoch that was not measured.
+
+        Args:
+            logs: Not used.
+        """
+        if self._epochs_completed is not None and self._epochs_completed not in self.history["epoch"]:
+            self._measure(self._epochs_completed)
+
     def _measure(self, epoch: int) -> None:
-        norms = {
-            variable.path: float(numerics.norm(variable.value))
-            for variable in self.model.trainable_variables
-            if variable.dtype.startswith(("float", "bfloat"))
-        }
+        norms: dict[str, float] = {}
+        seen: Counter[str] = Counter()
+        for variable in self.model.trainable_variables:
+            seen[variable.path] += 1
+            repeat = f" ({seen[variable.path]})" if seen[variable.path] > 1 else ""
+            norms[variable.path + repeat] = float(numerics.norm(variable.value))
         optimizer = self.model.optimizer
         self.history["epoch"].append(epoch)
         self.history["step"].append(0 if optimizer is None else int(keras.ops.convert_to_numpy(optimizer.iterations)))
@@ -88,9 +115,14 @@ class WeightNorms(keras.callbacks.Callback):
 
         Returns:
             One row per measurement, with the columns `epoch`, `step` and one for each variable.
-        """
-        import pandas
 
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("Tables need pandas: pip install 'tfopt[plot]'") from error
         counts = {key: self.history[key] for key in ("epoch", "step")}
         return pandas.concat([pandas.DataFrame(counts), pandas.DataFrame(self.history["norms"])], axis=1)
 
@@ -108,6 +140,6 @@ class WeightNorms(keras.callbacks.Callback):
             norms = [entry[path] for entry in self.history["norms"]]
             ax.plot(self.history["epoch"], [norm if norm > 0 else float("nan") for norm in norms], label=path)
         ax.set(xlabel="epoch", ylabel="Frobenius norm", yscale="log")
-        if self.history["norms"]:
+        if ax.lines:
             ax.legend(fontsize="small")
         return ax

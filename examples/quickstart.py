@@ -141,6 +141,8 @@ def draw_weight_norms(runs: list[Run], path: Path) -> None:
         run.norms.plot(ax=panel)
         panel.set(title=run.name)
         panel.label_outer()
+        if run is not runs[0]:
+            panel.get_legend().remove()
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -166,7 +168,7 @@ def write_report(runs: list[Run], data: datasets.Dataset, folder: Path) -> None:
     report.add_table(header, rows)
     report.add_text(
         "Loss on the training batches, and accuracy on the test part, after each epoch. At a fixed rate Fromage and "
-        "LARS go on changing every layer by about 1% in each step, so that in the end their losses jitter instead of "
+        "LARS go on changing every layer by about 1% in each step, and near a minimum their losses jitter instead of "
         "falling; a rate that decays takes the jitter away.",
         heading="Learning curves",
     )

@@ -1,4 +1,4 @@
-"""A zoo of Keras models, the same for every optimizer, callback, trainer and simulator of tfopt.
+"""A zoo of Keras models, the same for every optimizer and callback of tfopt.
 
 Builders return uncompiled `keras.Model`s.
 """
@@ -7,6 +7,10 @@ from tfopt._checks import check_keras_3
 
 check_keras_3()
 
+from tfopt.models.convnet import convnet  # noqa: E402
+from tfopt.models.milne_regression import milne_regression  # noqa: E402
 from tfopt.models.mlp import mlp  # noqa: E402
+from tfopt.models.registry import get, list_models  # noqa: E402
+from tfopt.models.resnet import resnet  # noqa: E402
 
-__all__ = ["mlp"]
+__all__ = ["convnet", "get", "list_models", "milne_regression", "mlp", "resnet"]

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+from tfopt.models._initializers import seeded
 
-from tfopt._checks import check_flag, check_integer, check_number
+from tfopt._checks import check_flag, check_integer, check_number, check_shape
 
 
 def mlp(
@@ -27,8 +28,10 @@ def mlp(
     """Build a fully connected network.
 
     Each hidden layer is Dense, then BatchNormalization if asked for, then the activation. In the residual form a hidden
-    layer computes x + activation(W x + b); where the width changes, and in the first layer, it is a plain one. The
-    output layer is linear unless an `output_activation` is given: use losses with `from_logits=True`.
+    layer computes x + activation(W x + b); where the width changes, and in the first layer, it is a plain one. A
+    deep residual network wants a smaller initializer than the default, for example
+    `keras.initializers.VarianceScaling(2 / depth)`: with He's, activations nearly double in each layer. The output
+    layer is linear unless an `output_activation` is given: use losses with `from_logits=True`.
 
     Args:
         input_shape: Shape of one example, without the batch; anything of more than one dimension is flattened first.
@@ -43,7 +46,7 @@ def mlp(
         kernel_initializer: A Keras initializer or its name.
         weight_decay: Coefficient of an L2 penalty on every kernel, `weight_decay * |W|^2`, in the loss; >= 0.
         output_activation: Activation of the output layer; None for logits.
-        seed: Makes the initial weights reproducible. Sets the seed of a copy of the initializer for each layer.
+        seed: Makes the initial weights reproducible, an integer >= 0; each layer gets an initializer of its own.
         name: Name of the model.
 
     Returns:
@@ -57,9 +60,11 @@ def mlp(
         >>> mlp((8, 8, 1), hidden_units=(64,), num_outputs=10).count_params()
         4810
     """
-    shape = _check_shape(input_shape)
+    shape = check_shape("input_shape", (input_shape,) if isinstance(input_shape, int) else input_shape)
     units = tuple(check_integer("hidden_units", width, minimum=1) for width in _check_widths(hidden_units))
     check_integer("num_outputs", num_outputs, minimum=1)
+    if seed is not None:
+        check_integer("seed", seed, minimum=0)
     check_number("negative_slope", negative_slope, minimum=-1.0, maximum=1.0)
     if negative_slope and activation != "relu":
         raise ValueError(f"`negative_slope` goes with activation='relu'. Received: activation={activation!r}")
@@ -71,7 +76,7 @@ def mlp(
         return keras.layers.Dense(
             width,
             use_bias=bias,
-            kernel_initializer=_seeded(kernel_initializer, None if seed is None else seed + index),
+            kernel_initializer=seeded(kernel_initializer, seed, index),
             kernel_regularizer=keras.regularizers.L2(weight_decay) if weight_decay else None,
             name=layer_name,
         )
@@ -91,13 +96,6 @@ def mlp(
     return keras.Model(inputs, outputs, name=name)
 
 
-def _check_shape(input_shape: int | Sequence[int]) -> tuple[int, ...]:
-    shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
-    if not shape:
-        raise ValueError(f"`input_shape` must have at least one dimension. Received: input_shape={input_shape!r}")
-    return tuple(check_integer("input_shape", size, minimum=1) for size in shape)
-
-
 def _check_widths(hidden_units: Any) -> tuple[Any, ...]:
     if isinstance(hidden_units, (int, str)) or not hasattr(hidden_units, "__iter__"):
         raise TypeError(f"`hidden_units` must be a sequence of widths. Received: hidden_units={hidden_units!r}")
@@ -105,17 +103,6 @@ def _check_widths(hidden_units: Any) -> tuple[Any, ...]:
     if len(widths) > 50:
         raise ValueError(f"`hidden_units` must list at most 50 layers. Received: {len(widths)}")
     return widths
-
-
-def _seeded(initializer: Any, seed: int | None) -> keras.initializers.Initializer:
-    """Return a copy of the initializer, so that layers do not share one: Keras draws the same values again from it."""
-    config = keras.initializers.get(initializer)
-    if not isinstance(config, keras.initializers.Initializer):
-        return config
-    arguments = config.get_config()
-    if seed is not None and "seed" in arguments:
-        arguments["seed"] = seed
-    return type(config).from_config(arguments)
 
 
 def _activation(activation: str, negative_slope: float, name: str) -> keras.layers.Layer:

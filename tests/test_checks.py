@@ -12,7 +12,7 @@ def test_numbers_become_floats(value):
 
 @pytest.mark.parametrize("value", ["3", None, True, 1j, [1.0], np.array([1.0])])
 def test_what_is_not_a_number(value):
-    with pytest.raises(TypeError, match=r"`x` must be a finite number in \[-inf, inf\]. Received: x="):
+    with pytest.raises(TypeError, match=r"`x` must be a finite number\. Received: x="):
         _checks.check_number("x", value)
 
 
@@ -20,7 +20,7 @@ def test_bounds_of_numbers():
     assert _checks.check_number("x", 1, minimum=1, maximum=1) == 1.0
     for keywords in ({"minimum": 1, "exclusive_minimum": True}, {"maximum": 1, "exclusive_maximum": True},
                      {"minimum": 1.5}, {"maximum": 0.5}):  # fmt: skip
-        with pytest.raises(ValueError, match=r"`x` must be a finite number in [\[(].*[\])]. Received: x=1"):
+        with pytest.raises(ValueError, match=r"`x` must be a finite number [<>]=? [0-9.]+\. Received: x=1"):
             _checks.check_number("x", 1, **keywords)
 
 
@@ -31,7 +31,7 @@ def test_integers():
             _checks.check_integer("n", value)
     with pytest.raises(ValueError, match="`n` must be an integer >= 5"):
         _checks.check_integer("n", 4, minimum=5)
-    with pytest.raises(ValueError, match="`n` must be an integer >= 1 <= 3"):
+    with pytest.raises(ValueError, match="`n` must be an integer >= 1 and <= 3"):
         _checks.check_integer("n", 4, minimum=1, maximum=3)
 
 

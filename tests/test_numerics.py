@@ -45,5 +45,5 @@ def test_densify_adds_up_repeated_rows():
         tf.constant([[1.0, 2.0], [10.0, 20.0], [3.0, 4.0]]), tf.constant([2, 0, 2]), tf.constant([4, 2])
     )
     expected = [[10.0, 20.0], [0.0, 0.0], [4.0, 6.0], [0.0, 0.0]]
-    np.testing.assert_array_equal(numerics.densify(slices), expected)
-    np.testing.assert_array_equal(numerics.densify(tf.constant(expected)), expected)
+    np.testing.assert_array_equal(numerics.densify(slices, (4, 2)), expected)
+    np.testing.assert_array_equal(numerics.densify(tf.constant(expected), (4, 2)), expected)

@@ -13,7 +13,7 @@ PUBLIC = {
     "tfopt": {"__version__", "callbacks", "datasets", "models", "optimizers"},
     "tfopt.callbacks": {"WeightNorms"},
     "tfopt.datasets": {"NAMES", "Dataset", "load", "make_higgs_like"},
-    "tfopt.models": {"mlp"},
+    "tfopt.models": {"convnet", "get", "list_models", "milne_regression", "mlp", "resnet"},
     "tfopt.optimizers": {"Fromage", "LARS", "schedules"},
 }
 DOCUMENTED = [
@@ -57,7 +57,11 @@ def test_docstrings_explain_every_argument(item):
         "tfopt.optimizers.trust_ratio",
         "tfopt.datasets.loading",
         "tfopt.callbacks.weight_norms",
+        "tfopt.models.convnet",
+        "tfopt.models.milne_regression",
         "tfopt.models.mlp",
+        "tfopt.models.registry",
+        "tfopt.models.resnet",
     ],
 )
 def test_examples_in_docstrings_run(module):

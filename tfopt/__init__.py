@@ -1,7 +1,6 @@
 """tfopt: layer-wise optimizers and training diagnostics for Keras 3.
 
-Sub-packages are imported on first use, so that `import tfopt` costs nothing and pulls in neither TensorFlow nor
-Horovod:
+Sub-packages are imported on first use, so that `import tfopt` costs nothing and does not start TensorFlow:
 
 * `tfopt.optimizers`: `Fromage`, `LARS` and learning-rate schedules for `model.compile`.
 * `tfopt.callbacks`: Keras callbacks that record what happens to a network while it trains.

@@ -4,7 +4,7 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -49,11 +49,15 @@ def check_number(
         TypeError: The value is not a real number.
         ValueError: The value is not finite or not in the range.
     """
-    low, high = ("(" if exclusive_minimum else "["), (")" if exclusive_maximum else "]")
-    expected = f"a finite number in {low}{minimum}, {maximum}{high}"
+    bounds = [f"{'>' if exclusive_minimum else '>='} {minimum:g}"] if minimum > -math.inf else []
+    bounds += [f"{'<' if exclusive_maximum else '<='} {maximum:g}"] if maximum < math.inf else []
+    expected = " ".join(["a finite number", " and ".join(bounds)]).strip()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"`{name}` must be {expected}. Received: {name}={value!r} of type {type(value).__name__}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     below = number <= minimum if exclusive_minimum else number < minimum
     above = number >= maximum if exclusive_maximum else number > maximum
     if not math.isfinite(number) or below or above:
@@ -79,13 +83,37 @@ def check_integer(name: str, value: Any, *, minimum: int | None = None, maximum:
     """
     bounds = [f">= {minimum}"] if minimum is not None else []
     bounds += [f"<= {maximum}"] if maximum is not None else []
-    expected = " ".join(["an integer", *bounds])
+    expected = " ".join(["an integer", " and ".join(bounds)]).strip()
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"`{name}` must be {expected}. Received: {name}={value!r} of type {type(value).__name__}")
     number = int(value)
     if (minimum is not None and number < minimum) or (maximum is not None and number > maximum):
         raise ValueError(f"`{name}` must be {expected}. Received: {name}={value!r}")
     return number
+
+
+def check_shape(name: str, value: Any, *, num_dimensions: int | None = None) -> tuple[int, ...]:
+    """Check that a value is a sequence of positive integers.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What came.
+        num_dimensions: How many integers; None for any number but zero.
+
+    Returns:
+        The integers.
+
+    Raises:
+        TypeError: The value is not a sequence of integers.
+        ValueError: There are too few or too many, or one is not positive.
+    """
+    expected = f"{num_dimensions or 'one or more'} positive integers"
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(f"`{name}` must hold {expected}. Received: {name}={value!r} of type {type(value).__name__}")
+    sizes = tuple(value)
+    if not sizes or (num_dimensions is not None and len(sizes) != num_dimensions):
+        raise ValueError(f"`{name}` must hold {expected}. Received: {name}={value!r}")
+    return tuple(check_integer(name, size, minimum=1) for size in sizes)
 
 
 def check_flag(name: str, value: Any) -> bool:
@@ -146,7 +174,7 @@ def check_patterns(name: str, value: Any) -> tuple[str, ...] | str:
         if value == "vectors":
             return value
         raise ValueError(f"`{name}` must be {expected}. Received: {name}={value!r}. Did you mean [{value!r}]?")
-    if not isinstance(value, Iterable):
+    if not isinstance(value, Iterable) or isinstance(value, Mapping):
         raise TypeError(f"`{name}` must be {expected}. Received: {name}={value!r} of type {type(value).__name__}")
     patterns = tuple(value)
     for pattern in patterns:
@@ -168,6 +196,6 @@ def check_learning_rate(value: Any) -> Any:
     Returns:
         A Python float for a number; schedules, callables and saved schedules (dicts) as they are.
     """
-    if callable(value) or isinstance(value, dict):
+    if (callable(value) and not isinstance(value, type)) or (isinstance(value, dict) and "class_name" in value):
         return value
     return check_number("learning_rate", value, minimum=0.0)

@@ -1,6 +1,7 @@
 """Norms that survive zeros, half precision and extreme magnitudes, on every Keras backend."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from keras import backend, ops
@@ -22,7 +23,7 @@ def accumulation_dtype(dtype: Any) -> str:
     return "float32" if name in ("float16", "bfloat16") else name
 
 
-def densify(gradient: Tensor) -> Tensor:
+def densify(gradient: Tensor, shape: Sequence[int]) -> Tensor:
     """Turn a sparse gradient into a dense tensor, adding up rows that occur more than once.
 
     The gradient of an embedding lists a row as often as its token occurs in the batch. Squaring the listed values
@@ -30,18 +31,18 @@ def densify(gradient: Tensor) -> Tensor:
 
     Args:
         gradient: A tensor, a `tf.IndexedSlices`, or a `keras.Variable`.
+        shape: The variable's shape. A gradient does not always know it: it gets lost when Keras undoes the scaling of a
+            loss, and under `tf.distribute`.
 
     Returns:
-        A dense tensor of the same shape.
+        A dense tensor of this shape; in `accumulation_dtype` if rows were added up.
     """
-    if hasattr(gradient, "indices") and hasattr(gradient, "dense_shape"):
+    if hasattr(gradient, "indices") and hasattr(gradient, "values"):
         import tensorflow as tf
 
-        # The variable receives a scatter-add, which also avoids TensorFlow's warning about unknown dense shapes.
-        return tf.math.unsorted_segment_sum(
-            gradient.values, gradient.indices, tf.cast(gradient.dense_shape[0], gradient.indices.dtype)
-        )
-    return ops.convert_to_tensor(gradient)
+        values = tf.cast(gradient.values, accumulation_dtype(gradient.dtype))
+        gradient = tf.math.unsorted_segment_sum(values, gradient.indices, shape[0])
+    return ops.reshape(ops.convert_to_tensor(gradient), tuple(shape))
 
 
 def norm(x: Tensor) -> Tensor:

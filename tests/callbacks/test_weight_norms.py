@@ -88,3 +88,52 @@ def test_table_and_plot():
 def test_bad_arguments():
     with pytest.raises(ValueError, match="`every_n_epochs` must be an integer >= 1"):
         WeightNorms(every_n_epochs=0)
+
+
+class StopAfter(keras.callbacks.Callback):
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.stop_training = epoch + 1 == self.epoch
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_end_is_measured_when_training_stops_early(order):
+    callback = WeightNorms(every_n_epochs=5)
+    make_model().fit(X, Y, epochs=20, verbose=0, callbacks=[callback, StopAfter(7)][::order])
+    assert callback.history["epoch"] == [0, 5, 7]
+
+
+def test_epochs_count_from_initial_epoch():
+    model, callback = make_model(), WeightNorms(every_n_epochs=5)
+    model.fit(X, Y, batch_size=4, epochs=10, verbose=0)
+    model.fit(X, Y, batch_size=4, initial_epoch=10, epochs=13, verbose=0, callbacks=[callback])
+    assert callback.history["epoch"] == [10, 13]
+    assert callback.history["step"] == [40, 52]
+
+
+def test_variables_of_the_same_path_are_told_apart():
+    class Twice(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = (keras.layers.Dense(2, name="d") for _ in range(2))
+
+        def call(self, x):
+            return self.first(x) + self.second(x)
+
+    model, callback = Twice(), WeightNorms()
+    model.compile("sgd", "mse")
+    model.fit(X, Y, verbose=0, callbacks=[callback])
+    paths = sorted(path.split("/", 1)[1] for path in callback.history["norms"][-1])
+    assert paths == ["d/bias", "d/bias (2)", "d/kernel", "d/kernel (2)"]
+
+
+@pytest.mark.filterwarnings("ignore:The model does not have any trainable weights")
+def test_a_model_without_trainable_variables():
+    model = make_model()
+    model.trainable = False
+    model.compile("sgd", "mse")
+    history = model.fit(X, Y, verbose=0, callbacks=[WeightNorms()]).history
+    assert history["weight_norms/max"] == [0.0]

@@ -1,4 +1,5 @@
 import gzip
+import os
 import pickle
 import struct
 
@@ -193,7 +194,7 @@ def test_higgs_can_be_cut_to_fewer_rows(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda rows: rows[:, :20], "has 20 columns .* expected a label and 28 features"),
+        (lambda rows: rows[:, :20], "row 1: expected a label 0 or 1 and 28 finite numbers"),
         (lambda rows: np.where(np.arange(40)[:, None] == 7, np.nan, rows), r"row 8: expected a label 0 or 1"),
         (lambda rows: rows + 0.5, r"row 1: expected a label 0 or 1"),
         (lambda rows: rows[:3], "holds 3 rows"),
@@ -206,9 +207,36 @@ def test_bad_higgs_files_are_named_and_leave_no_cache(spoil, message, higgs_rows
     assert [path.name for path in tmp_path.iterdir()] == ["HIGGS.csv"]
 
 
+def test_a_newer_higgs_file_replaces_the_cache(higgs_rows, tmp_path):
+    write_higgs(tmp_path / "HIGGS.csv", higgs_rows[:20])
+    assert len(datasets.load("higgs", data_dir=tmp_path).y_train) == 15
+    write_higgs(tmp_path / "HIGGS.csv", higgs_rows)
+    later = (tmp_path / "HIGGS.npy").stat().st_mtime + 10
+    os.utime(tmp_path / "HIGGS.csv", (later, later))
+    assert len(datasets.load("higgs", data_dir=tmp_path).y_train) == 30
+
+
+def test_damaged_higgs_files_are_named(higgs_rows, tmp_path):
+    write_higgs(tmp_path / "HIGGS.csv.gz", higgs_rows)
+    whole = (tmp_path / "HIGGS.csv.gz").read_bytes()
+    (tmp_path / "HIGGS.csv.gz").write_bytes(whole[:-200])
+    with pytest.raises(ValueError, match="HIGGS.csv.gz is damaged or cut off"):
+        datasets.load("higgs", data_dir=tmp_path)
+    (tmp_path / "HIGGS.csv.gz").unlink()
+    (tmp_path / "HIGGS.npy").write_bytes(b"")
+    with pytest.raises(ValueError, match="HIGGS.npy is damaged .* Delete it"):
+        datasets.load("higgs", data_dir=tmp_path)
+
+
+def test_more_higgs_rows_than_there_are(higgs_rows, tmp_path):
+    write_higgs(tmp_path / "HIGGS.csv", higgs_rows)
+    with pytest.raises(ValueError, match="`num_rows` must be at most the 30 training rows"):
+        datasets.load("higgs", data_dir=tmp_path, num_rows=100)
+
+
 def test_higgs_that_is_not_a_table(tmp_path):
     (tmp_path / "HIGGS.csv").write_text("label,lepton pT\n1,2\n")
-    with pytest.raises(ValueError, match="is not a table of numbers after row 0"):
+    with pytest.raises(ValueError, match="row 1: expected a label 0 or 1 .* Received: .label,lepton pT"):
         datasets.load("higgs", data_dir=tmp_path)
 
 
@@ -256,6 +284,12 @@ def test_higgs_like_is_its_written_formula():
         ({"test_fraction": 0}, ValueError, "`test_fraction` must be"),
         ({"test_fraction": 1.0}, ValueError, "`test_fraction` must be"),
         ({"validation_fraction": -0.1}, ValueError, "`validation_fraction` must be"),
+        ({"test_fraction": 1e-4}, ValueError, "`test_fraction` leaves a part"),
+        ({"validation_fraction": 0.9999}, ValueError, "`validation_fraction` leaves a part"),
+        ({"standardize": "no"}, TypeError, "`standardize` must be True or False"),
+        ({"data_dir": "/x"}, ValueError, "`data_dir` must be a path and goes with 'higgs'"),
+        ({"name": "higgs", "data_dir": 3}, ValueError, "`data_dir` must be a path"),
+        ({"seed": 2**32}, ValueError, "`seed` must be an integer >= 0 and <= 4294967295"),
         ({"num_rows": 500}, ValueError, "`num_rows` goes with"),
         ({"name": "higgs_like", "num_rows": 3}, ValueError, "`num_rows` must be an integer >= 100"),
     ],

@@ -65,9 +65,14 @@ def test_seeds_make_weights_reproducible_and_layers_different():
         assert a.ndim == 1 or (a != c).any()
     kernels = [w for w in first.get_weights() if w.ndim == 2]
     assert (kernels[0] != kernels[1]).any()
-    shared = mlp(4, [4, 4], 4, kernel_initializer=keras.initializers.HeNormal())
+    shared = mlp(4, [4, 4], 4, kernel_initializer=keras.initializers.HeNormal(seed=7))
     kernels = [w for w in shared.get_weights() if w.ndim == 2]
     assert (kernels[0] != kernels[1]).any()
+
+
+def test_models_of_neighbouring_seeds_share_no_layer():
+    weights = [w.tobytes() for seed in range(4) for w in mlp(8, (8, 8), 8, seed=seed).get_weights() if w.ndim == 2]
+    assert len(set(weights)) == len(weights)
 
 
 def test_initializers_without_a_seed_and_plain_functions():
@@ -88,7 +93,7 @@ def test_output_activation_and_saving(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"input_shape": ()}, ValueError, "`input_shape` must have at least one dimension"),
+        ({"input_shape": ()}, ValueError, "`input_shape` must hold one or more positive integers"),
         ({"input_shape": (4, 0)}, ValueError, "`input_shape` must be an integer >= 1"),
         ({"input_shape": (None, 4)}, TypeError, "`input_shape` must be an integer"),
         ({"hidden_units": 64}, TypeError, "`hidden_units` must be a sequence"),
@@ -99,6 +104,9 @@ def test_output_activation_and_saving(tmp_path):
         ({"negative_slope": 0.1, "activation": "tanh"}, ValueError, "`negative_slope` goes with"),
         ({"use_bias": 1}, TypeError, "`use_bias` must be True or False"),
         ({"residual": "yes"}, TypeError, "`residual` must be True or False"),
+        ({"input_shape": None}, TypeError, "`input_shape` must hold one or more positive integers"),
+        ({"seed": "x"}, TypeError, "`seed` must be an integer"),
+        ({"seed": -1}, ValueError, "`seed` must be an integer >= 0"),
         ({"weight_decay": -1.0}, ValueError, "`weight_decay` must be"),
     ],
 )

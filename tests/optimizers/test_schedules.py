@@ -56,3 +56,10 @@ def test_is_serialisable():
 def test_bad_arguments(arguments, name, error):
     with pytest.raises(error, match=f"`{name}` must be .*Received"):
         PolynomialDecayWithWarmup(**{"learning_rate": 1.0, "decay_steps": 10, **arguments})
+
+
+def test_counts_beyond_what_float16_can_hold():
+    keras.config.set_floatx("float16")
+    schedule = PolynomialDecayWithWarmup(8.0, decay_steps=100_000, warmup_steps=5000, power=1.0)
+    rates = [float(schedule(step)) for step in (4097, 55_000, 105_000)]
+    assert rates == pytest.approx([8.0 * 4097 / 5000, 4.0, 0.0], rel=1e-6)

@@ -4,8 +4,8 @@ import gzip
 import itertools
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -21,7 +21,8 @@ def read_higgs(data_dir: str | os.PathLike | None, num_rows: int | None) -> Arra
     The last 500,000 rows are for testing (of a shorter file, the last quarter).
 
     Args:
-        data_dir: The folder with HIGGS.csv or HIGGS.csv.gz; the parsed rows are cached there as HIGGS.npy.
+        data_dir: The folder with HIGGS.csv or HIGGS.csv.gz; the parsed rows are cached there as HIGGS.npy,
+            which is made anew when the text is newer.
         num_rows: How many training rows to use; None for all.
 
     Returns:
@@ -29,20 +30,27 @@ def read_higgs(data_dir: str | os.PathLike | None, num_rows: int | None) -> Arra
 
     Raises:
         FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, or holds fewer rows than asked for.
     """
     folder = Path(data_dir) if data_dir is not None else Path.home() / ".tfopt" / "datasets"
     cache = folder / "HIGGS.npy"
-    if not cache.exists():
-        sources = [path for path in (folder / "HIGGS.csv", folder / "HIGGS.csv.gz") if path.exists()]
-        if not sources:
-            raise FileNotFoundError(
-                f"'higgs' needs HIGGS.csv or HIGGS.csv.gz in {folder}: 11,000,000 rows of a label and 28 features, "
-                "from the UCI Machine Learning Repository (data set HIGGS). Or pass `data_dir=`, or use 'higgs_like'."
-            )
+    sources = [path for path in (folder / "HIGGS.csv", folder / "HIGGS.csv.gz") if path.exists()]
+    if not sources and not cache.exists():
+        raise FileNotFoundError(
+            f"'higgs' needs HIGGS.csv or HIGGS.csv.gz in {folder}: 11,000,000 rows of a label and 28 features, "
+            "from the UCI Machine Learning Repository (data set HIGGS). Or pass `data_dir=`, or use 'higgs_like'."
+        )
+    if sources and (not cache.exists() or cache.stat().st_mtime < sources[0].stat().st_mtime):
         _parse_higgs(sources[0], cache)
-    rows = np.load(cache, mmap_mode="r")
+    try:
+        rows = np.load(cache, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{cache} is damaged ({error}). Delete it, and it is made anew from HIGGS.csv") from error
     num_test = min(_NUM_TEST_ROWS, len(rows) // 4)
-    train = rows[: len(rows) - num_test][:num_rows]
+    train = rows[: len(rows) - num_test]
+    if num_rows is not None and num_rows > len(train):
+        raise ValueError(f"`num_rows` must be at most the {len(train):,} training rows. Received: num_rows={num_rows}")
+    train = train[:num_rows]
     test = rows[len(rows) - num_test :]
     parts = [(np.array(part[:, 1:]), part[:, 0].astype(np.int64)) for part in (train, test)]
     return (*parts[0], *parts[1])
@@ -60,13 +68,8 @@ def _parse_higgs(source: Path, cache: Path, chunk_rows: int = 200_000) -> None:
     with tempfile.TemporaryDirectory(dir=cache.parent) as scratch, Progress(transient=True) as progress:
         task = progress.add_task(f"reading {source.name} (once)", total=11_000_000)
         raw, num_rows = Path(scratch) / "rows", 0
-        with _open_text(source) as lines, raw.open("wb") as sink:
-            while chunk := list(itertools.islice(lines, chunk_rows)):
-                try:
-                    rows = np.loadtxt(chunk, delimiter=",", dtype=np.float32, ndmin=2)
-                except ValueError as error:
-                    raise ValueError(f"{source} is not a table of numbers after row {num_rows:,}: {error}") from error
-                _check_higgs_rows(rows, columns, source, num_rows)
+        with raw.open("wb") as sink:
+            for rows in _read_chunks(source, chunk_rows):
                 sink.write(rows.tobytes())
                 num_rows += len(rows)
                 progress.update(task, advance=len(rows))
@@ -81,16 +84,35 @@ def _parse_higgs(source: Path, cache: Path, chunk_rows: int = 200_000) -> None:
         os.replace(complete, cache)
 
 
-def _open_text(source: Path) -> IO[str]:
-    return gzip.open(source, "rt") if source.suffix == ".gz" else source.open()
+def _read_chunks(source: Path, chunk_rows: int) -> Iterator[np.ndarray]:
+    """Yield the rows in order, checked.
+
+    Raises:
+        ValueError: A row is not a label and 28 finite numbers, or the file is cut off.
+    """
+    first_row = 1
+    with gzip.open(source, "rt") if source.suffix == ".gz" else source.open() as lines:
+        while True:
+            try:
+                chunk = list(itertools.islice(lines, chunk_rows))
+            except (EOFError, OSError) as error:
+                raise ValueError(f"{source} is damaged or cut off: {error}") from error
+            if not chunk:
+                return
+            yield _parse_rows(chunk, source, first_row)
+            first_row += len(chunk)
 
 
-def _check_higgs_rows(rows: np.ndarray, columns: int, source: Path, num_before: int) -> None:
-    if rows.shape[1] != columns:
-        raise ValueError(
-            f"{source} has {rows.shape[1]} columns after row {num_before:,}; expected a label and 28 features"
-        )
+def _parse_rows(lines: list[str], source: Path, first_row: int) -> np.ndarray:
+    expected = "expected a label 0 or 1 and 28 finite numbers, separated by commas"
+    for index, line in enumerate(lines):
+        if line.count(",") != _NUM_FEATURES:
+            raise ValueError(f"{source}, row {first_row + index:,}: {expected}. Received: {line[:80]!r}")
+    try:
+        rows = np.loadtxt(lines, delimiter=",", dtype=np.float32, ndmin=2, comments=None)
+    except ValueError as error:
+        raise ValueError(f"{source}, rows from {first_row:,} on: {expected}. {error}") from error
     bad = ~np.isfinite(rows).all(axis=1) | ~np.isin(rows[:, 0], (0.0, 1.0))
     if bad.any():
-        row = num_before + int(np.argmax(bad)) + 1
-        raise ValueError(f"{source}, row {row:,}: expected a label 0 or 1 and 28 finite numbers")
+        raise ValueError(f"{source}, row {first_row + int(np.argmax(bad)):,}: {expected}")
+    return rows

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from tfopt._checks import check_integer
+
 
 def make_higgs_like(num_rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Draw rows of the synthetic data set.
@@ -27,6 +29,8 @@ def make_higgs_like(num_rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarra
     Returns:
         Features, float32 of shape `(num_rows, 28)` in the order p, eta, phi, m; and labels 0 or 1, int64.
     """
+    check_integer("num_rows", num_rows, minimum=1)
+    check_integer("seed", seed, minimum=0)
     rng = np.random.default_rng(seed)
     u = rng.standard_normal((num_rows, 21))
     momentum, direction, angle = np.exp(0.5 * u[:, :7]), u[:, 7:14], np.pi * np.tanh(0.8 * u[:, 14:21])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfopt._checks import check_choice, check_integer, check_number
+from tfopt._checks import check_choice, check_flag, check_integer, check_number
 from tfopt.datasets.higgs import read_higgs
 from tfopt.datasets.higgs_like import make_higgs_like
 
@@ -38,7 +38,7 @@ _KERAS_FILES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Arrays for training, validation and testing.
 
@@ -116,8 +116,8 @@ def load(
         standardize: Whether to subtract the mean and divide by the standard deviation.
         data_dir: For `higgs`: the folder that holds HIGGS.csv or HIGGS.csv.gz, default `~/.tfopt/datasets`. The parsed
             rows are cached beside it as `HIGGS.npy`.
-        num_rows: For `higgs`: how many training rows to use, default all. For `higgs_like`: how many rows in all,
-            default 200,000.
+        num_rows: For `higgs`: how many training rows to use, default all. For `higgs_like`: how many rows to make, for
+            training and testing together, default 200,000.
 
     Returns:
         The data.
@@ -132,34 +132,44 @@ def load(
         Dataset('digits': 1,347 train, 450 test; inputs (8, 8, 1), 10 classes)
     """
     check_choice("name", name, NAMES)
-    seed = check_integer("seed", seed, minimum=0)
+    seed = check_integer("seed", seed, minimum=0, maximum=2**32 - 1)
+    check_flag("standardize", standardize)
     check_number("test_fraction", test_fraction, minimum=0, maximum=1, exclusive_minimum=True, exclusive_maximum=True)
     check_number("validation_fraction", validation_fraction, minimum=0, maximum=1, exclusive_maximum=True)
     if num_rows is not None:
         if not name.startswith("higgs"):
             raise ValueError(f"`num_rows` goes with 'higgs' and 'higgs_like'. Received: name={name!r}")
         num_rows = check_integer("num_rows", num_rows, minimum=100)
+    if data_dir is not None and (name != "higgs" or not isinstance(data_dir, (str, os.PathLike))):
+        raise ValueError(f"`data_dir` must be a path and goes with 'higgs'. Received: {data_dir=}, {name=}")
     if name == "higgs":
         x_train, y_train, x_test, y_test = read_higgs(data_dir, num_rows)
     elif name == "higgs_like":
         x, y = make_higgs_like(num_rows or 200_000, seed)
-        x_train, x_test, y_train, y_test = _split(x, y, test_fraction, seed)
+        x_train, x_test, y_train, y_test = _split(x, y, "test_fraction", test_fraction, seed)
     elif name in ("digits", "breast_cancer"):
-        x_train, x_test, y_train, y_test = _split(*_read_scikit_learn(name), test_fraction, seed)
+        x_train, x_test, y_train, y_test = _split(*_read_scikit_learn(name), "test_fraction", test_fraction, seed)
     else:
         x_train, y_train, x_test, y_test = _read_keras(name)
     x_validation, y_validation = x_train[:0], y_train[:0]
     if validation_fraction:
-        x_train, x_validation, y_train, y_validation = _split(x_train, y_train, validation_fraction, seed)
+        x_train, x_validation, y_train, y_validation = _split(
+            x_train, y_train, "validation_fraction", validation_fraction, seed
+        )
     if standardize:
         transform = _fit_standardisation(x_train)
         x_train, x_validation, x_test = transform(x_train), transform(x_validation), transform(x_test)
     return Dataset(name, x_train, y_train, x_validation, y_validation, x_test, y_test, _NUM_CLASSES[name])
 
 
-def _split(x: np.ndarray, y: np.ndarray, fraction: float, seed: int) -> list[np.ndarray]:
+def _split(x: np.ndarray, y: np.ndarray, name: str, fraction: float, seed: int) -> list[np.ndarray]:
     from sklearn.model_selection import train_test_split
 
+    smallest = len(np.unique(y)) / len(y)  # both parts hold at least as many rows as there are classes
+    if not smallest <= fraction <= 1 - smallest:
+        raise ValueError(
+            f"`{name}` leaves a part of the {len(y):,} rows without some class. Received: {name}={fraction}"
+        )
     return train_test_split(x, y, test_size=fraction, random_state=seed, stratify=y)
 
 

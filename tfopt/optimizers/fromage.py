@@ -35,7 +35,7 @@ class Fromage(keras.optimizers.Optimizer):
       minimum. Lower it on a plateau (`keras.callbacks.ReduceLROnPlateau`) or by a schedule.
     * `weight_decay` is Keras's decoupled decay. It shrinks weights before the step and so works against a constant
       relative step; Fromage bounds norms by itself.
-    * A gradient with an infinite or NaN entry makes the whole variable NaN, so that it shows in the loss at once
+    * A gradient with an infinite or NaN entry makes its whole variable NaN, so that it shows in the loss at once
       (`keras.callbacks.TerminateOnNaN`). Under mixed float16 precision Keras skips such steps.
 
     Args:
@@ -85,10 +85,11 @@ class Fromage(keras.optimizers.Optimizer):
     def _add_initial_norm(self, variable: Any) -> Any:
         if self._overwrite_variable_with_gradient(variable):
             return None
+        initial_norm = _value_now(numerics.norm, variable)
         return self.add_variable(
             shape=(),
             dtype=numerics.accumulation_dtype(variable.dtype),
-            initializer=keras.initializers.Constant(_value_now(numerics.norm, variable)),
+            initializer=lambda shape, dtype: ops.convert_to_tensor(initial_norm, dtype=dtype),
             name="initial_norm",
         )
 
@@ -101,7 +102,7 @@ class Fromage(keras.optimizers.Optimizer):
             learning_rate: Scalar tensor.
         """
         dtype = numerics.accumulation_dtype(variable.dtype)
-        gradient = numerics.densify(gradient)
+        gradient = numerics.densify(gradient, variable.shape)
         learning_rate = ops.cast(learning_rate, dtype)
         if _fused.is_available(variable, gradient):
             self._fused_step(gradient, variable, learning_rate)
@@ -122,7 +123,7 @@ class Fromage(keras.optimizers.Optimizer):
 
     def _fused_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
         weight_square, gradient_square = _fused.sum_of_squares(variable), _fused.sum_of_squares(gradient)
-        rate = learning_rate * ops.sqrt(trust_ratio(weight_square, gradient_square))
+        rate = learning_rate * trust_ratio(ops.sqrt(weight_square), ops.sqrt(gradient_square))
         eta_square = ops.square(learning_rate)
         # sqrt(1 + eta^2) - 1, written so that a small eta keeps its digits.
         shrinkage = eta_square / (1.0 + ops.sqrt(1.0 + eta_square))

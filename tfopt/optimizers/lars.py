@@ -1,5 +1,6 @@
 """LARS: layer-wise adaptive rate scaling, by You, Gitman and Ginsburg."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from tfopt import numerics
 from tfopt._checks import check_choice, check_flag, check_learning_rate, check_number, check_patterns
 from tfopt.numerics import Tensor
 from tfopt.optimizers import _fused
-from tfopt.optimizers.trust_ratio import is_defined, matches, trusted_step
+from tfopt.optimizers.trust_ratio import is_defined, matches, path_of, trusted_step
 
 
 @keras.saving.register_keras_serializable(package="tfopt")
@@ -38,8 +39,13 @@ class LARS(keras.optimizers.Optimizer):
     * Which variables are adapted and decayed: all of them by default, as in the paper. Many recipes leave out biases
       and normalisation layers: `layer_adaptation_exclude="vectors", weight_decay_exclude="vectors"`.
 
-    A gradient with an infinite or NaN entry makes the whole variable NaN, so that it shows in the loss at once
-    (`keras.callbacks.TerminateOnNaN`). Under mixed float16 precision Keras skips such steps.
+    Where the ratio is 1, a step is as long as the learning rate says, and LARS's learning rates are large. This
+    concerns variables that are excluded from adaptation, and the first step of those that start from zero, such as
+    biases.
+
+    A gradient with an infinite or NaN entry makes its whole variable NaN, so that it shows in the loss at once
+    (`keras.callbacks.TerminateOnNaN`); in a variable excluded from adaptation, the entry itself. Under mixed float16
+    precision Keras skips such steps.
 
     Args:
         learning_rate: A number >= 0, a `LearningRateSchedule`, or a callable. The default 1.0 goes with the default
@@ -98,16 +104,26 @@ class LARS(keras.optimizers.Optimizer):
         self.nesterov = check_flag("nesterov", nesterov)
         self.denominator = check_choice("denominator", denominator, ("sum", "norm"))
         self.clip = check_flag("clip", clip)
-        self.layer_adaptation_exclude = layer_adaptation_exclude
-        self.weight_decay_exclude = weight_decay_exclude
+        self._layer_adaptation_exclude = layer_adaptation_exclude
+        self._weight_decay_exclude = weight_decay_exclude
         self._velocities: Sequence[Any] = ()
         self._is_adapted: Sequence[bool] = ()
-        self._decays: Sequence[float] = ()
+        self._is_decayed: Sequence[bool] = ()
 
     @property
     def momentum(self) -> float:
         """The decay of the velocity; fixed, because it decides which state exists."""
         return self._momentum
+
+    @property
+    def layer_adaptation_exclude(self) -> Sequence[str] | str:
+        """Which variables take plain momentum steps; fixed, because it is looked up when the optimizer is built."""
+        return self._layer_adaptation_exclude
+
+    @property
+    def weight_decay_exclude(self) -> Sequence[str] | str:
+        """Which variables are not decayed; fixed, because it is looked up when the optimizer is built."""
+        return self._weight_decay_exclude
 
     def build(self, variables: Sequence[Any]) -> None:
         """Create the velocities, and decide which variables are adapted and decayed.
@@ -120,26 +136,28 @@ class LARS(keras.optimizers.Optimizer):
         super().build(variables)
         # Here and not in `update_step`, which on TensorFlow receives a variable without a path.
         self._is_adapted = tuple(not matches(v, self.layer_adaptation_exclude) for v in variables)
-        self._decays = tuple(self.weight_decay if self._is_decayed(v) else 0.0 for v in variables)
+        self._is_decayed = tuple(self._takes_weight_decay(v) for v in variables)
         if self.momentum:
             self._velocities = tuple(self._add_velocity(variable) for variable in variables)
 
-    def _is_decayed(self, variable: Any) -> bool:
+    def _takes_weight_decay(self, variable: Any) -> bool:
         # Keras's own exclusions look at the backend's variable on TensorFlow, whose name is the full path.
-        native = variable.value if keras.backend.backend() == "tensorflow" else variable
+        is_wrapped = keras.backend.backend() == "tensorflow" and isinstance(variable, keras.Variable)
+        native = variable.value if is_wrapped else variable
         return self._use_weight_decay(native) and not matches(variable, self.weight_decay_exclude)
 
     def _add_velocity(self, variable: Any) -> Any:
         if self._overwrite_variable_with_gradient(variable):
             return None
-        if numerics.accumulation_dtype(variable.dtype) == variable.dtype:
+        dtype = numerics.accumulation_dtype(variable.dtype)
+        if dtype == keras.backend.standardize_dtype(variable.dtype):
             return self.add_variable_from_reference(variable, name="velocity")
         # In half precision a velocity would lose its small entries: they are about a thousandth of the weights.
         return self.add_variable(
             shape=variable.shape,
-            dtype=numerics.accumulation_dtype(variable.dtype),
+            dtype=dtype,
             layout=getattr(variable, "_layout", None),
-            name=f"{variable.path.replace('/', '_')}_velocity",
+            name=f"{re.sub('[/:]', '_', path_of(variable))}_velocity",
         )
 
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
@@ -155,8 +173,8 @@ class LARS(keras.optimizers.Optimizer):
         """
         index = self._get_variable_index(variable)
         velocity = self._velocities[index] if self.momentum else None
-        decay = self._decays[index]
-        gradient = numerics.densify(gradient)
+        decay = self._decay_of(index)
+        gradient = numerics.densify(gradient, variable.shape)
         learning_rate = ops.cast(learning_rate, numerics.accumulation_dtype(variable.dtype))
         if not _fused.is_available(variable, gradient):
             step = self._step(gradient, variable, learning_rate, index)
@@ -168,7 +186,7 @@ class LARS(keras.optimizers.Optimizer):
             self._fused_step(gradient, variable, velocity, learning_rate, index)
 
     def _fused_step(self, gradient: Tensor, variable: Any, velocity: Any, learning_rate: Tensor, index: int) -> None:
-        decay = self._decays[index]
+        decay = self._decay_of(index)
         update = _decayed(gradient, variable, decay)
         squares = [_fused.sum_of_squares(variable), _fused.sum_of_squares(self._divisor_tensor(gradient, update))]
         weight_norm, divisor_norm = (ops.sqrt(square) for square in squares)
@@ -188,7 +206,7 @@ class LARS(keras.optimizers.Optimizer):
 
     def _step(self, gradient: Tensor, variable: Any, learning_rate: Tensor, index: int) -> Tensor:
         """Return learning_rate * ratio * u."""
-        decay = self._decays[index]
+        decay = self._decay_of(index)
         w = ops.cast(variable, learning_rate.dtype)
         g = ops.cast(gradient, learning_rate.dtype)
         update = _decayed(g, w, decay)
@@ -197,6 +215,9 @@ class LARS(keras.optimizers.Optimizer):
         weight_norm, divisor_norm = numerics.norm(w), numerics.norm(self._divisor_tensor(g, update))
         length, denominator = self._length_and_denominator(weight_norm, divisor_norm, learning_rate, decay)
         return trusted_step(update, learning_rate, length, denominator, is_defined(weight_norm, divisor_norm))
+
+    def _decay_of(self, index: int) -> float:
+        return self.weight_decay if self._is_decayed[index] else 0.0
 
     def _divisor_tensor(self, gradient: Tensor, update: Tensor) -> Tensor:
         return gradient if self.denominator == "sum" else update

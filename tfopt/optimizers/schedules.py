@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from tfopt._checks import check_integer, check_number
-from tfopt.numerics import Tensor
+from tfopt.numerics import Tensor, accumulation_dtype
 
 
 @keras.saving.register_keras_serializable(package="tfopt")
@@ -66,9 +66,9 @@ class PolynomialDecayWithWarmup(keras.optimizers.schedules.LearningRateSchedule)
             step: The number of steps taken so far, an integer or a scalar tensor.
 
         Returns:
-            A scalar tensor in Keras's default float type.
+            A scalar tensor in Keras's default float type, or float32 if that is half precision.
         """
-        dtype = keras.config.floatx()
+        dtype = accumulation_dtype(keras.config.floatx())  # float16 cannot count beyond 65,504
         step = ops.cast(step, dtype)
         decayed = ops.clip((step - self.warmup_steps) / self.decay_steps, 0.0, 1.0)
         rate = self.end_learning_rate + (self.learning_rate - self.end_learning_rate) * ops.power(

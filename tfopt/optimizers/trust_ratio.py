@@ -16,9 +16,10 @@ def is_defined(weight_norm: Tensor, update_norm: Tensor) -> Tensor:
         update_norm: Scalar tensor |u|.
 
     Returns:
-        A scalar boolean tensor. NaN counts as defined, so that non-finite values show instead of taking a plain step.
+        A scalar boolean tensor. If either norm is NaN it is True, so that non-finite values make the whole step NaN.
     """
-    return ops.logical_and(ops.not_equal(weight_norm, 0.0), ops.not_equal(update_norm, 0.0))
+    both = ops.logical_and(ops.not_equal(weight_norm, 0.0), ops.not_equal(update_norm, 0.0))
+    return ops.logical_or(both, ops.isnan(weight_norm + update_norm))
 
 
 def trust_ratio(weight_norm: Tensor, update_norm: Tensor) -> Tensor:
@@ -77,5 +78,16 @@ def matches(variable: object, patterns: Sequence[str] | str) -> bool:
     """
     if isinstance(patterns, str):
         return len(variable.shape) <= 1  # type: ignore[attr-defined]
-    path = str(getattr(variable, "path", None) or getattr(variable, "name", ""))
-    return any(re.search(pattern, path) for pattern in patterns)
+    return any(re.search(pattern, path_of(variable)) for pattern in patterns)
+
+
+def path_of(variable: object) -> str:
+    """Name a variable in full.
+
+    Args:
+        variable: A `keras.Variable`, or a variable of the backend.
+
+    Returns:
+        Its path, or its name if it has no path.
+    """
+    return str(getattr(variable, "path", None) or getattr(variable, "name", ""))

@@ -1,0 +1,164 @@
+"""Every model of the zoo: its size, its shape, and a few steps of every optimizer."""
+
+import keras
+import numpy as np
+import pytest
+from optimizer_table import TABLE
+
+from tfopt import models
+
+# He's initialisation doubles the activations in each residual layer: too much for 50 of them.
+SMALL = keras.initializers.VarianceScaling(2 / 50)
+
+# Small enough to compile quickly, and everything that a builder can do at least once.
+ZOO = {
+    "mlp": lambda: models.mlp(6, (16, 16), 3, residual=True, seed=0),
+    "mlp_normalized": lambda: models.mlp(6, (16,), 3, batch_normalization=True, use_bias=False, seed=0),
+    "mlp_deep": lambda: models.mlp(6, (8,) * 50, 3, residual=True, kernel_initializer=SMALL, seed=0),
+    "mlp_leaky": lambda: models.mlp(6, (16,), 3, negative_slope=0.1, weight_decay=1e-4, seed=0),
+    "convnet": lambda: models.convnet((7, 7, 2), 3, filters=(4, 8), hidden_units=8, seed=0),
+    "convnet_normalized": lambda: models.convnet((7, 7, 2), 3, filters=(4,), batch_normalization=True, seed=0),
+    "resnet8": lambda: models.resnet(8, (8, 8, 2), 3, width=4, seed=0),
+    "resnet8_plain": lambda: models.resnet(8, (8, 8, 2), 3, width=4, batch_normalization=False, seed=0),
+    "milne_regression": lambda: models.milne_regression(weight_decay=0.01, seed=0),
+}
+LARGE = {
+    "resnet20": lambda: models.resnet(20, (8, 8, 2), 3, width=4, seed=0),
+    "resnet32": lambda: models.resnet(32, (8, 8, 2), 3, width=4, batch_normalization=False, seed=0),
+}
+ONE_OF_EACH = ("fromage", "lars")
+
+
+def train(model, optimizer, num_steps=12):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((32, *model.input_shape[1:])).astype("float32")
+    target = x.reshape(32, -1).sum(axis=1)
+    if model.output_shape[-1] == 1:
+        y, loss = np.maximum(x, 0.0), "mse"
+    else:
+        y, loss = np.digitize(target, np.quantile(target, [1 / 3, 2 / 3])), "sparse_categorical_crossentropy"
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, jit_compile=False)
+    # The whole data in one batch: the loss of an epoch is the loss before its step.
+    return model.fit(x, y, batch_size=len(x), epochs=num_steps, verbose=0).history["loss"]
+
+
+def gentle(name):
+    """The row's optimizer at a rate at which the first steps lower the loss of any model."""
+    return TABLE[name].make(learning_rate=min(0.01, TABLE[name].learning_rate))
+
+
+@pytest.mark.parametrize("optimizer", TABLE)
+@pytest.mark.parametrize("model", ZOO)
+def test_every_optimizer_lowers_the_loss_of_every_model(model, optimizer):
+    losses = train(ZOO[model](), gentle(optimizer))
+    assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("optimizer", ONE_OF_EACH)
+@pytest.mark.parametrize("model", LARGE)
+def test_the_large_models_train_too(model, optimizer):
+    losses = train(LARGE[model](), gentle(optimizer), num_steps=6)
+    assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(("depth", "parameters"), [(20, 269_722), (32, 464_154), (56, 853_018)])
+def test_resnets_have_the_published_sizes(depth, parameters):
+    """0.27, 0.46 and 0.85 million in Table 6 of the paper."""
+    model = models.resnet(depth)
+    assert sum(int(np.prod(v.shape)) for v in model.trainable_variables) == parameters
+    kernels = [v for v in model.trainable_variables if v.path.endswith("kernel")]
+    assert len(kernels) == depth
+    assert model.output_shape == (None, 10)
+    assert model.get_layer("mean").input.shape == (None, 8, 8, 64)
+
+
+def test_resnet_shortcuts_carry_the_input_unchanged():
+    """With the residual branches at zero the network is subsampling, zero channels, mean and the output layer."""
+    model = models.resnet(8, (8, 8, 1), 3, width=4, batch_normalization=False, seed=0)
+    x = np.random.default_rng(0).standard_normal((2, 8, 8, 1)).astype("float32")
+    first = keras.Model(model.inputs, model.get_layer("first_relu").output).predict(x, verbose=0)
+    h = np.pad(first[:, ::2, ::2], ((0, 0),) * 3 + ((2, 2),))
+    h = np.pad(h[:, ::2, ::2], ((0, 0),) * 3 + ((4, 4),)).mean(axis=(1, 2))
+    kernel, bias = model.get_layer("outputs").get_weights()
+    np.testing.assert_allclose(model.predict(x, verbose=0), h @ kernel + bias, rtol=1e-4, atol=1e-5)
+
+
+def test_convnet_shapes_and_size():
+    model = models.convnet()
+    assert model.get_layer("flatten").output.shape == (None, 7 * 7 * 32)
+    assert model.count_params() == (9 * 16 + 16) + (9 * 16 * 32 + 32) + (1568 * 64 + 64) + (640 + 10)
+
+
+def test_milne_regression_is_the_papers_objective():
+    model = models.milne_regression(initial_scale=2.0, seed=3)
+    first, last = model.get_weights()
+    assert first.shape == (1, 2)
+    assert last.shape == (2, 1)
+    x = np.random.default_rng(0).uniform(-1, 1, (100, 1)).astype("float32")
+    model.compile("sgd", "mse")
+    loss = model.evaluate(x, np.zeros_like(x), verbose=0, batch_size=100)
+    output = np.maximum(x @ first, 0) @ last
+    papers = np.mean(output**2) / 2 + 0.5 * (np.sum(first**2) + np.sum(last**2))
+    assert loss == pytest.approx(2 * papers, rel=1e-5)
+
+
+def test_initial_scale_is_the_standard_deviation():
+    weights = np.concatenate([
+        w.ravel() for w in models.milne_regression(5000, initial_scale=3.0, seed=0).get_weights()
+    ])
+    assert np.std(weights) == pytest.approx(3.0, rel=0.05)
+
+
+@pytest.mark.parametrize("model", [*ZOO, *LARGE])
+def test_saved_models_come_back_the_same(model, tmp_path):
+    original = {**ZOO, **LARGE}[model]()
+    original.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    x = np.random.default_rng(0).standard_normal((3, *original.input_shape[1:])).astype("float32")
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), original.predict(x, verbose=0))
+
+
+@pytest.mark.parametrize("model", [*ZOO, *LARGE])
+def test_seeds_make_models_reproducible(model):
+    first, again = {**ZOO, **LARGE}[model](), {**ZOO, **LARGE}[model]()
+    for a, b in zip(first.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_registry():
+    assert models.list_models() == ["convnet", "milne_regression", "mlp", "resnet"]
+    for name, arguments in (
+        ("mlp", {"input_shape": 4}),
+        ("convnet", {}),
+        ("resnet", {"depth": 8}),
+        ("milne_regression", {}),
+    ):
+        assert isinstance(models.get(name, **arguments), keras.Model)
+    with pytest.raises(ValueError, match=r"`name` must be one of .* Received: name='resent'\. Did you mean 'resnet'"):
+        models.get("resent")
+    with pytest.raises(ValueError, match=r"Received: name='transformer'\.$"):
+        models.get("transformer")
+
+
+@pytest.mark.parametrize(
+    ("build", "arguments", "error", "message"),
+    [
+        (models.resnet, {"depth": 18}, ValueError, r"`depth` must be 6 n \+ 2"),
+        (models.resnet, {"depth": 2}, ValueError, "`depth` must be an integer >= 8"),
+        (models.resnet, {"input_shape": (32, 32)}, ValueError, "`input_shape` must hold 3 positive integers"),
+        (models.resnet, {"input_shape": 32}, TypeError, "`input_shape` must hold 3 positive integers"),
+        (models.resnet, {"width": 0}, ValueError, "`width` must be"),
+        (models.resnet, {"batch_normalization": 1}, TypeError, "`batch_normalization` must be True or False"),
+        (models.convnet, {"filters": ()}, ValueError, "`filters` must hold one or more positive integers"),
+        (models.convnet, {"hidden_units": 0}, ValueError, "`hidden_units` must be"),
+        (models.convnet, {"weight_decay": -1}, ValueError, "`weight_decay` must be"),
+        (models.milne_regression, {"hidden_units": 0}, ValueError, "`hidden_units` must be"),
+        (models.milne_regression, {"initial_scale": 0}, ValueError, "`initial_scale` must be"),
+    ],
+)
+def test_bad_arguments(build, arguments, error, message):
+    with pytest.raises(error, match=message):
+        build(**arguments)

@@ -1,0 +1,25 @@
+"""Every optimizer of the table under every pair of circumstances, through compile and fit."""
+
+import contract
+import numpy as np
+import pytest
+from optimizer_table import TABLE
+
+CASES = contract.make_cases(list(TABLE))
+
+
+def test_every_pair_occurs_and_the_core_in_full():
+    assert not contract.missing_pairs(CASES, list(TABLE))
+    core = {(case.optimizer, case.execution, case.dtype) for case in CASES}
+    assert len(core) == len(TABLE) * len(contract.EXECUTIONS) * len(contract.DTYPES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_contract(case, tmp_path):
+    row = TABLE[case.optimizer]
+    actual, expected = contract.run(row, case, tmp_path), contract.expect(row, case)
+    for name, values in expected.items():
+        error = np.linalg.norm(actual[name] - values) / max(np.linalg.norm(values), 1e-12)
+        assert error < contract.TOLERANCES[case.dtype], f"{name}: relative error {error:.1e}"
+    if case.feature == "frozen":
+        np.testing.assert_array_equal(actual["kernel"], expected["kernel"])

@@ -1,0 +1,29 @@
+"""Two devices under `tf.distribute.MirroredStrategy` give what one device gives."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from optimizer_table import TABLE
+
+SCRIPT = Path(__file__).resolve().parents[1] / "support" / "run_mirrored.py"
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    path = tmp_path_factory.mktemp("mirrored") / "results.npz"
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
+    done = subprocess.run([sys.executable, str(SCRIPT), str(path)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return np.load(path)
+
+
+@pytest.mark.parametrize("feature", ["plain", "clipnorm", "ema"])
+@pytest.mark.parametrize("name", TABLE)
+def test_two_devices_equal_one(results, name, feature):
+    for index in range(5):
+        one, two = (results[f"{name}/{feature}/{count}/{index}"] for count in ("one", "two"))
+        assert np.linalg.norm(one - two) <= 1e-5 * np.linalg.norm(one)

@@ -1,0 +1,187 @@
+"""The contract: one case is an optimizer in some setting under some feature of Keras, against its equations.
+
+Optimizer x execution x dtype is covered in full; the kind of gradient, the feature and the round trip are spread over
+these so that every pair of values of any two factors occurs.
+"""
+
+import itertools
+import pickle
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import tensorflow as tf
+from prescribed_gradients import SHAPES, make_data, make_gradients, make_model, mean_of_outputs
+
+EPOCHS = 3  # of each of the two fits, before and after the round trip
+EXECUTIONS = ("eager", "graph", "xla")
+DTYPES = ("float32", "float16", "bfloat16", "mixed_float16")
+GRADIENTS = ("dense", "sparse")
+FEATURES = ("plain", "schedule", "plateau", "clipping", "ema", "accumulation", "frozen")
+ROUND_TRIPS = ("none", "keras", "weights", "checkpoint", "pickle")
+TOLERANCES = {"float32": 1e-5, "mixed_float16": 1e-5, "float16": 1e-2, "bfloat16": 8e-2}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell of the table."""
+
+    optimizer: str
+    execution: str
+    dtype: str
+    gradient: str
+    feature: str
+    round_trip: str
+
+    def __str__(self):
+        return "-".join(self.values())
+
+    def values(self):
+        return (self.optimizer, self.execution, self.dtype, self.gradient, self.feature, self.round_trip)
+
+
+def pairs_of(values):
+    return {((i, values[i]), (j, values[j])) for i, j in itertools.combinations(range(len(values)), 2)}
+
+
+def make_cases(optimizers):
+    """Cover optimizer x execution x dtype in full and all pairs: each case takes what covers most that is missing."""
+    others = list(itertools.product(GRADIENTS, FEATURES, ROUND_TRIPS))
+    covered, cases = set(), []
+    for base in itertools.product(optimizers, EXECUTIONS, DTYPES):
+        best = max(others, key=lambda other: len(pairs_of((*base, *other)) - covered))
+        covered |= pairs_of((*base, *best))
+        cases.append(Case(*base, *best))
+    return cases
+
+
+def missing_pairs(cases, optimizers):
+    factors = (optimizers, EXECUTIONS, DTYPES, GRADIENTS, FEATURES, ROUND_TRIPS)
+    wanted = {
+        ((i, a), (j, b))
+        for i, j in itertools.combinations(range(len(factors)), 2)
+        for a, b in itertools.product(factors[i], factors[j])
+    }
+    return wanted - set().union(*(pairs_of(case.values()) for case in cases))
+
+
+def make_optimizer(row, case):
+    rate = row.learning_rate
+    features = {
+        "schedule": lambda: {"learning_rate": keras.optimizers.schedules.ExponentialDecay(rate, 5, 0.5)},
+        "clipping": lambda: {"global_clipnorm": 0.7},
+        "ema": lambda: {"use_ema": True, "ema_momentum": 0.8},
+        "accumulation": lambda: {"gradient_accumulation_steps": 2},
+    }
+    return row.make(**features.get(case.feature, dict)())
+
+
+def compile_model(model, optimizer, case):
+    model.get_layer("weight_kernel").trainable = case.feature != "frozen"
+    model.compile(
+        optimizer,
+        mean_of_outputs,
+        jit_compile=case.execution == "xla",
+        run_eagerly=case.execution == "eager",
+    )
+    return model
+
+
+def run(row, case, folder):
+    """The weights after a fit, a round trip and another fit, by name."""
+    keras.config.set_dtype_policy(case.dtype)
+    weights, data = make_data()
+    sparse = case.gradient == "sparse"
+    inputs = {name: values.astype("int32" if name == "rows" else "float32") for name, values in data.items()}
+    if not sparse:
+        del inputs["rows"], inputs["factors"]
+
+    def fresh():
+        return compile_model(make_model(sparse, weights), make_optimizer(row, case), case)
+
+    def fit(model):
+        plateau = keras.callbacks.ReduceLROnPlateau(monitor="loss", factor=0.1, patience=1, min_delta=1e9, min_lr=0)
+        callbacks = [plateau] if case.feature == "plateau" else []
+        labels = np.zeros(len(inputs["bias"]), "float32")
+        model.fit(inputs, labels, batch_size=1, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=callbacks)
+
+    model = fresh()
+    fit(model)
+    model = ROUND_TRIP[case.round_trip](model, fresh, folder)
+    fit(model)
+    found = {v.path.split("/")[-2].removeprefix("weight_"): v for v in model.variables}
+    names = [*SHAPES, *["table"] * sparse]
+    return {name: keras.ops.convert_to_numpy(keras.ops.cast(found[name].value, "float64")) for name in names}
+
+
+def _through_keras_file(model, fresh, folder):
+    model.save(folder / "model.keras")
+    loaded = keras.models.load_model(folder / "model.keras")
+    loaded.run_eagerly = model.run_eagerly
+    return loaded
+
+
+def _through_weights(model, fresh, folder):
+    model.save_weights(folder / "model.weights.h5")
+    loaded = fresh()
+    loaded.optimizer.build(loaded.trainable_variables)
+    loaded.load_weights(folder / "model.weights.h5")
+    return loaded
+
+
+def _through_checkpoint(model, fresh, folder):
+    path = tf.train.Checkpoint(model=model, optimizer=model.optimizer).save(folder / "checkpoint")
+    loaded = fresh()
+    loaded.optimizer.build(loaded.trainable_variables)
+    tf.train.Checkpoint(model=loaded, optimizer=loaded.optimizer).restore(path).assert_consumed()
+    return loaded
+
+
+ROUND_TRIP = {
+    "none": lambda model, fresh, folder: model,
+    "keras": _through_keras_file,
+    "weights": _through_weights,
+    "checkpoint": _through_checkpoint,
+    "pickle": lambda model, fresh, folder: pickle.loads(pickle.dumps(model)),
+}
+
+
+def expect(row, case):
+    """What the equations give, step by step, in float64."""
+    compute_dtype = {"mixed_float16": "float16"}.get(case.dtype, case.dtype)
+    variable_dtype = {"mixed_float16": "float32"}.get(case.dtype, case.dtype)
+    weights, data = make_data()
+    sparse = case.gradient == "sparse"
+    steps = make_gradients(data, sparse, compute_dtype)
+    names = [name for name in steps[0] if case.feature != "frozen" or name != "kernel"]
+    rounded = {
+        name: keras.ops.convert_to_numpy(keras.ops.cast(keras.ops.cast(w.astype("float32"), variable_dtype), "float64"))
+        for name, w in weights.items()
+    }
+    current, oracle = [rounded[name] for name in names], row.make_oracle()
+    averages, waiting, num_steps = None, None, 0
+    for epoch in range(2 * EPOCHS):
+        for step in steps:
+            gradients = [step[name] for name in names]
+            if case.feature == "clipping":
+                total = np.sqrt(sum(np.sum(g**2) for g in gradients))
+                gradients = [g * min(1.0, 0.7 / total) for g in gradients]
+            rate = row.learning_rate
+            if case.feature == "schedule":
+                rate *= 0.5 ** (num_steps / 5)
+            elif case.feature == "plateau":
+                # Each fit's first epoch counts as an improvement, every later one as none: the rate falls after it.
+                rate *= 0.1 ** sum(1 for earlier in range(epoch) if earlier % EPOCHS > 0)
+            num_steps += 1
+            if case.feature == "accumulation":
+                if waiting is None:
+                    waiting = gradients
+                    continue
+                gradients, waiting = [(a + b) / 2 for a, b in zip(waiting, gradients, strict=True)], None
+            current = oracle.step(current, gradients, rate)
+            if case.feature == "ema":
+                old = current if averages is None else averages
+                averages = [0.8 * a + 0.2 * c for a, c in zip(old, current, strict=True)]
+        if case.feature == "ema" and (epoch + 1) % EPOCHS == 0:
+            current = averages  # the end of `fit` puts the averages in place
+    return {**{name: rounded[name] for name in steps[0]}, **dict(zip(names, current, strict=True))}

@@ -1,0 +1,56 @@
+"""Trains the table of optimizers on two logical CPUs under MirroredStrategy and on one device, and saves both.
+
+A process of its own, because logical devices must be configured before TensorFlow starts.
+"""
+
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+from optimizer_table import TABLE
+
+NUM_ROWS, WIDTH = 32, 2100  # 8 x 2100 entries: large enough for the fused kernels, where there is one device
+
+
+def make_model(optimizer):
+    model = keras.Sequential([
+        keras.Input((4,), dtype="int32"),
+        keras.layers.Embedding(20, 2, embeddings_initializer=keras.initializers.RandomNormal(seed=1)),
+        keras.layers.Flatten(),
+        keras.layers.Dense(WIDTH, activation="tanh", kernel_initializer=keras.initializers.HeNormal(2)),
+        keras.layers.Dense(1, kernel_initializer=keras.initializers.HeNormal(3)),
+    ])
+    model.compile(optimizer, "mse", jit_compile=False)
+    return model
+
+
+def train(model):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 5, (NUM_ROWS, 4))
+    y = (x.sum(axis=1, keepdims=True) / 10 - 0.8).astype("float32")
+    model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    # EMA is read after `fit`, which puts it in place.
+    return [np.array(w) for w in model.get_weights()]
+
+
+def main(path):
+    cpus = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+    results = {}
+    for name, row in TABLE.items():
+        for feature, arguments in (("plain", {}), ("clipnorm", {"clipnorm": 0.1}), ("ema", {"use_ema": True})):
+            arguments = {**arguments, "learning_rate": min(0.1, row.learning_rate)}
+            one = train(make_model(row.make(**arguments)))
+            strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+            assert strategy.num_replicas_in_sync == 2
+            with strategy.scope():
+                model = make_model(row.make(**arguments))
+            two = train(model)
+            for index, (a, b) in enumerate(zip(one, two, strict=True)):
+                results[f"{name}/{feature}/one/{index}"], results[f"{name}/{feature}/two/{index}"] = a, b
+    np.savez(path, **results)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
