@@ -18,7 +18,8 @@ def on_jax(tmp_path_factory):
     path = tmp_path_factory.mktemp("jax") / "results.npz"
     environment = {**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": str(SCRIPT.parent)}
     subprocess.run([sys.executable, str(SCRIPT), str(path)], check=True, env=environment)
-    return np.load(path)
+    with np.load(path) as arrays:
+        return dict(arrays)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

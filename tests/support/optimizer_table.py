@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from guide import Lamb, LambOracle
 from optimizer_oracles import FromageOracle, LarsOracle
 
 from tfopt.optimizers import LARS, Fromage
@@ -48,5 +49,6 @@ TABLE = {
         layer_adaptation_exclude="vectors",
         weight_decay_exclude="vectors",
     ),
+    "guide": Row(lambda **kw: Lamb(**{"learning_rate": 0.01, **kw}), LambOracle, 0.01),
     "lars_no_momentum": _lars(momentum=0.0, weight_decay=0.1, trust_coefficient=0.01),
 }

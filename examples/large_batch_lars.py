@@ -1,0 +1,104 @@
+"""LARS against momentum SGD as the batch grows, at the same number of epochs.
+
+Both get a linear warm-up and a polynomial decay, and the best of four peak rates on a validation split; the table shows
+their test accuracy. Digits have 1,010 training rows, so the largest batch is all of them: what this can show is how the
+two degrade when steps get few, not what happens at the batch sizes of tens of thousands that LARS was made for.
+
+Run `python examples/large_batch_lars.py`; it takes about five minutes on two cores.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from rich.progress import Progress
+
+from tfopt import datasets, models
+from tfopt.optimizers import LARS
+from tfopt.optimizers.schedules import PolynomialDecayWithWarmup
+
+BATCH_SIZES = [1, 4, 16, 64, 256, 1024]
+FAMILIES = {
+    "SGD with momentum": (lambda rate: keras.optimizers.SGD(rate, momentum=0.9), [0.001, 0.01, 0.1, 1.0]),
+    "LARS": (LARS, [0.1, 1.0, 5.0, 20.0]),
+}
+
+
+def accuracies(name: str, rate: float, data: datasets.Dataset, batch_size: int, epochs: int) -> tuple[float, float]:
+    """Train one network.
+
+    Args:
+        name: A key of `FAMILIES`.
+        rate: The peak of the learning rate.
+        data: What to train on.
+        batch_size: Size of a batch; the last one of an epoch may be smaller.
+        epochs: Number of epochs.
+
+    Returns:
+        Accuracy on the validation part and on the test part.
+    """
+    keras.utils.set_random_seed(0)
+    num_steps = epochs * -(-len(data.y_train) // batch_size)
+    warmup_steps = num_steps // 10
+    schedule = PolynomialDecayWithWarmup(rate, decay_steps=num_steps - warmup_steps, warmup_steps=warmup_steps)
+    model = models.mlp(data.input_shape, (64,), data.num_classes, seed=0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(FAMILIES[name][0](schedule), loss, metrics=["accuracy"])
+    model.fit(data.x_train, data.y_train, batch_size=batch_size, epochs=epochs, verbose=0)
+    parts = ((data.x_validation, data.y_validation), (data.x_test, data.y_test))
+    validation, test = (model.evaluate(x, y, verbose=0, batch_size=512, return_dict=True)["accuracy"] for x, y in parts)
+    return validation, test
+
+
+def main(argv: list[str] | None = None) -> dict[str, list[tuple[float, float]]]:
+    """Run the comparison.
+
+    Args:
+        argv: Command-line arguments.
+
+    Returns:
+        For each family and batch size, the best peak rate and its test accuracy.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/large_batch_lars"))
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--smoke", action="store_true", help="one epoch of the large batches, to see that it runs")
+    arguments = parser.parse_args(argv)
+    data = datasets.load("digits", validation_fraction=0.25)
+    epochs, sizes = (1, BATCH_SIZES[-2:]) if arguments.smoke else (arguments.epochs, BATCH_SIZES)
+    results: dict[str, list[tuple[float, float]]] = {name: [] for name in FAMILIES}
+    with Progress() as progress:
+        task = progress.add_task("training", total=sum(len(rates) for _, rates in FAMILIES.values()) * len(sizes))
+        for name, (_, rates) in FAMILIES.items():
+            for batch_size in sizes:
+                tried = []
+                for rate in rates:
+                    tried.append((*accuracies(name, rate, data, batch_size, epochs), rate))
+                    progress.advance(task)
+                _, test, rate = max(tried)
+                results[name].append((rate, test))
+    print("batch size " + "".join(f"{name + ' (peak rate)':>32s}" for name in results))
+    for row, batch_size in enumerate(sizes):
+        print(
+            f"{batch_size:<11d}" + "".join(f"{found[row][1]:24.3f} ({found[row][0]:5g})" for found in results.values())
+        )
+    figure, ax = plt.subplots(layout="constrained")
+    for (name, found), style in zip(results.items(), ("o-", "s--"), strict=True):
+        ax.plot(sizes, [accuracy for _, accuracy in found], style, label=name)
+    ax.set(xscale="log", xlabel="batch size", ylabel="test accuracy", title=f"{epochs} epochs, best of four peak rates")
+    ax.legend()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    figure.savefig(arguments.output / "accuracy.png", dpi=120)
+    plt.close(figure)
+    return results
+
+
+if __name__ == "__main__":
+    main()

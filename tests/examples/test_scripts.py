@@ -1,0 +1,41 @@
+"""Each example runs for real, in a small setting."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_fromage_vs_adam(tmp_path, capsys):
+    example = load("fromage_vs_adam")
+    results = example.main(["--smoke", "--depth", "1", "--output", str(tmp_path)])
+    assert set(results) == {"Adam", "Fromage"}
+    assert all(len(accuracies) == len(example.RATES) for accuracies in results.values())
+    assert max(results["Fromage"]) > 0.7  # one epoch at the best rate
+    assert (tmp_path / "accuracy.png").stat().st_size > 5_000
+    assert f"{max(results['Fromage']):.3f}" in capsys.readouterr().out
+
+
+def test_large_batch_lars(tmp_path, capsys):
+    example = load("large_batch_lars")
+    results = example.main(["--smoke", "--output", str(tmp_path)])
+    assert set(results) == set(example.FAMILIES)
+    assert all(0 <= accuracy <= 1 for found in results.values() for _, accuracy in found)
+    assert max(accuracy for _, accuracy in results["SGD with momentum"]) > 0.2  # four steps
+    assert (tmp_path / "accuracy.png").stat().st_size > 5_000
+    assert "1024" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_every_example_is_tested(path):
+    tests = "".join(test.read_text() for test in Path(__file__).parent.glob("test_*.py"))
+    assert path.stem == "report" or f'"{path.stem}"' in tests or f"import {path.stem}" in tests
