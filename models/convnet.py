@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-from tfopt.models._initializers import seeded
+from tfopt.models._kernels import Kernels
 
-from tfopt._checks import check_flag, check_integer, check_number, check_shape
+from tfopt._checks import check_flag, check_integer, check_shape
 
 
 def convnet(
@@ -52,15 +52,7 @@ def convnet(
     for argument, value in (("num_outputs", num_outputs), ("hidden_units", hidden_units)):
         check_integer(argument, value, minimum=1)
     check_flag("batch_normalization", batch_normalization)
-    if seed is not None:
-        check_integer("seed", seed, minimum=0)
-    check_number("weight_decay", weight_decay, minimum=0.0)
-
-    def settings(index: int) -> dict[str, Any]:
-        return {
-            "kernel_initializer": seeded(kernel_initializer, seed, index),
-            "kernel_regularizer": keras.regularizers.L2(weight_decay) if weight_decay else None,
-        }
+    kernels = Kernels(kernel_initializer, weight_decay, seed)
 
     def activated(x: Any, label: str) -> Any:
         if batch_normalization:
@@ -68,13 +60,14 @@ def convnet(
         return keras.layers.Activation(activation, name=f"activation_{label}")(x)
 
     x = inputs = keras.Input(shape, name="inputs")
+    use_bias = not batch_normalization
     for index, width in enumerate(widths):
         label = str(index + 1)
-        x = keras.layers.Conv2D(
-            width, 3, padding="same", use_bias=not batch_normalization, name=f"convolution_{label}", **settings(index)
-        )(x)
-        x = keras.layers.MaxPooling2D(padding="same", name=f"pooling_{label}")(activated(x, label))
+        convolution = keras.layers.Conv2D(
+            width, 3, padding="same", use_bias=use_bias, name=f"convolution_{label}", **kernels.next_layer()
+        )
+        x = keras.layers.MaxPooling2D(padding="same", name=f"pooling_{label}")(activated(convolution(x), label))
     x = keras.layers.Flatten(name="flatten")(x)
-    x = keras.layers.Dense(hidden_units, use_bias=not batch_normalization, name="hidden", **settings(len(widths)))(x)
-    outputs = keras.layers.Dense(num_outputs, name="outputs", **settings(len(widths) + 1))(activated(x, "hidden"))
+    x = keras.layers.Dense(hidden_units, use_bias=use_bias, name="hidden", **kernels.next_layer())(x)
+    outputs = keras.layers.Dense(num_outputs, name="outputs", **kernels.next_layer())(activated(x, "hidden"))
     return keras.Model(inputs, outputs, name=name)

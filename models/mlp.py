@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-from tfopt.models._initializers import seeded
+from tfopt.models._kernels import Kernels
 
 from tfopt._checks import check_flag, check_integer, check_number, check_shape
 
@@ -63,34 +63,24 @@ def mlp(
     shape = check_shape("input_shape", (input_shape,) if isinstance(input_shape, int) else input_shape)
     units = tuple(check_integer("hidden_units", width, minimum=1) for width in _check_widths(hidden_units))
     check_integer("num_outputs", num_outputs, minimum=1)
-    if seed is not None:
-        check_integer("seed", seed, minimum=0)
     check_number("negative_slope", negative_slope, minimum=-1.0, maximum=1.0)
     if negative_slope and activation != "relu":
         raise ValueError(f"`negative_slope` goes with activation='relu'. Received: activation={activation!r}")
     for flag, value in (("use_bias", use_bias), ("residual", residual), ("batch_normalization", batch_normalization)):
         check_flag(flag, value)
-    check_number("weight_decay", weight_decay, minimum=0.0)
-
-    def dense(width: int, index: int, bias: bool, layer_name: str) -> keras.layers.Dense:
-        return keras.layers.Dense(
-            width,
-            use_bias=bias,
-            kernel_initializer=seeded(kernel_initializer, seed, index),
-            kernel_regularizer=keras.regularizers.L2(weight_decay) if weight_decay else None,
-            name=layer_name,
-        )
+    kernels = Kernels(kernel_initializer, weight_decay, seed)
 
     inputs = keras.Input(shape, name="inputs")
     x = keras.layers.Flatten(name="flatten")(inputs) if len(shape) > 1 else inputs
     for index, width in enumerate(units):
-        branch = dense(width, index, use_bias and not batch_normalization, f"hidden_{index + 1}")(x)
+        bias = use_bias and not batch_normalization
+        branch = keras.layers.Dense(width, use_bias=bias, name=f"hidden_{index + 1}", **kernels.next_layer())(x)
         if batch_normalization:
             branch = keras.layers.BatchNormalization(center=use_bias, name=f"normalization_{index + 1}")(branch)
         branch = _activation(activation, negative_slope, f"activation_{index + 1}")(branch)
         skip = residual and index > 0 and x.shape[-1] == width
         x = keras.layers.Add(name=f"skip_{index + 1}")([x, branch]) if skip else branch
-    outputs = dense(num_outputs, len(units), use_bias, "outputs")(x)
+    outputs = keras.layers.Dense(num_outputs, use_bias=use_bias, name="outputs", **kernels.next_layer())(x)
     if output_activation is not None:
         outputs = keras.layers.Activation(output_activation, name="output_activation")(outputs)
     return keras.Model(inputs, outputs, name=name)

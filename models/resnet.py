@@ -5,9 +5,9 @@ from typing import Any
 
 import keras
 from keras import ops
-from tfopt.models._initializers import seeded
+from tfopt.models._kernels import Kernels
 
-from tfopt._checks import check_flag, check_integer, check_number, check_shape
+from tfopt._checks import check_flag, check_integer, check_shape
 
 
 def resnet(
@@ -64,46 +64,30 @@ def resnet(
     for argument, value in (("num_outputs", num_outputs), ("width", width)):
         check_integer(argument, value, minimum=1)
     check_flag("batch_normalization", batch_normalization)
-    if seed is not None:
-        check_integer("seed", seed, minimum=0)
-    check_number("weight_decay", weight_decay, minimum=0.0)
-    regularizer = keras.regularizers.L2(weight_decay) if weight_decay else None
-    num_layers = 0
-
-    def initializer() -> Any:
-        nonlocal num_layers
-        num_layers += 1
-        return seeded(kernel_initializer, seed, num_layers)
+    kernels = Kernels(kernel_initializer, weight_decay, seed)
 
     def convolution(x: Any, filters: int, label: str, stride: int = 1, is_last: bool = False) -> Any:
-        starts_at_zero = is_last and not batch_normalization
-        x = keras.layers.Conv2D(
-            filters,
-            3,
-            strides=stride,
-            padding="same",
-            use_bias=not batch_normalization,
-            kernel_initializer="zeros" if starts_at_zero else initializer(),
-            kernel_regularizer=regularizer,
-            name=f"{label}_convolution",
-        )(x)
+        settings = kernels.next_layer()
+        if is_last and not batch_normalization:
+            settings["kernel_initializer"] = "zeros"
+        settings |= {"strides": stride, "use_bias": not batch_normalization, "name": f"{label}_convolution"}
+        x = keras.layers.Conv2D(filters, 3, padding="same", **settings)(x)
         return keras.layers.BatchNormalization(name=f"{label}_normalization")(x) if batch_normalization else x
+
+    def residual_block(x: Any, filters: int, label: str, stride: int) -> Any:
+        y = keras.layers.ReLU(name=f"{label}_a_relu")(convolution(x, filters, f"{label}_a", stride))
+        y = convolution(y, filters, f"{label}_b", is_last=True)
+        x = keras.layers.Add(name=f"{label}_skip")([_shortcut(x, filters, stride, label), y])
+        return keras.layers.ReLU(name=f"{label}_relu")(x)
 
     inputs = keras.Input(shape, name="inputs")
     x = keras.layers.ReLU(name="first_relu")(convolution(inputs, width, "first"))
     for stage in range(3):
-        filters = width * 2**stage
         for block in range(num_blocks):
-            label = f"stage_{stage + 1}_block_{block + 1}"
             stride = 2 if stage > 0 and block == 0 else 1
-            y = keras.layers.ReLU(name=f"{label}_a_relu")(convolution(x, filters, f"{label}_a", stride))
-            y = convolution(y, filters, f"{label}_b", is_last=True)
-            x = keras.layers.Add(name=f"{label}_skip")([_shortcut(x, filters, stride, label), y])
-            x = keras.layers.ReLU(name=f"{label}_relu")(x)
+            x = residual_block(x, width * 2**stage, f"stage_{stage + 1}_block_{block + 1}", stride)
     x = keras.layers.GlobalAveragePooling2D(name="mean")(x)
-    outputs = keras.layers.Dense(
-        num_outputs, kernel_initializer=initializer(), kernel_regularizer=regularizer, name="outputs"
-    )(x)
+    outputs = keras.layers.Dense(num_outputs, name="outputs", **kernels.next_layer())(x)
     return keras.Model(inputs, outputs, name=name or f"resnet{depth}")
 
 
