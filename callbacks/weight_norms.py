@@ -104,7 +104,7 @@ class WeightNorms(keras.callbacks.Callback):
         for variable in self.model.trainable_variables:
             seen[variable.path] += 1
             repeat = f" ({seen[variable.path]})" if seen[variable.path] > 1 else ""
-            norms[variable.path + repeat] = float(numerics.norm(variable.value))
+            norms[variable.path + repeat] = float(keras.ops.convert_to_numpy(numerics.norm(variable.value)))
         optimizer = self.model.optimizer
         self.history["epoch"].append(epoch)
         self.history["step"].append(0 if optimizer is None else int(keras.ops.convert_to_numpy(optimizer.iterations)))

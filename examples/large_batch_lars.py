@@ -4,7 +4,7 @@ Both get a linear warm-up and a polynomial decay, and the best of four peak rate
 their test accuracy. Digits have 1,010 training rows, so the largest batch is all of them: what this can show is how the
 two degrade when steps get few, not what happens at the batch sizes of tens of thousands that LARS was made for.
 
-Run `python examples/large_batch_lars.py`; it takes about five minutes on two cores.
+Run `python examples/large_batch_lars.py`; it takes about two minutes on two cores.
 """
 
 import argparse

@@ -37,11 +37,12 @@ def densify(gradient: Tensor, shape: Sequence[int]) -> Tensor:
     Returns:
         A dense tensor of this shape; in `accumulation_dtype` if rows were added up.
     """
-    if hasattr(gradient, "indices") and hasattr(gradient, "values"):
+    if backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        values = tf.cast(gradient.values, accumulation_dtype(gradient.dtype))
-        gradient = tf.math.unsorted_segment_sum(values, gradient.indices, shape[0])
+        if isinstance(gradient, tf.IndexedSlices):
+            values = tf.cast(gradient.values, accumulation_dtype(gradient.dtype))
+            gradient = tf.math.unsorted_segment_sum(values, gradient.indices, shape[0])
     return ops.reshape(ops.convert_to_tensor(gradient), tuple(shape))
 
 
@@ -80,10 +81,10 @@ def _sum_of_squares(x: Tensor) -> Tensor:
     """Sum the squares in two stages, over groups of 8 and then over the groups.
 
     XLA runs a reduction on several threads only when its result is large; on a CPU the two stages are three times
-    faster than one. The `maximum` in between keeps XLA from merging them again.
+    faster than one. The `relu` in between keeps XLA from merging them again.
     """  # noqa: DOC201
     size = math.prod(x.shape)
     if size % 8 or size < 4096:
         return ops.sum(ops.square(x))
     groups = ops.sum(ops.square(ops.reshape(x, (size // 8, 8))), axis=1)
-    return ops.sum(ops.maximum(groups, 0.0))
+    return ops.sum(ops.relu(groups))

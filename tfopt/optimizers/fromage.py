@@ -154,7 +154,7 @@ class Fromage(keras.optimizers.Optimizer):
 def _value_now(function: Callable[[Any], Tensor], variable: Any) -> float:
     """Return the value of a function of a variable at once, even while TensorFlow traces the first training step."""
     if keras.backend.backend() != "tensorflow":
-        return float(function(variable))
+        return float(ops.convert_to_numpy(function(variable)))
     import tensorflow as tf
 
     with tf.init_scope():
