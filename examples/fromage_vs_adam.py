@@ -1,7 +1,11 @@
 """Fromage against Adam on digits: how much does each depend on its learning rate?
 
-Trains a network of several hidden layers at learning rates over four decades, and draws the test accuracy against the
-rate. Run `python examples/fromage_vs_adam.py`; it takes less than a minute on two cores.
+Trains a network of eight hidden layers at learning rates from 0.0001 to 0.3, and draws the test accuracy against the
+rate. The two rates are not the same thing: Fromage's is a relative change of each layer, Adam's roughly the change of
+each weight. Expect a range of good rates about as wide for both, with Fromage's around its default of 0.01 and Adam's
+around 0.001; it is one seed, so differences of a percent mean nothing.
+
+Run `python examples/fromage_vs_adam.py`; it takes less than a minute on two cores.
 """
 
 import argparse

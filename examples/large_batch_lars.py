@@ -1,10 +1,11 @@
 """LARS against momentum SGD as the batch grows, at the same number of epochs.
 
-Both get a linear warm-up and a polynomial decay, and the best of four peak rates on a validation split; the table shows
-their test accuracy. Digits have 1,010 training rows, so the largest batch is all of them: what this can show is how the
-two degrade when steps get few, not what happens at the batch sizes of tens of thousands that LARS was made for.
+Both get a linear warm-up and a polynomial decay, and of six peak rates the one that is best on a validation split; the
+table shows its test accuracy. What digits can show is limited: there are 1,010 training rows, so the largest batch is
+all of them, far from the tens of thousands that LARS was made for; and with one seed and 450 test images, differences
+below two percent mean nothing. What can be seen is how both give way when steps get few.
 
-Run `python examples/large_batch_lars.py`; it takes about two minutes on two cores.
+Run `python examples/large_batch_lars.py`; it takes about three minutes on two cores.
 """
 
 import argparse
@@ -24,10 +25,10 @@ from tfopt import datasets, models
 from tfopt.optimizers import LARS
 from tfopt.optimizers.schedules import PolynomialDecayWithWarmup
 
-BATCH_SIZES = [1, 4, 16, 64, 256, 1024]
+BATCH_SIZES = [1, 4, 16, 64, 256, 1024]  # the last one is cut to the 1,010 rows that there are
 FAMILIES = {
-    "SGD with momentum": (lambda rate: keras.optimizers.SGD(rate, momentum=0.9), [0.001, 0.01, 0.1, 1.0]),
-    "LARS": (LARS, [0.1, 1.0, 5.0, 20.0]),
+    "SGD with momentum": (lambda rate: keras.optimizers.SGD(rate, momentum=0.9), [0.001, 0.01, 0.1, 0.3, 1.0, 3.0]),
+    "LARS": (LARS, [0.3, 1.0, 5.0, 20.0, 50.0, 100.0]),
 }
 
 
@@ -82,7 +83,7 @@ def main(argv: list[str] | None = None) -> dict[str, list[tuple[float, float]]]:
                 for rate in rates:
                     tried.append((*accuracies(name, rate, data, batch_size, epochs), rate))
                     progress.advance(task)
-                _, test, rate = max(tried)
+                _, test, rate = max(tried, key=lambda result: result[0])  # the lowest rate among equals
                 results[name].append((rate, test))
     print("batch size " + "".join(f"{name + ' (peak rate)':>32s}" for name in results))
     for row, batch_size in enumerate(sizes):
@@ -92,7 +93,7 @@ def main(argv: list[str] | None = None) -> dict[str, list[tuple[float, float]]]:
     figure, ax = plt.subplots(layout="constrained")
     for (name, found), style in zip(results.items(), ("o-", "s--"), strict=True):
         ax.plot(sizes, [accuracy for _, accuracy in found], style, label=name)
-    ax.set(xscale="log", xlabel="batch size", ylabel="test accuracy", title=f"{epochs} epochs, best of four peak rates")
+    ax.set(xscale="log", xlabel="batch size", ylabel="test accuracy", title=f"{epochs} epochs, best of six peak rates")
     ax.legend()
     arguments.output.mkdir(parents=True, exist_ok=True)
     figure.savefig(arguments.output / "accuracy.png", dpi=120)

@@ -1,5 +1,6 @@
 """The multilayer perceptron, plain or residual."""
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ def mlp(
     use_bias: bool = True,
     batch_normalization: bool = False,
     residual: bool = False,
-    kernel_initializer: Any = "he_normal",
+    kernel_initializer: Any = None,
     weight_decay: float = 0.0,
     output_activation: str | None = None,
     seed: int | None = None,
@@ -28,22 +29,21 @@ def mlp(
     """Build a fully connected network.
 
     Each hidden layer is Dense, then BatchNormalization if asked for, then the activation. In the residual form a hidden
-    layer computes x + activation(W x + b); where the width changes, and in the first layer, it is a plain one. A
-    deep residual network wants a smaller initializer than the default, for example
-    `keras.initializers.VarianceScaling(2 / depth)`: with He's, activations nearly double in each layer. The output
-    layer is linear unless an `output_activation` is given: use losses with `from_logits=True`.
+    layer computes x + activation(W x + b); where the width changes, and in the first layer, it is a plain one. The
+    output layer is linear unless an `output_activation` is given: use losses with `from_logits=True`.
 
     Args:
         input_shape: Shape of one example, without the batch; anything of more than one dimension is flattened first.
         hidden_units: Widths of the hidden layers, 0 to 50 of them.
         num_outputs: Width of the output layer.
         activation: Any Keras activation, by name.
-        negative_slope: Slope of `activation="relu"` for negative inputs, in [-1, 1]; other than 0: a leaky ReLU.
+        negative_slope: Slope of `activation="relu"` for negative inputs, in [0, 1]; other than 0: a leaky ReLU.
         use_bias: Whether Dense layers have biases. With BatchNormalization, hidden layers have none in any case, and
             False leaves out the normalisation's offset too.
         batch_normalization: Whether to normalise before each hidden activation.
         residual: Whether to add skip connections.
-        kernel_initializer: A Keras initializer or its name.
+        kernel_initializer: A Keras initializer or its name. Default "he_normal"; in the residual form its variance is
+            divided by the number of hidden layers, since otherwise activations nearly double in each of them.
         weight_decay: Coefficient of an L2 penalty on every kernel, `weight_decay * |W|^2`, in the loss; >= 0.
         output_activation: Activation of the output layer; None for logits.
         seed: Makes the initial weights reproducible, an integer >= 0; each layer gets an initializer of its own.
@@ -60,14 +60,17 @@ def mlp(
         >>> mlp((8, 8, 1), hidden_units=(64,), num_outputs=10).count_params()
         4810
     """
-    shape = check_shape("input_shape", (input_shape,) if isinstance(input_shape, int) else input_shape)
+    shape = check_shape("input_shape", (input_shape,) if isinstance(input_shape, numbers.Integral) else input_shape)
     units = tuple(check_integer("hidden_units", width, minimum=1) for width in _check_widths(hidden_units))
     check_integer("num_outputs", num_outputs, minimum=1)
-    check_number("negative_slope", negative_slope, minimum=-1.0, maximum=1.0)
+    check_number("negative_slope", negative_slope, minimum=0.0, maximum=1.0)
     if negative_slope and activation != "relu":
         raise ValueError(f"`negative_slope` goes with activation='relu'. Received: activation={activation!r}")
     for flag, value in (("use_bias", use_bias), ("residual", residual), ("batch_normalization", batch_normalization)):
         check_flag(flag, value)
+    if kernel_initializer is None:
+        depth = max(len(units), 1) if residual else 1
+        kernel_initializer = keras.initializers.VarianceScaling(2.0 / depth)  # He's, for depth 1
     kernels = Kernels(kernel_initializer, weight_decay, seed)
 
     inputs = keras.Input(shape, name="inputs")

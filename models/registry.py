@@ -45,8 +45,13 @@ def get(name: str, **kwargs: Any) -> keras.Model:
         >>> get("mlp", input_shape=64, hidden_units=(32,)).count_params()
         2410
     """
-    if name not in _BUILDERS:
-        near = difflib.get_close_matches(str(name), _BUILDERS, n=2, cutoff=0.5)
+    if not isinstance(name, str) or name not in _BUILDERS:
+        near = _near_misses(name.lower()) if isinstance(name, str) else []
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise ValueError(f"`name` must be one of {', '.join(list_models())}. Received: name={name!r}.{hint}")
     return _BUILDERS[name](**kwargs)
+
+
+def _near_misses(name: str) -> list[str]:
+    beginnings = [known for known in list_models() if len(name) > 2 and known.startswith(name)]
+    return beginnings or difflib.get_close_matches(name, _BUILDERS, n=2, cutoff=0.5)

@@ -100,6 +100,7 @@ def test_output_activation_and_saving(tmp_path):
         ({"hidden_units": [0]}, ValueError, "`hidden_units` must be an integer >= 1"),
         ({"hidden_units": [4] * 51}, ValueError, "`hidden_units` must list at most 50"),
         ({"num_outputs": 0}, ValueError, "`num_outputs` must be"),
+        ({"negative_slope": -0.5}, ValueError, "`negative_slope` must be"),
         ({"negative_slope": 1.5}, ValueError, "`negative_slope` must be"),
         ({"negative_slope": 0.1, "activation": "tanh"}, ValueError, "`negative_slope` goes with"),
         ({"use_bias": 1}, TypeError, "`use_bias` must be True or False"),

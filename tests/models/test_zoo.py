@@ -7,14 +7,11 @@ from optimizer_table import TABLE
 
 from tfopt import models
 
-# He's initialisation doubles the activations in each residual layer: too much for 50 of them.
-SMALL = keras.initializers.VarianceScaling(2 / 50)
-
 # Small enough to compile quickly, and everything that a builder can do at least once.
 ZOO = {
     "mlp": lambda: models.mlp(6, (16, 16), 3, residual=True, seed=0),
     "mlp_normalized": lambda: models.mlp(6, (16,), 3, batch_normalization=True, use_bias=False, seed=0),
-    "mlp_deep": lambda: models.mlp(6, (8,) * 50, 3, residual=True, kernel_initializer=SMALL, seed=0),
+    "mlp_deep": lambda: models.mlp(6, (8,) * 50, 3, residual=True, seed=0),
     "mlp_leaky": lambda: models.mlp(6, (16,), 3, negative_slope=0.1, weight_decay=1e-4, seed=0),
     "convnet": lambda: models.convnet((7, 7, 2), 3, filters=(4, 8), hidden_units=8, seed=0),
     "convnet_normalized": lambda: models.convnet((7, 7, 2), 3, filters=(4,), batch_normalization=True, seed=0),
@@ -29,7 +26,7 @@ LARGE = {
 ONE_OF_EACH = ("fromage", "lars")
 
 
-def train(model, optimizer, num_steps=12):
+def train(model, optimizer, num_steps=12, jit_compile=False):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((32, *model.input_shape[1:])).astype("float32")
     target = x.reshape(32, -1).sum(axis=1)
@@ -38,7 +35,7 @@ def train(model, optimizer, num_steps=12):
     else:
         y, loss = np.digitize(target, np.quantile(target, [1 / 3, 2 / 3])), "sparse_categorical_crossentropy"
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer, loss, jit_compile=False)
+    model.compile(optimizer, loss, jit_compile=jit_compile)
     # The whole data in one batch: the loss of an epoch is the loss before its step.
     return model.fit(x, y, batch_size=len(x), epochs=num_steps, verbose=0).history["loss"]
 
@@ -60,6 +57,17 @@ def test_every_optimizer_lowers_the_loss_of_every_model(model, optimizer):
 @pytest.mark.parametrize("model", LARGE)
 def test_the_large_models_train_too(model, optimizer):
     losses = train(LARGE[model](), gentle(optimizer), num_steps=6)
+    assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "jit_compile"), [("mixed_float16", False), ("mixed_float16", True), ("float32", True)]
+)
+@pytest.mark.parametrize("model", ["mlp_deep", "convnet_normalized", "resnet8", "milne_regression"])
+def test_models_train_in_mixed_precision_and_under_xla(model, dtype, jit_compile):
+    keras.config.set_dtype_policy(dtype)
+    losses = train(ZOO[model](), gentle("fromage"), jit_compile=jit_compile)
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0]
 
@@ -139,8 +147,12 @@ def test_registry():
         assert isinstance(models.get(name, **arguments), keras.Model)
     with pytest.raises(ValueError, match=r"`name` must be one of .* Received: name='resent'\. Did you mean 'resnet'"):
         models.get("resent")
-    with pytest.raises(ValueError, match=r"Received: name='transformer'\.$"):
-        models.get("transformer")
+    for name, meant in (("MLP", "mlp"), ("milne", "milne_regression"), ("conv_net", "convnet")):
+        with pytest.raises(ValueError, match=f"Did you mean '{meant}'"):
+            models.get(name)
+    for name in ("transformer", None, ["mlp"]):
+        with pytest.raises(ValueError, match=r"Received: name=[^.]*\.$"):
+            models.get(name)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,6 @@ def test_contract(case, tmp_path):
     actual, expected = contract.run(row, case, tmp_path), contract.expect(row, case)
     for name, values in expected.items():
         error = np.linalg.norm(actual[name] - values) / max(np.linalg.norm(values), 1e-12)
-        assert error < contract.TOLERANCES[case.dtype], f"{name}: relative error {error:.1e}"
+        assert error < contract.tolerance_of(case), f"{name}: relative error {error:.1e}"
     if case.feature == "frozen":
         np.testing.assert_array_equal(actual["kernel"], expected["kernel"])

@@ -35,7 +35,7 @@ def test_follows_its_equations(elsewhere, name, dtype):
     weights, gradients = make_problem()
     expected = run_oracle(TABLE[name].make_oracle(), weights, gradients, TABLE[name].learning_rate, dtype)
     actual = [elsewhere[f"{name}/{dtype}/{index}"] for index in range(len(expected))]
-    assert max(relative_errors(actual, expected)) < {"float32": 3e-6, "bfloat16": 5e-2}[dtype]
+    assert max(relative_errors(actual, expected)) < {"float32": 3e-6, "bfloat16": 1e-3}[dtype]
 
 
 def test_trains_a_model_through_fit(elsewhere):

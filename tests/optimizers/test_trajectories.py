@@ -16,8 +16,8 @@ from trajectories import (
     values,
 )
 
-# Rounding of one step, times the steps taken: float16 keeps 11 bits, bfloat16 8.
-TOLERANCES = {"float64": 1e-12, "float32": 3e-6, "float16": 6e-3, "bfloat16": 5e-2}
+# In half precision the oracle's weights are rounded after each step too, so only single roundings can differ.
+TOLERANCES = {"float64": 1e-12, "float32": 3e-6, "float16": 2e-4, "bfloat16": 1e-3}
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,11 @@ DTYPES = ("float32", "float16", "bfloat16", "mixed_float16")
 GRADIENTS = ("dense", "sparse")
 FEATURES = ("plain", "schedule", "plateau", "clipping", "ema", "accumulation", "frozen")
 ROUND_TRIPS = ("none", "keras", "weights", "checkpoint", "pickle")
-TOLERANCES = {"float32": 1e-5, "mixed_float16": 1e-5, "float16": 1e-2, "bfloat16": 8e-2}
+# The expected weights are rounded to the variable's type after each step, so half precision needs little more slack
+# than float32: now and then a weight falls on the other side of a rounding boundary.
+TOLERANCES = {"float32": 1e-5, "mixed_float16": 1e-5, "float16": 5e-4, "bfloat16": 2e-3}
+# Keras itself clips and averages in the variable's type, step after step.
+KERAS_TOLERANCES = {**TOLERANCES, "float16": 1e-2, "bfloat16": 3e-2}
 
 
 @dataclass(frozen=True)
@@ -40,19 +44,31 @@ class Case:
         return (self.optimizer, self.execution, self.dtype, self.gradient, self.feature, self.round_trip)
 
 
-def pairs_of(values):
-    return {((i, values[i]), (j, values[j])) for i, j in itertools.combinations(range(len(values)), 2)}
+def combinations_of(values, size):
+    return set(itertools.combinations(enumerate(values), size))
 
 
 def make_cases(optimizers):
-    """Cover optimizer x execution x dtype in full and all pairs: each case takes what covers most that is missing."""
+    """One case for each optimizer x execution x dtype, whose other factors go through all pairs, then through triples.
+
+    Each case takes the values that bring most pairs, and among those most triples, that have not occurred yet.
+    """
     others = list(itertools.product(GRADIENTS, FEATURES, ROUND_TRIPS))
-    covered, cases = set(), []
+    seen, cases = set(), []
+
+    def gain(values):
+        return [len(combinations_of(values, size) - seen) for size in (2, 3)]
+
     for base in itertools.product(optimizers, EXECUTIONS, DTYPES):
-        best = max(others, key=lambda other: len(pairs_of((*base, *other)) - covered))
-        covered |= pairs_of((*base, *best))
-        cases.append(Case(*base, *best))
+        best = max(((*base, *other) for other in others), key=gain)
+        seen |= combinations_of(best, 2) | combinations_of(best, 3)
+        cases.append(Case(*best))
     return cases
+
+
+def tolerance_of(case):
+    tolerances = KERAS_TOLERANCES if case.feature in ("clipping", "ema") else TOLERANCES
+    return tolerances[case.dtype]
 
 
 def missing_pairs(cases, optimizers):
@@ -62,7 +78,7 @@ def missing_pairs(cases, optimizers):
         for i, j in itertools.combinations(range(len(factors)), 2)
         for a, b in itertools.product(factors[i], factors[j])
     }
-    return wanted - set().union(*(pairs_of(case.values()) for case in cases))
+    return wanted - set().union(*(combinations_of(case.values(), 2) for case in cases))
 
 
 def make_optimizer(row, case):
@@ -154,10 +170,13 @@ def expect(row, case):
     sparse = case.gradient == "sparse"
     steps = make_gradients(data, sparse, compute_dtype)
     names = [name for name in steps[0] if case.feature != "frozen" or name != "kernel"]
-    rounded = {
-        name: keras.ops.convert_to_numpy(keras.ops.cast(keras.ops.cast(w.astype("float32"), variable_dtype), "float64"))
-        for name, w in weights.items()
-    }
+
+    def stored(arrays):
+        """What is left of the values in a variable."""
+        tensors = [keras.ops.cast(keras.ops.cast(a.astype("float32"), variable_dtype), "float64") for a in arrays]
+        return [keras.ops.convert_to_numpy(tensor) for tensor in tensors] if variable_dtype != "float32" else arrays
+
+    rounded = dict(zip(weights, stored([w.astype("float32").astype("float64") for w in weights.values()]), strict=True))
     current, oracle = [rounded[name] for name in names], row.make_oracle()
     averages, waiting, num_steps = None, None, 0
     for epoch in range(2 * EPOCHS):
@@ -177,11 +196,12 @@ def expect(row, case):
                 if waiting is None:
                     waiting = gradients
                     continue
-                gradients, waiting = [(a + b) / 2 for a, b in zip(waiting, gradients, strict=True)], None
-            current = oracle.step(current, gradients, rate)
+                gradients, waiting = [a + b for a, b in zip(waiting, gradients, strict=True)], None
+                gradients = [g / 2 for g in stored(gradients)]
+            current = stored(oracle.step(current, gradients, rate))
             if case.feature == "ema":
                 old = current if averages is None else averages
-                averages = [0.8 * a + 0.2 * c for a, c in zip(old, current, strict=True)]
+                averages = stored([0.8 * a + 0.2 * c for a, c in zip(old, current, strict=True)])
         if case.feature == "ema" and (epoch + 1) % EPOCHS == 0:
             current = averages  # the end of `fit` puts the averages in place
     return {**{name: rounded[name] for name in steps[0]}, **dict(zip(names, current, strict=True))}

@@ -62,6 +62,8 @@ def run_oracle(oracle, weights, gradients, learning_rate, dtype="float32"):
     weights = rounded(weights)
     for step, grads in enumerate(gradients):
         weights = oracle.step(weights, rounded(grads), learning_rates(step))
+        if dtype in ("float16", "bfloat16"):
+            weights = rounded(weights)
     return weights
 
 

@@ -101,15 +101,12 @@ class Fromage(keras.optimizers.Optimizer):
             variable: The variable, changed in place.
             learning_rate: Scalar tensor.
         """
-        dtype = numerics.accumulation_dtype(variable.dtype)
         gradient = numerics.densify(gradient, variable.shape)
-        learning_rate = ops.cast(learning_rate, dtype)
+        learning_rate = ops.cast(learning_rate, numerics.accumulation_dtype(variable.dtype))
         if _fused.is_available(variable, gradient):
             self._fused_step(gradient, variable, learning_rate)
         else:
             self._plain_step(gradient, variable, learning_rate)
-        if self.p_bound is not None:
-            self._cap_norm(variable, dtype)
 
     def _plain_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
         w = ops.cast(variable, learning_rate.dtype)
@@ -119,7 +116,7 @@ class Fromage(keras.optimizers.Optimizer):
             g, learning_rate, learning_rate * weight_norm, gradient_norm, is_defined(weight_norm, gradient_norm)
         )
         stepped = (w - step) / ops.sqrt(1.0 + ops.square(learning_rate))
-        self.assign(variable, ops.cast(stepped, variable.dtype))
+        self.assign(variable, ops.cast(self._capped(stepped, variable), variable.dtype))
 
     def _fused_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
         weight_square, gradient_square = _fused.sum_of_squares(variable), _fused.sum_of_squares(gradient)
@@ -132,15 +129,17 @@ class Fromage(keras.optimizers.Optimizer):
             lambda: _fused.shrunk_descent(variable, gradient, rate, shrinkage),
             lambda: self._plain_step(gradient, variable, learning_rate),
         )
+        if self.p_bound is not None:
+            self.assign(variable, self._capped(ops.convert_to_tensor(variable), variable))
 
-    def _cap_norm(self, variable: Any, dtype: str) -> None:
-        initial_norm = self._initial_norms[self._get_variable_index(variable)]
-        w = ops.cast(variable, dtype)
-        norm = numerics.norm(w)
-        limit = self.p_bound * ops.convert_to_tensor(initial_norm)
+    def _capped(self, weights: Tensor, variable: Any) -> Tensor:
+        """Return the new weights of a variable, scaled down to its largest norm if they exceed it."""
+        if self.p_bound is None:
+            return weights
+        limit = self.p_bound * ops.convert_to_tensor(self._initial_norms[self._get_variable_index(variable)])
+        norm = numerics.norm(weights)
         exceeds = ops.logical_and(ops.greater(limit, 0.0), ops.greater(norm, limit))
-        scale = ops.where(exceeds, limit / ops.where(exceeds, norm, ops.ones_like(norm)), ops.ones_like(norm))
-        self.assign(variable, ops.cast(w * scale, variable.dtype))
+        return weights * ops.where(exceeds, limit / ops.where(exceeds, norm, ops.ones_like(norm)), ops.ones_like(norm))
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments needed to build this optimizer again.
