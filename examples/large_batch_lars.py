@@ -5,7 +5,7 @@ table shows its test accuracy. What digits can show is limited: there are 1,010 
 all of them, far from the tens of thousands that LARS was made for; and with one seed and 450 test images, differences
 below two percent mean nothing. What can be seen is how both give way when steps get few.
 
-Run `python examples/large_batch_lars.py`; it takes about three minutes on two cores.
+Run `python examples/large_batch_lars.py`; it takes about five minutes on two cores.
 """
 
 import argparse

@@ -18,8 +18,7 @@ def is_defined(weight_norm: Tensor, update_norm: Tensor) -> Tensor:
     Returns:
         A scalar boolean tensor. If either norm is NaN it is True, so that non-finite values make the whole step NaN.
     """
-    both = ops.logical_and(ops.not_equal(weight_norm, 0.0), ops.not_equal(update_norm, 0.0))
-    return ops.logical_or(both, ops.isnan(weight_norm + update_norm))
+    return ops.not_equal(ops.sign(weight_norm) * ops.sign(update_norm), 0.0)  # NaN differs from 0
 
 
 def trust_ratio(weight_norm: Tensor, update_norm: Tensor) -> Tensor:
