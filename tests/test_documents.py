@@ -15,8 +15,11 @@ NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 def test_code_blocks_run_one_after_the_other(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace, registered = {"__name__": name}, dict(keras.saving.get_custom_objects())
-    for block in re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), flags=re.DOTALL):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), flags=re.DOTALL)
+    assert len(blocks) == (ROOT / name).read_text().count("```python"), "a block is not closed"
+    for block in blocks:
         exec(compile(block, name, "exec"), namespace)
+    assert any("tfopt" in repr(value) for value in namespace.values()), "the page shows nothing of tfopt"
     keras.saving.get_custom_objects().update(registered)  # as if a page's classes had never been registered
 
 
