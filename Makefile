@@ -6,14 +6,15 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs clean
+.PHONY: help demo horovod test lint bench docs clean
 
 help:
-	@echo "make demo   train one network with four optimizers; writes runs/quickstart/report.html"
-	@echo "make test   run all tests, with coverage"
-	@echo "make lint   check style, docstrings and types"
-	@echo "make bench  time the optimizers against other libraries"
-	@echo "make docs   rebuild the tables of docs/ from benchmarks/results/"
+	@echo "make demo     train one network with four optimizers; writes runs/quickstart/report.html"
+	@echo "make horovod  build Horovod for the TensorFlow in $(VENV); once, then from the cache"
+	@echo "make test     run all tests, with coverage"
+	@echo "make lint     check style, docstrings and types"
+	@echo "make bench    time the optimizers against other libraries, and what distributing them costs"
+	@echo "make docs     rebuild the tables of docs/ from benchmarks/results/"
 
 $(BIN)/python:
 	@python="$(PYTHON)"; \
@@ -38,16 +39,24 @@ $(VENV)/installed-%: $(SOURCES) | $(BIN)/python
 demo: $(VENV)/installed-plot
 	$(BIN)/python examples/quickstart.py
 
-test: $(VENV)/installed-test
-	$(BIN)/python -m pytest --cov --cov-report=term
-	
+# Needed by the tests of tfopt.distributed.
+$(VENV)/built-horovod: tfopt/distributed/build_horovod.py | $(VENV)/installed-test
+	$(BIN)/python -m tfopt.distributed.build_horovod
+	@touch $@
+
+horovod: $(VENV)/built-horovod
+
+test: $(VENV)/installed-test $(VENV)/built-horovod
+	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --cov --cov-report=term
+
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/installed-bench
+bench: $(VENV)/installed-bench $(VENV)/built-horovod
 	$(BIN)/python benchmarks/optimizers.py
+	$(BIN)/horovodrun -np 2 $(BIN)/python benchmarks/distributed.py
 	$(BIN)/python benchmarks/tables.py
 
 docs: $(VENV)/installed-plot

@@ -8,6 +8,7 @@ setup(
     packages=[
         "tfopt",
         "tfopt.datasets",
+        "tfopt.distributed",
         "tfopt.optimizers",
         "tfopt.callbacks",
         "tfopt.models",

@@ -9,16 +9,19 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Room -> the rooms that it may import from. A room may always import from itself.
 GROUND = {"tfopt._checks", "tfopt._plotting", "tfopt._version"}
+FIRST_FLOOR = GROUND | {"tfopt.numerics", "tfopt.communicator"}
 ALLOWED = {
     "tfopt": {"tfopt._version"},
     "tfopt._version": set(),
     "tfopt._checks": set(),
     "tfopt._plotting": set(),
     "tfopt.numerics": GROUND,
-    "tfopt.datasets": GROUND | {"tfopt.numerics"},
-    "tfopt.optimizers": GROUND | {"tfopt.numerics"},
-    "tfopt.models": GROUND | {"tfopt.numerics"},
-    "tfopt.callbacks": GROUND | {"tfopt.numerics", "tfopt.datasets", "tfopt.optimizers", "tfopt.models"},
+    "tfopt.communicator": GROUND,
+    "tfopt.datasets": FIRST_FLOOR,
+    "tfopt.distributed": FIRST_FLOOR,
+    "tfopt.optimizers": FIRST_FLOOR,
+    "tfopt.models": FIRST_FLOOR,
+    "tfopt.callbacks": FIRST_FLOOR | {"tfopt.datasets", "tfopt.distributed", "tfopt.optimizers", "tfopt.models"},
 }
 FOLDERS = {"tfopt": "tfopt", "tfopt.callbacks": "callbacks", "tfopt.models": "models"}
 

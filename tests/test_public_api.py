@@ -10,9 +10,17 @@ import keras
 import pytest
 
 PUBLIC = {
-    "tfopt": {"__version__", "callbacks", "datasets", "models", "optimizers"},
-    "tfopt.callbacks": {"WeightNorms"},
-    "tfopt.datasets": {"NAMES", "Dataset", "load", "make_higgs_like"},
+    "tfopt": {"__version__", "callbacks", "communicator", "datasets", "distributed", "models", "optimizers"},
+    "tfopt.callbacks": {
+        "AverageMetrics",
+        "BroadcastVariables",
+        "ResumableCheckpoint",
+        "WarmupLearningRate",
+        "WeightNorms",
+    },
+    "tfopt.communicator": {"Communicator", "SerialCommunicator", "current"},
+    "tfopt.datasets": {"NAMES", "Dataset", "EpochBatches", "load", "make_higgs_like"},
+    "tfopt.distributed": {"DistributedOptimizer", "shard"},
     "tfopt.models": {"convnet", "get", "list_models", "milne_regression", "mlp", "resnet"},
     "tfopt.optimizers": {"Fromage", "LARS", "schedules"},
 }
@@ -34,7 +42,9 @@ def test_names(module):
 def test_an_unknown_name_is_answered_with_those_there_are():
     import tfopt
 
-    with pytest.raises(AttributeError, match="it has callbacks, datasets, models, optimizers"):
+    with pytest.raises(
+        AttributeError, match="it has callbacks, communicator, datasets, distributed, models, optimizers"
+    ):
         tfopt.optimisers  # noqa: B018
     assert set(dir(tfopt)) == PUBLIC["tfopt"]
 
@@ -56,7 +66,13 @@ def test_docstrings_explain_every_argument(item):
         "tfopt.optimizers.schedules",
         "tfopt.optimizers.trust_ratio",
         "tfopt.datasets.loading",
+        "tfopt.callbacks.distributed",
+        "tfopt.callbacks.resumable_checkpoint",
         "tfopt.callbacks.weight_norms",
+        "tfopt.communicator",
+        "tfopt.datasets.epoch_batches",
+        "tfopt.distributed.optimizer",
+        "tfopt.distributed.sharding",
         "tfopt.models.convnet",
         "tfopt.models.milne_regression",
         "tfopt.models.mlp",

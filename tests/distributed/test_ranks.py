@@ -1,0 +1,261 @@
+"""What several ranks do together, against what one process does."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import parity
+import pytest
+
+from tfopt.communicator import SerialCommunicator
+
+# Of the distance that training has moved the weights. Half precision rounds the sum of 12 rows otherwise than the mean
+# of the sums of 6, or of 4.
+TOLERANCES = {"overflow": 3e-3, "overflow_accumulation": 3e-3}
+
+
+@pytest.fixture(scope="module")
+def one_process():
+    return {case: parity.train(case, SerialCommunicator()) for case in parity.CASES}
+
+
+TRAINABLE = (0, 1, 2, 3, 6, 7)  # of a Dense layer, a BatchNormalization with two moving means, and a Dense layer
+
+
+def same_on_all(results):
+    assert all(result == results[0] for result in results)
+    return results[0]
+
+
+# --- the communicator
+
+
+def test_reductions(launch):
+    total = launch.size * (launch.size + 1) / 2
+    for result in launch.results("reductions"):
+        assert result["eager"] == [[total, 2 * total], launch.size * (launch.size - 1) // 2]
+        assert result["mean"] == [total / launch.size, [60000.0]]  # in float16 the sum would be infinite
+        twos = [[float(launch.size)] * 2] * 2
+        assert result["graph"] == [[total], [2 * total], twos, [total / launch.size]]
+        assert result["shapes"] == [[2], []]
+        in_graph = 3 * (4 + 4 + 4) + 4 * 8
+        assert result["bytes"] == (2 * 4 + 8) + (8 + 2) + in_graph
+        assert result["bytes_of_second_run"] == (4 + 4 + 4) + 4 * 8
+
+
+def test_other_collectives(launch):
+    root = launch.size - 1
+    result = same_on_all(launch.results("other_collectives"))
+    assert result["gathered"] == [[float(rank)] * 2 for rank in range(launch.size) for _ in range(rank + 1)]
+    assert result["objects"] == [{"rank": rank} for rank in range(launch.size)]
+    assert result["broadcast"] == [root, 10 + root]
+    assert result["in_graph"] == root
+    assert result["current_is_the_same"]
+
+
+def test_ranks_that_are_done_join_in_with_zeros(launch):
+    for rank, sums in enumerate(launch.results("joining")):
+        # In the k-th sum of a round, the ranks below k are done already.
+        assert sums == [float(launch.size - k) for k in range(rank + 1)] * 3
+
+
+# --- gradients
+
+
+def test_means_of_sparse_gradients(launch):
+    for result in launch.results("sparse_means"):
+        for name in ("small", "gathered", "averaged"):
+            assert result[name]["error"] < 1e-6
+            assert result[name]["others"] == [True, [1.0, 1.0]]
+        small, gathered, averaged = result["small"], result["gathered"], result["averaged"]
+        assert not small["is_sparse"]
+        assert small["bytes"] == 50 * 3 * 4 + 2 * 4
+        assert gathered["is_sparse"]
+        assert gathered["rows_are_different"]
+        assert gathered["num_rows"] < 7 * launch.size  # some tokens occur on more than one rank
+        assert gathered["bytes"] == 2 * 4 + 2 * 8  # the dense gradient, and the number of rows of each rank
+        assert averaged["is_sparse"]
+        assert averaged["bytes"] == 10_000 * 3 * 4 + 2 * 4 + 2 * 8
+        assert result["merged"] == [[3, 1], [[5.0], [2.0]]]
+
+
+def test_compression_halves_the_bytes(launch):
+    result = same_on_all(launch.results("compressed_means"))
+    middle = (launch.size - 1) / 2
+    np.testing.assert_allclose(result["means"][0], [1 + middle, 1e-3], rtol=1e-3)
+    np.testing.assert_allclose(result["means"][1], [4 * middle], rtol=1e-3)
+    assert result["dtypes"] == ["float32", "float64"]
+    assert result["bytes"] == 3 * 2
+
+
+def test_repeated_tokens_are_added_up_before_adam_squares_them(launch):
+    assert max(launch.results("repeated_tokens")) < 1e-6
+
+
+def test_overwritten_variables_take_the_value_of_rank_0(launch):
+    plain, scale = same_on_all(launch.results("overwritten_variables"))
+    assert plain == [1 - (launch.size - 1) / 2] * 2
+    assert scale == [10.0] * 3
+
+
+@pytest.mark.parametrize("case", parity.CASES)
+def test_ranks_give_what_one_process_gives(launch, one_process, case):
+    ranks = []
+    for rank in range(launch.size):
+        with np.load(launch.folder / "parity_with_one_process" / f"parity-{rank}.npz") as arrays:
+            ranks.append({name.split("/")[1]: arrays[name] for name in arrays.files if name.split("/")[0] == case})
+    expected = one_process[case]
+    assert set(ranks[0]) == set(expected)
+    feature = case.split("-")[1]
+    parity.set_precision(feature)
+    initial = [np.array(weight) for weight in parity.make_model(feature).get_weights()]
+    for name, value in expected.items():
+        for rank in ranks:
+            np.testing.assert_array_equal(rank[name], ranks[0][name])
+        if name.startswith("weight"):
+            tolerance = TOLERANCES.get(feature, 1e-9)
+            movement = np.linalg.norm(value - initial[int(name[6:])])
+            assert movement > 0
+            assert np.linalg.norm(ranks[0][name] - value) <= tolerance * movement
+        else:
+            assert ranks[0][name] == value
+    if feature == "overflow":
+        assert expected["iterations"] == 8  # of 10; the two with the large row were left out
+
+
+def test_accumulated_gradients_are_reduced_once_per_step(launch):
+    num_bytes = same_on_all(launch.results("parity_with_one_process"))
+    model = parity.make_model("plain")
+    steps = parity.EPOCHS * parity.NUM_ROWS // parity.GLOBAL_BATCH
+    assert num_bytes["sgd-plain"] == steps * model.count_params() * 8
+    assert num_bytes["sgd-accumulation"] == steps // 2 * model.count_params() * 8
+
+
+# --- callbacks
+
+
+def test_ranks_start_from_equal_variables(launch):
+    results = launch.results("equal_starts")
+    root = results[-1]["by_callback"]
+    for result in results:
+        assert result["by_callback"]["weights"] == root["initial"]
+        assert result["by_callback"]["momentum"] == [[0.5 * (launch.size - 1)] * 6] * 4
+        # Without the callback: the trainable variables, by the optimizer; moving means stay each rank's own.
+        for place in TRAINABLE:
+            assert result["by_optimizer"]["weights"][place] == results[0]["by_optimizer"]["weights"][place]
+            assert result["deferred"][place] == results[0]["deferred"][place]
+    assert results[0]["by_optimizer"]["weights"][4] != results[1]["by_optimizer"]["weights"][4]
+    assert results[0]["by_optimizer"]["initial"] != results[1]["by_optimizer"]["initial"]
+
+
+def test_seeds_stay_each_ranks_own(launch):
+    assert [result[0][0] for result in launch.results("seeds_stay_apart")] == list(range(launch.size))
+
+
+def test_metrics_are_averaged(launch):
+    history = same_on_all(launch.results("metrics"))
+    middle = (launch.size - 1) / 2
+    assert history["value"] == [middle, middle + 1]
+    assert history["text"] == ["kept", "kept"]
+    assert {"loss", "mae", "val_loss", "val_mae"} <= set(history)
+
+
+def test_learning_rate_warms_up_from_its_share(launch):
+    first, target = 0.6 / launch.size, 0.6
+    ramp = [first + (target - first) * step / 4 for step in range(5)]
+    for result in launch.results("warm_up"):
+        np.testing.assert_allclose(result["rates"], [*ramp, target], rtol=1e-6)
+        np.testing.assert_allclose(result["logged"], [ramp[1], ramp[3], target], rtol=1e-6)
+
+
+def test_shards_are_equal_and_disjoint(launch):
+    size = launch.size
+    for rank, result in enumerate(launch.results("shards")):
+        mine = [rank, size + rank, 2 * size + rank]
+        assert result["known"] == result["unknown"] == mine
+        assert result["arrays"] == [mine, mine]
+        pairs = [[2 * k, 2 * k + 1][: 3 * size + 1 - 2 * k] for k in range((3 * size + 2) // 2)]
+        assert result["unknown_batches"] == pairs[rank : len(pairs) // size * size : size]
+        assert result["unknown_pairs"] == [[rank, rank], [size + rank, size + rank]]
+        assert result["infinite"] == [*mine, (3 * size + rank) % (3 * size + 1)]
+
+
+def test_mixed_precision_brings_its_loss_scaling(launch):
+    results = launch.results("automatic_loss_scaling")
+    for kind, stands_for, weights in results:
+        assert (kind, stands_for) == ("DistributedOptimizer", "LossScaleOptimizer")
+        assert [weights[place] for place in TRAINABLE] == [results[0][2][place] for place in TRAINABLE]
+
+
+# --- misuse
+
+MISUSE = {
+    "gather_of_a_scalar": "`tensor` must have at least one axis",
+    "root_that_is_no_rank": "`root_rank` must be an integer >= 0 and <= ",
+    "different_numbers_of_batches": "do not agree on the number of batches: rank 0 has 2, rank 1 has 3",
+    "unknown_numbers_of_batches": "rank 0 has the end of epoch 1, after 4 batches in the last epoch, rank 1 has the "
+    "end of epoch 1, after 7 batches",
+    "unknown_numbers_with_sparse_gradients": "after 5 batches in the last epoch, rank 1 has the end of epoch 1, "
+    "after 4 batches",
+    "frozen_on_one_rank": "do not agree on the variables: .* not trainable",
+    "frozen_on_one_rank_without_callbacks": "do not agree on the trainable variables: rank 0 has "
+    "sequential/dense/kernel",
+    "other_learning_rate": "do not agree on the learning rate: rank 0 has 0.1.*, rank 1 has 0.2",
+    "plain_optimizer": "compiled with a plain SGD: each rank would train on its own",
+    "plain_optimizer_on_one_rank": "Rank 1: The model was compiled with a plain SGD",
+    "xla": r"model.compile\(..., jit_compile=False\)",
+    "xla_without_callbacks": r"compiled with XLA.*model.compile\(..., jit_compile=False\)",
+    "horovods_own_wrapper": "horovod.tensorflow.keras.DistributedOptimizer, which does not average",
+    "early_stopping_on_local_metrics": "rank 1 has the end of training.*must come after AverageMetrics",
+    "model_built_by_its_first_step": "variables come into being during the first step",
+    "optimizer_inside_loss_scaling": "must not be wrapped in a LossScaleOptimizer",
+}
+
+
+@pytest.mark.parametrize("name", MISUSE)
+def test_misuse_ends_in_a_clear_error_on_every_rank_and_soon(launch, name):
+
+    for result in launch.results(name):
+        assert result["error"] == "ValueError", result["message"]
+        assert re.search(MISUSE[name], result["message"], flags=re.DOTALL), result["message"]
+        assert result["seconds"] < 30
+
+
+# --- saved models and checkpoints
+
+
+def test_training_resumes_bit_for_bit(launch):
+    for rank, result in enumerate(launch.results("resumed")):
+        assert result["same"]
+        assert result["files"] == [f"epoch-00000{e}.rank-{rank}-of-{launch.size}.npz" for e in (2, 3)]
+        assert result["epochs"] == list(range(6))
+
+
+def test_a_truncated_file_is_passed_over_for_the_older_one(launch):
+    *others, last = launch.results("resumed")
+    assert all(result["same_after_truncation"] for result in [*others, last])
+    assert len(last["warnings"]) == 1
+    assert "epoch-000004" in last["warnings"][0]
+    assert not any(result["warnings"] for result in others)
+
+
+def test_saved_models_hold_the_plain_optimizer(launch):
+    assert all(launch.results("saved_model"))
+    model = keras.models.load_model(launch.folder / "saved_model" / "model.keras")
+    assert type(model.optimizer).__name__ == "LARS"
+    with np.load(launch.folder / "saved_model" / "variables.npz") as arrays:
+        found = [np.asarray(v) for v in [*model.variables, *model.optimizer.variables]]
+        assert len(found) == len(arrays.files)
+        for value, name in zip(found, arrays.files, strict=True):
+            np.testing.assert_array_equal(value, arrays[name])
+
+
+def test_saved_models_load_where_horovod_cannot_be_imported(launch):
+    script = Path(__file__).resolve().parents[1] / "support" / "load_without_horovod.py"
+    command = [sys.executable, script, launch.folder / "saved_model"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "loaded without Horovod" in done.stdout

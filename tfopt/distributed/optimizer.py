@@ -1,0 +1,284 @@
+"""Any Keras 3 optimizer, fed with the mean of the gradients of all ranks."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfopt import communicator as communicators
+from tfopt._checks import check_choice
+from tfopt.communicator import Communicator
+from tfopt.distributed.agreement import check_agreement
+from tfopt.distributed.gradients import mean_gradients
+from tfopt.numerics import densify
+
+_OWN = ("_optimizer", "_communicator", "_compression", "_started")
+
+
+class DistributedOptimizer:
+    """Wrap a Keras 3 optimizer so that every rank takes the same step, along the mean of all ranks' gradients.
+
+    Gradients are averaged with one grouped allreduce, before they are tested for infinities (loss scaling), clipped or
+    used: N ranks with batches of B / N rows do what one process does with batches of B rows. Under
+    `gradient_accumulation_steps` each rank adds up its own gradients, and the sums are averaged once per step. Norms,
+    such as those of Fromage and LARS, are norms of the mean gradient. Before the first step the ranks compare their
+    variables and gradients, and take over the trainable variables of rank 0.
+
+    Apart from this the wrapper behaves as the optimizer that it wraps: attributes, `isinstance`, saving. A saved model
+    holds the wrapped optimizer and loads where there is no Horovod. Under the dtype policy "mixed_float16" it wraps a
+    `keras.optimizers.LossScaleOptimizer` around the optimizer by itself, as `compile` would.
+
+    In the gradient of an embedding the rows of equal tokens are added up before the optimizer sees them. Keras alone
+    leaves them apart, and its Adam then squares each occurrence by itself.
+
+    Args:
+        optimizer: A Keras optimizer or its name. It may have been built, and may be a `LossScaleOptimizer`; it is
+            wrapped, not copied.
+        compression: "float16" sends gradients of 32 and 64 bits in 16; None (default) sends them as they are.
+        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
+
+    Raises:
+        TypeError: `optimizer` is not a Keras optimizer.
+        ValueError: `compression` is unknown; the optimizer has been wrapped before; or the Keras backend is not
+            TensorFlow.
+
+    Example:
+        >>> optimizer = DistributedOptimizer(keras.optimizers.Adam(0.01, clipnorm=1.0))
+        >>> round(float(optimizer.learning_rate), 3), isinstance(optimizer, keras.optimizers.Adam)
+        (0.01, True)
+    """
+
+    _optimizer: Any
+    _communicator: Communicator
+    _compression: str | None
+    _started: bool
+
+    def __init__(
+        self, optimizer: Any, compression: str | None = None, communicator: Communicator | None = None
+    ) -> None:
+        if keras.backend.backend() != "tensorflow":
+            raise ValueError(
+                "tfopt.distributed works with the TensorFlow backend of Keras. Received: the backend "
+                f"{keras.backend.backend()!r}. Set the environment variable KERAS_BACKEND=tensorflow"
+            )
+        if type(optimizer) is DistributedOptimizer:
+            raise ValueError("`optimizer` is a DistributedOptimizer already: wrap an optimizer once")
+        if isinstance(optimizer, str):
+            optimizer = keras.optimizers.get(optimizer)
+        if not isinstance(optimizer, keras.optimizers.Optimizer):
+            raise TypeError(
+                "`optimizer` must be a Keras 3 optimizer or its name. "
+                f"Received: optimizer={optimizer!r} of type {type(optimizer).__name__}"
+            )
+        if compression is not None:
+            check_choice("compression", compression, ("float16",))
+        _refuse_accumulation_in_parts(optimizer)
+        is_mixed = keras.config.dtype_policy().name == "mixed_float16"
+        if is_mixed and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale_optimizer")
+        object.__setattr__(self, "_optimizer", optimizer)
+        object.__setattr__(self, "_communicator", communicator or communicators.current())
+        object.__setattr__(self, "_compression", compression)
+        object.__setattr__(self, "_started", False)
+
+    # The wrapper stands for the wrapped optimizer wherever Python or Keras asks what it is.
+
+    @property
+    def __class__(self) -> type:
+        return type(self._optimizer)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _OWN:  # while being made
+            raise AttributeError(name)
+        return getattr(self._optimizer, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "loss_scale_factor" and value is None and not self._scales_loss:
+            raise ValueError(
+                "A DistributedOptimizer must not be wrapped in a LossScaleOptimizer: gradients are averaged before "
+                "they are tested for infinities. Either set keras.config.set_dtype_policy('mixed_float16') before "
+                "the optimizer and the model are made, or use "
+                "DistributedOptimizer(keras.optimizers.LossScaleOptimizer(optimizer))"
+            )
+        setattr(self._optimizer, name, value)
+
+    def __dir__(self) -> Iterable[str]:
+        return dir(self._optimizer)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self._optimizer.__reduce_ex__(protocol)
+
+    def __repr__(self) -> str:
+        rank, size = self._communicator.rank, self._communicator.size
+        return f"<DistributedOptimizer of {self._optimizer!r}, rank {rank} of {size}>"
+
+    @property
+    def _scales_loss(self) -> bool:
+        return isinstance(self._optimizer, keras.optimizers.LossScaleOptimizer)
+
+    @property
+    def _innermost(self) -> Any:
+        return self._optimizer.inner_optimizer if self._scales_loss else self._optimizer
+
+    def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> Any:
+        """Average the gradients over all ranks and update the variables.
+
+        Args:
+            grads_and_vars: Pairs of a gradient and its variable.
+
+        Returns:
+            The number of steps taken.
+        """
+        gradients, variables = zip(*grads_and_vars, strict=True)
+        self.apply(gradients, variables)
+        return self._innermost._iterations
+
+    def apply(self, grads: Iterable[Any], trainable_variables: Iterable[Any] | None = None) -> None:
+        """Average the gradients over all ranks and update the variables.
+
+        Args:
+            grads: One gradient for each variable: a tensor, a `tf.IndexedSlices`, or None.
+            trainable_variables: The variables; None for those that the optimizer was built with.
+
+        Raises:
+            ValueError: Numbers of gradients and variables differ, the ranks' variables or gradients are not alike, or
+                the step is being compiled with XLA.
+        """
+        gradients = list(grads)
+        if trainable_variables is None:
+            trainable_variables = self._optimizer._trainable_variables
+        variables = list(trainable_variables)
+        if len(gradients) != len(variables):
+            raise ValueError(f"There are {len(gradients)} gradients for {len(variables)} variables")
+        if self._communicator.size > 1:
+            _refuse_xla()
+        if not self._optimizer.built:
+            with keras.name_scope(self._optimizer.name):
+                self._optimizer.build(variables)
+        if not self._started:
+            self._start(gradients, variables)
+        with tf.name_scope("average_gradients"):
+            gradients = self._average(gradients, variables)
+        self._optimizer.apply(gradients, variables)
+
+    def _start(self, gradients: list[Any], variables: list[Any]) -> None:
+        # Once, before the first step, while it is being traced: compare the ranks and start from equal weights.
+        paths = [_path_of(variable) for variable in variables]
+        kinds = ["none" if g is None else "sparse" if isinstance(g, tf.IndexedSlices) else "dense" for g in gradients]
+        with tf.init_scope():
+            check_agreement(
+                self._communicator,
+                {
+                    "optimizer": type(self._innermost).__name__ + " with loss scaling" * self._scales_loss,
+                    "gradient_accumulation_steps": self._innermost.gradient_accumulation_steps,
+                    "compression": self._compression,
+                    "trainable variables": [
+                        f"{path} {tuple(variable.shape)} {keras.backend.standardize_dtype(variable.dtype)}"
+                        for path, variable in zip(paths, variables, strict=True)
+                    ],
+                    "gradients": [f"{path}: {kind}" for path, kind in zip(paths, kinds, strict=True)],
+                },
+                "Every rank must build, freeze and compile the same model.",
+            )
+            if self._communicator.size > 1:
+                if not all(_is_initialized(variable) for variable in variables):
+                    raise ValueError(
+                        "The model's variables come into being during the first step, too late for all ranks to start "
+                        "from the same values: give the model a keras.Input, call model.build(input_shape), or add "
+                        "the callback tfopt.callbacks.BroadcastVariables()"
+                    )
+                values = self._communicator.broadcast([tf.convert_to_tensor(v) for v in variables], name="weights")
+                for variable, value in zip(variables, values, strict=True):
+                    variable.assign(value)
+        object.__setattr__(self, "_started", True)
+
+    def _average(self, gradients: list[Any], variables: list[Any]) -> list[Any]:
+        gradients = list(gradients)
+        places = []
+        for place, (gradient, variable) in enumerate(zip(gradients, variables, strict=True)):
+            if gradient is None:
+                continue
+            if getattr(variable, "overwrite_with_gradient", False):
+                # Not a gradient but the variable's next value (the scales of float8 layers): one rank's for all.
+                (gradients[place],) = self._communicator.broadcast([gradient], name=f"overwrite.{place}")
+            else:
+                places.append(place)
+        chosen = [gradients[place] for place in places]
+        targets = [variables[place] for place in places]
+        if self._innermost.gradient_accumulation_steps:
+            means = self._average_accumulated(chosen, targets)
+        else:
+            means = mean_gradients(chosen, targets, self._communicator, self._compression)
+        for place, mean in zip(places, means, strict=True):
+            gradients[place] = mean
+        return gradients
+
+    def _average_accumulated(self, gradients: list[Any], variables: list[Any]) -> list[Any]:
+        """Return what makes the wrapped optimizer accumulate locally, and take its step from the mean over ranks.
+
+        Before a step, each rank's accumulated and newest gradients are added up and averaged; they go in as the newest
+        gradient, and the accumulators are emptied. In between, gradients go in as they are. All ranks must agree on
+        whether a gradient is finite each time, since loss scaling leaves out those that are not.
+        """
+        inner = self._innermost
+        gradients = [tf.cast(densify(g, v.shape), g.dtype) for g, v in zip(gradients, variables, strict=True)]
+        accumulators = [inner._accumulated_gradients[inner._get_variable_index(v)] for v in variables]
+        scale = tf.constant(1.0)
+        is_finite = tf.constant(True)
+        if self._scales_loss:
+            scale = tf.convert_to_tensor(self._optimizer.dynamic_scale)
+            overflow = tf.cast(tf.logical_not(self._optimizer.check_finite(gradients)), tf.int32)
+            (num_overflows,) = self._communicator.allreduce_sum([overflow], name="overflows")
+            is_finite = tf.equal(num_overflows, 0)
+        steps = inner.gradient_accumulation_steps
+        is_step = tf.equal((tf.convert_to_tensor(inner._iterations) + 1) % steps, 0)
+
+        def mean_of_sums() -> list[Any]:
+            sums = [
+                g + tf.cast(scale, g.dtype) * tf.cast(a, g.dtype) for g, a in zip(gradients, accumulators, strict=True)
+            ]
+            means = mean_gradients(sums, variables, self._communicator, self._compression)
+            with tf.control_dependencies(means):
+                for accumulator in accumulators:
+                    accumulator.assign(tf.zeros(accumulator.shape, accumulator.dtype))
+                return [tf.identity(mean) for mean in means]
+
+        def as_they_are() -> list[Any]:
+            return [tf.where(is_finite, g, tf.constant(float("nan"), g.dtype)) for g in gradients]
+
+        return list(tf.cond(tf.logical_and(is_step, is_finite), mean_of_sums, as_they_are))
+
+
+def _refuse_accumulation_in_parts(optimizer: Any) -> None:
+    for part in getattr(optimizer, "optimizers", ()):
+        if part.gradient_accumulation_steps:
+            raise ValueError(
+                "`optimizer` is made of several optimizers, of which some accumulate gradients. Received: "
+                f"{type(part).__name__} with gradient_accumulation_steps={part.gradient_accumulation_steps}. "
+                "DistributedOptimizer supports accumulation in single optimizers only"
+            )
+
+
+def _refuse_xla() -> None:
+    from tensorflow.python.ops import control_flow_util  # the only place where TensorFlow tells what XLA compiles
+
+    if tf.executing_eagerly():
+        return
+    if control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+        raise ValueError(
+            "The training step is being compiled with XLA, in which Horovod cannot average gradients. "
+            "Use model.compile(..., jit_compile=False)"
+        )
+
+
+def _is_initialized(variable: Any) -> bool:
+    variable = variable.value if isinstance(variable, keras.Variable) else variable
+    return bool(variable.is_initialized())
+
+
+def _path_of(variable: Any) -> str:
+    # Without the numbers that Keras adds to make names unique, which need not be the same on all ranks.
+    path = getattr(variable, "path", None) or variable.name
+    return "/".join(re.sub(r"_\d+$", "", part) for part in path.split("/"))
