@@ -1,6 +1,7 @@
-"""Data sets: loaded, split and standardised the same way every time."""
+"""Data sets: loaded, split, standardised and shuffled the same way every time."""
 
+from tfopt.datasets.epoch_batches import EpochBatches
 from tfopt.datasets.higgs_like import make_higgs_like
 from tfopt.datasets.loading import NAMES, Dataset, load
 
-__all__ = ["NAMES", "Dataset", "load", "make_higgs_like"]
+__all__ = ["NAMES", "Dataset", "EpochBatches", "load", "make_higgs_like"]

@@ -1,0 +1,98 @@
+"""Batches whose order follows from the seed and the epoch, on any number of ranks."""
+
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tfopt.datasets import EpochBatches
+
+
+def rank_of(rank, size):
+    return SimpleNamespace(rank=rank, size=size)
+
+
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(0, 12), st.integers(0, 5))
+def test_ranks_together_see_the_batches_of_one_process(num_rows, size, extra, epoch):
+    batch_size = size + extra
+    if num_rows < size:
+        return
+    x = np.arange(num_rows)
+    alone = EpochBatches(x, batch_size=batch_size, communicator=rank_of(0, 1))
+    ranks = [EpochBatches(x, batch_size=batch_size, communicator=rank_of(rank, size)) for rank in range(size)]
+    for batches in (alone, *ranks):
+        batches.start_at(epoch)
+    assert len({len(batches) for batches in ranks}) == 1
+    for index in range(len(ranks[0])):
+        parts = [batches[index][0] for batches in ranks]
+        assert len({len(part) for part in parts}) == 1
+        whole = alone[index][0]
+        together = np.concatenate(parts)
+        np.testing.assert_array_equal(together, whole[: len(whole) // size * size])
+    assert len(alone) - len(ranks[0]) in (0, 1)
+
+
+def test_every_epoch_has_its_own_order_and_all_rows():
+    batches = EpochBatches(np.arange(10), np.arange(10), batch_size=4, seed=3)
+    orders = []
+    for epoch in range(3):
+        batches.start_at(epoch)
+        rows = np.concatenate([x for x, _ in batches])
+        assert sorted(rows) == list(range(10))
+        np.testing.assert_array_equal(rows, batches.order(epoch))
+        orders.append(rows.tolist())
+    assert len({tuple(order) for order in orders}) == 3
+    other_seed = EpochBatches(np.arange(10), batch_size=4, seed=4)
+    assert other_seed.order(0).tolist() != orders[0]
+    assert EpochBatches(np.arange(10), shuffle=False).order(2).tolist() == list(range(10))
+
+
+def test_fit_moves_through_the_epochs():
+    seen = []
+
+    class Spy(EpochBatches):
+        def __getitem__(self, index):
+            batch = super().__getitem__(index)
+            seen.append((self.epoch, batch[0][:, 0].tolist()))
+            return batch
+
+    x = np.arange(6.0).reshape(6, 1)
+    batches = Spy(x, x, batch_size=3, seed=1)
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.fit(batches, shuffle=False, epochs=3, verbose=0)
+    served = [rows for epoch in range(3) for rows in x[batches.order(epoch), 0].reshape(2, 3).tolist()]
+    assert [rows for epoch, rows in seen][-6:] == served
+    assert batches.epoch == 3
+
+
+def test_structures_and_weights_come_through():
+    batches = EpochBatches({"a": np.arange(4), "b": np.ones((4, 2))}, np.arange(4), np.full(4, 2.0), batch_size=2)
+    x, y, weight = batches[0]
+    np.testing.assert_array_equal(x["a"], y)
+    assert x["b"].shape == (2, 2)
+    assert weight.tolist() == [2.0, 2.0]
+    with pytest.raises(IndexError, match="Batch 2 of 2"):
+        batches[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"x": np.ones(3), "y": np.ones(4)}, ValueError, "must have equally many rows. Received: {'x': \\[3\\], 'y'"),
+        ({"x": None}, ValueError, "must have equally many rows"),
+        ({"x": np.ones(3), "sample_weight": np.ones(3)}, ValueError, "`sample_weight` needs `y`"),
+        ({"x": 3.0}, TypeError, "`x` must hold arrays with one row per sample"),
+        ({"x": np.ones(3), "batch_size": 0}, ValueError, "`batch_size` must be an integer >= 1"),
+        ({"x": np.ones(3), "seed": -1}, ValueError, "`seed` must be an integer >= 0"),
+        ({"x": np.ones(3), "shuffle": 1}, TypeError, "`shuffle` must be True or False"),
+        ({"x": np.ones(3), "communicator": rank_of(0, 4)}, ValueError, "one row for each of 4 ranks. Received: 3"),
+        ({"x": np.ones(9), "batch_size": 3, "communicator": rank_of(0, 4)}, ValueError, "`batch_size` must be .* >= 4"),
+    ],
+)
+def test_refuses(arguments, error, message):
+    with pytest.raises(error, match=message):
+        EpochBatches(**arguments)

@@ -1,0 +1,137 @@
+"""Batches whose order is a function of the seed and the epoch, split over ranks."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfopt import communicator as communicators
+from tfopt._checks import check_flag, check_integer
+from tfopt.communicator import Communicator
+
+
+class EpochBatches(keras.utils.PyDataset):
+    """Arrays in batches for `fit`, shuffled anew in each epoch in an order that only the seed and the epoch decide.
+
+    So training that is interrupted and resumed (`tfopt.callbacks.ResumableCheckpoint`) sees the batches that it would
+    have seen, and N ranks together see the batches of one process: of each batch, rank r of N takes the r-th of N equal
+    parts. What is left of the last batch when it does not divide by N, fewer than N rows, is left out on all ranks.
+
+    Call `fit(batches, shuffle=False)`: by default Keras shuffles the order of the batches once more.
+
+    Args:
+        x: Array with one row per sample, or a tuple, list or dictionary of such arrays.
+        y: Targets in the same form; None for none.
+        sample_weight: One weight per sample; None for none.
+        batch_size: Rows in a batch, of all ranks together; an integer >= the number of ranks. Default 32.
+        seed: An integer >= 0. Default 0.
+        shuffle: Whether to shuffle; False keeps the order of the arrays. Default True.
+        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
+
+    Attributes:
+        epoch: The epoch whose order is next, or being served. `fit` moves it on.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: Arrays have different numbers of rows; there is not a row for each rank; or an argument is out of
+            its range.
+
+    Example:
+        >>> import numpy as np
+        >>> batches = EpochBatches(np.arange(4.0), batch_size=2, seed=0)
+        >>> len(batches), sorted(float(value) for (batch,) in batches for value in batch)
+        (2, [0.0, 1.0, 2.0, 3.0])
+    """
+
+    def __init__(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        batch_size: int = 32,
+        seed: int = 0,
+        shuffle: bool = True,
+        communicator: Communicator | None = None,
+    ) -> None:
+        super().__init__()
+        communicator = communicator or communicators.current()
+        self._rank, self._size = communicator.rank, communicator.size
+        self.batch_size = check_integer("batch_size", batch_size, minimum=self._size)
+        self.seed = check_integer("seed", seed, minimum=0)
+        self.shuffle = check_flag("shuffle", shuffle)
+        parts = {"x": x, "y": y, "sample_weight": sample_weight}
+        self._arrays = tuple(
+            keras.tree.lists_to_tuples(keras.tree.map_structure(np.asarray, part))
+            for part in parts.values()
+            if part is not None
+        )
+        lengths = {
+            name: sorted({_length(name, leaf) for leaf in keras.tree.flatten(part)})
+            for name, part in parts.items()
+            if part is not None
+        }
+        if "x" not in lengths or len(set().union(*lengths.values())) != 1:
+            raise ValueError(f"`x`, `y` and `sample_weight` must have equally many rows. Received: {lengths}")
+        if sample_weight is not None and y is None:
+            raise ValueError("`sample_weight` needs `y`. Received: y=None")
+        self.num_rows = lengths["x"][0]
+        if self.num_rows < self._size:
+            raise ValueError(
+                f"`x` must have at least one row for each of {self._size} ranks. Received: {self.num_rows}"
+            )
+        self.epoch = 0
+        self._order: np.ndarray | None = None
+        self._is_serving = False
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.num_rows, self.batch_size)
+        return full + (rest >= self._size)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"Batch {index} of {len(self)}")
+        if self._order is None:
+            self._order = self.order(self.epoch)
+        rows = self._order[index * self.batch_size : (index + 1) * self.batch_size]
+        part = len(rows) // self._size
+        rows = rows[self._rank * part : (self._rank + 1) * part]
+        return tuple(keras.tree.map_structure(lambda array: array[rows], arrays) for arrays in self._arrays)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Return the order in which an epoch goes through the rows.
+
+        Args:
+            epoch: Its number, from 0.
+
+        Returns:
+            A permutation of the row numbers, of shape (num_rows,).
+        """
+        if not self.shuffle:
+            return np.arange(self.num_rows)
+        return np.random.default_rng([self.seed, check_integer("epoch", epoch, minimum=0)]).permutation(self.num_rows)
+
+    def start_at(self, epoch: int) -> None:
+        """Make an epoch the next one.
+
+        Args:
+            epoch: Its number, from 0.
+        """
+        self.epoch = check_integer("epoch", epoch, minimum=0)
+        self._order = None
+
+    def on_epoch_begin(self) -> None:
+        """Fix the order; called by Keras."""
+        self._order = self.order(self.epoch)
+        self._is_serving = True
+
+    def on_epoch_end(self) -> None:
+        """Move on to the next epoch; called by Keras, which also calls it once before the first one."""
+        if self._is_serving:
+            self._is_serving = False
+            self.start_at(self.epoch + 1)
+
+
+def _length(name: str, array: Any) -> int:
+    if np.ndim(array) == 0:
+        raise TypeError(f"`{name}` must hold arrays with one row per sample. Received: {array!r}")
+    return len(array)
