@@ -1,4 +1,7 @@
-"""Keras callbacks that record what happens to a network while it trains."""
+"""Keras callbacks that record what happens to a network while it trains, train it on several ranks, and resume it."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from tfopt._checks import check_keras_3
 
@@ -6,4 +9,22 @@ check_keras_3()
 
 from tfopt.callbacks.weight_norms import WeightNorms  # noqa: E402
 
-__all__ = ["WeightNorms"]
+if TYPE_CHECKING:
+    from tfopt.callbacks.distributed import AverageMetrics, BroadcastVariables, WarmupLearningRate
+    from tfopt.callbacks.resumable_checkpoint import ResumableCheckpoint
+
+# These import TensorFlow, which the others can do without on other Keras backends.
+_MODULES = {
+    "AverageMetrics": "distributed",
+    "BroadcastVariables": "distributed",
+    "ResumableCheckpoint": "resumable_checkpoint",
+    "WarmupLearningRate": "distributed",
+}
+
+__all__ = ["AverageMetrics", "BroadcastVariables", "ResumableCheckpoint", "WarmupLearningRate", "WeightNorms"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"tfopt.callbacks.{_MODULES[name]}"), name)
+    raise AttributeError(f"module 'tfopt.callbacks' has no attribute {name!r}; it has {', '.join(__all__)}")

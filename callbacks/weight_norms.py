@@ -4,6 +4,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import keras
+from tfopt.callbacks._callback import Callback
 
 from tfopt import _plotting, numerics
 from tfopt._checks import check_integer
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     import pandas
 
 
-class WeightNorms(keras.callbacks.Callback):
+class WeightNorms(Callback):
     """Record the Frobenius norm of every trainable variable.
 
     Measured before the first epoch (of a model that is built by then), at the end of every n-th epoch, and at the end
@@ -53,6 +54,22 @@ class WeightNorms(keras.callbacks.Callback):
     def _start(self) -> None:
         self.history: dict[str, list] = {"epoch": [], "step": [], "norms": []}
         self._epochs_completed: int | None = None
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what a checkpoint must keep.
+
+        Returns:
+            The measurements.
+        """
+        return {"history": self.history, "epochs_completed": self._epochs_completed}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on where a checkpoint was written.
+
+        Args:
+            state: What `get_state` has returned.
+        """
+        self.history, self._epochs_completed = state["history"], state["epochs_completed"]
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Start a new history.

@@ -1,0 +1,126 @@
+"""Which callbacks and data let training be resumed, and what state the callbacks carry from epoch to epoch."""
+
+import warnings
+from typing import Any
+
+import keras
+
+# What Keras's own callbacks carry from one epoch to the next.
+_STATE_OF = {
+    keras.callbacks.ReduceLROnPlateau: ("best", "wait", "cooldown_counter"),
+    keras.callbacks.EarlyStopping: ("best", "wait", "stopped_epoch", "best_epoch", "best_weights"),
+    keras.callbacks.ModelCheckpoint: ("best", "_batches_seen_since_last_saving", "_last_batch_seen"),
+}
+_STATELESS = (
+    keras.callbacks.CSVLogger,
+    keras.callbacks.History,
+    keras.callbacks.LambdaCallback,
+    keras.callbacks.LearningRateScheduler,
+    keras.callbacks.ProgbarLogger,
+    keras.callbacks.RemoteMonitor,
+    keras.callbacks.TensorBoard,
+    keras.callbacks.TerminateOnNaN,
+)
+_REFUSED = {
+    keras.callbacks.BackupAndRestore: "both would restore the model",
+    keras.callbacks.SwapEMAWeights: "it swaps weights behind the checkpoint's back",
+}
+
+
+def get_state(callback: Any) -> dict[str, Any] | None:
+    """Return the state of a callback.
+
+    Args:
+        callback: A callback of Keras, of tfopt, or of the user's.
+
+    Returns:
+        The state; None if it has none.
+    """
+    for cls, names in _STATE_OF.items():
+        if isinstance(callback, cls):
+            return {name: getattr(callback, name) for name in names}
+    if hasattr(callback, "get_state") and hasattr(callback, "set_state"):
+        return callback.get_state() or None
+    return None
+
+
+def set_state(callback: Any, state: dict[str, Any]) -> None:
+    """Give a callback its state back.
+
+    Args:
+        callback: The callback.
+        state: What `get_state` has returned.
+    """
+    if any(isinstance(callback, cls) for cls in _STATE_OF):
+        for name, value in state.items():
+            setattr(callback, name, value)
+    else:
+        callback.set_state(state)
+
+
+def check_callbacks(callbacks: list[Any], checkpoint: Any, stateless: tuple[type, ...]) -> None:
+    """Refuse callbacks whose state would be lost, by name.
+
+    Args:
+        callbacks: The callbacks of a `fit`, in their order.
+        checkpoint: The one among them that saves.
+        stateless: Classes whose state need not be kept.
+
+    Raises:
+        ValueError: One has a state that cannot be saved, or changes it after the checkpoint has been written.
+    """
+    is_after = False
+    for callback in callbacks:
+        name = type(callback).__name__
+        is_after = is_after or callback is checkpoint
+        if callback is checkpoint or isinstance(callback, (*_STATELESS, *stateless)):
+            continue
+        for cls, reason in _REFUSED.items():
+            if isinstance(callback, cls):
+                raise ValueError(f"ResumableCheckpoint does not work together with {name}: {reason}")
+        is_known = isinstance(callback, tuple(_STATE_OF)) or hasattr(callback, "get_state")
+        if is_after and is_known:
+            raise ValueError(f"Put ResumableCheckpoint after {name}, whose state at the end of an epoch it must save")
+        if not is_known:
+            warnings.warn(
+                f"ResumableCheckpoint does not know the callback {name}: if it has a state, that is not saved. Give it "
+                f"methods get_state() and set_state(state), or pass stateless=[{name}]",
+                stacklevel=3,
+            )
+
+
+def check_data(epoch_iterator: Any) -> None:
+    """Refuse data whose order cannot be continued.
+
+    Args:
+        epoch_iterator: What hands out the batches of a `fit`; None if it is not known.
+
+    Raises:
+        ValueError: The order depends on a state that cannot be saved.
+    """
+    adapter: Any = getattr(epoch_iterator, "data_adapter", None)
+    kind = type(adapter).__name__
+    advice = "Use tfopt.datasets.EpochBatches(x, y, batch_size=...), whose order follows from its seed and the epoch"
+    if kind == "ArrayDataAdapter" and getattr(adapter, "_shuffle", False):
+        raise ValueError(
+            "`fit` shuffles these arrays by a random number generator whose state cannot be saved. "
+            f"{advice}, or fit(..., shuffle=False)"
+        )
+    if kind == "TFDatasetAdapter" and _reshuffles(adapter._dataset):
+        raise ValueError(
+            "The tf.data.Dataset is shuffled anew in each epoch, by a random number generator whose state cannot be "
+            f"saved. {advice}, or shuffle(..., seed=..., reshuffle_each_iteration=False)"
+        )
+    if kind == "GeneratorDataAdapter":
+        raise ValueError(f"`fit` reads from a generator, whose position cannot be saved. {advice}")
+    if getattr(epoch_iterator, "steps_per_epoch", None) not in (None, getattr(adapter, "num_batches", None)):
+        raise ValueError(
+            "With `steps_per_epoch` an epoch goes on where the one before has ended, and that position cannot be "
+            "saved. Leave `steps_per_epoch` out"
+        )
+
+
+def _reshuffles(dataset: Any) -> bool:
+    if getattr(dataset, "_reshuffle_each_iteration", False):
+        return True
+    return any(_reshuffles(source) for source in getattr(dataset, "_inputs", list)())

@@ -1,0 +1,84 @@
+"""What Keras does not tell a callback: the other callbacks and the data of the `fit` that calls it."""
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+from keras.callbacks import CallbackList
+
+from tfopt.datasets.epoch_batches import EpochBatches
+
+
+@dataclass(frozen=True)
+class RunningFit:
+    """The `fit` that is calling a callback.
+
+    Attributes:
+        callbacks: All its callbacks, in their order; Keras's own (History, the progress bar) included.
+        epoch_iterator: What hands out the batches of the training data; None where Keras does not show it.
+    """
+
+    callbacks: list[keras.callbacks.Callback]
+    epoch_iterator: Any = None
+
+
+def build_model(model: Any, running: RunningFit) -> None:
+    """Build a model that waits for its first batch, and its optimizer.
+
+    Args:
+        model: The model.
+        running: The `fit` whose data tell the shapes.
+
+    Raises:
+        ValueError: There are no data to tell them.
+    """
+    if not model.built:
+        iterator = running.epoch_iterator
+        if iterator is None:
+            raise ValueError(
+                "The model has no variables yet: give it a keras.Input, or call model.build(input_shape), before "
+                "training begins"
+            )
+        batches = epoch_batches_of(running)
+        epoch = batches.epoch if batches is not None else 0
+        model._symbolic_build(iterator=iterator)
+        iterator.reset()
+        if batches is not None:
+            batches.start_at(epoch)
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+
+
+def epoch_batches_of(running: RunningFit) -> EpochBatches | None:
+    """Return the data of a `fit` if they are `EpochBatches`.
+
+    Args:
+        running: The `fit`.
+
+    Returns:
+        The data, or None.
+    """
+    batches = getattr(getattr(running.epoch_iterator, "data_adapter", None), "py_dataset", None)
+    return batches if isinstance(batches, EpochBatches) else None
+
+
+def find_running_fit(callback: keras.callbacks.Callback) -> RunningFit:
+    """Look up the calls that led here for Keras's list of callbacks and the data of `fit`.
+
+    Args:
+        callback: The callback that is being called.
+
+    Returns:
+        What was found; only the callback itself where something else than `fit` is calling it.
+    """
+    callbacks: list[keras.callbacks.Callback] | None = None
+    frame = sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if callbacks is None and isinstance(caller, CallbackList) and callback in caller.callbacks:
+            callbacks = list(caller.callbacks)
+        if callbacks is not None and frame.f_code.co_name == "fit" and "epoch_iterator" in frame.f_locals:
+            return RunningFit(callbacks, frame.f_locals["epoch_iterator"])
+        frame = frame.f_back  # type: ignore[assignment]
+    return RunningFit(callbacks or [callback])

@@ -1,0 +1,85 @@
+"""Nested state (dictionaries, lists, numbers, strings, arrays) in one file that is either whole or refused."""
+
+import json
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class DamagedFileError(Exception):
+    """The file is not whole."""
+
+
+def write(path: Path, state: Any) -> None:
+    """Write state to a file: first under another name, and renamed when it is safe on the disk.
+
+    Args:
+        path: Where to.
+        state: Dictionaries with string keys, lists, tuples, arrays of any dtype, numbers, strings, booleans, None.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    text = json.dumps(_pack(state, arrays))
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("wb") as stream:
+        np.savez(stream, __state__=np.frombuffer(text.encode(), np.uint8), **arrays)  # type: ignore[arg-type]
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def read(path: Path) -> Any:
+    """Read back what `write` has written; checksums are compared.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The state. Arrays have the dtypes that they had.
+
+    Raises:
+        DamagedFileError: The file was cut off or changed.
+    """
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            contents = {name: arrays[name] for name in arrays.files}
+        state = json.loads(contents["__state__"].tobytes().decode())
+    except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError) as error:
+        raise DamagedFileError(f"{path}: {error}") from error
+    return _unpack(state, contents)
+
+
+def _pack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    # JSON holds everything but arrays; these go aside, as bytes, with their dtype and shape in the text.
+    if isinstance(value, np.ndarray):
+        name = f"array{len(arrays)}"
+        arrays[name] = np.frombuffer(np.ascontiguousarray(value).tobytes(), np.uint8)
+        return {"__array__": [name, value.dtype.name, list(value.shape)]}
+    if isinstance(value, tuple):
+        return {"__tuple__": [_pack(item, arrays) for item in value]}
+    if isinstance(value, list):
+        return [_pack(item, arrays) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _pack(item, arrays) for key, item in value.items()}
+    if isinstance(value, np.generic):
+        return _pack(np.asarray(value), arrays)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"A checkpoint cannot hold {value!r} of type {type(value).__name__}")
+
+
+def _unpack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    if isinstance(value, list):
+        return [_unpack(item, arrays) for item in value]
+    if isinstance(value, dict):
+        if "__array__" in value:
+            name, dtype, shape = value["__array__"]
+            array = np.frombuffer(arrays[name].tobytes(), np.dtype(dtype)).reshape(shape)
+            return array.copy() if shape else array[()]
+        if "__tuple__" in value:
+            return tuple(_unpack(item, arrays) for item in value["__tuple__"])
+        return {key: _unpack(item, arrays) for key, item in value.items()}
+    return value

@@ -1,0 +1,311 @@
+"""Callbacks for training on several ranks: equal starts, equal steps, equal metrics."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tfopt.callbacks._callback import Callback
+from tfopt.callbacks._running_fit import build_model, find_running_fit
+
+from tfopt import communicator as communicators
+from tfopt._checks import check_integer, check_number
+from tfopt.communicator import Communicator
+from tfopt.distributed.agreement import check_agreement
+from tfopt.distributed.optimizer import DistributedOptimizer
+
+
+class _RankCallback(Callback):
+    """A callback that compares the ranks at the end of each epoch, before it lets them do anything together.
+
+    A rank that comes there first joins in the reductions of the others with zeros until they are there too, so that
+    ranks with different numbers of batches meet in an error and not in a wait without end.
+    """
+
+    def __init__(self, communicator: Communicator | None = None) -> None:
+        super().__init__()
+        self.communicator = communicator or communicators.current()
+        self._num_batches = 0
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Start to count batches.
+
+        Args:
+            epoch: Not used.
+            logs: Not used.
+        """
+        self._num_batches = 0
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Count the batch.
+
+        Args:
+            batch: Its number in the epoch, from 0.
+            logs: Not used.
+        """
+        self._num_batches = batch + 1
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Check that all ranks end their training here.
+
+        Args:
+            logs: Not used.
+        """
+        self._compare("the end of training", None)
+
+    def _compare(self, place: str, logs: dict[str, Any] | None) -> None:
+        if self.communicator.size == 1:
+            return
+        self.communicator.join()
+        check_agreement(
+            self.communicator,
+            {
+                "point of training": f"{place}, after {self._num_batches} batches in the last epoch",
+                "learning rate": _learning_rates_of(self.model),
+                "metrics": sorted(logs or {}),
+                "wish to stop": bool(self.model.stop_training),
+            },
+            "Each rank needs the same number of batches (tfopt.distributed.shard makes them equal), and callbacks that "
+            "stop training or change the learning rate must come after AverageMetrics.",
+        )
+
+
+class BroadcastVariables(_RankCallback):
+    """Start all ranks from the variables of one: the model's and the optimizer's, which is built if it is not.
+
+    States of random number generators (dropout) stay each rank's own. A model that waits for its first batch is built.
+
+    Before training begins, and after each epoch, the ranks are compared: variables, number of batches, epochs, learning
+    rate, metrics. Where they differ, every rank raises the same error.
+
+    Args:
+        root_rank: Whose variables to hand out, from 0 to the number of ranks - 1. Default 0.
+        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
+
+    Raises:
+        TypeError: `root_rank` is not an integer.
+        ValueError: `root_rank` is no rank of the job.
+
+    Example:
+        >>> import numpy as np
+        >>> from tfopt.distributed import DistributedOptimizer
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> model.compile(DistributedOptimizer(keras.optimizers.SGD(0.1)), loss="mse")
+        >>> _ = model.fit(np.ones((4, 2)), np.ones(4), verbose=0, callbacks=[BroadcastVariables(), AverageMetrics()])
+    """
+
+    def __init__(self, root_rank: int = 0, communicator: Communicator | None = None) -> None:
+        super().__init__(communicator)
+        self.root_rank = check_integer("root_rank", root_rank, minimum=0, maximum=self.communicator.size - 1)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Compare the ranks and hand out the variables.
+
+        Args:
+            logs: Not used.
+
+        Raises:
+            ValueError: A rank's model cannot be trained on several ranks, or the ranks' models are not alike.
+        """
+        if self.communicator.size == 1:
+            return
+        for rank, problem in enumerate(self.communicator.allgather_object(_problem_of(self.model))):
+            if problem:
+                raise ValueError(f"Rank {rank}: {problem}")
+        build_model(self.model, find_running_fit(self))
+        check_agreement(
+            self.communicator,
+            {
+                "variables": [
+                    f"{number}: {v.name} {tuple(v.shape)} {v.dtype}{'' if v.trainable else ', not trainable'}"
+                    for number, v in enumerate(self.model.variables)
+                ],
+                "number of epochs": self.params.get("epochs"),
+                "number of batches": self.params.get("steps"),
+                "steps_per_execution": self.model.steps_per_execution,
+                "learning rate": _learning_rates_of(self.model),
+            },
+            "Every rank must build, compile and fit the same model, with the same number of batches "
+            "(tfopt.distributed.shard makes them equal).",
+        )
+        self._hand_out()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Compare the ranks.
+
+        Args:
+            epoch: Its number, from 0.
+            logs: Metrics, whose names are compared.
+        """
+        self._compare(f"the end of epoch {epoch + 1}", logs)
+
+    def _hand_out(self) -> None:
+        variables = [v for v in self.model.variables if v.name != "seed_generator_state"]
+        variables += self.model.optimizer.variables
+        values = self.communicator.broadcast([v.value for v in variables], self.root_rank, name="variables")
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+
+
+class AverageMetrics(_RankCallback):
+    """Replace the metrics of each epoch, validation's included, by their means over all ranks.
+
+    Put it before every callback that reads `logs` (EarlyStopping, ReduceLROnPlateau, ModelCheckpoint, CSVLogger,
+    TensorBoard): the ranks must come to the same decisions.
+
+    Args:
+        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
+    """
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Compare the ranks, then average.
+
+        Args:
+            epoch: Its number, from 0.
+            logs: Metrics; numbers are replaced by their means.
+        """
+        self._compare(f"the end of epoch {epoch + 1}", logs)
+        if not logs or self.communicator.size == 1:
+            return
+        names = [name for name in sorted(logs) if np.ndim(logs[name]) == 0 and np.isreal(logs[name])]
+        local = tf.constant([float(logs[name]) for name in names], tf.float64)
+        (means,) = self.communicator.allreduce_mean([local], name="metrics")
+        logs.update(zip(names, means.numpy().tolist(), strict=True))
+
+
+class WarmupLearningRate(Callback):
+    """Raise the learning rate in equal steps from a fraction of it to the whole, over the first epochs.
+
+    With N ranks and a batch N times as large, a learning rate N times as large is usual (linear scaling), but too
+    large for the first steps: Goyal et al., "Accurate, Large Minibatch SGD", 2017, section 2.2. After the last warm-up
+    epoch the learning rate is left alone.
+
+    Args:
+        epochs: How many epochs the warm-up takes, a number > 0. Default 5.
+        initial_fraction: Where it starts, from 0 to 1, as a fraction of the optimizer's learning rate. None (default)
+            means 1 / number of ranks.
+        steps_per_epoch: Number of batches in an epoch; None (default) asks `fit`, which knows it unless the data set
+            is a generator or of unknown cardinality.
+        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of its range; in `fit`: the learning rate is a schedule, or the number of batches
+            is not known.
+    """
+
+    def __init__(
+        self,
+        epochs: float = 5,
+        initial_fraction: float | None = None,
+        steps_per_epoch: int | None = None,
+        communicator: Communicator | None = None,
+    ) -> None:
+        super().__init__()
+        size = (communicator or communicators.current()).size
+        self.epochs = check_number("epochs", epochs, minimum=0.0, exclusive_minimum=True)
+        fraction = 1.0 / size if initial_fraction is None else initial_fraction
+        self.initial_fraction = check_number("initial_fraction", fraction, minimum=0.0, maximum=1.0)
+        if steps_per_epoch is not None:
+            check_integer("steps_per_epoch", steps_per_epoch, minimum=1)
+        self.steps_per_epoch = steps_per_epoch
+        self.target: float | None = None
+        self._epoch = 0
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what a checkpoint must keep.
+
+        Returns:
+            The learning rate that the warm-up leads to.
+        """
+        return {"target": self.target}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on where a checkpoint was written.
+
+        Args:
+            state: What `get_state` has returned.
+        """
+        self.target = state["target"]
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Note the learning rate that the optimizer has, as the target.
+
+        Args:
+            logs: Not used.
+
+        Raises:
+            ValueError: It is a schedule, or the number of batches is not known.
+        """
+        rate = getattr(self.model.optimizer, "_learning_rate", None)
+        inner = getattr(self.model.optimizer, "inner_optimizer", None)
+        rate = rate if inner is None else inner._learning_rate
+        if not isinstance(rate, keras.Variable) or hasattr(self.model.optimizer, "optimizers"):
+            raise ValueError(
+                "WarmupLearningRate needs an optimizer with a number as its learning rate. Received: "
+                f"learning_rate={rate!r}. A schedule brings its own warm-up, for example "
+                "tfopt.optimizers.schedules.PolynomialDecayWithWarmup"
+            )
+        if self._num_steps is None:
+            raise ValueError(
+                "WarmupLearningRate does not know how many batches an epoch has: pass `steps_per_epoch` to it"
+            )
+        (self.target,) = _learning_rates_of(self.model)
+
+    @property
+    def _num_steps(self) -> int | None:
+        return self.steps_per_epoch or self.params.get("steps")
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Note the epoch.
+
+        Args:
+            epoch: Its number, from 0.
+            logs: Not used.
+        """
+        self._epoch = epoch
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Set the learning rate of this step.
+
+        Args:
+            batch: Its number in the epoch, from 0.
+            logs: Not used.
+        """
+        assert self.target is not None
+        assert self._num_steps is not None
+        step, last = self._epoch * self._num_steps + batch, self.epochs * self._num_steps
+        if step <= last:
+            fraction = self.initial_fraction + (1.0 - self.initial_fraction) * step / last
+            self.model.optimizer.learning_rate = self.target * fraction
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Log the learning rate.
+
+        Args:
+            epoch: Not used.
+            logs: Receives `learning_rate`.
+        """
+        if logs is not None:
+            (logs["learning_rate"],) = _learning_rates_of(self.model)
+
+
+def _learning_rates_of(model: Any) -> list[float]:
+    # Several, where Keras combines optimizers for different variables.
+    optimizers = getattr(model.optimizer, "optimizers", None) or [model.optimizer]
+    return [float(keras.ops.convert_to_numpy(optimizer.learning_rate)) for optimizer in optimizers]
+
+
+def _problem_of(model: Any) -> str:
+    # What keeps the model from being trained on several ranks, or nothing.
+    if type(model.optimizer) is not DistributedOptimizer:
+        return (
+            f"The model was compiled with a plain {type(model.optimizer).__name__}: each rank would train on its own. "
+            "Use model.compile(tfopt.distributed.DistributedOptimizer(optimizer), ...)"
+        )
+    if model.jit_compile:
+        return (
+            'The model was compiled with jit_compile=True ("auto" may mean True on a GPU), but Horovod cannot average '
+            "gradients inside XLA. Use model.compile(..., jit_compile=False)"
+        )
+    return ""

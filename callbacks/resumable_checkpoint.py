@@ -1,0 +1,264 @@
+"""Checkpoints from which training goes on as if it had never been interrupted, bit for bit."""
+
+import random
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from tfopt.callbacks import _state_file
+from tfopt.callbacks._callback import Callback
+from tfopt.callbacks._resumability import check_callbacks, check_data, get_state, set_state
+from tfopt.callbacks._running_fit import RunningFit, build_model, epoch_batches_of, find_running_fit
+
+from tfopt import communicator as communicators
+from tfopt._checks import check_integer
+from tfopt.communicator import Communicator
+
+_GENERATIONS = 2
+
+
+class ResumableCheckpoint(Callback):
+    """Save the whole state of training at the end of epochs, and go on from there when `fit` is called again.
+
+    Start the same script again after it was killed, and it ends with the weights that it would have had, bit for bit
+    (same machine, same number of threads). Kept are the model's and the optimizer's variables; the states of Python's,
+    NumPy's and Keras's random number generators; `History`; the state of other callbacks; and the epoch, from which
+    `tfopt.datasets.EpochBatches` finds its order. Not kept: the state of `tf.random` operations.
+
+    Two generations are kept. Files are written under another name and renamed, and carry checksums: one that is
+    damaged is passed over with a warning, in favour of the older one. Under `horovodrun` every rank writes and reads
+    its own file, and all ranks go on from the newest epoch that all of them have.
+
+    When the last epoch has been saved, or a callback has stopped training, another `fit` returns at once. Delete the
+    folder to begin anew.
+
+    Put it after all callbacks that have a state. Keras's are known, those of tfopt too; others can bring methods
+    `get_state()` and `set_state(state)`.
+
+    Args:
+        folder: Where to write.
+        every_n_epochs: Write at the end of each n-th epoch and of the last, an integer >= 1. Default 1.
+        stateless: Callback classes of yours that have no state worth keeping.
+        verbose: 1 (default) prints a line when training is resumed, 0 does not.
+        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of its range; in `fit`: another callback or the data cannot be resumed, or the
+            folder holds the checkpoints of another model or number of ranks.
+
+    Example:
+        >>> import tempfile
+        >>> from tfopt.datasets import EpochBatches
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> model.compile("sgd", loss="mse")
+        >>> batches = EpochBatches(np.ones((8, 2)), np.ones(8), batch_size=4, seed=0)
+        >>> checkpoint = ResumableCheckpoint(tempfile.mkdtemp(), verbose=0)
+        >>> for epochs in (2, 3):
+        ...     history = model.fit(batches, shuffle=False, epochs=epochs, verbose=0, callbacks=[checkpoint])
+        >>> history.epoch
+        [0, 1, 2]
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        every_n_epochs: int = 1,
+        stateless: tuple[type, ...] | list[type] = (),
+        verbose: int = 1,
+        communicator: Communicator | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(folder, str | Path):
+            raise TypeError(f"`folder` must be a path. Received: folder={folder!r} of type {type(folder).__name__}")
+        self.folder = Path(folder)
+        self.every_n_epochs = check_integer("every_n_epochs", every_n_epochs, minimum=1)
+        if isinstance(stateless, type) or not all(isinstance(item, type) for item in stateless):
+            raise TypeError(f"`stateless` must be a list of callback classes. Received: stateless={stateless!r}")
+        self.stateless = tuple(stateless)
+        self.verbose = check_integer("verbose", verbose, minimum=0, maximum=1)
+        self.communicator = communicator or communicators.current()
+        self._running = RunningFit([])
+        self._history: dict[str, Any] | None = None
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Check that this training can be resumed, and resume it if there is a checkpoint.
+
+        Args:
+            logs: Not used.
+        """
+        self._running = find_running_fit(self)
+        check_callbacks(self._running.callbacks, self, self.stateless)
+        check_data(self._running.epoch_iterator)
+        build_model(self.model, self._running)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._history = None
+        state = self._newest_state()
+        if state is not None:
+            self._restore(state)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Tell `EpochBatches` the epoch.
+
+        Args:
+            epoch: Its number, from 0.
+            logs: Not used.
+        """
+        self._restore_history()
+        batches = epoch_batches_of(self._running)
+        if batches is not None:
+            batches.start_at(epoch)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Write a checkpoint, if it is time to.
+
+        Args:
+            epoch: Its number, from 0.
+            logs: Metrics, kept with the history.
+        """
+        is_last = epoch + 1 == self.params.get("epochs") or self.model.stop_training
+        if (epoch + 1) % self.every_n_epochs == 0 or is_last:
+            _state_file.write(self._path(epoch + 1), self._state(epoch, logs or {}))
+            for old in sorted(self._epochs())[:-_GENERATIONS]:
+                self._path(old).unlink(missing_ok=True)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Leave the model as a later `fit` without this callback needs it.
+
+        Args:
+            logs: Not used.
+        """
+        self._restore_history()
+        self.model._initial_epoch = None
+        self._running = RunningFit([])
+
+    def _state(self, epoch: int, logs: dict[str, Any]) -> dict[str, Any]:
+        history = next((c for c in self._running.callbacks if isinstance(c, keras.callbacks.History)), None)
+        past = {"epoch": [], "history": {}} if history is None else _history_with(history, epoch, logs)
+        return {
+            "version": 1,
+            "epochs": epoch + 1,
+            "stopped": bool(self.model.stop_training),
+            "variables": [[_describe(v), keras.ops.convert_to_numpy(v.value)] for v in _variables_of(self.model)],
+            "random": _random_state(),
+            "callbacks": [[type(c).__name__, state] for c, state in self._stateful()],
+            "history": past,
+        }
+
+    def _stateful(self) -> list[tuple[Any, dict[str, Any]]]:
+        others = [c for c in self._running.callbacks if c is not self]
+        return [(c, state) for c in others if (state := get_state(c)) is not None]
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        variables = _variables_of(self.model)
+        found, expected = [text for text, _ in state["variables"]], [_describe(v) for v in variables]
+        if found != expected:
+            first = next((pair for pair in zip(found, expected, strict=False) if pair[0] != pair[1]), ("fewer", "more"))
+            raise ValueError(
+                f"The checkpoint in {self.folder} belongs to another model or optimizer: it has {len(found)} "
+                f"variables, this one {len(expected)}; the first that differs is {first[0]} there and {first[1]} here. "
+                "Delete the folder to begin anew"
+            )
+        stateful = [c for c, _ in self._stateful()]
+        names, kept = [type(c).__name__ for c in stateful], [name for name, _ in state["callbacks"]]
+        if names != kept:
+            raise ValueError(
+                f"The checkpoint in {self.folder} holds the state of the callbacks {kept}, but `fit` has {names}"
+            )
+        for variable, (_, value) in zip(variables, state["variables"], strict=True):
+            variable.assign(value)
+        for callback, (_, kept_state) in zip(stateful, state["callbacks"], strict=True):
+            set_state(callback, kept_state)
+        _set_random_state(state["random"])
+        self._history = state["history"]
+        epochs = self.params.get("epochs") or 0
+        self.model._initial_epoch = epochs if state["stopped"] else min(state["epochs"], epochs)
+        if self.verbose and self.communicator.rank == 0:
+            why = ", where training was stopped" * state["stopped"]
+            print(f"Resuming after epoch {state['epochs']}{why} from {self.folder}")
+
+    def _restore_history(self) -> None:
+        """Give `History` its past; after its own `on_train_begin`, which empties it."""
+        if self._history is not None:
+            for callback in self._running.callbacks:
+                if isinstance(callback, keras.callbacks.History):
+                    callback.epoch, callback.history = list(self._history["epoch"]), dict(self._history["history"])
+            self._history = None
+
+    def _path(self, epochs: int) -> Path:
+        return self.folder / f"epoch-{epochs:06d}.{self._owner}.npz"
+
+    @property
+    def _owner(self) -> str:
+        return f"rank-{self.communicator.rank}-of-{self.communicator.size}"
+
+    def _epochs(self) -> list[int]:
+        return [
+            int(path.name.split(".")[0].removeprefix("epoch-"))
+            for path in self.folder.glob(f"epoch-*.{self._owner}.npz")
+        ]
+
+    def _newest_state(self) -> dict[str, Any] | None:
+        # The newest that is whole on every rank.
+        sizes = {path.name.split("-of-")[1].removesuffix(".npz") for path in self.folder.glob("epoch-*-of-*.npz")}
+        states = {}
+        for epochs in sorted(self._epochs(), reverse=True):
+            try:
+                states[epochs] = _state_file.read(self._path(epochs))
+            except _state_file.DamagedFileError as error:
+                warnings.warn(f"Passing over a damaged checkpoint: {error}", stacklevel=2)
+        everybody = self.communicator.allgather_object((sorted(states), sorted(sizes)))
+        found = set().union(*(sizes for _, sizes in everybody))
+        if found - {str(self.communicator.size)}:
+            raise ValueError(
+                f"The checkpoints in {self.folder} were written by a job of {', '.join(sorted(found))} ranks. "
+                f"Received: a job of {self.communicator.size} ranks. Delete the folder to begin anew"
+            )
+        common = set(everybody[0][0]).intersection(*(epochs for epochs, _ in everybody))
+        if not common and any(epochs for epochs, _ in everybody):
+            raise ValueError(
+                f"No epoch in {self.folder} has a whole checkpoint on every rank: by rank, there are "
+                f"{[epochs for epochs, _ in everybody]}. Delete the folder to begin anew"
+            )
+        return states[max(common)] if common else None
+
+
+def _variables_of(model: Any) -> list[Any]:
+    return [*model.variables, *model.optimizer.variables]
+
+
+def _describe(variable: Any) -> str:
+    # Without the numbers that Keras adds to names to keep the models of one process apart.
+    return f"{re.sub(r'_[0-9]+(?=_|$)', '', variable.name)} {tuple(variable.shape)} {variable.dtype}"
+
+
+def _history_with(history: Any, epoch: int, logs: dict[str, Any]) -> dict[str, Any]:
+    """Return the history with this epoch, which Keras adds after the other callbacks have run."""
+    epochs, values = list(history.epoch), {name: list(series) for name, series in history.history.items()}
+    if epoch not in epochs:
+        epochs.append(epoch)
+        for name, value in logs.items():
+            values.setdefault(name, []).append(float(value) if np.ndim(value) == 0 else np.asarray(value).tolist())
+    return {"epoch": epochs, "history": values}
+
+
+def _random_state() -> dict[str, Any]:
+    from keras.src.random.seed_generator import global_seed_generator
+
+    generator = global_seed_generator()  # first of all: where there is none yet, it is seeded by Python's
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),  # noqa: NPY002  the generator that other people's code draws from
+        "keras": keras.ops.convert_to_numpy(generator.state.value),
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    from keras.src.random.seed_generator import global_seed_generator
+
+    global_seed_generator().state.assign(state["keras"])
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002

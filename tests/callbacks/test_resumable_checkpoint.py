@@ -1,0 +1,319 @@
+"""Training that is interrupted and started again ends as if it had not been; what cannot be resumed is refused.
+
+Several ranks are in `tests/distributed/test_ranks.py`.
+"""
+
+import random
+import shutil
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tfopt.callbacks import ResumableCheckpoint, WarmupLearningRate, WeightNorms
+
+from tfopt.datasets import EpochBatches
+from tfopt.optimizers import Fromage
+
+EPOCHS = 7
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Stand in for a machine that fails in the middle of an epoch."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.is_near = epoch == self.epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.is_near and batch == 1:
+            raise KeyboardInterrupt
+
+
+def make_data():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(20, 4)).astype("float32")
+    return x, x.sum(axis=1, keepdims=True)
+
+
+def make_model(optimizer=None, deferred=False):
+    layers = [
+        keras.layers.Dense(5),
+        keras.layers.BatchNormalization(),
+        keras.layers.Dropout(0.3),
+        keras.layers.Dense(1),
+    ]
+    model = keras.Sequential(layers if deferred else [keras.Input((4,)), *layers])
+    model.compile(optimizer or keras.optimizers.Adam(0.05), "mse", jit_compile=False)
+    return model
+
+
+def make_callbacks(has_plateau=True):
+    plateau = keras.callbacks.ReduceLROnPlateau("loss", factor=0.7, patience=2, min_delta=10.0)
+    return [
+        WeightNorms(),
+        *[plateau] * has_plateau,
+        keras.callbacks.EarlyStopping("loss", patience=EPOCHS, restore_best_weights=True),
+    ]
+
+
+def train(folder, interrupt_at=None, make_optimizer=keras.optimizers.Adam, epochs=EPOCHS, more=make_callbacks):
+    """Train in a process that starts anew: other names, other random states."""
+    keras.utils.set_random_seed(3)
+    model = make_model(make_optimizer())
+    callbacks = [*more(), ResumableCheckpoint(folder, stateless=[Interrupt], verbose=0), Interrupt(interrupt_at)]
+    batches = EpochBatches(*make_data(), batch_size=8, seed=5)
+    try:
+        model.fit(batches, shuffle=False, epochs=epochs, verbose=0, callbacks=callbacks)
+    except KeyboardInterrupt:
+        return None
+    return {
+        "variables": [np.asarray(v).tobytes() for v in [*model.variables, *model.optimizer.variables]],
+        "history": model.history.history,
+        "epochs": model.history.epoch,
+        "norms": callbacks[0].history["epoch"] if isinstance(callbacks[0], WeightNorms) else None,
+        "draws": (random.random(), np.random.rand(), float(keras.random.uniform(()))),  # noqa: NPY002
+    }
+
+
+@pytest.mark.parametrize(
+    "make_optimizer",
+    [
+        lambda: keras.optimizers.Adam(0.05),
+        lambda: Fromage(0.02, use_ema=True, ema_momentum=0.9),
+        lambda: keras.optimizers.SGD(0.05, momentum=0.9, gradient_accumulation_steps=2),
+        lambda: keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 4, 0.5)),
+    ],
+    ids=["adam", "fromage_ema", "sgd_accumulation", "schedule"],
+)
+def test_resumed_training_ends_in_the_same_bits(tmp_path, make_optimizer):
+    is_schedule = isinstance(make_optimizer().get_config()["learning_rate"], dict)
+    options = {"make_optimizer": make_optimizer, "more": lambda: make_callbacks(has_plateau=not is_schedule)}
+    whole = train(tmp_path / "whole", **options)
+    for epoch in (0, 2, 5):
+        assert train(tmp_path / "broken", interrupt_at=epoch, **options) is None
+    names = sorted(path.name for path in (tmp_path / "broken").iterdir())
+    assert names == ["epoch-000004.rank-0-of-1.npz", "epoch-000005.rank-0-of-1.npz"]
+    assert train(tmp_path / "broken", **options) == whole
+
+
+def test_longer_training_goes_on_from_the_last_epoch(tmp_path):
+    whole = train(tmp_path / "whole")
+    train(tmp_path / "longer", epochs=4)
+    assert train(tmp_path / "longer") == whole
+
+
+def test_finished_training_returns_at_once(tmp_path):
+    whole = train(tmp_path)
+    again = train(tmp_path)
+    assert again["variables"] == whole["variables"]
+    assert again["history"] == whole["history"]
+
+
+def test_training_that_was_stopped_stays_stopped(tmp_path):
+    def stopping():
+        return [keras.callbacks.EarlyStopping("loss", patience=1, min_delta=100.0, restore_best_weights=True)]
+
+    first = train(tmp_path, more=stopping)
+    assert len(first["epochs"]) < EPOCHS
+    again = train(tmp_path, more=stopping)
+    assert again["variables"] == first["variables"]
+    assert again["epochs"] == first["epochs"]
+
+
+def test_warm_up_keeps_its_target(tmp_path):
+    def warming():
+        return [WarmupLearningRate(epochs=5, initial_fraction=0.1)]
+
+    whole = train(tmp_path / "whole", more=warming)
+    train(tmp_path / "broken", interrupt_at=3, more=warming)
+    assert train(tmp_path / "broken", more=warming) == whole
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "changed"])
+def test_a_damaged_file_is_passed_over_for_the_older_one(tmp_path, damage):
+    whole = train(tmp_path / "whole")
+    train(tmp_path / "broken", interrupt_at=5)
+    newest = max((tmp_path / "broken").iterdir())
+    content = newest.read_bytes()
+    middle = len(content) // 2
+    newest.write_bytes(
+        {
+            "truncated": content[:middle],
+            "empty": b"",
+            "changed": content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :],
+        }[damage]
+    )
+    with pytest.warns(UserWarning, match="Passing over a damaged checkpoint: .*epoch-000005"):
+        again = train(tmp_path / "broken")
+    assert again == whole
+
+
+def test_every_n_epochs_and_the_last(tmp_path):
+    model = make_model()
+    checkpoint = ResumableCheckpoint(tmp_path, every_n_epochs=3)
+    model.fit(*make_data(), shuffle=False, epochs=7, verbose=0, callbacks=[checkpoint])
+    assert sorted(path.name[:12] for path in tmp_path.iterdir()) == ["epoch-000006", "epoch-000007"]
+
+
+def test_a_fit_without_the_callback_starts_from_its_own_epoch(tmp_path):
+    train(tmp_path, epochs=3)
+    model = make_model()
+    batches = EpochBatches(*make_data(), batch_size=8)
+    model.fit(batches, epochs=4, verbose=0, callbacks=[ResumableCheckpoint(tmp_path / "other")])
+    history = model.fit(batches, epochs=2, verbose=0)
+    assert history.epoch == [0, 1]
+
+
+def test_resuming_says_so(tmp_path, capsys):
+    model = make_model()
+    for epochs in (1, 2):
+        checkpoint = ResumableCheckpoint(tmp_path)
+        model.fit(*make_data(), shuffle=False, epochs=epochs, verbose=0, callbacks=[checkpoint])
+    assert capsys.readouterr().out == f"Resuming after epoch 1 from {tmp_path}\n"
+
+
+def test_a_model_that_waits_for_its_first_batch_is_built(tmp_path):
+    results = []
+    for folder, epochs in (("whole", 3), ("broken", 1), ("broken", 3)):
+        keras.utils.set_random_seed(0)
+        model = make_model(deferred=True)
+        batches = EpochBatches(*make_data(), batch_size=8)
+        checkpoint = ResumableCheckpoint(tmp_path / folder, verbose=0)
+        model.fit(batches, shuffle=False, epochs=epochs, verbose=0, callbacks=[checkpoint])
+        results.append([np.asarray(v).tobytes() for v in model.variables])
+    assert results[0] == results[2]
+
+
+def test_another_models_checkpoint_is_refused(tmp_path):
+    train(tmp_path, epochs=1, more=list)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="belongs to another model or optimizer: it has .* the first that differs"):
+        model.fit(*make_data(), shuffle=False, verbose=0, callbacks=[ResumableCheckpoint(tmp_path)])
+
+
+def test_another_list_of_callbacks_is_refused(tmp_path):
+    train(tmp_path, epochs=1)
+    with pytest.raises(ValueError, match=r"the state of the callbacks \['WeightNorms', .*, but `fit` has \[\]"):
+        train(tmp_path, more=list)
+
+
+def test_another_number_of_ranks_is_refused(tmp_path):
+    train(tmp_path, epochs=1)
+    for path in tmp_path.iterdir():
+        shutil.copy(path, path.with_name(path.name.replace("-of-1", "-of-3")))
+        path.unlink()
+    with pytest.raises(ValueError, match="written by a job of 3 ranks. Received: a job of 1 ranks"):
+        train(tmp_path)
+
+
+class Counter(keras.callbacks.Callback):
+    """Somebody's own callback, with a state."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.count += 1
+
+
+class SavedCounter(Counter):
+    def get_state(self):
+        return {"count": self.count}
+
+    def set_state(self, state):
+        self.count = state["count"]
+
+
+def test_callbacks_of_users_can_bring_their_state(tmp_path):
+    for epochs in (2, 5):
+        counter = SavedCounter()
+        callbacks = [counter, ResumableCheckpoint(tmp_path, verbose=0)]
+        make_model().fit(*make_data(), shuffle=False, epochs=epochs, verbose=0, callbacks=callbacks)
+    assert counter.count == 5
+
+
+def fit(callbacks, *data, **options):
+    make_model().fit(*(data or make_data()), **{"verbose": 0, "shuffle": False, **options}, callbacks=callbacks)
+
+
+def test_callbacks_that_are_not_known_are_named(tmp_path):
+    with pytest.warns(UserWarning, match="does not know the callback Counter"):
+        fit([Counter(), ResumableCheckpoint(tmp_path / "a")])
+    fit([Counter(), ResumableCheckpoint(tmp_path / "b", stateless=[Counter])])
+
+
+def test_callbacks_that_cannot_be_resumed_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="does not work together with BackupAndRestore"):
+        fit([keras.callbacks.BackupAndRestore(tmp_path), ResumableCheckpoint(tmp_path)])
+    with pytest.raises(ValueError, match="Put ResumableCheckpoint after ReduceLROnPlateau"):
+        fit([ResumableCheckpoint(tmp_path), keras.callbacks.ReduceLROnPlateau()])
+
+
+def generator():
+    while True:
+        yield make_data()
+
+
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
+def test_data_that_cannot_be_resumed_are_refused(tmp_path):
+    rows = tf.data.Dataset.from_tensor_slices(make_data())
+    shuffled = rows.shuffle(20, seed=1)
+    for data, options, message in (
+        (make_data(), {"shuffle": True}, "`fit` shuffles these arrays.*EpochBatches"),
+        ((shuffled.batch(4),), {"shuffle": None}, "tf.data.Dataset is shuffled anew.*reshuffle_each_iteration=False"),
+        ((generator(),), {"steps_per_epoch": 2}, "reads from a generator"),
+        ((rows.batch(4).repeat(),), {"steps_per_epoch": 2}, "With `steps_per_epoch` an epoch goes on"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit([ResumableCheckpoint(tmp_path)], *data, **options)
+    assert not list(tmp_path.iterdir())
+    once = rows.shuffle(20, seed=1, reshuffle_each_iteration=False).batch(4)
+    fit([ResumableCheckpoint(tmp_path)], once)
+
+
+def test_a_loop_of_ones_own_can_call_it(tmp_path):
+    """Where no `fit` is running there are no other callbacks to save."""
+    results = []
+    for start, stop in ((0, 2), (2, 3)):
+        model = make_model()
+        checkpoint = ResumableCheckpoint(tmp_path, verbose=0)
+        checkpoint.set_model(model)
+        checkpoint.set_params({"epochs": stop})
+        checkpoint.on_train_begin()
+        assert (model._initial_epoch or 0) == start
+        results.append([np.asarray(v).tobytes() for v in model.variables])
+        for epoch in range(start, stop):
+            checkpoint.on_epoch_begin(epoch)
+            model.train_on_batch(*make_data())
+            checkpoint.on_epoch_end(epoch, {"loss": 1.0})
+        results.append([np.asarray(v).tobytes() for v in model.variables])
+        checkpoint.on_train_end()
+    assert results[1] == results[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"folder": 3}, TypeError, "`folder` must be a path. Received: folder=3"),
+        ({"folder": "x", "every_n_epochs": 0}, ValueError, "`every_n_epochs` must be an integer >= 1"),
+        ({"folder": "x", "stateless": Counter}, TypeError, "`stateless` must be a list of callback classes"),
+        ({"folder": "x", "stateless": [Counter()]}, TypeError, "`stateless` must be a list of callback classes"),
+        ({"folder": "x", "verbose": 2}, ValueError, "`verbose` must be an integer >= 0 and <= 1"),
+    ],
+)
+def test_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        ResumableCheckpoint(**arguments)
+
+
+def test_a_model_without_data_to_build_it_from_is_refused(tmp_path):
+    checkpoint = ResumableCheckpoint(tmp_path)
+    checkpoint.set_model(make_model(deferred=True))
+    with pytest.raises(ValueError, match="The model has no variables yet: give it a keras.Input"):
+        checkpoint.on_train_begin()
