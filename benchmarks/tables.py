@@ -51,14 +51,38 @@ def optimizer_table(result: dict, size: str) -> str:
     return "\n".join(lines)
 
 
+def distributed_table(result: dict) -> str:
+    """Return what averaging gradients costs.
+
+    Args:
+        result: The contents of `distributed.json`.
+
+    Returns:
+        A Markdown table.
+    """
+    lines = [
+        "| variables | optimizer | sent as | wrapped: ms | alone: ms | bare allreduce: ms | (wrapped - alone) / bare |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for key, row in result["results"].items():
+        size, name, dtype = key.split("/")
+        times = " | ".join(f"{row[label]:.1f}" for label in ("wrapped", "inner", "bare"))
+        lines.append(f"| {size} | {name} | {dtype} | {times} | {row['overhead']:.2f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Rewrite the generated parts of the page."""
     page = ROOT / "docs" / "benchmarks.md"
-    result = json.loads((ROOT / "benchmarks" / "results" / "optimizers.json").read_text())
+    result, distributed = (
+        json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+        for name in ("optimizers", "distributed")
+    )
     parts = {
         "environment": environment_line(result["environment"]),
         "optimizers big": optimizer_table(result, "big"),
         "optimizers small": optimizer_table(result, "small"),
+        "distributed": distributed_table(distributed),
     }
     text = page.read_text()
     for name, content in parts.items():

@@ -1,0 +1,67 @@
+"""Train a Keras model on several ranks, and go on where it was interrupted.
+
+Start it with `horovodrun -np 2 python examples/keras_horovod.py`. It works without `horovodrun` too, and because a
+batch is split over the ranks, and not multiplied by them, it then prints the same losses. Interrupt it and start it
+again: it ends with the weights that it would have had.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+from tfopt.callbacks import AverageMetrics, BroadcastVariables, ResumableCheckpoint
+
+from tfopt import communicator, datasets, models
+from tfopt.distributed import DistributedOptimizer
+from tfopt.optimizers import LARS, Fromage
+
+OPTIMIZERS = {"adam": keras.optimizers.Adam, "fromage": Fromage, "lars": LARS, "sgd": keras.optimizers.SGD}
+
+
+def main(argv: list[str] | None = None) -> dict[str, list[float]]:
+    """Train, and print what came of it.
+
+    Args:
+        argv: Command-line arguments.
+
+    Returns:
+        Losses and accuracies after each epoch, averaged over the ranks.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--optimizer", choices=sorted(OPTIMIZERS), default="fromage")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--batch-size", type=int, default=64, help="rows in a batch, of all ranks together")
+    parser.add_argument("--checkpoints", type=Path, default=Path("runs/keras_horovod"), help="delete it to begin anew")
+    parser.add_argument("--smoke", action="store_true", help="two epochs, to see that it runs")
+    arguments = parser.parse_args(argv)
+    ranks = communicator.current()
+    is_first = ranks.rank == 0
+
+    data = datasets.load("digits", validation_fraction=0.1, seed=0)
+    batches = datasets.EpochBatches(data.x_train, data.y_train, batch_size=arguments.batch_size, seed=0)
+    model = models.mlp(data.input_shape, (64,), data.num_classes, seed=0)
+    model.compile(
+        optimizer=DistributedOptimizer(OPTIMIZERS[arguments.optimizer]()),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=False,
+    )
+    history = model.fit(
+        batches,
+        shuffle=False,  # EpochBatches shuffles by itself
+        epochs=2 if arguments.smoke else arguments.epochs,
+        validation_data=(data.x_validation, data.y_validation),
+        verbose=2 if is_first else 0,
+        callbacks=[BroadcastVariables(), AverageMetrics(), ResumableCheckpoint(arguments.checkpoints)],
+    ).history
+    if is_first:
+        scores = model.evaluate(data.x_test, data.y_test, verbose=0, return_dict=True)
+        print(f"{ranks.size} rank(s): test accuracy {scores['accuracy']:.4f}, {ranks.bytes_reduced} bytes reduced")
+    return history
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""The examples under `horovodrun`: on two ranks they give what they give in one process."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def on_two_ranks(name, *arguments):
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    threads = {"TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        ["horovodrun", "-np", "2", "python", str(EXAMPLES / f"{name}.py"), *map(str, arguments)],
+        env={**os.environ, **threads, "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    return done.stdout
+
+
+def test_keras_horovod(tmp_path, capsys):
+    history = load("keras_horovod").main(["--epochs", "4", "--checkpoints", str(tmp_path / "alone")])
+    assert history["val_accuracy"][-1] > 0.7
+    alone = re.findall(r"test accuracy ([0-9.]+)", capsys.readouterr().out)
+    interrupted = on_two_ranks("keras_horovod", "--epochs", 2, "--checkpoints", tmp_path / "ranks")
+    assert "2 rank(s): test accuracy" in interrupted
+    resumed = on_two_ranks("keras_horovod", "--epochs", 4, "--checkpoints", tmp_path / "ranks")
+    assert "Resuming after epoch 2" in resumed
+    (accuracy,) = re.findall(r"test accuracy ([0-9.]+)", resumed)  # rank 0 alone prints
+    assert float(accuracy) == pytest.approx(float(alone[0]), abs=0.005)
+
+
+def test_quickstart_on_two_ranks(tmp_path):
+    output = on_two_ranks("quickstart", "--smoke", "--output", tmp_path)
+    assert output.count("Fromage (0.01, default)") == 2  # its progress and its row, of rank 0
+    assert "data:image/png;base64," in (tmp_path / "report.html").read_text()
+    rows = (tmp_path / "results.csv").read_text().splitlines()
+    assert len(rows) == 5
