@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from optimizer_table import TABLE
+from run_mirrored import CASES
 
 SCRIPT = Path(__file__).resolve().parents[1] / "support" / "run_mirrored.py"
 
@@ -22,8 +22,7 @@ def results(tmp_path_factory):
         return dict(arrays)
 
 
-@pytest.mark.parametrize("feature", ["plain", "schedule", "ema"])
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize(("name", "feature"), CASES)
 def test_two_devices_equal_one(results, name, feature):
     for index in range(5):
         one, two = (results[f"{name}/{feature}/{count}/{index}"] for count in ("one", "two"))
