@@ -40,7 +40,7 @@ demo: $(VENV)/installed-plot
 	$(BIN)/python examples/quickstart.py
 
 # Needed by the tests of tfopt.distributed.
-$(VENV)/built-horovod: tfopt/distributed/build_horovod.py | $(VENV)/installed-test
+$(VENV)/built-horovod: tfopt/distributed/build_horovod.py tfopt/distributed/_toolchain.py | $(VENV)/installed-test
 	$(BIN)/python -m tfopt.distributed.build_horovod
 	@touch $@
 

@@ -73,6 +73,8 @@ def check_callbacks(callbacks: list[Any], checkpoint: Any, stateless: tuple[type
     for callback in callbacks:
         name = type(callback).__name__
         is_after = is_after or callback is checkpoint
+        if isinstance(callback, keras.callbacks.CSVLogger) and not callback.append:
+            raise ValueError("CSVLogger would empty its file when training is resumed: use CSVLogger(..., append=True)")
         if callback is checkpoint or isinstance(callback, (*_STATELESS, *stateless)):
             continue
         for cls, reason in _REFUSED.items():
@@ -89,11 +91,12 @@ def check_callbacks(callbacks: list[Any], checkpoint: Any, stateless: tuple[type
             )
 
 
-def check_data(epoch_iterator: Any) -> None:
+def check_data(epoch_iterator: Any, stateless: tuple[type, ...]) -> None:
     """Refuse data whose order cannot be continued.
 
     Args:
         epoch_iterator: What hands out the batches of a `fit`; None if it is not known.
+        stateless: Classes of data that serve the same batches in each epoch.
 
     Raises:
         ValueError: The order depends on a state that cannot be saved.
@@ -106,11 +109,19 @@ def check_data(epoch_iterator: Any) -> None:
             "`fit` shuffles these arrays by a random number generator whose state cannot be saved. "
             f"{advice}, or fit(..., shuffle=False)"
         )
-    if kind == "TFDatasetAdapter" and _reshuffles(adapter._dataset):
+    if kind == "TFDatasetAdapter" and _shuffles_anew(adapter._dataset):
         raise ValueError(
-            "The tf.data.Dataset is shuffled anew in each epoch, by a random number generator whose state cannot be "
-            f"saved. {advice}, or shuffle(..., seed=..., reshuffle_each_iteration=False)"
+            "The tf.data.Dataset is shuffled anew in each epoch or each run, by a random number generator whose state "
+            f"cannot be saved. {advice}, or shuffle(..., seed=..., reshuffle_each_iteration=False)"
         )
+    if kind == "PyDatasetAdapter" and not hasattr(adapter.py_dataset, "start_at"):
+        name = type(adapter.py_dataset).__name__
+        if not isinstance(adapter.py_dataset, stateless):
+            raise ValueError(
+                f"It is not known in which order {name} serves its batches after a restart. {advice}; or give {name} a "
+                f"method start_at(epoch), called before each epoch; or pass stateless=[{name}] if it serves the same "
+                "batches in each epoch"
+            )
     if kind == "GeneratorDataAdapter":
         raise ValueError(f"`fit` reads from a generator, whose position cannot be saved. {advice}")
     if getattr(epoch_iterator, "steps_per_epoch", None) not in (None, getattr(adapter, "num_batches", None)):
@@ -120,7 +131,10 @@ def check_data(epoch_iterator: Any) -> None:
         )
 
 
-def _reshuffles(dataset: Any) -> bool:
+def _shuffles_anew(dataset: Any) -> bool:
     if getattr(dataset, "_reshuffle_each_iteration", False):
         return True
-    return any(_reshuffles(source) for source in getattr(dataset, "_inputs", list)())
+    seeds = [getattr(dataset, name, None) for name in ("_seed", "_seed2")]
+    if hasattr(dataset, "_reshuffle_each_iteration") and all(seed is not None and int(seed) == 0 for seed in seeds):
+        return True  # two zeros mean that no seed was given
+    return any(_shuffles_anew(source) for source in getattr(dataset, "_inputs", list)())

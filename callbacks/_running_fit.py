@@ -7,8 +7,6 @@ from typing import Any
 import keras
 from keras.callbacks import CallbackList
 
-from tfopt.datasets.epoch_batches import EpochBatches
-
 
 @dataclass(frozen=True)
 class RunningFit:
@@ -41,7 +39,7 @@ def build_model(model: Any, running: RunningFit) -> None:
                 "training begins"
             )
         batches = epoch_batches_of(running)
-        epoch = batches.epoch if batches is not None else 0
+        epoch = getattr(batches, "epoch", 0)
         model._symbolic_build(iterator=iterator)
         iterator.reset()
         if batches is not None:
@@ -50,17 +48,17 @@ def build_model(model: Any, running: RunningFit) -> None:
         model.optimizer.build(model.trainable_variables)
 
 
-def epoch_batches_of(running: RunningFit) -> EpochBatches | None:
-    """Return the data of a `fit` if they are `EpochBatches`.
+def epoch_batches_of(running: RunningFit) -> Any:
+    """Return the data of a `fit` if they can start at any epoch, as `EpochBatches` can.
 
     Args:
         running: The `fit`.
 
     Returns:
-        The data, or None.
+        A `keras.utils.PyDataset` with a method `start_at(epoch)`, or None.
     """
     batches = getattr(getattr(running.epoch_iterator, "data_adapter", None), "py_dataset", None)
-    return batches if isinstance(batches, EpochBatches) else None
+    return batches if hasattr(batches, "start_at") else None
 
 
 def find_running_fit(callback: keras.callbacks.Callback) -> RunningFit:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+_MARKS = ("__array__", "__tuple__")
+
 
 class DamagedFileError(Exception):
     """The file is not whole."""
@@ -19,7 +21,10 @@ def write(path: Path, state: Any) -> None:
 
     Args:
         path: Where to.
-        state: Dictionaries with string keys, lists, tuples, arrays of any dtype, numbers, strings, booleans, None.
+        state: Dictionaries with string keys, lists, tuples, arrays of numbers, numbers, strings, booleans, None.
+
+    Raises:
+        TypeError: It contains something else.
     """
     arrays: dict[str, np.ndarray] = {}
     text = json.dumps(_pack(state, arrays))
@@ -55,6 +60,9 @@ def read(path: Path) -> Any:
 def _pack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     # JSON holds everything but arrays; these go aside, as bytes, with their dtype and shape in the text.
     if isinstance(value, np.ndarray):
+        if value.dtype.hasobject or value.dtype.kind in "SUmM" or value.dtype.names:
+            raise TypeError(f"A checkpoint cannot hold an array of dtype {value.dtype}")
+        value = value.astype(value.dtype.newbyteorder("="), copy=False)
         name = f"array{len(arrays)}"
         arrays[name] = np.frombuffer(np.ascontiguousarray(value).tobytes(), np.uint8)
         return {"__array__": [name, value.dtype.name, list(value.shape)]}
@@ -63,7 +71,9 @@ def _pack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(value, list):
         return [_pack(item, arrays) for item in value]
     if isinstance(value, dict):
-        return {str(key): _pack(item, arrays) for key, item in value.items()}
+        if not all(isinstance(key, str) and key not in _MARKS for key in value):
+            raise TypeError(f"A checkpoint cannot hold a dictionary with the keys {list(value)}: they must be strings")
+        return {key: _pack(item, arrays) for key, item in value.items()}
     if isinstance(value, np.generic):
         return _pack(np.asarray(value), arrays)
     if value is None or isinstance(value, bool | int | float | str):

@@ -8,11 +8,10 @@ import tensorflow as tf
 from tfopt.callbacks._callback import Callback
 from tfopt.callbacks._running_fit import build_model, find_running_fit
 
-from tfopt import communicator as communicators
 from tfopt._checks import check_integer, check_number
-from tfopt.communicator import Communicator
+from tfopt.communicator import Communicator, check_communicator
 from tfopt.distributed.agreement import check_agreement
-from tfopt.distributed.optimizer import DistributedOptimizer
+from tfopt.distributed.optimizer import DistributedOptimizer, describe_config
 
 
 class _RankCallback(Callback):
@@ -24,8 +23,20 @@ class _RankCallback(Callback):
 
     def __init__(self, communicator: Communicator | None = None) -> None:
         super().__init__()
-        self.communicator = communicator or communicators.current()
+        self.communicator = check_communicator(communicator)
         self._num_batches = 0
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Check that all ranks train with the same of these callbacks.
+
+        Args:
+            logs: Not used.
+        """
+        if self.communicator.size > 1:
+            names = [type(c).__name__ for c in find_running_fit(self).callbacks if isinstance(c, _RankCallback)]
+            check_agreement(
+                self.communicator, "the start of training", {"callbacks": names}, "Pass them to `fit` on every rank."
+            )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Start to count batches.
@@ -59,6 +70,7 @@ class _RankCallback(Callback):
         self.communicator.join()
         check_agreement(
             self.communicator,
+            f"{type(self).__name__} in training",
             {
                 "point of training": f"{place}, after {self._num_batches} batches in the last epoch",
                 "learning rate": _learning_rates_of(self.model),
@@ -75,8 +87,8 @@ class BroadcastVariables(_RankCallback):
 
     States of random number generators (dropout) stay each rank's own. A model that waits for its first batch is built.
 
-    Before training begins, and after each epoch, the ranks are compared: variables, number of batches, epochs, learning
-    rate, metrics. Where they differ, every rank raises the same error.
+    Before training begins, and after each epoch, the ranks are compared: callbacks, variables, optimizer, number of
+    batches, epochs, learning rate, metrics. Where they differ, every rank raises the same error.
 
     Args:
         root_rank: Whose variables to hand out, from 0 to the number of ranks - 1. Default 0.
@@ -107,19 +119,21 @@ class BroadcastVariables(_RankCallback):
         Raises:
             ValueError: A rank's model cannot be trained on several ranks, or the ranks' models are not alike.
         """
+        super().on_train_begin(logs)
         if self.communicator.size == 1:
             return
-        for rank, problem in enumerate(self.communicator.allgather_object(_problem_of(self.model))):
+        for rank, problem in enumerate(self.communicator.allgather_object(_problem_of(self.model), "the model")):
             if problem:
                 raise ValueError(f"Rank {rank}: {problem}")
         build_model(self.model, find_running_fit(self))
         check_agreement(
             self.communicator,
+            "BroadcastVariables before training",
             {
-                "variables": [
-                    f"{number}: {v.name} {tuple(v.shape)} {v.dtype}{'' if v.trainable else ', not trainable'}"
-                    for number, v in enumerate(self.model.variables)
-                ],
+                "variables": _describe(self.model.variables),
+                "optimizer": type(self.model.optimizer).__name__,
+                "optimizer's arguments": describe_config(self.model.optimizer),
+                "optimizer's variables": _describe(self.model.optimizer.variables),
                 "number of epochs": self.params.get("epochs"),
                 "number of batches": self.params.get("steps"),
                 "steps_per_execution": self.model.steps_per_execution,
@@ -202,7 +216,7 @@ class WarmupLearningRate(Callback):
         communicator: Communicator | None = None,
     ) -> None:
         super().__init__()
-        size = (communicator or communicators.current()).size
+        size = check_communicator(communicator).size
         self.epochs = check_number("epochs", epochs, minimum=0.0, exclusive_minimum=True)
         fraction = 1.0 / size if initial_fraction is None else initial_fraction
         self.initial_fraction = check_number("initial_fraction", fraction, minimum=0.0, maximum=1.0)
@@ -210,15 +224,16 @@ class WarmupLearningRate(Callback):
             check_integer("steps_per_epoch", steps_per_epoch, minimum=1)
         self.steps_per_epoch = steps_per_epoch
         self.target: float | None = None
+        self._last_set: float | None = None
         self._epoch = 0
 
     def get_state(self) -> dict[str, Any]:
         """Return what a checkpoint must keep.
 
         Returns:
-            The learning rate that the warm-up leads to.
+            The learning rate that the warm-up leads to, and the one that it has set last.
         """
-        return {"target": self.target}
+        return {"target": self.target, "last_set": self._last_set}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on where a checkpoint was written.
@@ -226,10 +241,10 @@ class WarmupLearningRate(Callback):
         Args:
             state: What `get_state` has returned.
         """
-        self.target = state["target"]
+        self.target, self._last_set = state["target"], state["last_set"]
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Note the learning rate that the optimizer has, as the target.
+        """Note the learning rate that the optimizer has, as the target; go on if it is the one that was set last.
 
         Args:
             logs: Not used.
@@ -250,7 +265,9 @@ class WarmupLearningRate(Callback):
             raise ValueError(
                 "WarmupLearningRate does not know how many batches an epoch has: pass `steps_per_epoch` to it"
             )
-        (self.target,) = _learning_rates_of(self.model)
+        (rate,) = _learning_rates_of(self.model)
+        if self.target is None or rate != self._last_set:
+            self.target = rate
 
     @property
     def _num_steps(self) -> int | None:
@@ -278,6 +295,7 @@ class WarmupLearningRate(Callback):
         if step <= last:
             fraction = self.initial_fraction + (1.0 - self.initial_fraction) * step / last
             self.model.optimizer.learning_rate = self.target * fraction
+            (self._last_set,) = _learning_rates_of(self.model)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Log the learning rate.
@@ -288,6 +306,13 @@ class WarmupLearningRate(Callback):
         """
         if logs is not None:
             (logs["learning_rate"],) = _learning_rates_of(self.model)
+
+
+def _describe(variables: list[Any]) -> list[str]:
+    return [
+        f"{number}: {v.name} {tuple(v.shape)} {v.dtype}{'' if v.trainable else ', not trainable'}"
+        for number, v in enumerate(variables)
+    ]
 
 
 def _learning_rates_of(model: Any) -> list[float]:

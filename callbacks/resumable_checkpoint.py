@@ -13,9 +13,8 @@ from tfopt.callbacks._callback import Callback
 from tfopt.callbacks._resumability import check_callbacks, check_data, get_state, set_state
 from tfopt.callbacks._running_fit import RunningFit, build_model, epoch_batches_of, find_running_fit
 
-from tfopt import communicator as communicators
 from tfopt._checks import check_integer
-from tfopt.communicator import Communicator
+from tfopt.communicator import Communicator, check_communicator
 
 _GENERATIONS = 2
 
@@ -41,7 +40,8 @@ class ResumableCheckpoint(Callback):
     Args:
         folder: Where to write.
         every_n_epochs: Write at the end of each n-th epoch and of the last, an integer >= 1. Default 1.
-        stateless: Callback classes of yours that have no state worth keeping.
+        stateless: Callback classes of yours that have no state worth keeping, and `PyDataset` classes that serve the
+            same batches in each epoch.
         verbose: 1 (default) prints a line when training is resumed, 0 does not.
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
 
@@ -75,14 +75,17 @@ class ResumableCheckpoint(Callback):
         if not isinstance(folder, str | Path):
             raise TypeError(f"`folder` must be a path. Received: folder={folder!r} of type {type(folder).__name__}")
         self.folder = Path(folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"`folder` must be a folder. Received: folder={str(folder)!r}, which is a file")
         self.every_n_epochs = check_integer("every_n_epochs", every_n_epochs, minimum=1)
         if isinstance(stateless, type) or not all(isinstance(item, type) for item in stateless):
-            raise TypeError(f"`stateless` must be a list of callback classes. Received: stateless={stateless!r}")
+            raise TypeError(f"`stateless` must be a list of classes. Received: stateless={stateless!r}")
         self.stateless = tuple(stateless)
         self.verbose = check_integer("verbose", verbose, minimum=0, maximum=1)
-        self.communicator = communicator or communicators.current()
+        self.communicator = check_communicator(communicator)
         self._running = RunningFit([])
         self._history: dict[str, Any] | None = None
+        self._arguments: dict[str, Any] = {}
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Check that this training can be resumed, and resume it if there is a checkpoint.
@@ -92,10 +95,11 @@ class ResumableCheckpoint(Callback):
         """
         self._running = find_running_fit(self)
         check_callbacks(self._running.callbacks, self, self.stateless)
-        check_data(self._running.epoch_iterator)
+        check_data(self._running.epoch_iterator, self.stateless)
         build_model(self.model, self._running)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._history = None
+        self._arguments = _arguments_of(self.model.optimizer, epoch_batches_of(self._running))
         state = self._newest_state()
         if state is not None:
             self._restore(state)
@@ -142,6 +146,8 @@ class ResumableCheckpoint(Callback):
             "version": 1,
             "epochs": epoch + 1,
             "stopped": bool(self.model.stop_training),
+            "arguments": self._arguments,
+            "learning_rate": _arguments_of(self.model.optimizer, None).get("optimizer's learning_rate"),
             "variables": [[_describe(v), keras.ops.convert_to_numpy(v.value)] for v in _variables_of(self.model)],
             "random": _random_state(),
             "callbacks": [[type(c).__name__, state] for c, state in self._stateful()],
@@ -151,6 +157,19 @@ class ResumableCheckpoint(Callback):
     def _stateful(self) -> list[tuple[Any, dict[str, Any]]]:
         others = [c for c in self._running.callbacks if c is not self]
         return [(c, state) for c in others if (state := get_state(c)) is not None]
+
+    def _check_arguments(self, state: dict[str, Any]) -> None:
+        there, here = state["arguments"], self._arguments
+        differing = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
+        rate = "optimizer's learning_rate"
+        if rate in differing and here.get(rate) == state["learning_rate"]:
+            differing.remove(rate)  # the same model goes on: a callback has changed it since training began
+        if differing:
+            changes = "; ".join(f"{name} was {there.get(name)}, is {here.get(name)}" for name in differing)
+            raise ValueError(
+                f"The checkpoint in {self.folder} was written with other arguments, so training cannot go on as if it "
+                f"had not been interrupted: {changes}. Change them back, or delete the folder to begin anew"
+            )
 
     def _restore(self, state: dict[str, Any]) -> None:
         variables = _variables_of(self.model)
@@ -162,6 +181,7 @@ class ResumableCheckpoint(Callback):
                 f"variables, this one {len(expected)}; the first that differs is {first[0]} there and {first[1]} here. "
                 "Delete the folder to begin anew"
             )
+        self._check_arguments(state)
         stateful = [c for c, _ in self._stateful()]
         names, kept = [type(c).__name__ for c in stateful], [name for name, _ in state["callbacks"]]
         if names != kept:
@@ -210,24 +230,33 @@ class ResumableCheckpoint(Callback):
                 states[epochs] = _state_file.read(self._path(epochs))
             except _state_file.DamagedFileError as error:
                 warnings.warn(f"Passing over a damaged checkpoint: {error}", stacklevel=2)
-        everybody = self.communicator.allgather_object((sorted(states), sorted(sizes)))
-        found = set().union(*(sizes for _, sizes in everybody))
+        found_here = (sorted(states), sorted(sizes), bool(self._epochs()))
+        everybody = self.communicator.allgather_object(found_here, "ResumableCheckpoint before training")
+        found = set().union(*(sizes for _, sizes, _ in everybody))
         if found - {str(self.communicator.size)}:
             raise ValueError(
                 f"The checkpoints in {self.folder} were written by a job of {', '.join(sorted(found))} ranks. "
                 f"Received: a job of {self.communicator.size} ranks. Delete the folder to begin anew"
             )
-        common = set(everybody[0][0]).intersection(*(epochs for epochs, _ in everybody))
-        if not common and any(epochs for epochs, _ in everybody):
+        common = set(everybody[0][0]).intersection(*(epochs for epochs, _, _ in everybody))
+        if not common and any(has_files for _, _, has_files in everybody):
             raise ValueError(
                 f"No epoch in {self.folder} has a whole checkpoint on every rank: by rank, there are "
-                f"{[epochs for epochs, _ in everybody]}. Delete the folder to begin anew"
+                f"{[epochs for epochs, _, _ in everybody]}. Delete the folder to begin anew"
             )
         return states[max(common)] if common else None
 
 
 def _variables_of(model: Any) -> list[Any]:
     return [*model.variables, *model.optimizer.variables]
+
+
+def _arguments_of(optimizer: Any, batches: Any) -> dict[str, str]:
+    """Return what decides how training goes on, beside the state: the optimizer's arguments and those of the data."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    config = {f"optimizer's {name}": value for name, value in optimizer.get_config().items() if name != "name"}
+    data = {name: getattr(batches, name, None) for name in ("batch_size", "seed", "shuffle", "num_rows")}
+    return {name: str(value) for name, value in {**config, **data}.items() if value is not None}
 
 
 def _describe(variable: Any) -> str:

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tfopt import communicator
-from tfopt.communicator import LAUNCHER_VARIABLES, SerialCommunicator
+from tfopt.communicator import LAUNCHER_VARIABLES, SerialCommunicator, check_communicator
 
 
 @pytest.fixture(autouse=True)
@@ -80,3 +80,9 @@ def test_a_launcher_variable_that_is_no_number_is_an_error(value, monkeypatch):
     monkeypatch.setenv("PMI_SIZE", value)
     with pytest.raises(ValueError, match="PMI_SIZE must be a number of processes. Received: '" + value):
         communicator.current()
+
+
+def test_what_is_no_communicator_is_refused():
+    assert check_communicator(None) is communicator.current()
+    with pytest.raises(TypeError, match="`communicator` must be a tfopt.communicator.Communicator or None"):
+        check_communicator("horovod")

@@ -13,7 +13,7 @@ from tfopt._checks import check_integer
 
 __all__ = ["Communicator", "SerialCommunicator", "current"]
 
-# A launcher tells each process by one of these how many there are: horovodrun, Open MPI's mpirun, MPICH and Slurm.
+# A launcher tells each process by one of these how many there are: horovodrun, Open MPI's mpirun, MPICH's.
 LAUNCHER_VARIABLES = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 _PROVIDER = "tfopt.distributed.horovod_communicator"  # imported by name, on demand: imports go down only
@@ -49,8 +49,7 @@ class Communicator(Protocol):
 
         Args:
             tensors: A list of tensors, of any shapes and numeric dtypes.
-            name: A word that says what is reduced. Inside one `tf.function`, reductions that could run at the same
-                time need different names.
+            name: A word that says what is reduced, for messages.
 
         Returns:
             The sums, in the same order, the same on every process.
@@ -78,11 +77,12 @@ class Communicator(Protocol):
             The tensors of all processes one after the other, in the order of ranks.
         """
 
-    def allgather_object(self, item: Any) -> list[Any]:
+    def allgather_object(self, item: Any, name: str = "object") -> list[Any]:
         """Collect one Python object from each process.
 
         Args:
             item: Something that can be pickled.
+            name: A few words that say what is collected; processes that collect different things raise ValueError.
 
         Returns:
             The objects, in the order of ranks.
@@ -158,11 +158,12 @@ class SerialCommunicator:
         """
         return check_tensors("tensor", [tensor])[0]
 
-    def allgather_object(self, item: Any) -> list[Any]:
+    def allgather_object(self, item: Any, name: str = "object") -> list[Any]:
         """Return the object in a list.
 
         Args:
             item: Anything.
+            name: Not used.
 
         Returns:
             A list of one.
@@ -188,6 +189,28 @@ class SerialCommunicator:
 
     def join(self) -> None:
         """Do nothing."""
+
+
+def check_communicator(communicator: Any) -> "Communicator":
+    """Check an argument `communicator`, and replace None by `current()`.
+
+    Args:
+        communicator: What came.
+
+    Returns:
+        The communicator.
+
+    Raises:
+        TypeError: This is none.
+    """
+    if communicator is None:
+        return current()
+    if not all(hasattr(communicator, name) for name in ("rank", "size", "allreduce_sum", "allgather_object")):
+        raise TypeError(
+            "`communicator` must be a tfopt.communicator.Communicator or None. "
+            f"Received: {communicator!r} of type {type(communicator).__name__}"
+        )
+    return communicator
 
 
 def check_tensors(name: str, tensors: Any, floating: bool = False) -> list[Any]:

@@ -42,6 +42,17 @@ def test_warm_up_alone_is_no_warm_up_unless_asked_for():
     assert rates == [0.0, 0.1, 0.2, 0.3, 0.3, 0.3]
 
 
+def test_warm_up_goes_on_in_a_second_fit():
+    model = make_model(keras.optimizers.SGD(0.8))
+    warm_up = WarmupLearningRate(epochs=4, initial_fraction=0.0)
+    fit(model, [warm_up], epochs=2)
+    halfway = float(np.asarray(model.optimizer.learning_rate))
+    assert 0.3 < halfway < 0.45
+    history = fit(model, [warm_up], epochs=6, initial_epoch=2).history
+    assert history["learning_rate"][0] > halfway
+    assert history["learning_rate"][-1] == pytest.approx(0.8)
+
+
 def test_after_the_warm_up_the_learning_rate_is_left_alone():
     model = make_model(keras.optimizers.SGD(0.4))
     plateau = keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=100.0)

@@ -253,6 +253,86 @@ def test_callbacks_that_cannot_be_resumed_are_refused(tmp_path):
         fit([keras.callbacks.BackupAndRestore(tmp_path), ResumableCheckpoint(tmp_path)])
     with pytest.raises(ValueError, match="Put ResumableCheckpoint after ReduceLROnPlateau"):
         fit([ResumableCheckpoint(tmp_path), keras.callbacks.ReduceLROnPlateau()])
+    logger = keras.callbacks.CSVLogger(tmp_path / "log.csv")
+    with pytest.raises(ValueError, match=r"CSVLogger would empty its file.*append=True"):
+        fit([logger, ResumableCheckpoint(tmp_path)])
+    logger.csv_file.close()
+
+
+def test_the_log_of_an_interrupted_training_is_whole(tmp_path):
+    for stop in (3, EPOCHS):
+        logger = keras.callbacks.CSVLogger(tmp_path / "log.csv", append=True)
+        train(tmp_path / "kept", interrupt_at=stop, more=lambda *_, logger=logger: [logger])
+        logger.csv_file.close()
+    rows = (tmp_path / "log.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["epoch", *map(str, range(EPOCHS))]
+
+
+def test_other_arguments_are_refused(tmp_path):
+    def run(batch_size=5, rate=0.1, seed=0, folder="a", **options):
+        model = make_model(keras.optimizers.SGD(rate))
+        batches = EpochBatches(*make_data(), batch_size=batch_size, seed=seed)
+        checkpoint = ResumableCheckpoint(tmp_path / folder, verbose=0)
+        model.fit(batches, shuffle=False, verbose=0, callbacks=[checkpoint], **options)
+        return model, batches, checkpoint
+
+    model, batches, checkpoint = run(epochs=1)
+    for changed, message in (
+        ({"batch_size": 4}, "batch_size was 5, is 4"),
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"rate": 0.2}, "optimizer's learning_rate was 0.1.*, is 0.2"),
+    ):
+        with pytest.raises(ValueError, match=f"written with other arguments.*{message}"):
+            run(epochs=2, **changed)
+    # A learning rate that training itself has changed is no other argument.
+    halve = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
+    model.fit(batches, shuffle=False, epochs=3, verbose=0, callbacks=[halve, checkpoint])
+    model.fit(batches, shuffle=False, epochs=4, verbose=0, callbacks=[checkpoint])
+    assert model.history.epoch == [0, 1, 2, 3]
+
+
+class EveryOther(keras.utils.PyDataset):
+    """Somebody's own data: other rows in each epoch."""
+
+    epoch = 0
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        x, y = make_data()
+        return x[(index + self.epoch) % 5 :: 5], y[(index + self.epoch) % 5 :: 5]
+
+
+class EveryOtherFromAnyEpoch(EveryOther):
+    def start_at(self, epoch):
+        self.epoch = epoch
+
+
+def test_data_of_ones_own_bring_their_start(tmp_path):
+    with pytest.raises(ValueError, match=r"in which order EveryOther serves.*start_at.*stateless=\[EveryOther\]"):
+        fit([ResumableCheckpoint(tmp_path / "a")], EveryOther())
+    fit([ResumableCheckpoint(tmp_path / "a", stateless=[EveryOther])], EveryOther())
+    weights = []
+    for stops in ((4,), (2, 4)):
+        keras.utils.set_random_seed(0)
+        for epochs in stops:
+            model = make_model()
+            checkpoint = ResumableCheckpoint(tmp_path / str(len(stops)), verbose=0)
+            model.fit(EveryOtherFromAnyEpoch(), shuffle=False, epochs=epochs, verbose=0, callbacks=[checkpoint])
+        weights.append([np.asarray(weight).tobytes() for weight in model.get_weights()])
+    assert weights[0] == weights[1]
+
+
+def test_files_that_are_all_damaged_are_an_error(tmp_path):
+    train(tmp_path, epochs=2)
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"")
+    with (
+        pytest.warns(UserWarning, match="damaged"),
+        pytest.raises(ValueError, match="No epoch in .* has a whole checkpoint.*Delete the folder"),
+    ):
+        train(tmp_path)
 
 
 def generator():
@@ -262,11 +342,17 @@ def generator():
 
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
 def test_data_that_cannot_be_resumed_are_refused(tmp_path):
+    tf.random.set_seed(None)  # which other tests may have set
     rows = tf.data.Dataset.from_tensor_slices(make_data())
     shuffled = rows.shuffle(20, seed=1)
     for data, options, message in (
         (make_data(), {"shuffle": True}, "`fit` shuffles these arrays.*EpochBatches"),
         ((shuffled.batch(4),), {"shuffle": None}, "tf.data.Dataset is shuffled anew.*reshuffle_each_iteration=False"),
+        (
+            (rows.shuffle(20, reshuffle_each_iteration=False).batch(4),),
+            {"shuffle": None},
+            "each epoch or each run.*seed=",
+        ),
         ((generator(),), {"steps_per_epoch": 2}, "reads from a generator"),
         ((rows.batch(4).repeat(),), {"steps_per_epoch": 2}, "With `steps_per_epoch` an epoch goes on"),
     ):
@@ -302,14 +388,20 @@ def test_a_loop_of_ones_own_can_call_it(tmp_path):
     [
         ({"folder": 3}, TypeError, "`folder` must be a path. Received: folder=3"),
         ({"folder": "x", "every_n_epochs": 0}, ValueError, "`every_n_epochs` must be an integer >= 1"),
-        ({"folder": "x", "stateless": Counter}, TypeError, "`stateless` must be a list of callback classes"),
-        ({"folder": "x", "stateless": [Counter()]}, TypeError, "`stateless` must be a list of callback classes"),
+        ({"folder": "x", "stateless": Counter}, TypeError, "`stateless` must be a list of classes"),
+        ({"folder": "x", "stateless": [Counter()]}, TypeError, "`stateless` must be a list of classes"),
         ({"folder": "x", "verbose": 2}, ValueError, "`verbose` must be an integer >= 0 and <= 1"),
     ],
 )
 def test_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         ResumableCheckpoint(**arguments)
+
+
+def test_a_folder_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="`folder` must be a folder"):
+        ResumableCheckpoint(tmp_path / "file")
 
 
 def test_a_model_without_data_to_build_it_from_is_refused(tmp_path):

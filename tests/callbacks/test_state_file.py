@@ -75,3 +75,24 @@ def test_an_old_file_stays_whole_while_a_new_one_fails_to_be_written(tmp_path):
     with pytest.raises(TypeError, match="A checkpoint cannot hold <object"):
         _state_file.write(path, {"epoch": 2, "what": object()})
     assert _state_file.read(path) == {"epoch": 1}
+
+
+def test_the_order_of_bytes_does_not_matter(tmp_path):
+    _state_file.write(tmp_path / "state.npz", np.array([1.0, 2.0], ">f4"))
+    assert _state_file.read(tmp_path / "state.npz").tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (np.array(["a", "b"]), "cannot hold an array of dtype <U1"),
+        ([np.array([None])], "cannot hold an array of dtype object"),
+        ({1: 2}, r"keys \[1\]: they must be strings"),
+        ({"__array__": 2}, r"keys \['__array__'\]"),
+        ({"a": {1, 2}}, "cannot hold {1, 2} of type set"),
+    ],
+)
+def test_what_would_not_come_back_is_refused(tmp_path, state, message):
+    with pytest.raises(TypeError, match=message):
+        _state_file.write(tmp_path / "state.npz", state)
+    assert not list(tmp_path.iterdir())

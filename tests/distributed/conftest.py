@@ -13,7 +13,7 @@ SUPPORT = Path(__file__).resolve().parents[1] / "support"
 # A rank that waits for another one longer than this ends the job, so that a stall is a failure and not a wait.
 ENVIRONMENT = {
     "TF_NUM_INTRAOP_THREADS": "1",
-    "TF_NUM_INTEROP_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "2",
     "OMP_NUM_THREADS": "1",
     "HOROVOD_STALL_CHECK_TIME_SECONDS": "20",
     "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "60",
@@ -47,6 +47,12 @@ def horovodrun(size, *command, timeout=300, **environment):
         text=True,
         timeout=timeout,
     )
+
+
+@pytest.fixture
+def start_ranks():
+    """`horovodrun`, for scripts of `tests/support`."""
+    return lambda size, script, **options: horovodrun(size, SUPPORT / script, **options)
 
 
 @pytest.fixture(scope="session", params=[2, 3], ids=["2-ranks", "3-ranks"])

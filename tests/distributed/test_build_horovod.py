@@ -6,12 +6,13 @@ That it compiles and installs a Horovod that works is shown by the ranks of the 
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
-from tfopt.distributed import build_horovod
-from tfopt.distributed.build_horovod import HEADERS, BuildError
+from tfopt.distributed import _toolchain, build_horovod
+from tfopt.distributed._toolchain import HEADERS, BuildError
 
 
 def make_include(folder, places):
@@ -24,34 +25,34 @@ def make_include(folder, places):
 @pytest.mark.parametrize("which", [0, -1])
 def test_headers_forward_to_where_tensorflow_has_them(which, tmp_path):
     include = make_include(tmp_path / "include", [places[which] for places in HEADERS.values()])
-    build_horovod.write_forwarding_headers(include, tmp_path / "headers")
+    _toolchain.write_forwarding_headers(include, tmp_path / "headers")
     for asked, places in HEADERS.items():
         assert (tmp_path / "headers" / asked).read_text() == f'#include "{places[which]}"\n'
 
 
 def test_the_newest_place_is_preferred(tmp_path):
     include = make_include(tmp_path / "include", [place for places in HEADERS.values() for place in places])
-    build_horovod.write_forwarding_headers(include, tmp_path / "headers")
+    _toolchain.write_forwarding_headers(include, tmp_path / "headers")
     builder = tmp_path / "headers" / "tensorflow/compiler/xla/client/xla_builder.h"
     assert builder.read_text() == '#include "xla/hlo/builder/xla_builder.h"\n'
 
 
 def test_headers_that_are_where_horovod_looks_need_no_forwarding(tmp_path):
     include = make_include(tmp_path / "include", HEADERS)
-    build_horovod.write_forwarding_headers(include, tmp_path / "headers")
+    _toolchain.write_forwarding_headers(include, tmp_path / "headers")
     assert not (tmp_path / "headers").exists()
 
 
 def test_a_tensorflow_without_the_headers_is_named(tmp_path):
     with pytest.raises(BuildError, match=r"has no xla/hlo/builder/xla_builder.h or xla/client/xla_builder.h"):
-        build_horovod.write_forwarding_headers(tmp_path, tmp_path / "headers")
+        _toolchain.write_forwarding_headers(tmp_path, tmp_path / "headers")
 
 
 def test_the_installed_tensorflow_has_them(tmp_path):
-    include, version = build_horovod.find_tensorflow()
+    include, version = _toolchain.find_tensorflow()
     assert version.startswith("2.")
-    build_horovod.write_forwarding_headers(include, tmp_path)
-    for library in build_horovod.INCLUDED_LIBRARIES:
+    _toolchain.write_forwarding_headers(include, tmp_path)
+    for library in _toolchain.INCLUDED_LIBRARIES:
         assert (include / library).is_dir()
 
 
@@ -59,9 +60,9 @@ def test_without_a_compiler_the_error_says_how_to_get_one(tmp_path):
     with pytest.raises(
         BuildError, match="needs a C\\+\\+ compiler; g\\+\\+ or clang\\+\\+ or c\\+\\+ was not found.*apt"
     ):
-        build_horovod.find_compiler({"PATH": str(tmp_path)})
+        _toolchain.find_compiler({"PATH": str(tmp_path)})
     with pytest.raises(BuildError, match="my-compiler was not found"):
-        build_horovod.find_compiler({"PATH": str(tmp_path), "CXX": "my-compiler"})
+        _toolchain.find_compiler({"PATH": str(tmp_path), "CXX": "my-compiler"})
 
 
 def test_a_compiler_that_does_not_work_is_shown_with_its_words(tmp_path):
@@ -69,7 +70,7 @@ def test_a_compiler_that_does_not_work_is_shown_with_its_words(tmp_path):
     broken.write_text("#!/bin/sh\necho no C++17 here >&2\nexit 1\n")
     broken.chmod(0o755)
     with pytest.raises(BuildError, match="does not compile C\\+\\+17:\nno C\\+\\+17 here"):
-        build_horovod.find_compiler({"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"})
+        _toolchain.find_compiler({"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"})
 
 
 def test_the_whole_command_ends_with_that_error(tmp_path):
@@ -88,14 +89,14 @@ def test_only_some_versions_of_cmake_will_do(version, usable, tmp_path):
         cmake = tmp_path / "cmake"
         cmake.write_text(f"#!/bin/sh\necho cmake version {version}\n")
         cmake.chmod(0o755)
-    assert build_horovod.has_usable_cmake({"PATH": str(tmp_path)}) is usable
+    assert _toolchain.has_usable_cmake({"PATH": str(tmp_path)}) is usable
 
 
 def test_a_missing_cmake_comes_from_the_package_index(tmp_path, monkeypatch):
     commands = []
-    monkeypatch.setattr(build_horovod, "run", lambda command, *rest: commands.append(command))
+    monkeypatch.setattr(_toolchain, "run", lambda command, *rest: commands.append(command))
     include = make_include(tmp_path / "include", [places[0] for places in HEADERS.values()])
-    environment = build_horovod.build_environment(include, tmp_path, {"PATH": "", "HOROVOD_WITH_MPI": "1"})
+    environment = _toolchain.build_environment(include, tmp_path, {"PATH": "", "HOROVOD_WITH_MPI": "1"})
     assert "cmake<4" in commands[0]
     assert environment["PATH"].startswith(str(tmp_path / "tools" / "cmake" / "data" / "bin"))
     assert environment["CPATH"].split(os.pathsep)[0] == str(tmp_path / "headers")
@@ -103,8 +104,36 @@ def test_a_missing_cmake_comes_from_the_package_index(tmp_path, monkeypatch):
     assert environment["HOROVOD_WITH_GLOO"] == "1"
 
 
+def test_the_source_is_mended(tmp_path, monkeypatch):
+    inside = "horovod-0.28.1/horovod/common/gloo/gloo_controller.cc"
+    for text, message in (("x;\nglobal_ranks_.reserve(size_);\n", None), ("something else", "is not the source")):
+        (tmp_path / "gloo.cc").write_text(text)
+        with tarfile.open(tmp_path / "horovod-0.28.1.tar.gz", "w:gz") as archive:
+            archive.add(tmp_path / "gloo.cc", inside)
+        monkeypatch.setattr(_toolchain, "run", lambda *rest: None)
+        if message is None:
+            assert _toolchain.unpack_source(tmp_path) == tmp_path / "horovod-0.28.1"
+            assert (tmp_path / inside).read_text() == "x;\nglobal_ranks_.resize(size_);\n"
+        else:
+            with pytest.raises(BuildError, match=message):
+                _toolchain.unpack_source(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(BuildError, match="cannot be kept in .*file.*set XDG_CACHE_HOME"):
+        build_horovod.build()
+
+
+def test_a_compiler_may_come_with_options():
+    assert _toolchain.find_compiler({**os.environ, "CXX": "c++ -O1"}).endswith("c++")
+    with pytest.raises(BuildError, match="it says nothing, and returns 1"):
+        _toolchain.find_compiler({**os.environ, "CXX": "false"})
+
+
 def test_the_key_tells_builds_apart(monkeypatch):
-    compiler = build_horovod.find_compiler(os.environ)
+    compiler = _toolchain.find_compiler(os.environ)
     key = build_horovod.build_key("2.21.0", compiler)
     assert build_horovod.build_key("2.21.0", compiler) == key
     assert build_horovod.build_key("2.20.0", compiler) != key
@@ -123,6 +152,7 @@ def test_a_compilation_that_fails_shows_the_errors_and_keeps_the_log(tmp_path, m
     script = "print('[ 50%] Building'); print('x.cc:1: error: no such thing'); raise SystemExit(1)"
     monkeypatch.setattr(build_horovod, "pip", lambda *arguments: [sys.executable, "-c", script])
     monkeypatch.setattr(build_horovod, "build_environment", lambda *arguments: dict(os.environ))
+    monkeypatch.setattr(build_horovod, "unpack_source", lambda folder: folder)
     with pytest.raises(BuildError, match=r"whole log is in .*build.log. It says:\nx.cc:1: error: no such thing"):
         build_horovod.compile_wheel(tmp_path, tmp_path)
     assert "[ 50%]" in (tmp_path / "build.log").read_text()
@@ -162,7 +192,7 @@ def test_the_installed_wheel_is_told_from_others(tmp_path):
 
 def test_commands_that_fail_end_in_their_last_lines():
     with pytest.raises(BuildError, match="Trying failed:\nlast words"):
-        build_horovod.run([sys.executable, "-c", "print('last words'); raise SystemExit(3)"], "Trying")
+        _toolchain.run([sys.executable, "-c", "print('last words'); raise SystemExit(3)"], "Trying")
 
 
 def test_ranks_that_fail_the_proof_are_shown(monkeypatch):

@@ -1,6 +1,7 @@
 """`DistributedOptimizer` in one process: it stands for the optimizer that it wraps."""
 
 import pickle
+import warnings
 
 import keras
 import numpy as np
@@ -193,3 +194,18 @@ def test_compression_alone_keeps_all_digits():
     variable = keras.Variable(np.zeros(1))
     optimizer.apply([tf.constant([1 / 3])], [variable])
     assert np.asarray(variable)[0] == np.float32(-1 / 3)
+
+
+def test_an_optimizer_of_horovods_own_wrapper_is_refused():
+    import horovod.tensorflow.keras as horovod_keras
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = horovod_keras.DistributedOptimizer(keras.optimizers.SGD(0.1))
+    with pytest.raises(ValueError, match="one that Horovod's own Keras wrapper has made"):
+        DistributedOptimizer(wrapped)
+
+
+def test_no_gradients_are_refused():
+    with pytest.raises(ValueError, match="`grads_and_vars` must hold at least one pair"):
+        DistributedOptimizer("sgd").apply_gradients([])

@@ -62,7 +62,20 @@ def test_ranks_that_are_done_join_in_with_zeros(launch):
         assert sums == [float(launch.size - k) for k in range(rank + 1)] * 3
 
 
+def test_operations_in_graphs_keep_the_order_of_the_program(launch):
+    size = float(launch.size)
+    for result in launch.results("order_in_graphs"):
+        assert result["functions"] == result["conditions"] == [size, 10 * size]
+        assert result["loop"] == size * sum(range(20))
+        assert result["apart"] == [size * place for place in range(20)]
+
+
 # --- gradients
+
+
+def test_tables_are_not_averaged_with_each_other(launch):
+    for result in launch.results("several_tables"):
+        assert result == [[-5.0], [-10.0], [-5.0]]
 
 
 def test_means_of_sparse_gradients(launch):
@@ -193,6 +206,7 @@ def test_mixed_precision_brings_its_loss_scaling(launch):
 # --- misuse
 
 MISUSE = {
+    "other_calls": "have come to different places: rank 0 to pears, rank 1 to apples",
     "gather_of_a_scalar": "`tensor` must have at least one axis",
     "root_that_is_no_rank": "`root_rank` must be an integer >= 0 and <= ",
     "different_numbers_of_batches": "do not agree on the number of batches: rank 0 has 2, rank 1 has 3",
@@ -204,6 +218,11 @@ MISUSE = {
     "frozen_on_one_rank_without_callbacks": "do not agree on the trainable variables: rank 0 has "
     "sequential/dense/kernel",
     "other_learning_rate": "do not agree on the learning rate: rank 0 has 0.1.*, rank 1 has 0.2",
+    "other_optimizer_state": "do not agree on the optimizer's arguments: rank 0 has momentum=0.0, rank 1 has momentum",
+    "other_clipping": "do not agree on the optimizer's arguments: rank 0 has clipnorm=None, rank 1 has clipnorm=0.01",
+    "frozen_later_on_one_rank": "do not agree on the variables: .* not trainable",
+    "a_callback_on_one_rank": "do not agree on the callbacks: rank 0 has AverageMetrics, rank 1 has none",
+    "the_only_callback_on_one_rank": "different places: rank 0 to the start of training, rank 1 to the first step",
     "plain_optimizer": "compiled with a plain SGD: each rank would train on its own",
     "plain_optimizer_on_one_rank": "Rank 1: The model was compiled with a plain SGD",
     "xla": r"model.compile\(..., jit_compile=False\)",
@@ -222,6 +241,14 @@ def test_misuse_ends_in_a_clear_error_on_every_rank_and_soon(launch, name):
         assert result["error"] == "ValueError", result["message"]
         assert re.search(MISUSE[name], result["message"], flags=re.DOTALL), result["message"]
         assert result["seconds"] < 30
+
+
+def test_ranks_that_wait_in_vain_end_the_job(start_ranks):
+    """Without callbacks nobody compares the numbers of batches; Horovod's own limit, set here to seconds, is left."""
+    limits = {"HOROVOD_STALL_CHECK_TIME_SECONDS": "2", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "4"}
+    done = start_ranks(2, "run_uneven_ranks.py", timeout=90, **limits)
+    assert done.returncode != 0
+    assert re.search(r"Missing ranks:\s*.*0!: \[", done.stdout, flags=re.DOTALL), done.stdout[-3000:]
 
 
 # --- saved models and checkpoints

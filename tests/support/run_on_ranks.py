@@ -139,6 +139,56 @@ def joining(ranks, folder):
     return sums
 
 
+@subject
+def order_in_graphs(ranks, folder):
+    """Operations of the same name whose operands are ready in another order on each rank."""
+
+    def late(value, is_late):
+        # A long way round, on one of the ranks.
+        count = tf.constant(200_000 if is_late else 1)
+        body = lambda i, x: (i + 1, x + 0.0)  # noqa: E731
+        return tf.while_loop(lambda i, _: i < count, body, [0, tf.convert_to_tensor(value)])[1]
+
+    one = tf.function(lambda v: ranks.allreduce_sum([v])[0], autograph=False)
+    two = tf.function(lambda v: ranks.allreduce_sum([v])[0], autograph=False)
+
+    @tf.function(autograph=False)
+    def both():
+        return one(late(1.0, ranks.rank == 0)), two(late(10.0, ranks.rank == 1))
+
+    @tf.function(autograph=False)
+    def in_conditions():
+        sums = []
+        for value, rank in ((1.0, 0), (10.0, 1)):
+            operand = late(value, ranks.rank == rank)
+            sums.append(tf.cond(operand > 0.0, lambda v=operand: ranks.allreduce_sum([v])[0], lambda v=operand: v))
+        return sums
+
+    @tf.function(autograph=False)
+    def in_a_loop():
+        body = lambda i, total: (i + 1, total + ranks.allreduce_sum([tf.cast(i, tf.float32)])[0])  # noqa: E731
+        return tf.while_loop(lambda i, _: i < 20, body, [0, 0.0], parallel_iterations=10)[1]
+
+    @tf.function(autograph=False)
+    def apart():
+        # Nothing but the loop's counter connects the turns.
+        array = tf.TensorArray(tf.float32, 20)
+        body = lambda i, a: (i + 1, a.write(i, ranks.allreduce_sum([tf.cast(i, tf.float32)])[0]))  # noqa: E731
+        return tf.while_loop(lambda i, _: i < 20, body, [0, array], parallel_iterations=10)[1].stack()
+
+    return {
+        "functions": [float(v) for v in both()],
+        "conditions": [float(v) for v in in_conditions()],
+        "loop": float(in_a_loop()),
+        "apart": [float(v) for v in apart()],
+    }
+
+
+@misuse
+def other_calls(ranks, folder):
+    ranks.allgather_object(ranks.rank, "apples" if ranks.rank else "pears")
+
+
 @misuse
 def gather_of_a_scalar(ranks, folder):
     ranks.allgather(tf.constant(1.0))
@@ -190,6 +240,29 @@ def sparse_means(ranks, folder):
     merged = merge_rows(tf.IndexedSlices(tf.constant([[1.0], [2.0], [4.0]]), tf.constant([3, 1, 3])))
     results["merged"] = [merged.indices.numpy().tolist(), merged.values.numpy().tolist()]
     return results
+
+
+@subject
+def several_tables(ranks, folder):
+    """Embedding gradients that are averaged as whole tables, beside each other and a dense one."""
+    tables = [keras.Variable(np.zeros((2000, 16), "float32")) for _ in range(2)]
+    other = keras.Variable(np.zeros(3, "float32"))
+    optimizer = DistributedOptimizer(keras.optimizers.SGD(1.0))
+    optimizer.build([*tables, other])
+
+    @tf.function(autograph=False)
+    def step():
+        gradients = []
+        for place in range(2):
+            # Rank 0's first and rank 1's second gradient are late.
+            count = tf.constant(20_000 if ranks.rank == place else 1)
+            value = tf.while_loop(lambda i, _, c=count: i < c, lambda i, x: (i + 1, x + 0.0), [0, 1.0 + place])[1]
+            gradients.append(tf.IndexedSlices(tf.fill([2000, 16], value), tf.range(2000), tf.constant([2000, 16])))
+        optimizer.apply([*gradients, tf.ones(3)], [*tables, other])
+
+    for _ in range(5):
+        step()
+    return [np.unique(table.numpy()).tolist() for table in [*tables, other]]
 
 
 @subject
@@ -407,6 +480,39 @@ def frozen_on_one_rank_without_callbacks(ranks, folder):
 def other_learning_rate(ranks, folder):
     model = make_model(optimizer=DistributedOptimizer(keras.optimizers.SGD(0.1 + 0.1 * ranks.rank)))
     fit(model, make_data(8), callbacks=[BroadcastVariables()])
+
+
+@misuse
+def other_optimizer_state(ranks, folder):
+    model = make_model(optimizer=DistributedOptimizer(keras.optimizers.SGD(0.1, momentum=0.5 * ranks.rank)))
+    model.optimizer.build(model.trainable_variables)
+    fit(model, make_data(8), callbacks=[BroadcastVariables()])
+
+
+@misuse
+def other_clipping(ranks, folder):
+    optimizer = keras.optimizers.SGD(0.1, clipnorm=0.01 if ranks.rank == 1 else None)
+    fit(make_model(optimizer=DistributedOptimizer(optimizer)), make_data(8))
+
+
+@misuse
+def frozen_later_on_one_rank(ranks, folder):
+    model = make_model(optimizer=DistributedOptimizer(keras.optimizers.SGD(0.1)))
+    fit(model, make_data(8), callbacks=[BroadcastVariables()])
+    model.layers[0].trainable = ranks.rank != 1
+    model.compile(model.optimizer, "mse", jit_compile=False)
+    fit(model, make_data(8), callbacks=[BroadcastVariables()])
+
+
+@misuse
+def a_callback_on_one_rank(ranks, folder):
+    callbacks = [BroadcastVariables()] + [AverageMetrics()] * (ranks.rank == 0)
+    fit(make_model(), make_data(8), callbacks=callbacks)
+
+
+@misuse
+def the_only_callback_on_one_rank(ranks, folder):
+    fit(make_model(), make_data(8), callbacks=[AverageMetrics()] * (ranks.rank == 0))
 
 
 @misuse

@@ -5,9 +5,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfopt import communicator as communicators
 from tfopt._checks import check_flag, check_integer
-from tfopt.communicator import Communicator
+from tfopt.communicator import Communicator, check_communicator
 
 
 class EpochBatches(keras.utils.PyDataset):
@@ -54,7 +53,7 @@ class EpochBatches(keras.utils.PyDataset):
         communicator: Communicator | None = None,
     ) -> None:
         super().__init__()
-        communicator = communicator or communicators.current()
+        communicator = check_communicator(communicator)
         self._rank, self._size = communicator.rank, communicator.size
         self.batch_size = check_integer("batch_size", batch_size, minimum=self._size)
         self.seed = check_integer("seed", seed, minimum=0)

@@ -8,18 +8,19 @@ from tfopt.communicator import Communicator
 _LONGEST = 200  # characters of a value that an error shows
 
 
-def check_agreement(communicator: Communicator, facts: Mapping[str, Any], advice: str = "") -> None:
+def check_agreement(communicator: Communicator, place: str, facts: Mapping[str, Any], advice: str = "") -> None:
     """Check that some facts are the same on all ranks; every rank calls this, and every rank raises the same error.
 
     Args:
         communicator: The job's communicator.
+        place: Where in the program this is, in words.
         facts: Things that can be compared and pickled, by what they are called in the message.
         advice: A sentence that the message ends with.
 
     Raises:
-        ValueError: A fact differs; the message shows it for the first two ranks that differ.
+        ValueError: A rank is at another place, or a fact differs; the message shows the first two ranks that differ.
     """
-    everybody = communicator.allgather_object(dict(facts))
+    everybody = communicator.allgather_object(dict(facts), name=place)
     for name in facts:
         for rank, theirs in enumerate(everybody):
             if theirs.get(name) != everybody[0].get(name):

@@ -1,14 +1,14 @@
 """Build Horovod for the TensorFlow that is installed: `python -m tfopt.distributed.build_horovod`.
 
 Horovod 0.28.1, the newest release, includes TensorFlow headers by the places that they had up to TensorFlow 2.15. They
-are still there, elsewhere: this puts forwarding headers where Horovod looks for them, and compiles it without changing
-a line. The wheel is kept in the user's cache; building takes a few minutes once and seconds from then on.
+are still there, elsewhere: this puts forwarding headers where Horovod looks for them, mends the check for ranks that
+wait in vain, and compiles it. The wheel is kept in the user's cache; building takes a few minutes once and seconds from
+then on.
 """
 
 import argparse
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -20,32 +20,22 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-HOROVOD_VERSION = "0.28.1"
-
-# Where Horovod looks for a header -> where TensorFlow may have it, the newest place first.
-HEADERS = {
-    "tensorflow/compiler/xla/client/xla_builder.h": ("xla/hlo/builder/xla_builder.h", "xla/client/xla_builder.h"),
-    "tensorflow/compiler/xla/service/custom_call_target_registry.h": ("xla/service/custom_call_target_registry.h",),
-    "tensorflow/compiler/xla/service/hlo.pb.h": ("xla/service/hlo.pb.h",),
-    "tensorflow/compiler/xla/shape.h": ("xla/shape.h",),
-    "tensorflow/compiler/xla/xla_data.pb.h": ("xla/xla_data.pb.h",),
-}
-INCLUDED_LIBRARIES = ("external/highwayhash", "external/farmhash_archive/src")
-
-# What is built unless the environment says otherwise.
-OPTIONS = {
-    "HOROVOD_WITH_TENSORFLOW": "1",
-    "HOROVOD_WITH_GLOO": "1",
-    "HOROVOD_WITHOUT_PYTORCH": "1",
-    "HOROVOD_WITHOUT_MXNET": "1",
-}
-# Horovod's setup needs pkg_resources, which newer versions of setuptools lack, and a cmake that still takes its files.
-BUILD_REQUIREMENTS = ("setuptools<81", "wheel")
-CMAKE_REQUIREMENT = "cmake<4"
-RUNTIME_REQUIREMENTS = ("cloudpickle", "psutil", "pyyaml", "packaging", "cffi")
+from tfopt.distributed._toolchain import (
+    HOROVOD_VERSION,
+    MENDED,
+    OPTIONS,
+    RUNTIME_REQUIREMENTS,
+    BuildError,
+    build_environment,
+    console,
+    find_compiler,
+    find_tensorflow,
+    pip,
+    run,
+    unpack_source,
+)
 
 PROOF_SECONDS = 120
 PROOF = """
@@ -55,174 +45,6 @@ ranks = communicator.current()
 (total,) = ranks.allreduce_sum([tf.constant([1.0, 2.0]) * (ranks.rank + 1)])
 assert ranks.size == 2 and total.numpy().tolist() == [3.0, 6.0], (ranks.size, total)
 """
-
-console = Console()
-
-
-class BuildError(Exception):
-    """Horovod cannot be built or does not work; the message says what to do."""
-
-
-def find_tensorflow() -> tuple[Path, str]:
-    """Find the installed TensorFlow without importing it.
-
-    Returns:
-        Its folder of headers, and its version.
-
-    Raises:
-        BuildError: It is not installed, or came without headers.
-    """
-    spec = importlib.util.find_spec("tensorflow")
-    if spec is None or spec.origin is None:
-        raise BuildError("TensorFlow is not installed: pip install tensorflow")
-    include = Path(spec.origin).parent / "include"
-    if not include.is_dir():
-        raise BuildError(f"This TensorFlow has no headers: {include} does not exist. Install it from its wheel")
-    distributions = importlib.metadata.packages_distributions()["tensorflow"]
-    name = next((d for d in distributions if "tensorflow" in d), distributions[0])
-    return include, importlib.metadata.version(name)
-
-
-def find_compiler(environment: Mapping[str, str]) -> str:
-    """Find a C++ compiler, and see it compile C++17.
-
-    Args:
-        environment: Environment variables; `CXX` names the compiler.
-
-    Returns:
-        Its path.
-
-    Raises:
-        BuildError: There is none that works.
-    """
-    candidates = [environment["CXX"]] if environment.get("CXX") else ["g++", "clang++", "c++"]
-    compiler = next((path for name in candidates if (path := shutil.which(name, path=environment.get("PATH")))), None)
-    if compiler is None:
-        raise BuildError(
-            f"Building Horovod needs a C++ compiler; {' or '.join(candidates)} was not found. Install one (Debian and "
-            "Ubuntu: apt install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install), or set CXX"
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "test.cc")
-        source.write_text("#include <optional>\nint main() { return std::optional<int>(0).value(); }\n")
-        command = [compiler, "-std=c++17", str(source), "-o", str(source.with_suffix(".out"))]
-        result = subprocess.run(command, capture_output=True, text=True, env=dict(environment), check=False)
-    if result.returncode:
-        raise BuildError(f"The C++ compiler {compiler} does not compile C++17:\n{result.stderr.strip()[-2000:]}")
-    return compiler
-
-
-def write_forwarding_headers(include: Path, folder: Path) -> None:
-    """Put a header that forwards to TensorFlow's into each place where Horovod looks for one in vain.
-
-    Args:
-        include: TensorFlow's folder of headers.
-        folder: Where to write.
-
-    Raises:
-        BuildError: TensorFlow has a header at none of the places known.
-    """
-    for asked, places in HEADERS.items():
-        if (include / asked).exists():
-            continue
-        found = next((place for place in places if (include / place).exists()), None)
-        if found is None:
-            raise BuildError(
-                f"This TensorFlow has no {' or '.join(places)}: Horovod {HOROVOD_VERSION} is known to build with "
-                "TensorFlow 2.18 to 2.21"
-            )
-        header = folder / asked
-        header.parent.mkdir(parents=True, exist_ok=True)
-        header.write_text(f'#include "{found}"\n')
-
-
-def has_usable_cmake(environment: Mapping[str, str]) -> bool:
-    """Tell whether there is a cmake that takes Horovod's files: any before version 4.
-
-    Args:
-        environment: Environment variables.
-
-    Returns:
-        Whether there is.
-    """
-    cmake = shutil.which("cmake", path=environment.get("PATH"))
-    if cmake is None:
-        return False
-    text = subprocess.run([cmake, "--version"], capture_output=True, text=True, check=False).stdout
-    version = re.search(r"version (\d+)\.(\d+)", text)
-    return version is not None and (3, 13) <= (int(version[1]), int(version[2])) < (4, 0)
-
-
-def pip(*arguments: str) -> list[str]:
-    """Return the command that runs this Python's pip.
-
-    Args:
-        *arguments: What to tell it.
-
-    Returns:
-        The command.
-    """
-    return [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
-
-
-def run(command: list[str], what: str, environment: Mapping[str, str] | None = None) -> None:
-    """Run a command quietly.
-
-    Args:
-        command: The command.
-        what: What it does, for the message.
-        environment: Environment variables; None for those of this process.
-
-    Raises:
-        BuildError: It failed; the message ends with its last lines.
-    """
-    result = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, check=False
-    )
-    if result.returncode:
-        raise BuildError(f"{what} failed:\n" + "\n".join(result.stdout.splitlines()[-30:]))
-
-
-def build_environment(include: Path, folder: Path, environment: Mapping[str, str]) -> dict[str, str]:
-    """Prepare everything that the compilation needs in a folder of its own, which leaves the user's packages alone.
-
-    Args:
-        include: TensorFlow's folder of headers.
-        folder: Where to put things.
-        environment: The user's environment variables.
-
-    Returns:
-        The environment variables for the compilation.
-    """
-    headers, tools = folder / "headers", folder / "tools"
-    write_forwarding_headers(include, headers)
-    wanted = list(BUILD_REQUIREMENTS)
-    if not has_usable_cmake(environment):
-        console.print("There is no cmake before version 4 here: taking one from the package index")
-        wanted.append(CMAKE_REQUIREMENT)
-    run(pip("install", "--quiet", "--target", str(tools), *wanted), "Installing the build tools")
-    missing = [name for name in RUNTIME_REQUIREMENTS if not _is_installed(name)]
-    if missing:
-        run(pip("install", "--quiet", *missing), f"Installing {', '.join(missing)}")
-    places = [headers, *(include / library for library in INCLUDED_LIBRARIES)]
-    python = Path(sys.executable).parent
-    return {
-        **OPTIONS,
-        **environment,
-        "CPATH": os.pathsep.join([*map(str, places), *filter(None, [environment.get("CPATH")])]),
-        "PYTHONPATH": os.pathsep.join([str(tools), *filter(None, [environment.get("PYTHONPATH")])]),
-        "PATH": os.pathsep.join([str(tools / "cmake/data/bin"), str(python), environment.get("PATH", "")]),
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "CMAKE_BUILD_PARALLEL_LEVEL": environment.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1)),
-    }
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def compile_wheel(include: Path, folder: Path) -> Path:
@@ -241,8 +63,9 @@ def compile_wheel(include: Path, folder: Path) -> Path:
     log = folder / "build.log"
     with tempfile.TemporaryDirectory(prefix="tfopt-horovod-") as scratch:
         environment = build_environment(include, Path(scratch), os.environ)
-        options = ("--no-build-isolation", "--no-deps", "--no-cache-dir", "--no-binary", "horovod")
-        command = pip("wheel", "-v", *options, f"horovod=={HOROVOD_VERSION}", "-w", str(Path(scratch, "wheel")))
+        source = unpack_source(Path(scratch))
+        options = ("--no-build-isolation", "--no-deps", "--no-cache-dir")
+        command = pip("wheel", "-v", *options, str(source), "-w", str(Path(scratch, "wheel")))
         if _run_with_progress(command, environment, log):
             lines = log.read_text().splitlines()
             errors = [line for line in lines if re.search(r"\berror\b|CMake Error|not found", line, re.IGNORECASE)]
@@ -314,6 +137,7 @@ def build_key(tensorflow_version: str, compiler: str) -> str:
         platform.libc_ver(),
         os.path.basename(compiler) + version.stdout.strip(),
         sorted({**OPTIONS, **flags}.items()),
+        sorted(MENDED.items()),
     ]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:10]
     return f"horovod-{HOROVOD_VERSION}-tensorflow-{tensorflow_version}-{sys.implementation.cache_tag}-{digest}"
@@ -374,6 +198,9 @@ def build(force: bool = False) -> None:
 
     Args:
         force: Build it even if a wheel is at hand.
+
+    Raises:
+        BuildError: Something that the build needs is missing, or it failed.
     """
     include, version = find_tensorflow()
     compiler = find_compiler(os.environ)
@@ -381,7 +208,10 @@ def build(force: bool = False) -> None:
     wheel = next(iter(sorted(folder.glob("horovod-*.whl"))), None)
     if wheel is None or force:
         console.print(f"Building Horovod {HOROVOD_VERSION} for TensorFlow {version} with {compiler}", highlight=False)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BuildError(f"The wheel cannot be kept in {folder} ({error}): set XDG_CACHE_HOME") from error
         wheel = compile_wheel(include, folder)
     else:
         console.print(f"Using {wheel}", highlight=False, soft_wrap=True)

@@ -1,7 +1,6 @@
 """The communicator that speaks through Horovod."""
 
 import os
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -54,7 +53,7 @@ class HorovodCommunicator:
         self.size: int = self._horovod.size()
         with tf.init_scope(), tf.device("CPU"):
             self._bytes = tf.Variable(0, dtype=tf.int64, trainable=False, name="bytes_reduced")
-        self._names: weakref.WeakKeyDictionary[Any, dict[str, int]] = weakref.WeakKeyDictionary()
+            self._turn = tf.Variable(0, dtype=tf.int64, trainable=False, name="turn")
 
     @property
     def bytes_reduced(self) -> int:
@@ -97,27 +96,33 @@ class HorovodCommunicator:
             places = [place for place, tensor in enumerate(tensors) if tensor.dtype == dtype]
             group = [tensors[place] for place in places]
             self._count(group)
-            sums = self._horovod.grouped_allreduce(
-                group, op=operation, name=self._unique(f"{name}.{dtype.name}"), ignore_name_scope=True
+            sums = self._in_turn(
+                lambda *sent, name=f"tfopt.{name}.{dtype.name}": self._horovod.grouped_allreduce(
+                    list(sent), op=operation, name=name, ignore_name_scope=True
+                ),
+                *group,
             )
             for place, tensor in zip(places, sums, strict=True):
                 tensor.set_shape(tensors[place].shape)
                 reduced[place] = tensor
         return reduced
 
+    def _in_turn(self, operation: Callable[..., list[Any]], *tensors: Any) -> list[Any]:
+        # Horovod pairs what is in flight by name, and nothing orders its operations inside a graph: two of the same
+        # name, in different branches or functions, would be mixed up. TensorFlow keeps the accesses to a variable in
+        # the order of the program, through functions, conditions and loops; so each operation takes its turn.
+        if tf.executing_eagerly():
+            return operation(*tensors)
+        with tf.control_dependencies([self._turn.read_value()]):
+            results = operation(*[tf.identity(tensor) for tensor in tensors])
+        with tf.control_dependencies(results):
+            self._turn.assign_add(1, read_value=False)
+        return results
+
     def _count(self, tensors: list[Any]) -> None:
         known = sum(t.shape.num_elements() * t.dtype.size for t in tensors if t.shape.is_fully_defined())
         unknown = [tf.size(t, tf.int64) * t.dtype.size for t in tensors if not t.shape.is_fully_defined()]
         self._bytes.assign_add(tf.add_n([tf.constant(known, tf.int64), *unknown]), read_value=False)
-
-    def _unique(self, name: str) -> str:
-        # Horovod pairs operations by name; inside a graph they may run at the same time, so names must differ.
-        name = "tfopt." + name
-        if tf.executing_eagerly():
-            return name
-        used = self._names.setdefault(tf.compat.v1.get_default_graph(), {})
-        used[name] = used.get(name, 0) + 1
-        return name if used[name] == 1 else f"{name}.{used[name]}"
 
     def allgather(self, tensor: Any, name: str = "gather") -> Any:
         """Join tensors along their first axis, which may have a different length on each process.
@@ -135,19 +140,31 @@ class HorovodCommunicator:
         (tensor,) = check_tensors("tensor", [tensor])
         if tensor.shape.rank == 0:
             raise ValueError("`tensor` must have at least one axis. Received: a scalar")
-        return self._horovod.allgather(tensor, name=self._unique(name), ignore_name_scope=True)
+        send: Callable[..., Any] = self._horovod.allgather
+        return self._in_turn(lambda sent: [send(sent, name=f"tfopt.{name}", ignore_name_scope=True)], tensor)[0]
 
-    def allgather_object(self, item: Any) -> list[Any]:
+    def allgather_object(self, item: Any, name: str = "object") -> list[Any]:
         """Collect one Python object from each process.
 
         Args:
             item: Something that can be pickled.
+            name: A few words that say what is collected.
 
         Returns:
             The objects, in the order of ranks.
+
+        Raises:
+            ValueError: Another rank collects something else.
         """
         with tf.init_scope():
-            return list(self._horovod.allgather_object(item, name="tfopt.object"))
+            everybody = self._horovod.allgather_object((name, item), name="tfopt.object")
+        for rank, (theirs, _) in enumerate(everybody):
+            if theirs != everybody[0][0]:
+                raise ValueError(
+                    f"The ranks have come to different places: rank 0 to {everybody[0][0]}, rank {rank} to {theirs}. "
+                    "Every rank must make the same calls; in `fit`, pass callbacks that speak to other ranks to all"
+                )
+        return [item for _, item in everybody]
 
     def broadcast(self, tensors: Sequence[Any], root_rank: int = 0, name: str = "broadcast") -> list[Any]:
         """Hand out the tensors of one process to all.
@@ -162,10 +179,13 @@ class HorovodCommunicator:
         """
         check_integer("root_rank", root_rank, minimum=0, maximum=self.size - 1)
         send: Callable[..., Any] = self._horovod.broadcast
-        return [
-            send(tensor, root_rank, name=self._unique(f"{name}.{place}"), ignore_name_scope=True)
-            for place, tensor in enumerate(check_tensors("tensors", tensors))
-        ]
+        return self._in_turn(
+            lambda *sent: [
+                send(tensor, root_rank, name=f"tfopt.{name}.{place}", ignore_name_scope=True)
+                for place, tensor in enumerate(sent)
+            ],
+            *check_tensors("tensors", tensors),
+        )
 
     def barrier(self) -> None:
         """Wait until every process has come here."""

@@ -7,9 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfopt import communicator as communicators
 from tfopt._checks import check_choice
-from tfopt.communicator import Communicator
+from tfopt.communicator import Communicator, check_communicator
 from tfopt.distributed.agreement import check_agreement
 from tfopt.distributed.gradients import mean_gradients
 from tfopt.numerics import densify
@@ -74,12 +73,13 @@ class DistributedOptimizer:
             )
         if compression is not None:
             check_choice("compression", compression, ("float16",))
+        _refuse_wrapped_by_horovod(optimizer)
         _refuse_accumulation_in_parts(optimizer)
         is_mixed = keras.config.dtype_policy().name == "mixed_float16"
         if is_mixed and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale_optimizer")
         object.__setattr__(self, "_optimizer", optimizer)
-        object.__setattr__(self, "_communicator", communicator or communicators.current())
+        object.__setattr__(self, "_communicator", check_communicator(communicator))
         object.__setattr__(self, "_compression", compression)
         object.__setattr__(self, "_started", False)
 
@@ -130,9 +130,16 @@ class DistributedOptimizer:
 
         Returns:
             The number of steps taken.
+
+        Raises:
+            ValueError: There are no pairs; or as `apply` says.
         """
-        gradients, variables = zip(*grads_and_vars, strict=True)
-        self.apply(gradients, variables)
+        pairs = list(grads_and_vars)
+        if not pairs:
+            raise ValueError(
+                "`grads_and_vars` must hold at least one pair of a gradient and its variable. Received: none"
+            )
+        self.apply([gradient for gradient, _ in pairs], [variable for _, variable in pairs])
         return self._innermost._iterations
 
     def apply(self, grads: Iterable[Any], trainable_variables: Iterable[Any] | None = None) -> None:
@@ -170,9 +177,10 @@ class DistributedOptimizer:
         with tf.init_scope():
             check_agreement(
                 self._communicator,
+                "the first step",
                 {
                     "optimizer": type(self._innermost).__name__ + " with loss scaling" * self._scales_loss,
-                    "gradient_accumulation_steps": self._innermost.gradient_accumulation_steps,
+                    "optimizer's arguments": describe_config(self._optimizer),
                     "compression": self._compression,
                     "trainable variables": [
                         f"{path} {tuple(variable.shape)} {keras.backend.standardize_dtype(variable.dtype)}"
@@ -249,6 +257,30 @@ class DistributedOptimizer:
             return [tf.where(is_finite, g, tf.constant(float("nan"), g.dtype)) for g in gradients]
 
         return list(tf.cond(tf.logical_and(is_step, is_finite), mean_of_sums, as_they_are))
+
+
+def describe_config(optimizer: Any) -> list[str]:
+    """Return an optimizer's arguments, in a form that can be compared between ranks.
+
+    Args:
+        optimizer: A Keras optimizer.
+
+    Returns:
+        A line for each argument but its name, and its learning rate if that is a number: callbacks may change it.
+    """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    config = {name: value for name, value in optimizer.get_config().items() if name != "name"}
+    if isinstance(config.get("learning_rate"), float | int):
+        del config["learning_rate"]
+    return [f"{name}={value}" for name, value in sorted(config.items())]
+
+
+def _refuse_wrapped_by_horovod(optimizer: Any) -> None:
+    if any(cls.__module__.split(".")[0] == "horovod" for cls in type(optimizer).__mro__):
+        raise ValueError(
+            "`optimizer` must be a plain Keras optimizer. Received: one that Horovod's own Keras wrapper has made, "
+            "which does not work with Keras 3"
+        )
 
 
 def _refuse_accumulation_in_parts(optimizer: Any) -> None:

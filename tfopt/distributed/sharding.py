@@ -5,8 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfopt import communicator as communicators
-from tfopt.communicator import Communicator
+from tfopt.communicator import Communicator, check_communicator
 
 
 def shard(dataset: Any, communicator: Communicator | None = None) -> Any:
@@ -33,7 +32,7 @@ def shard(dataset: Any, communicator: Communicator | None = None) -> Any:
         >>> shard((np.arange(4), np.ones((4, 2))))[0]
         array([0, 1, 2, 3])
     """
-    communicator = communicator or communicators.current()
+    communicator = check_communicator(communicator)
     rank, size = communicator.rank, communicator.size
     if isinstance(dataset, tf.data.Dataset):
         return dataset if size == 1 else _shard_dataset(dataset, rank, size)
