@@ -205,7 +205,7 @@ def check_communicator(communicator: Any) -> "Communicator":
     """
     if communicator is None:
         return current()
-    if not all(hasattr(communicator, name) for name in ("rank", "size", "allreduce_sum", "allgather_object")):
+    if not all(hasattr(communicator, name) for name in ("rank", "size")):
         raise TypeError(
             "`communicator` must be a tfopt.communicator.Communicator or None. "
             f"Received: {communicator!r} of type {type(communicator).__name__}"
