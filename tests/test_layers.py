@@ -17,11 +17,13 @@ ALLOWED = {
     "tfopt._plotting": set(),
     "tfopt.numerics": GROUND,
     "tfopt.communicator": GROUND,
+    "tfopt.curvature": FIRST_FLOOR,
     "tfopt.datasets": FIRST_FLOOR,
     "tfopt.distributed": FIRST_FLOOR,
     "tfopt.optimizers": FIRST_FLOOR,
     "tfopt.models": FIRST_FLOOR,
-    "tfopt.callbacks": FIRST_FLOOR | {"tfopt.datasets", "tfopt.distributed", "tfopt.optimizers", "tfopt.models"},
+    "tfopt.callbacks": FIRST_FLOOR
+    | {"tfopt.curvature", "tfopt.datasets", "tfopt.distributed", "tfopt.optimizers", "tfopt.models"},
 }
 FOLDERS = {"tfopt": "tfopt", "tfopt.callbacks": "callbacks", "tfopt.models": "models"}
 

@@ -10,7 +10,16 @@ import keras
 import pytest
 
 PUBLIC = {
-    "tfopt": {"__version__", "callbacks", "communicator", "datasets", "distributed", "models", "optimizers"},
+    "tfopt": {
+        "__version__",
+        "callbacks",
+        "communicator",
+        "curvature",
+        "datasets",
+        "distributed",
+        "models",
+        "optimizers",
+    },
     "tfopt.callbacks": {
         "AverageMetrics",
         "BroadcastVariables",
@@ -19,6 +28,23 @@ PUBLIC = {
         "WeightNorms",
     },
     "tfopt.communicator": {"Communicator", "SerialCommunicator", "current"},
+    "tfopt.curvature": {
+        "Estimate",
+        "ExtremalEigenvalues",
+        "GaussNewtonOperator",
+        "GradientNoise",
+        "HessianOperator",
+        "Probe",
+        "SpectralDensity",
+        "Tridiagonal",
+        "curvature_along",
+        "extremal_eigenvalues",
+        "gradient_noise",
+        "lanczos",
+        "simple_noise_scale",
+        "spectral_density",
+        "trace",
+    },
     "tfopt.datasets": {"NAMES", "Dataset", "EpochBatches", "load", "make_higgs_like"},
     "tfopt.distributed": {"DistributedOptimizer", "shard"},
     "tfopt.models": {"convnet", "get", "list_models", "milne_regression", "mlp", "resnet"},
@@ -43,7 +69,7 @@ def test_an_unknown_name_is_answered_with_those_there_are():
     import tfopt
 
     with pytest.raises(
-        AttributeError, match="it has callbacks, communicator, datasets, distributed, models, optimizers"
+        AttributeError, match="it has callbacks, communicator, curvature, datasets, distributed, models, optimizers"
     ):
         tfopt.optimisers  # noqa: B018
     assert set(dir(tfopt)) == PUBLIC["tfopt"]
@@ -70,6 +96,14 @@ def test_docstrings_explain_every_argument(item):
         "tfopt.callbacks.resumable_checkpoint",
         "tfopt.callbacks.weight_norms",
         "tfopt.communicator",
+        "tfopt.curvature.density",
+        "tfopt.curvature.gauss_newton",
+        "tfopt.curvature.gradient_noise",
+        "tfopt.curvature.hessian",
+        "tfopt.curvature.lanczos",
+        "tfopt.curvature.linear_map",
+        "tfopt.curvature.probe",
+        "tfopt.curvature.trace",
         "tfopt.datasets.epoch_batches",
         "tfopt.distributed.optimizer",
         "tfopt.distributed.sharding",

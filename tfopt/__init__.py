@@ -5,6 +5,7 @@ Sub-packages are imported on first use, so that `import tfopt` costs nothing and
 * `tfopt.optimizers`: `Fromage`, `LARS` and learning-rate schedules for `model.compile`.
 * `tfopt.callbacks`: Keras callbacks that record what happens to a network while it trains, and resume it.
 * `tfopt.distributed`: data-parallel training with Horovod; `tfopt.communicator`: what its processes say to each other.
+* `tfopt.curvature`: Hessian and Gauss-Newton matrices of a model, their extreme eigenvalues, density and trace.
 * `tfopt.models`: a zoo of Keras models.
 * `tfopt.datasets`: real and synthetic data, split and standardised the same way every time.
 """
@@ -14,7 +15,7 @@ from types import ModuleType
 
 from tfopt._version import __version__
 
-_SUBPACKAGES = ("callbacks", "communicator", "datasets", "distributed", "models", "optimizers")
+_SUBPACKAGES = ("callbacks", "communicator", "curvature", "datasets", "distributed", "models", "optimizers")
 
 __all__ = ["__version__", *_SUBPACKAGES]
 

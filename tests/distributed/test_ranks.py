@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import curvature_parity
 import keras
 import numpy as np
 import parity
@@ -201,6 +202,13 @@ def test_mixed_precision_brings_its_loss_scaling(launch):
     for kind, stands_for, weights in results:
         assert (kind, stands_for) == ("DistributedOptimizer", "LossScaleOptimizer")
         assert [weights[place] for place in TRAINABLE] == [results[0][2][place] for place in TRAINABLE]
+
+
+def test_curvature_is_that_of_all_rows(launch):
+    found = same_on_all(launch.results("curvature"))
+    x, y, _ = curvature_parity.make_rows(launch.size)
+    for name, values in curvature_parity.measure(x, y, SerialCommunicator()).items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5 * np.abs(values).max(), err_msg=name)
 
 
 # --- misuse

@@ -13,6 +13,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import curvature_parity
 import keras
 import numpy as np
 import parity
@@ -427,6 +428,13 @@ def saved_model(ranks, folder):
         np.savez(folder / "data.npz", *data)
     ranks.barrier()
     return True
+
+
+@subject
+def curvature(ranks, folder):
+    x, y, starts = curvature_parity.make_rows(ranks.size)
+    mine = slice(*starts[ranks.rank : ranks.rank + 2])
+    return curvature_parity.measure(x[mine], y[mine], ranks)
 
 
 # --- misuse: every rank must end in a clear error, soon

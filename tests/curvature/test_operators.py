@@ -1,0 +1,356 @@
+"""Products with the Hessian and the Gauss-Newton matrix, against dense oracles in float64."""
+
+import curvature_oracles as oracles
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfopt import models
+from tfopt.curvature import GaussNewtonOperator, HessianOperator, Probe
+
+BOTH = pytest.mark.parametrize("operator", [HessianOperator, GaussNewtonOperator])
+MODES = [*((kind, "batch") for kind in oracles.KINDS), ("batch_norm", "moving")]
+
+
+def compute_in(dtype):
+    keras.config.set_floatx(dtype)
+    keras.config.set_dtype_policy(dtype)
+
+
+@pytest.fixture(scope="module")
+def truth():
+    """Dense matrices by kind and mode, each computed once."""
+    compute_in("float64")
+    found = {}
+    for kind, mode in MODES:
+        model, x, y = oracles.make(kind)
+        is_training = mode == "batch"
+        variables = model.trainable_variables
+        hessian = oracles.hessian(model, keras.losses.MeanSquaredError(), x, y, training=is_training)
+        jacobian = oracles.jacobian(lambda m=model, x=x, t=is_training: np.asarray(m(x, training=t)), variables)
+        decayed = [v.regularizer is not None for v in variables for _ in range(np.prod(v.shape))]
+        found[kind, mode] = hessian, oracles.gauss_newton_of_mse(jacobian) + 2 * 0.25 * np.diag(decayed)
+    compute_in("float32")
+    return found
+
+
+def relative_error(found, expected):
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-10), ("float32", 1e-4)])
+@BOTH
+@pytest.mark.parametrize(("kind", "mode"), MODES)
+def test_equals_the_dense_oracle(truth, kind, mode, operator, dtype, tolerance):
+    model, x, y = oracles.make(kind, dtype)
+    matrix = operator(model, "mse", x, y, batch_norm=mode)
+    assert matrix.dtype == np.dtype(dtype)
+    assert relative_error(matrix.to_dense(), truth[kind, mode][operator is GaussNewtonOperator]) <= tolerance
+
+
+@BOTH
+def test_batches_add_up_to_the_whole(truth, operator):
+    model, x, y = oracles.make("conv")
+    matrix = operator(model, "mse", x, y, batch_size=4)  # 4 rows and 2
+    assert relative_error(matrix.to_dense(), truth["conv", "batch"][operator is GaussNewtonOperator]) <= 1e-10
+    vector = np.arange(matrix.shape[0], dtype="float64")
+    alone = matrix @ vector
+    with matrix.shared():
+        np.testing.assert_allclose(matrix @ vector, alone, rtol=1e-13)
+
+
+@BOTH
+def test_blocks(truth, operator):
+    model, x, y = oracles.make("dense")
+    whole = truth["dense", "batch"][operator is GaussNewtonOperator]
+    first, second = model.layers
+    for variables, part in (
+        (first, slice(0, 16)),
+        (second.kernel, slice(16, 24)),
+        ([second], slice(16, 26)),
+        ([second.bias, first.kernel], [24, 25, *range(12)]),
+    ):
+        block = operator(model, "mse", x, y, variables=variables)
+        places = np.arange(26)[part]
+        assert relative_error(block.to_dense(), whole[np.ix_(places, places)]) <= 1e-10
+
+
+@BOTH
+def test_the_weights_of_the_moment_are_used(operator):
+    model, x, y = oracles.make("dense")
+    matrix = operator(model, "mse", x, y)
+    before = matrix.to_dense()
+    original = model.get_weights()
+    model.set_weights([2 * weight for weight in original])
+    assert relative_error(matrix.to_dense(), before) > 0.1
+    model.set_weights(original)
+    np.testing.assert_array_equal(matrix.to_dense(), before)
+
+
+@BOTH
+def test_lists_tensors_and_scipy(operator):
+    from scipy.sparse.linalg import eigsh
+
+    model, x, y = oracles.make("dense")
+    matrix = operator(model, "mse", x, y)
+    dense = matrix.to_dense()
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(size=v.shape) for v in model.trainable_variables]
+    flat = np.concatenate([part.reshape(-1) for part in parts])
+    listed = matrix.matvec(parts)
+    assert [tuple(part.shape) for part in listed] == [part.shape for part in parts]
+    together = np.concatenate([np.asarray(part).reshape(-1) for part in listed])
+    np.testing.assert_allclose(together, dense @ flat, rtol=1e-10)
+    of_tensor = matrix @ tf.constant(flat)
+    assert isinstance(of_tensor, tf.Tensor)
+    np.testing.assert_allclose(of_tensor, dense @ flat, rtol=1e-10)
+    np.testing.assert_allclose(matrix @ np.stack([flat, 2 * flat], axis=1), dense @ np.stack([flat, 2 * flat], axis=1))
+    largest = eigsh(matrix.to_scipy(), k=1, which="LA", return_eigenvectors=False)[0]
+    assert largest == pytest.approx(np.linalg.eigvalsh(dense)[-1], rel=1e-8)
+
+
+def test_loss_and_gradient():
+    model, x, y = oracles.make("regularized")
+    compute_in("float64")
+    matrix = HessianOperator(model, "mse", x, y, batch_size=4)
+    loss, gradient = matrix.loss_and_gradient()
+    flat = np.concatenate([np.asarray(part).reshape(-1) for part in gradient])
+    expected = oracles.gradient(model, keras.losses.MeanSquaredError(), x, y, model.trainable_variables, False)
+    np.testing.assert_allclose(flat, expected, rtol=1e-12, atol=1e-14)
+    model.compile("sgd", "mse")
+    assert loss == pytest.approx(model.evaluate(x, y, verbose=0), rel=1e-12)
+
+
+@pytest.mark.parametrize("from_logits", [True, False])
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_gauss_newton_is_the_fisher_matrix(kind, from_logits):
+    """Split at the logits, whether or not the model ends in softmax or sigmoid."""
+    compute_in("float64")
+    body = [keras.Input((3,)), keras.layers.Dense(4, activation="tanh"), keras.layers.Dense(3)]
+    logits = keras.Sequential(body)
+    ending = keras.Sequential([*body, keras.layers.Activation(kind)])
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5, 3))
+    if kind == "softmax":
+        y, loss = rng.integers(0, 3, 5), keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
+    else:
+        y, loss = rng.integers(0, 2, (5, 3)), keras.losses.BinaryCrossentropy(from_logits=from_logits)
+    matrix = GaussNewtonOperator(logits if from_logits else ending, loss, x, y).to_dense()
+    jacobian = oracles.jacobian(lambda: np.asarray(logits(x)), logits.trainable_variables)
+    fisher = getattr(oracles, f"fisher_of_{kind}")(jacobian, np.asarray(logits(x)))
+    assert relative_error(matrix, fisher) <= 1e-9
+
+
+def test_gauss_newton_of_mse_is_a_gaussians_fisher_matrix():
+    """Of variance k / 2: J'J / (k / 2) in the mean over rows."""
+    model, x, y = oracles.make("dense")
+    jacobian = oracles.jacobian(lambda: np.asarray(model(x)), model.trainable_variables)
+    width = y.shape[1]
+    fisher = np.einsum("rka,rkb->ab", jacobian, jacobian) / len(x) / (width / 2)
+    assert relative_error(GaussNewtonOperator(model, "mse", x, y).to_dense(), fisher) <= 1e-10
+
+
+def make_two_outputs():
+    inputs = {"a": keras.Input((2,), name="a"), "b": keras.Input((3,), name="b")}
+    joined = keras.layers.Dense(4, activation="tanh")(keras.layers.Concatenate()([inputs["a"], inputs["b"]]))
+    outputs = {"u": keras.layers.Dense(2, name="u")(joined), "v": keras.layers.Dense(1, name="v")(joined)}
+    return keras.Model(inputs, outputs)
+
+
+@BOTH
+def test_several_inputs_outputs_and_weights(operator):
+    compute_in("float64")
+    model = make_two_outputs()
+    rng = np.random.default_rng(0)
+    x = {"a": rng.normal(size=(6, 2)), "b": rng.normal(size=(6, 3))}
+    y = {"u": rng.normal(size=(6, 2)), "v": rng.normal(size=(6, 1))}
+    weight = rng.uniform(0.5, 2.0, 6)
+    model.compile("sgd", {"u": "mse", "v": "mse"}, loss_weights={"u": 0.3, "v": 2.0})
+    matrix = operator(model, None, x, y, weight)
+    if operator is HessianOperator:
+
+        def loss(_, outputs):
+            return sum(
+                scale * tf.reduce_mean(weight * tf.reduce_mean((outputs[name] - y[name]) ** 2, axis=1))
+                for name, scale in (("u", 0.3), ("v", 2.0))
+            )
+
+        expected = oracles.hessian(model, loss, x, y)
+    else:
+        parts = []
+        for name, scale in (("u", 0.3), ("v", 2.0)):
+            jacobian = oracles.jacobian(lambda name=name: np.asarray(model(x)[name]), model.trainable_variables)
+            rooted = jacobian * np.sqrt(weight)[:, None, None]
+            parts.append(scale * oracles.gauss_newton_of_mse(rooted))
+        expected = sum(parts)
+    assert relative_error(matrix.to_dense(), expected) <= 1e-9
+
+
+# --- the checks
+
+
+def make_upsampling(interpolation, activation="tanh"):
+    return keras.Sequential([
+        keras.Input((4, 4, 2)),
+        keras.layers.Conv2D(3, 3, activation=activation),
+        keras.layers.UpSampling2D(interpolation=interpolation, name="up"),
+        keras.layers.Conv2D(2, 3, activation=activation),
+        keras.layers.Flatten(),
+        keras.layers.Dense(1),
+    ])
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@BOTH
+def test_bilinear_upsampling_is_refused_by_name(operator, activation):
+    x, y = np.random.default_rng(0).normal(size=(6, 4, 4, 2)).astype("float32"), np.ones((6, 1))
+    matrix = operator(make_upsampling("bilinear", activation), "mse", x, y)
+    for _ in range(2):  # and not only the first time
+        with pytest.raises(RuntimeError, match=r"ResizeBilinearGrad for zero.*up \(UpSampling2D, .*'bilinear'\)"):
+            matrix @ np.ones(matrix.shape[0])
+    with pytest.raises(RuntimeError, match="cannot differentiate this model twice .*ResizeBicubicGrad"):
+        operator(make_upsampling("bicubic", activation), "mse", x, y).to_dense()
+    assert operator(make_upsampling("nearest", activation), "mse", x, y).to_dense().shape == matrix.shape
+    unchecked = operator(make_upsampling("bilinear", activation), "mse", x, y, self_check=False)
+    assert np.isfinite(unchecked @ np.ones(matrix.shape[0])).all()
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Stopped(keras.layers.Layer):
+    """The square, of which the second derivative is lost."""
+
+    def call(self, inputs):
+        @tf.custom_gradient
+        def square(x):
+            return x * x, lambda upstream: 2 * upstream * tf.stop_gradient(x)
+
+        return square(inputs)
+
+
+@BOTH
+def test_a_wrong_second_derivative_is_found_by_differences(operator):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), Stopped(), keras.layers.Dense(1)])
+    x, y = np.random.default_rng(0).normal(size=(6, 3)).astype("float32"), np.ones((6, 1))
+    if operator is HessianOperator:
+        with pytest.raises(RuntimeError, match="finite differences say .* no second derivative, or a wrong one"):
+            HessianOperator(model, "mse", x, y).to_dense()
+    else:  # which needs first derivatives only
+        GaussNewtonOperator(model, "mse", x, y).to_dense()
+
+
+class Noise(keras.layers.Layer):
+    def __init__(self, draw):
+        super().__init__()
+        self.draw = draw
+
+    def call(self, inputs):
+        return inputs * (1.0 + self.draw(tf.shape(inputs)))
+
+
+def test_randomness_is_held_still_or_refused():
+    x, y = np.random.default_rng(0).normal(size=(6, 3)).astype("float32"), np.ones((6, 1))
+    seed = keras.random.SeedGenerator(1)
+    noise = Noise(lambda shape: keras.random.normal(shape, seed=seed))
+    model = keras.Sequential([
+        keras.Input((3,)),
+        keras.layers.Dense(4, activation="tanh"),
+        noise,
+        keras.layers.Dense(1),
+    ])
+    matrix = HessianOperator(model, "mse", x, y).to_dense()
+    np.testing.assert_allclose(matrix, matrix.T, atol=1e-6)
+    layers = [keras.layers.Dense(4, activation="tanh"), Noise(tf.random.normal), keras.layers.Dense(1)]
+    with pytest.raises(RuntimeError, match="another product of the same vector the second time.*random"):
+        HessianOperator(keras.Sequential([keras.Input((3,)), *layers]), "mse", x, y).to_dense()
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: models.resnet(8, (8, 8, 2), 3, width=4), lambda: models.mlp(6, (8,) * 50, 3)]
+)
+def test_deep_and_kinked_models_pass_the_check(build):
+    """Kinks make differences unreliable; a warning, which would fail this test, would say so."""
+    model = build()
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(20, *model.input_shape[1:])).astype("float32"), rng.integers(0, 3, 20)
+    matrix = HessianOperator(model, keras.losses.SparseCategoricalCrossentropy(from_logits=True), x, y)
+    assert np.isfinite(matrix @ np.ones(matrix.shape[0])).all()
+
+
+# --- errors
+
+
+def test_bad_vectors():
+    model, x, y = oracles.make("dense")
+    matrix = HessianOperator(model, "mse", x, y)
+    with pytest.raises(ValueError, match=r"`vector` must have 26 entries.*Received: a ndarray of shape \(25,\)"):
+        matrix @ np.ones(25)
+    with pytest.raises(ValueError, match=r"`vector` must have the shapes \[\(3, 4\), \(4,\), \(4, 2\), \(2,\)\]"):
+        matrix.matvec([np.ones((3, 4)), np.ones(4), np.ones((4, 2)), np.ones(3)])
+
+
+def test_bad_models_and_losses():
+    model, x, y = oracles.make("dense")
+    deferred = keras.Sequential([keras.layers.Dense(2)])
+    frozen = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, trainable=False)])
+    half = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, dtype="float16")])
+    uncompiled = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    stranger = keras.layers.Dense(2)
+    stranger.build((None, 3))
+    summed, unreduced = (keras.losses.MeanSquaredError(reduction=how) for how in ("sum", None))
+    for arguments, options, error, message in (
+        (("mlp", "mse", x, y), {}, TypeError, "`model` must be a Keras 3 model. Received: 'mlp'"),
+        ((deferred, "mse", x, y), {}, ValueError, "`model` must have its variables: give it a keras.Input"),
+        ((frozen, "mse", x, y), {}, ValueError, "`model` must have trainable variables"),
+        ((half, "mse", x, y), {}, ValueError, "must keep its weights in float32 or float64"),
+        ((uncompiled, None, x, y), {}, ValueError, "`loss` must say what the model minimises"),
+        ((model, "mse", x), {}, ValueError, "`y` must be given"),
+        ((model, "mse", x, y), {"batch_norm": "mean"}, ValueError, "`batch_norm` must be one of 'batch', 'moving'"),
+        ((model, "mse", x, y), {"self_check": 1}, TypeError, "`self_check` must be"),
+        ((model, "mse", x, y), {"communicator": 1}, TypeError, "`communicator` must be"),
+        ((model, "mse", x, y), {"variables": "kernel"}, TypeError, "`variables` must be Keras variables or layers"),
+        ((model, "mse", x, y), {"variables": []}, ValueError, "`variables` must be trainable variables"),
+        ((model, "mse", x, y), {"variables": stranger}, ValueError, "others: dense"),
+        (
+            (model, summed, x, y),
+            {"batch_size": 4},
+            ValueError,
+            "`loss` depends",
+        ),
+        ((model, unreduced, x, y), {}, ValueError, "`loss` must reduce the rows"),
+    ):
+        with pytest.raises(error, match=message):
+            HessianOperator(*arguments, **options)
+    with pytest.raises(ValueError, match="belong to the Probe"):
+        HessianOperator(model, "mse", Probe(x, y), y)
+
+
+class OwnLoss(keras.Sequential):
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return tf.reduce_mean((y - y_pred) ** 4)
+
+
+class Penalized(keras.layers.Layer):
+    def call(self, inputs):
+        self.add_loss(tf.reduce_mean(inputs**2))
+        return inputs
+
+
+def test_losses_of_ones_own():
+    compute_in("float64")
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(6, 3)), rng.normal(size=(6, 2))
+    model = OwnLoss([keras.Input((3,)), keras.layers.Dense(2, activation="tanh")])
+    model.compile("sgd")
+    expected = oracles.hessian(model, lambda a, b: tf.reduce_mean((a - b) ** 4), x, y)
+    assert relative_error(HessianOperator(model, None, x, y).to_dense(), expected) <= 1e-9
+    with pytest.raises(ValueError, match="OwnLoss computes its loss in a method of its own"):
+        GaussNewtonOperator(model, None, x, y).to_dense()
+    added = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, activation="tanh"), Penalized()])
+    expected = oracles.hessian(added, lambda a, b: tf.reduce_mean((a - b) ** 2), x, y)
+    assert relative_error(HessianOperator(added, "mse", x, y).to_dense(), expected) <= 1e-9
+    with pytest.raises(ValueError, match="adds losses on the way.*no Gauss-Newton matrix"):
+        GaussNewtonOperator(added, "mse", x, y).to_dense()
+    added.compile("sgd")  # with nothing but the losses that it adds
+    expected = oracles.hessian(added, lambda a, b: 0.0, x, y)
+    assert relative_error(HessianOperator(added, None, x).to_dense(), expected) <= 1e-9

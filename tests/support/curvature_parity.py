@@ -1,0 +1,36 @@
+"""What is measured of a model's curvature on one rank's rows, or on all rows in one process."""
+
+import keras
+import numpy as np
+
+from tfopt.curvature import GaussNewtonOperator, HessianOperator, extremal_eigenvalues, gradient_noise, trace
+
+
+def make_rows(size):
+    """Rows for all ranks, 3 for the first and 6 for each other, and where each rank's begin."""
+    x = np.random.default_rng(5).normal(size=(6 * size - 3, 4)).astype("float32")
+    return x, x.sum(axis=1, keepdims=True), [0, *range(3, 6 * size, 6)]
+
+
+def measure(x, y, communicator):
+    model = keras.Sequential([
+        keras.Input((4,)),
+        keras.layers.Dense(6, activation="tanh", kernel_initializer=keras.initializers.HeNormal(0)),
+        keras.layers.BatchNormalization(),
+        keras.layers.Dense(1, kernel_initializer=keras.initializers.HeNormal(1), kernel_regularizer="l2"),
+    ])
+    options = {"batch_norm": "moving", "communicator": communicator}
+    results = {}
+    for operator in (HessianOperator, GaussNewtonOperator):
+        matrix = operator(model, "mse", x, y, **options)
+        ends = extremal_eigenvalues(matrix, 30, tolerance=1e-4)
+        with matrix.shared():
+            product = (matrix @ np.ones(matrix.shape[0], "float32")).tolist()
+        numbers = [ends.lambda_min, ends.lambda_max, trace(matrix, 5).value]
+        results |= {f"{operator.__name__} product": product, f"{operator.__name__} numbers": numbers}
+        loss, gradient = matrix.loss_and_gradient()
+        results["loss"] = [loss]
+        results["gradient"] = np.concatenate([np.asarray(part).reshape(-1) for part in gradient]).tolist()
+    noise = gradient_noise(model, "mse", x, y, **options)
+    results["noise"] = [noise.covariance_trace.value, noise.covariance_trace.standard_error, noise.num_rows]
+    return results

@@ -1,0 +1,35 @@
+"""Curvature of a Keras model's loss: Hessian and Gauss-Newton matrices as functions, and what can be learned from them.
+
+TensorFlow only. Every estimator takes any symmetric matrix: an operator of a model, a NumPy array, scipy's.
+"""
+
+from tfopt._checks import check_keras_3
+
+check_keras_3()
+
+from tfopt.curvature.density import SpectralDensity, spectral_density  # noqa: E402
+from tfopt.curvature.gauss_newton import GaussNewtonOperator  # noqa: E402
+from tfopt.curvature.gradient_noise import GradientNoise, gradient_noise, simple_noise_scale  # noqa: E402
+from tfopt.curvature.hessian import HessianOperator  # noqa: E402
+from tfopt.curvature.lanczos import ExtremalEigenvalues, Tridiagonal, extremal_eigenvalues, lanczos  # noqa: E402
+from tfopt.curvature.linear_map import curvature_along  # noqa: E402
+from tfopt.curvature.probe import Probe  # noqa: E402
+from tfopt.curvature.trace import Estimate, trace  # noqa: E402
+
+__all__ = [
+    "Estimate",
+    "ExtremalEigenvalues",
+    "GaussNewtonOperator",
+    "GradientNoise",
+    "HessianOperator",
+    "Probe",
+    "SpectralDensity",
+    "Tridiagonal",
+    "curvature_along",
+    "extremal_eigenvalues",
+    "gradient_noise",
+    "lanczos",
+    "simple_noise_scale",
+    "spectral_density",
+    "trace",
+]

@@ -1,0 +1,146 @@
+"""How the eigenvalues of a matrix are spread, without computing them."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tfopt._checks import check_integer, check_number
+from tfopt._plotting import get_axes
+from tfopt.curvature.lanczos import lanczos
+from tfopt.curvature.linear_map import as_linear_map
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+
+
+@dataclass(frozen=True)
+class SpectralDensity:
+    """An estimate of the distribution of a matrix's eigenvalues, from several random probes.
+
+    Each probe gives a distribution of its own: masses `weights` at the points `nodes`. Means over probes estimate the
+    matrix's, and their scatter gives the standard errors.
+
+    Attributes:
+        nodes: Points, of shape (num_probes, m). Where an iteration ended early, the rest has no weight.
+        weights: Masses, of shape (num_probes, m); each row adds up to 1.
+        size: Number of the matrix's rows.
+    """
+
+    nodes: np.ndarray = field(repr=False)
+    weights: np.ndarray = field(repr=False)
+    size: int
+
+    def cumulative(self, points: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return the share of eigenvalues up to some points.
+
+        Args:
+            points: Where, of shape (k,).
+
+        Returns:
+            Shares from 0 to 1, and their standard errors, of shape (k,) each.
+        """
+        points = np.asarray(points, np.float64)
+        below = self.nodes[:, :, None] <= points
+        return _mean_and_error(np.einsum("pm,pmk->pk", self.weights, below))
+
+    def density(self, points: Any, width: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return the density, smoothed by a Gaussian.
+
+        Args:
+            points: Where, of shape (k,).
+            width: Standard deviation of the Gaussian, > 0; None (default) means a hundredth of the spectrum's width.
+
+        Returns:
+            The density, whose integral is 1, and its standard errors, of shape (k,) each.
+        """
+        width = self._width if width is None else check_number("width", width, minimum=0.0, exclusive_minimum=True)
+        distance = (np.asarray(points, np.float64) - self.nodes[:, :, None]) / width
+        bumps = np.exp(-0.5 * distance**2) / (width * np.sqrt(2 * np.pi))
+        return _mean_and_error(np.einsum("pm,pmk->pk", self.weights, bumps))
+
+    def moment(self, power: int) -> tuple[float, float]:
+        """Return the mean of a power of the eigenvalues.
+
+        Args:
+            power: The power, an integer >= 0. Exact for one probe up to 2 num_matvecs - 1, but for the probe's chance.
+
+        Returns:
+            The mean, and its standard error.
+        """
+        check_integer("power", power, minimum=0)
+        mean, error = _mean_and_error((self.weights * self.nodes**power).sum(axis=1, keepdims=True))
+        return float(mean[0]), float(error[0])
+
+    @property
+    def _width(self) -> float:
+        low, high = self.nodes.min(), self.nodes.max()
+        return 0.01 * (high - low) or 0.01 * abs(high) or 0.01
+
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None, width: float | None = None) -> "matplotlib.axes.Axes":
+        """Draw the density on a logarithmic scale, with one standard error to both sides.
+
+        Args:
+            ax: Where to draw; None (default) for new axes.
+            width: As in `density`.
+
+        Returns:
+            The axes.
+        """
+        ax = get_axes(ax)
+        margin = 3 * (width or self._width)
+        points = np.linspace(self.nodes.min() - margin, self.nodes.max() + margin, 500)
+        mean, error = self.density(points, width)
+        floor = max(mean.max() * 1e-6, np.finfo(np.float64).tiny)
+        ax.semilogy(points, np.maximum(mean, floor))
+        if np.isfinite(error).all():
+            ax.fill_between(points, np.maximum(mean - error, floor), np.maximum(mean + error, floor), alpha=0.3)
+        ax.set_xlabel("eigenvalue")
+        ax.set_ylabel("density")
+        return ax
+
+
+def spectral_density(operator: Any, num_probes: int = 5, num_matvecs: int = 30, seed: int = 0) -> SpectralDensity:
+    """Estimate how a symmetric matrix's eigenvalues are spread, by stochastic Lanczos quadrature.
+
+    Lanczos's iteration from a random vector v gives nodes (eigenvalues of T) and weights (squared first entries of its
+    eigenvectors) of the Gauss quadrature for v'f(A)v, whose mean over v is tr f(A) / n (Ubaru, Chen and Saad, 2017).
+
+    Args:
+        operator: A symmetric matrix, as `extremal_eigenvalues` takes it.
+        num_probes: Number of random vectors, >= 1; two or more for standard errors. Default 5.
+        num_matvecs: Number of products for each, >= 1. Default 30.
+        seed: Seed of the vectors, an integer >= 0. Default 0.
+
+    Returns:
+        The estimate.
+
+    Raises:
+        TypeError: `operator` is no matrix.
+        ValueError: An argument is out of its range.
+
+    Example:
+        >>> density = spectral_density(np.diag([0.0] * 50 + [1.0] * 50), num_probes=20, num_matvecs=3)
+        >>> share, error = density.cumulative([0.5])
+        >>> bool(abs(share[0] - 0.5) < 4 * error[0])
+        True
+    """
+    linear = as_linear_map(operator)
+    check_integer("num_probes", num_probes, minimum=1)
+    check_integer("num_matvecs", num_matvecs, minimum=1)
+    check_integer("seed", seed, minimum=0)
+    count = min(num_matvecs, linear.size)
+    nodes, weights = np.zeros((num_probes, count)), np.zeros((num_probes, count))
+    with linear.shared():
+        for place in range(num_probes):
+            start = np.random.default_rng([seed, place]).standard_normal(linear.size)
+            values, vectors, _ = lanczos(linear, num_matvecs, start=start).ritz()
+            nodes[place], weights[place, : len(values)] = values[-1], vectors[0] ** 2
+            nodes[place, : len(values)] = values
+    return SpectralDensity(nodes, weights, linear.size)
+
+
+def _mean_and_error(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mean = draws.mean(axis=0)
+    error = draws.std(axis=0, ddof=1) / np.sqrt(len(draws)) if len(draws) > 1 else np.full(mean.shape, np.nan)
+    return mean, error

@@ -1,0 +1,267 @@
+"""How much the gradients of single rows and of batches scatter."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfopt._checks import check_integer
+from tfopt.communicator import Communicator
+from tfopt.curvature.hessian import HessianOperator
+from tfopt.curvature.trace import Estimate
+
+
+@dataclass(frozen=True)
+class GradientNoise:
+    """The scatter of gradients over a probe.
+
+    With g_i the gradient of group i of B rows, of M groups, and g their mean: C = B sum_i (g_i - g)(g_i - g)' / (M - 1)
+    estimates the covariance of the gradient of a single row.
+
+    Attributes:
+        covariance_trace: tr C.
+        hessian_covariance_trace: tr(H C), with H the Hessian on the probe; None if it was not asked for.
+        projections: d'C d for each direction d of norm 1, a list.
+        squared_gradient_norm: |g|^2, of the probe's own gradient.
+        gradient: g, a vector of n entries.
+        num_rows: Number of rows of the probe.
+        group_size: B.
+    """
+
+    covariance_trace: Estimate
+    hessian_covariance_trace: Estimate | None
+    projections: list[Estimate]
+    squared_gradient_norm: float
+    gradient: np.ndarray = field(repr=False)
+    num_rows: int
+    group_size: int
+
+    def batch_variance(self, batch_size: int, num_rows: int | None = None) -> float:
+        """Return the mean squared distance of a batch's gradient from that of all rows: tr C / B (1 - B / N).
+
+        Args:
+            batch_size: Rows in a batch (B), an integer >= 1.
+            num_rows: Number of rows from which batches are drawn without replacement (N). None (default) means
+                infinitely many, or drawing with replacement.
+
+        Returns:
+            The variance; 0 where the batch is all rows.
+
+        Raises:
+            ValueError: There are more rows in a batch than altogether.
+        """
+        check_integer("batch_size", batch_size, minimum=1)
+        correction = 1.0
+        if num_rows is not None:
+            check_integer("num_rows", num_rows, minimum=1)
+            if batch_size > num_rows:
+                raise ValueError(f"`batch_size` must be at most `num_rows`. Received: {batch_size} of {num_rows}")
+            correction = 1.0 - batch_size / num_rows
+        return self.covariance_trace.value / batch_size * correction
+
+    @property
+    def noise_scale(self) -> float:
+        """The simple noise scale tr C / |G|^2, in rows (McCandlish et al., arXiv 1812.06162, equation 2.9).
+
+        |G|^2 is that of infinitely many rows, estimated as |g|^2 - tr C / N; NaN where that is not positive: the probe
+        is too small to tell.
+        """
+        signal = self.squared_gradient_norm - self.covariance_trace.value / self.num_rows
+        return self.covariance_trace.value / signal if signal > 0 else float("nan")
+
+
+def gradient_noise(
+    model: keras.Model,
+    loss: Any = None,
+    x: Any = None,
+    y: Any = None,
+    sample_weight: Any = None,
+    *,
+    group_size: int = 1,
+    directions: Any = (),
+    num_hessian_groups: int = 0,
+    batch_size: int | None = None,
+    batch_norm: str = "batch",
+    seed: int = 0,
+    communicator: Communicator | None = None,
+) -> GradientNoise:
+    """Measure the scatter of gradients over a probe.
+
+    Groups are consecutive rows of the probe, which must be in random order; rows that do not fill a group are left out.
+    Standard errors take the groups for independent. Regularisation is part of every gradient, and so of none's scatter.
+
+    Args:
+        model: A Keras model with its variables, compiled or not.
+        loss: As `compile` takes it. None (default) means the one that the model was compiled with.
+        x: The data: a `tfopt.curvature.Probe`, or what `Probe` takes as its `x`.
+        y: As `Probe` takes it.
+        sample_weight: As `Probe` takes it.
+        group_size: Rows in a group (B), an integer >= 1. Default 1: gradients of single rows. A model with batch
+            normalisation by batch statistics has none, and needs larger groups.
+        directions: Vectors of n entries, of any norm but 0, to project gradients on.
+        num_hessian_groups: From how many groups to estimate tr(H C), one Hessian product each; 0 (default) leaves it
+            out.
+        batch_size: As `Probe` takes it.
+        batch_norm: "batch" (default) or "moving", as for `HessianOperator`.
+        seed: Seed of the choice of groups for tr(H C), an integer >= 0. Default 0.
+        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`. Groups of all ranks
+            are taken together.
+
+    Returns:
+        The scatter.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of its range; there are fewer than two groups; or gradients of single rows were
+            asked of a model that normalises by batch statistics.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+        >>> model.set_weights([np.zeros((1, 1))])
+        >>> noise = gradient_noise(model, "mse", np.array([[1.0], [1.0]]), np.array([[1.0], [2.0]]))
+        >>> noise.squared_gradient_norm, noise.covariance_trace.value
+        (9.0, 2.0)
+    """
+    check_integer("group_size", group_size, minimum=1)
+    check_integer("num_hessian_groups", num_hessian_groups, minimum=0)
+    rng = np.random.default_rng(check_integer("seed", seed, minimum=0))
+    hessian = HessianOperator(
+        model,
+        loss,
+        x,
+        y,
+        sample_weight,
+        batch_size=batch_size,
+        batch_norm=batch_norm,
+        communicator=communicator,
+    )
+    if group_size == 1 and batch_norm == "batch" and _has_batch_norm(model):
+        raise ValueError(
+            "Single rows have no gradients where batches are normalised by their own statistics. Received: "
+            "group_size=1 and batch_norm='batch' for a model with BatchNormalization. Use batch_norm='moving', or "
+            "larger groups"
+        )
+    units = _units(directions, hessian.shape[0])
+    groups = _Groups(hessian, group_size)
+    mean = groups.mean()
+    squares, projected = [], []
+    for gradient in groups:
+        away = gradient - mean
+        squares.append(float(away @ away))
+        projected.append((units @ away) ** 2)
+    # Divided by M - 1 in place of M: each square is one draw of its mean.
+    factor = group_size * groups.count / (groups.count - 1)
+    curved = None
+    if num_hessian_groups:
+        curved = groups.estimate(factor * np.array(list(groups.curved(mean, num_hessian_groups, rng))))
+    return GradientNoise(
+        covariance_trace=groups.estimate(factor * np.array(squares)),
+        hessian_covariance_trace=curved,
+        projections=[groups.estimate(factor * column) for column in np.array(projected).reshape(len(squares), -1).T],
+        squared_gradient_norm=float(mean @ mean),
+        gradient=mean,
+        num_rows=groups.count * group_size,
+        group_size=group_size,
+    )
+
+
+def simple_noise_scale(small_squared_norm: float, big_squared_norm: float, small_size: int, big_size: int) -> float:
+    """Return the noise scale from the mean squared norms of gradients of two batch sizes.
+
+    E|G_B|^2 = |G|^2 + tr C / B, at two sizes, gives both unknowns (McCandlish et al., arXiv 1812.06162, appendix A.1):
+    tr C = (|G_b|^2 - |G_B|^2) / (1/b - 1/B) and |G|^2 = (B |G_B|^2 - b |G_b|^2) / (B - b).
+
+    Args:
+        small_squared_norm: Mean of |G_b|^2 over batches of the smaller size.
+        big_squared_norm: Mean of |G_B|^2 over batches of the larger size.
+        small_size: The smaller size (b), an integer >= 1.
+        big_size: The larger size (B).
+
+    Returns:
+        tr C / |G|^2, in rows; NaN where the estimate of |G|^2 is not positive.
+
+    Raises:
+        TypeError: A size is no integer.
+        ValueError: The sizes are not in order.
+
+    Example:
+        >>> simple_noise_scale(3.0, 2.0, small_size=1, big_size=2)
+        2.0
+    """
+    check_integer("small_size", small_size, minimum=1)
+    check_integer("big_size", big_size, minimum=small_size + 1)
+    covariance_trace = (small_squared_norm - big_squared_norm) / (1 / small_size - 1 / big_size)
+    signal = (big_size * big_squared_norm - small_size * small_squared_norm) / (big_size - small_size)
+    return float(covariance_trace / signal) if signal > 0 else float("nan")
+
+
+class _Groups:
+    """The gradients of all groups of rows of a probe, one after the other."""
+
+    def __init__(self, hessian: HessianOperator, size: int) -> None:
+        self._hessian, self._size = hessian, size
+        self._batches = [batch for batch in hessian.probe.batches if batch.num_rows >= size]
+        counts = [batch.num_rows // size for batch in self._batches]
+        self._places = [
+            (number, start) for number, count in enumerate(counts) for start in range(0, count * size, size)
+        ]
+        (count,) = hessian.communicator.allreduce_sum([tf.constant(len(self._places), tf.int64)], name="groups")
+        self.count = int(count)
+        if self.count < 2:
+            raise ValueError(
+                f"`x` must have at least two groups of `group_size` rows. Received: {self.count} of {size}"
+            )
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        values = self._hessian.values()
+        return (self._gradient(place, values) for place in self._places)
+
+    def _gradient(self, place: tuple[int, int], values: list[Any]) -> np.ndarray:
+        number, start = place
+        rows = self._batches[number].rows(start, start + self._size)
+        _, gradients = self._hessian._loss_and_gradient(values, rows.tensors)
+        return np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in gradients])
+
+    def mean(self) -> np.ndarray:
+        total = sum(self, np.zeros(self._hessian.shape[0]))
+        (total,) = self._hessian.communicator.allreduce_sum([tf.constant(total)], name="mean_gradient")
+        return total.numpy() / self.count
+
+    def curved(self, mean: np.ndarray, count: int, rng: np.random.Generator) -> Iterator[float]:
+        """Yield (g_i - g)' H (g_i - g) for some groups."""
+        count = min(count, len(self._places))
+        values = self._hessian.values()
+        with self._hessian.shared():
+            for index in rng.choice(len(self._places), count, replace=False):
+                away = self._gradient(self._places[index], values) - mean
+                product = np.asarray(self._hessian.matvec(away.astype(self._hessian.dtype)), np.float64)
+                yield float(away @ product)
+
+    def estimate(self, draws: np.ndarray) -> Estimate:
+        """Return the mean of draws over all ranks."""
+        sums = np.array([len(draws), draws.sum(), (draws**2).sum()])
+        (sums,) = self._hessian.communicator.allreduce_sum([tf.constant(sums, tf.float64)], name="noise")
+        count, first, second = sums.numpy()
+        average = first / count
+        variance = max(second / count - average**2, 0.0) * count / (count - 1) if count > 1 else np.nan
+        return Estimate(float(average), float(np.sqrt(variance / count)), int(count))
+
+
+def _units(directions: Any, size: int) -> np.ndarray:
+    units = np.empty((len(directions), size))
+    for place, direction in enumerate(directions):
+        vector = np.asarray(direction, np.float64)
+        if vector.shape != (size,):
+            raise ValueError(f"`directions` must be vectors of {size} entries. Received: shape {vector.shape}")
+        norm = np.linalg.norm(vector)
+        if not (np.isfinite(norm) and norm > 0.0):
+            raise ValueError(f"`directions` must be finite and not zero. Received: a vector of norm {norm}")
+        units[place] = vector / norm
+    return units
+
+
+def _has_batch_norm(model: Any) -> bool:
+    return any(isinstance(layer, keras.layers.BatchNormalization) for layer in model._flatten_layers())

@@ -1,0 +1,233 @@
+"""Lanczos's iteration, and the signed extreme eigenvalues that it finds."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.linalg import eigh_tridiagonal
+
+from tfopt._checks import check_integer, check_number
+from tfopt.curvature.linear_map import LinearMap, as_linear_map
+
+
+@dataclass(frozen=True)
+class Tridiagonal:
+    """What m steps of Lanczos's iteration make of a symmetric matrix A: A Q = Q T + beta_m q_{m+1} e_m'.
+
+    Attributes:
+        diagonal: The diagonal of T (alpha), of shape (m,), float64.
+        off_diagonal: Beside it (beta), of shape (m - 1,), float64.
+        residual: beta_m, the norm of what the m vectors do not span; 0 if they span an invariant space.
+        basis: The vectors of Q as rows, of shape (m, n), orthonormal.
+    """
+
+    diagonal: np.ndarray
+    off_diagonal: np.ndarray
+    residual: float
+    basis: np.ndarray = field(repr=False)
+
+    def ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the eigenvalues of T, its eigenvectors, and how far each may be from an eigenvalue of A.
+
+        Returns:
+            Values in rising order, of shape (m,); vectors as columns, of shape (m, m); bounds, of shape (m,): within
+            the bound of each value there is an eigenvalue of A (beta_m |s_m|, with s_m the vector's last entry).
+        """
+        values, vectors = eigh_tridiagonal(self.diagonal, self.off_diagonal)
+        return values, vectors, self.residual * np.abs(vectors[-1])
+
+    def eigenvector(self, index: int) -> np.ndarray:
+        """Return the approximate eigenvector of A that belongs to a value of `ritz`.
+
+        Args:
+            index: Its place; 0 is the smallest, -1 the largest.
+
+        Returns:
+            A vector of n entries and norm 1.
+        """
+        _, vectors, _ = self.ritz()
+        vector = self.basis.T @ vectors[:, index].astype(self.basis.dtype)
+        return vector / np.linalg.norm(vector)
+
+
+@dataclass(frozen=True)
+class ExtremalEigenvalues:
+    """The two ends of a spectrum.
+
+    Attributes:
+        lambda_min: The smallest eigenvalue, with its sign; never below the true one but for rounding.
+        lambda_max: The largest eigenvalue, with its sign; never above the true one but for rounding.
+        lambda_min_bound: There is an eigenvalue within this distance of `lambda_min`.
+        lambda_max_bound: There is an eigenvalue within this distance of `lambda_max`.
+        num_matvecs: Number of products used.
+        converged: Whether both bounds are within the tolerance.
+        vector_min: Approximate eigenvector of `lambda_min`, of shape (n,) and norm 1.
+        vector_max: Approximate eigenvector of `lambda_max`, of shape (n,) and norm 1.
+    """
+
+    lambda_min: float
+    lambda_max: float
+    lambda_min_bound: float
+    lambda_max_bound: float
+    num_matvecs: int
+    converged: bool
+    vector_min: np.ndarray = field(repr=False)
+    vector_max: np.ndarray = field(repr=False)
+
+    @property
+    def spectral_radius(self) -> float:
+        """The largest absolute value of an eigenvalue."""
+        return max(abs(self.lambda_min), abs(self.lambda_max))
+
+
+def lanczos(operator: Any, num_matvecs: int, seed: int = 0, start: Any = None) -> Tridiagonal:
+    """Run Lanczos's iteration with full re-orthogonalisation.
+
+    Each new vector is orthogonalised against all others, a second time where much cancels (Daniel, Gragg, Kaufman and
+    Stewart, 1976), so no eigenvalue appears twice. Vectors are kept in the matrix's dtype, T in float64. Memory:
+    `num_matvecs` vectors.
+
+    Args:
+        operator: A symmetric matrix, as `extremal_eigenvalues` takes it.
+        num_matvecs: Number of products, >= 1. The iteration ends before where the vectors span an invariant space.
+        seed: Seed of the random first vector, an integer >= 0. Default 0.
+        start: The first vector, of n entries; None (default) for a random one.
+
+    Returns:
+        The tridiagonal matrix and the basis.
+
+    Raises:
+        TypeError: `operator` is no matrix.
+        ValueError: An argument is out of its range, or a product is not finite.
+
+    Example:
+        >>> lanczos(np.diag([1.0, 2.0, 5.0]), 3).ritz()[0].round(6).tolist()
+        [1.0, 2.0, 5.0]
+    """
+    linear = as_linear_map(operator)
+    check_integer("num_matvecs", num_matvecs, minimum=1)
+    first = _first_vector(linear, seed, start)
+    with linear.shared():
+        for result in iterate(linear, first, num_matvecs):  # noqa: B007
+            pass
+    return result
+
+
+def extremal_eigenvalues(
+    operator: Any, num_matvecs: int = 100, tolerance: float = 0.01, seed: int = 0
+) -> ExtremalEigenvalues:
+    """Find the smallest and the largest eigenvalue of a symmetric matrix, with their signs and error bounds.
+
+    Lanczos's iteration converges to both ends at once, whichever is larger in absolute value. It stops when both bounds
+    are within `tolerance` of the values (or within `tolerance` squared of the larger of the two, for an end near zero).
+
+    Args:
+        operator: A symmetric matrix: a `HessianOperator` or `GaussNewtonOperator`; a NumPy array of shape (n, n); a
+            sparse matrix or `LinearOperator` of scipy; or anything with `shape` and `matvec`.
+        num_matvecs: The largest number of products, >= 1. Default 100.
+        tolerance: Relative size of the bounds at which to stop, in (0, 1). Default 0.01.
+        seed: Seed of the random first vector, an integer >= 0. Default 0.
+
+    Returns:
+        The eigenvalues. If they have not converged within `num_matvecs`, `converged` says so and the bounds are larger.
+
+    Raises:
+        TypeError: `operator` is no matrix.
+        ValueError: An argument is out of its range, the matrix is not square or not symmetric, or a product is not
+            finite.
+
+    Example:
+        >>> ends = extremal_eigenvalues(np.diag([-2.0, 0.5, 1.0]))
+        >>> round(ends.lambda_min, 6), round(ends.lambda_max, 6), ends.converged
+        (-2.0, 1.0, True)
+    """
+    linear = as_linear_map(operator)
+    check_integer("num_matvecs", num_matvecs, minimum=1)
+    check_number("tolerance", tolerance, minimum=0.0, maximum=1.0, exclusive_minimum=True, exclusive_maximum=True)
+    with linear.shared():
+        for result in iterate(linear, _first_vector(linear, seed, None), num_matvecs):
+            values, _, bounds = result.ritz()
+            radius = max(abs(values[0]), abs(values[-1]))
+            ends = [0, -1]
+            converged = all(bounds[end] <= tolerance * max(abs(values[end]), tolerance * radius) for end in ends)
+            if converged:
+                break
+    return ExtremalEigenvalues(
+        lambda_min=float(values[0]),
+        lambda_max=float(values[-1]),
+        lambda_min_bound=float(bounds[0]),
+        lambda_max_bound=float(bounds[-1]),
+        num_matvecs=len(result.diagonal),
+        converged=converged,
+        vector_min=result.eigenvector(0),
+        vector_max=result.eigenvector(-1),
+    )
+
+
+def iterate(linear: LinearMap, first: np.ndarray, num_matvecs: int) -> Iterator[Tridiagonal]:
+    """Yield the tridiagonal matrix after each product.
+
+    Args:
+        linear: The matrix.
+        first: The first vector, of norm 1.
+        num_matvecs: The largest number of products.
+
+    Yields:
+        Results of 1, 2, ... products; fewer than `num_matvecs` where the space is exhausted.
+
+    Raises:
+        ValueError: A product is not finite.
+    """
+    basis = np.empty((min(num_matvecs, 16), linear.size), linear.dtype)
+    basis[0] = first
+    diagonal: list[float] = []
+    off_diagonal: list[float] = []
+    rounding = 10 * np.finfo(linear.dtype).eps * np.sqrt(linear.size)
+    for count in range(1, min(num_matvecs, linear.size) + 1):
+        product = np.asarray(linear.matvec(basis[count - 1]))
+        length = float(np.linalg.norm(product))
+        if not np.isfinite(length):
+            raise ValueError(f"The product of `operator` and a vector must be finite. Received: norm {length}")
+        diagonal.append(_dot(basis[count - 1], product))
+        rest, residual = _orthogonalize(product, basis[:count])
+        largest = max(length, *map(abs, diagonal))
+        if residual <= rounding * largest or count == linear.size:
+            residual = 0.0
+        yield Tridiagonal(np.array(diagonal), np.array(off_diagonal), residual, basis[:count])
+        if residual == 0.0 or count == num_matvecs:
+            return
+        off_diagonal.append(residual)
+        if count == len(basis):
+            basis = np.concatenate([basis, np.empty((min(num_matvecs - count, count), linear.size), linear.dtype)])
+        np.divide(rest, residual, out=basis[count])
+
+
+def _orthogonalize(vector: np.ndarray, basis: np.ndarray) -> tuple[np.ndarray, float]:
+    # Again where the first time has cancelled most of it, and left rounding errors along the basis.
+    before = float(np.linalg.norm(vector))
+    for _ in range(3):
+        vector = vector - (basis @ vector) @ basis
+        after = float(np.linalg.norm(vector))
+        if after > 0.7 * before:
+            break
+        before = after
+    return vector, after
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a.astype(np.float64) @ b.astype(np.float64))
+
+
+def _first_vector(linear: LinearMap, seed: int, start: Any) -> np.ndarray:
+    if start is None:
+        seed = check_integer("seed", seed, minimum=0)
+        vector = np.random.default_rng(seed).standard_normal(linear.size)
+    else:
+        vector = np.asarray(start, np.float64)
+        if vector.shape != (linear.size,):
+            raise ValueError(f"`start` must have {linear.size} entries. Received: shape {vector.shape}")
+    norm = np.linalg.norm(vector)
+    if not (np.isfinite(norm) and norm > 0.0):
+        raise ValueError(f"`start` must be finite and not zero. Received: a vector of norm {norm}")
+    return (vector / norm).astype(linear.dtype)

@@ -1,0 +1,111 @@
+"""One way to multiply with every kind of symmetric matrix: an operator of a model, NumPy's, scipy's."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tfopt.curvature.operator import CurvatureOperator
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """A symmetric matrix as a function.
+
+    Attributes:
+        size: Number of rows.
+        dtype: Of the vectors: float32 or float64.
+        matvec: Takes a vector of `size` entries and returns the product.
+        shared: Returns a context within which the matrix does not change, so that products can share work.
+    """
+
+    size: int
+    dtype: Any
+    matvec: Callable[[np.ndarray], np.ndarray]
+    shared: Callable[[], Any] = contextlib.nullcontext
+
+
+def as_linear_map(operator: Any) -> LinearMap:
+    """Return a symmetric matrix as a function.
+
+    Args:
+        operator: A `CurvatureOperator`; a NumPy array of shape (n, n); a sparse matrix or `LinearOperator` of scipy; or
+            anything else with `shape` and `matvec` or `@`.
+
+    Returns:
+        The function. Matrices of integers are taken as float64.
+
+    Raises:
+        TypeError: This is no matrix.
+        ValueError: It is not square, not symmetric or not finite (arrays only), or has complex entries.
+    """
+    if isinstance(operator, LinearMap):
+        return operator
+    if isinstance(operator, CurvatureOperator):
+        return LinearMap(operator.shape[0], operator.dtype, operator.matvec, operator.shared)
+    if isinstance(operator, list | tuple):
+        operator = np.asarray(operator)
+    shape = getattr(operator, "shape", None)
+    if shape is None or not (hasattr(operator, "matvec") or hasattr(operator, "__matmul__")):
+        raise TypeError(
+            "`operator` must be a CurvatureOperator, a matrix, or have `shape` and `matvec`. "
+            f"Received: {operator!r} of type {type(operator).__name__}"
+        )
+    if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
+        raise ValueError(f"`operator` must be a square matrix. Received: shape {tuple(shape)}")
+    dtype = np.dtype(getattr(operator, "dtype", None) or np.float64)
+    if dtype.kind == "c":
+        raise ValueError(f"`operator` must be real. Received: dtype {dtype}")
+    dtype = dtype if dtype in (np.float32, np.float64) else np.dtype(np.float64)
+    if isinstance(operator, np.ndarray):
+        _check_symmetric(operator)
+    multiply = getattr(operator, "matvec", None) or (lambda vector: operator @ vector)
+    return LinearMap(shape[0], dtype, lambda vector: np.asarray(multiply(vector)).reshape(-1))
+
+
+def _check_symmetric(matrix: np.ndarray) -> None:
+    if not np.isfinite(matrix).all():
+        raise ValueError("`operator` must be finite. Received: a matrix with NaN or infinite entries")
+    largest = np.abs(matrix).max()
+    difference = np.abs(matrix - matrix.T).max()
+    if difference > 1e-4 * largest:
+        raise ValueError(
+            f"`operator` must be symmetric. Received: a matrix that differs from its transpose by {difference:.2g}, "
+            f"with entries up to {largest:.2g}"
+        )
+
+
+def curvature_along(operator: Any, direction: Any) -> float:
+    """Return the curvature along a direction, d'Ad / d'd: the second derivative of the loss along d / |d|.
+
+    Args:
+        operator: A symmetric matrix, as `extremal_eigenvalues` takes it.
+        direction: A vector of n entries; for a `CurvatureOperator` also a list of arrays shaped like its variables.
+
+    Returns:
+        The curvature, a number between the smallest and the largest eigenvalue.
+
+    Raises:
+        TypeError: `operator` is no matrix.
+        ValueError: It is not square or not symmetric; the direction has another shape, is zero, or not finite.
+
+    Example:
+        >>> round(curvature_along(np.diag([1.0, 3.0]), [1.0, 1.0]), 6)
+        2.0
+    """
+    linear = as_linear_map(operator)
+    if isinstance(direction, list | tuple) and any(np.ndim(part) for part in direction):
+        if isinstance(operator, CurvatureOperator):
+            operator.check_vector(direction)
+        vector = np.concatenate([np.asarray(part).reshape(-1) for part in direction])
+    else:
+        vector = np.asarray(direction)
+    if vector.shape != (linear.size,):
+        raise ValueError(f"`direction` must have {linear.size} entries. Received: shape {vector.shape}")
+    norm = np.linalg.norm(vector.astype(np.float64))
+    if not (np.isfinite(norm) and norm > 0.0):
+        raise ValueError(f"`direction` must be finite and not zero. Received: a vector of norm {norm}")
+    unit = (vector / norm).astype(linear.dtype)
+    return float(unit.astype(np.float64) @ np.asarray(linear.matvec(unit), np.float64))

@@ -1,0 +1,387 @@
+"""What a model minimises, as a function of its weights that leaves the model as it is."""
+
+import contextlib
+import copy
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src.trainers.compile_utils import CompileLoss
+
+from tfopt._checks import check_choice
+from tfopt.curvature.probe import Probe
+
+BATCH_NORM_MODES = ("batch", "moving")
+
+
+class Objective:
+    """The loss of a model on batches of a probe, regularisation included, as a function of the trainable variables.
+
+    Everything is computed without touching the model: no variable, metric, moving average or random state changes, and
+    dropout is off. Where there are several batches, the loss is the mean of the batches' losses, weighted by rows; for
+    Keras's usual reduction that is the loss of all rows at once (batch normalisation by batch statistics apart).
+
+    Args:
+        model: A Keras model with its variables.
+        loss: As `compile` takes it. None means the one that the model was compiled with.
+        probe: The data.
+        batch_norm: "batch" normalises by each batch's own statistics, as training does; "moving" by the moving
+            averages, as prediction does.
+        dtype: "float64" to compute in float64 whatever the model's dtype is; None for the model's.
+
+    Attributes:
+        model: The model.
+        variables: Its trainable variables.
+        dtype: In which it computes; None for the model's.
+        given_loss: The argument `loss`.
+
+    Raises:
+        TypeError: `model` is no Keras 3 model.
+        ValueError: The model has no variables yet, none that is trainable, or some of half precision; there is no loss;
+            the loss depends on the size of the batches, and there are several.
+    """
+
+    def __init__(
+        self, model: keras.Model, loss: Any, probe: Probe, batch_norm: str = "batch", dtype: str | None = None
+    ) -> None:
+        self.batch_norm = check_choice("batch_norm", batch_norm, BATCH_NORM_MODES)
+        _check_model(model)
+        self.model = model
+        self.variables: list[Any] = list(model.trainable_variables)
+        self.dtype = dtype
+        self.given_loss = loss
+        self._is_custom = loss is None and type(model).compute_loss is not keras.Model.compute_loss
+        self._form: tuple[Any, list[Any]] = (None, [])
+        self._check_inputs(probe)
+        self._loss = None if self._is_custom else self._make_loss(loss, probe)
+
+    def loss(self, values: Sequence[Any], batch: tuple[Any, Any, Any], variables: Sequence[Any] | None = None) -> Any:
+        """Return the loss of a batch.
+
+        Args:
+            values: One tensor for each variable.
+            batch: The inputs, targets and weights of the rows.
+            variables: The variables that have these values; None means all that are trainable.
+
+        Returns:
+            A scalar tensor.
+        """
+        x, y, sample_weight = batch
+        with self._scope(values, variables):
+            y_pred = self.model(x, training=False)
+            if self._is_custom:
+                return self.model._compute_loss(x, y, y_pred, sample_weight, training=False)
+            parts = [tf.reduce_sum(part) for part in self.model.losses]
+            if self._loss is not None:
+                parts.append(self._loss(y, y_pred, sample_weight))
+            dtype = self.dtype or parts[-1].dtype
+            return tf.add_n([tf.cast(part, dtype) for part in parts])
+
+    def outputs(self, values: Sequence[Any], x: Any, variables: Sequence[Any] | None = None) -> list[Any]:
+        """Return what the loss is a function of: logits where the model ends in softmax or sigmoid, its outputs else.
+
+        Args:
+            values: One tensor for each variable.
+            x: The inputs of the rows.
+            variables: The variables that have these values; None means all that are trainable.
+
+        Returns:
+            A list of tensors, one for each output.
+
+        Raises:
+            ValueError: The model adds losses of its own on the way, which are no function of its outputs.
+        """
+        if self._is_custom:
+            raise ValueError(
+                f"{type(self.model).__name__} computes its loss in a method of its own, which need not be a function "
+                "of its outputs: pass `loss`"
+            )
+        with self._scope(values, variables):
+            y_pred = self.model(x, training=False)
+            num_regularized = sum(v.regularizer is not None for v in self.model.trainable_variables)
+            if len(self.model.losses) > num_regularized:
+                raise ValueError(
+                    "The model adds losses on the way (add_loss or activity_regularizer), which are no function of its "
+                    "outputs: they have no Gauss-Newton matrix. Use HessianOperator"
+                )
+        found = [_logits_of(output) for output in keras.tree.flatten(y_pred)]
+        self._form = keras.tree.map_structure(lambda _: None, y_pred), [rebuild for _, rebuild in found]
+        return [logits for logits, _ in found]
+
+    def loss_of_outputs(self, outputs: Sequence[Any], batch: tuple[Any, Any, Any]) -> Any:
+        """Return the loss of a batch, without regularisation, from what `outputs` has returned.
+
+        Args:
+            outputs: The tensors.
+            batch: The inputs, targets and weights of the rows.
+
+        Returns:
+            A scalar tensor.
+        """
+        _, y, sample_weight = batch
+        if self._loss is None:
+            return tf.zeros((), outputs[0].dtype)
+        form, rebuilds = self._form
+        y_pred = [rebuild(output) for rebuild, output in zip(rebuilds, outputs, strict=True)]
+        with keras.StatelessScope():
+            return self._loss(y, keras.tree.pack_sequence_as(form, y_pred), sample_weight)
+
+    def regularization(self, values: Sequence[Any], variables: Sequence[Any]) -> Any:
+        """Return the loss that regularisers add for some variables.
+
+        Args:
+            values: One tensor for each variable.
+            variables: The variables.
+
+        Returns:
+            A scalar tensor; None if none of them has a regulariser.
+        """
+        pairs = [(v, value) for v, value in zip(variables, values, strict=True) if v.regularizer is not None]
+        if not pairs:
+            return None
+        return tf.add_n([tf.reduce_sum(variable.regularizer(value)) for variable, value in pairs])
+
+    @contextlib.contextmanager
+    def _scope(self, values: Sequence[Any], variables: Sequence[Any] | None) -> Iterator[None]:
+        chosen = self.variables if variables is None else list(variables)
+        scope = keras.StatelessScope(collect_losses=True)
+        if self.dtype is not None:
+            for variable in self.model.variables:
+                if tf.as_dtype(variable.dtype).is_floating:
+                    scope.add_update((variable, tf.cast(variable.value, self.dtype)))
+        for variable, value in zip(chosen, values, strict=True):
+            scope.add_update((variable, value))
+        modes = (_forward_mode(self.model, self.batch_norm), _computing_in(self.model, self.dtype), _exact_moments())
+        with modes[0], modes[1], modes[2], scope:
+            yield
+
+    def _check_inputs(self, probe: Probe) -> None:
+        try:
+            with self._scope([], []):
+                self.model(probe.batches[0].rows(0, 2).x, training=False)
+        except Exception as error:
+            raise ValueError(f"`x` must fit the model. {type(self.model).__name__} says: {error}") from error
+
+    def _make_loss(self, loss: Any, probe: Probe) -> CompileLoss | None:
+        # A loss of our own: the model's keeps metrics, which a measurement must not move.
+        compiled = getattr(self.model, "_compile_loss", None)
+        weights = None
+        if loss is None:
+            if compiled is not None:
+                loss, weights = compiled._user_loss, compiled._user_loss_weights
+            elif not (self.model.compiled and self._has_own_losses(probe)):
+                raise ValueError(
+                    "`loss` must say what the model minimises: it was not compiled with a loss. "
+                    "Pass loss=..., as `compile` takes it"
+                )
+        if loss is None:
+            return None
+        made = CompileLoss(loss, weights, output_names=getattr(self.model, "output_names", None))
+        x, y, sample_weight = probe.batches[0].rows(0, 2).tensors
+        with self._scope([], []):
+            y_pred = self.model(x, training=False)
+            _check_targets(y, y_pred)
+            made(y, y_pred, sample_weight)  # builds it
+        self._finish_loss(made, probe)
+        with self._scope([], []):
+            value = made(y, y_pred, sample_weight)
+        if value is None or value.shape.rank != 0:
+            raise ValueError(
+                "`loss` must reduce the rows to a number. Received: a loss of shape "
+                f"{None if value is None else tuple(value.shape)}; use a loss with the reduction 'sum_over_batch_size'"
+            )
+        return made
+
+    def _has_own_losses(self, probe: Probe) -> bool:
+        with self._scope([], []):
+            self.model(probe.batches[0].rows(0, 2).x, training=False)
+            return bool(self.model.losses)
+
+    def _finish_loss(self, made: CompileLoss, probe: Probe) -> None:
+        # The loss in float64, where weights are: by default Keras casts outputs to float32 before it compares them.
+        dtypes = {tf.as_dtype(v.dtype) for v in self.variables}
+        wide = self.dtype or ("float64" if tf.float64 in dtypes else None)
+        parts = []
+        for part in made._flat_losses:
+            reduction = getattr(part.loss, "reduction", None)
+            depends = reduction == "sum" or (
+                reduction == "mean_with_sample_weight" and probe.batches[0].sample_weight is not None
+            )
+            if depends and len(probe.batches) > 1:
+                raise ValueError(
+                    f"`loss` depends on how rows are cut into batches. Received: reduction={reduction!r} and "
+                    f"{len(probe.batches)} batches. Use the reduction 'sum_over_batch_size', or one batch of all rows"
+                )
+            parts.append(part._replace(loss=_with_dtype(part.loss, wide)))
+        made._flat_losses = parts
+        if wide:
+            made._dtype_policy, made._dtype = keras.DTypePolicy(wide), wide
+
+
+def check_trainable(objective: Objective, choice: Any) -> list[Any]:
+    """Return the trainable variables that a choice means.
+
+    Args:
+        objective: The objective.
+        choice: None for all; a variable, a layer, or a list of these.
+
+    Returns:
+        The variables.
+
+    Raises:
+        TypeError: The choice is something else.
+        ValueError: It means no variable, one that is not the model's or not trainable, or one twice.
+    """
+    if choice is None:
+        return list(objective.variables)
+    chosen = []
+    for item in choice if isinstance(choice, list | tuple) else [choice]:
+        if isinstance(item, keras.layers.Layer):
+            chosen += item.trainable_variables
+        elif isinstance(item, keras.Variable):
+            chosen.append(item)
+        else:
+            raise TypeError(
+                "`variables` must be Keras variables or layers of the model. "
+                f"Received: {item!r} of type {type(item).__name__}"
+            )
+    known = {id(v) for v in objective.variables}
+    strangers = [v.path for v in chosen if id(v) not in known]
+    if not chosen or strangers or len({id(v) for v in chosen}) < len(chosen):
+        raise ValueError(
+            "`variables` must be trainable variables of the model, each once. Received: "
+            f"{'others: ' + ', '.join(strangers) if strangers else [v.path for v in chosen]}"
+        )
+    return chosen
+
+
+def _check_model(model: Any) -> None:
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            "tfopt.curvature works with the TensorFlow backend of Keras. "
+            f"Received: the backend {keras.backend.backend()!r}"
+        )
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"`model` must be a Keras 3 model. Received: {model!r} of type {type(model).__name__}")
+    if not model.built or any(not layer.built for layer in model._flatten_layers()):
+        raise ValueError(
+            "`model` must have its variables: give it a keras.Input, or call it on data. Received: a model that is not "
+            "built"
+        )
+    if not model.trainable_variables:
+        raise ValueError("`model` must have trainable variables. Received: a model without any")
+    half = [v.path for v in model.trainable_variables if tf.as_dtype(v.dtype).size < 4]
+    if half:
+        raise ValueError(
+            "`model` must keep its weights in float32 or float64 (the policies 'mixed_float16' and 'mixed_bfloat16' "
+            f"do). Received: {half[0]} of dtype {model.trainable_variables[0].dtype}"
+        )
+    strategy = getattr(model, "distribute_strategy", None)
+    if strategy is not None and strategy.num_replicas_in_sync > 1:
+        raise ValueError(
+            "`model` must not be spread over devices by tf.distribute. "
+            f"Received: {type(strategy).__name__} of {strategy.num_replicas_in_sync} replicas"
+        )
+
+
+def _check_targets(y: Any, y_pred: Any) -> None:
+    if y is None:
+        raise ValueError("`y` must be given: the loss compares the model's outputs to it")
+    for target, output in zip(keras.tree.flatten(y), keras.tree.flatten(y_pred), strict=False):
+        if target.shape.rank and output.shape.rank and target.shape[0] != output.shape[0]:
+            raise ValueError(
+                "`y` must have a row for each row of the model's output. "
+                f"Received: {tuple(target.shape)} for outputs of shape {tuple(output.shape)}"
+            )
+
+
+def _with_dtype(loss: Any, dtype: str | None) -> Any:
+    if dtype is None:
+        return loss
+    loss = copy.copy(loss)
+    loss._dtype_policy, loss._dtype = keras.DTypePolicy(dtype), dtype
+    return loss
+
+
+def _logits_of(output: Any) -> tuple[Any, Any]:
+    """Return the tensor that a loss starts from, and the function that makes the output of it.
+
+    Keras's cross-entropies use the logits that softmax and sigmoid leave on their results.
+    """
+    logits = getattr(output, "_keras_logits", None)
+    kind = (
+        getattr(getattr(output, "op", None), "type", None)
+        if not isinstance(output, tf.__internal__.EagerTensor)
+        else None
+    )
+    activations = {"Softmax": keras.activations.softmax, "Sigmoid": keras.activations.sigmoid}
+    if logits is None or kind not in activations:
+        return output, lambda tensor: tensor
+    return logits, activations[kind]
+
+
+@contextlib.contextmanager
+def _forward_mode(model: Any, batch_norm: str) -> Iterator[None]:
+    """Let batch normalisation use the batch's statistics while all other layers predict."""
+    layers = [
+        layer
+        for layer in model._flatten_layers()
+        if batch_norm == "batch" and isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    for layer in layers:
+        object.__setattr__(layer, "call", _training_call(layer.call))
+    try:
+        yield
+    finally:
+        for layer in layers:
+            object.__delattr__(layer, "call")
+
+
+def _training_call(call: Any) -> Any:
+    signature = inspect.signature(call)
+
+    def train(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.arguments["training"] = True
+        return call(*bound.args, **bound.kwargs)
+
+    return train
+
+
+@contextlib.contextmanager
+def _computing_in(model: Any, dtype: str | None) -> Iterator[None]:
+    """Let all layers compute in another dtype."""
+    layers = list(model._flatten_layers()) if dtype is not None else []
+    kept = [layer._dtype_policy for layer in layers]
+    for layer in layers:
+        layer._dtype_policy = keras.DTypePolicy(dtype)
+    try:
+        yield
+    finally:
+        for layer, policy in zip(layers, kept, strict=True):
+            layer._dtype_policy = policy
+
+
+@contextlib.contextmanager
+def _exact_moments() -> Iterator[None]:
+    """Let means and variances be differentiable twice.
+
+    `tf.nn.moments`, in which Keras computes batch, layer and group normalisation, stops the gradient at the mean inside
+    the variance. That leaves the first derivative as it is, and makes the second one wrong, without a word.
+    """
+    kept = tf.nn.moments
+    tf.nn.moments = _moments
+    try:
+        yield
+    finally:
+        tf.nn.moments = kept
+
+
+def _moments(x: Any, axes: Any, shift: Any = None, keepdims: bool = False, name: str | None = None) -> tuple[Any, Any]:
+    wide = tf.cast(x, tf.float32) if x.dtype.size < 4 else x
+    mean = tf.reduce_mean(wide, axes, keepdims=True)
+    variance = tf.reduce_mean(tf.math.squared_difference(wide, mean), axes, keepdims=keepdims)
+    mean = mean if keepdims else tf.reshape(mean, tf.shape(variance))
+    return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)

@@ -1,0 +1,384 @@
+"""Symmetric matrices of a model that are never formed: what all of them have in common."""
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfopt._checks import check_flag
+from tfopt.communicator import Communicator, SerialCommunicator, check_communicator
+from tfopt.curvature.objective import Objective, check_trainable
+from tfopt.curvature.probe import Probe, as_probe
+from tfopt.curvature.self_check import check_product
+from tfopt.curvature.split import SplitFunction
+
+# Of the intermediate results of the first pass, over all batches, that `shared` keeps.
+SHARED_BYTES = 2**31
+
+
+class CurvatureOperator(ABC):
+    """A symmetric matrix over trainable variables of a model, averaged over a probe, as a function v -> Av.
+
+    The matrix is taken at the weights that the model has when a product is asked for. The first product is checked
+    against finite differences, and against itself computed again. See `HessianOperator` and `GaussNewtonOperator`.
+
+    Args:
+        model: A Keras model with its variables, compiled or not.
+        loss: As `compile` takes it. None (default) means the one that the model was compiled with.
+        x: The data: a `tfopt.curvature.Probe`, or what `Probe` takes as its `x`.
+        y: As `Probe` takes it.
+        sample_weight: As `Probe` takes it.
+        batch_size: As `Probe` takes it.
+        class_weight: As `Probe` takes it: not at all.
+        batch_norm: "batch" (default): batch normalisation uses each batch's own statistics, as training does; "moving":
+            its moving averages, as prediction does. Dropout is off in both.
+        variables: The variables whose block of the matrix is wanted: a variable, a layer, or a list of these. None
+            (default) means all trainable variables.
+        self_check: Whether to check the first product. Default True.
+        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`. Products are averaged
+            over the rows of all ranks, whose models must have the same weights.
+
+    Attributes:
+        shape: (n, n), where n counts the entries of the variables.
+        dtype: Of the vectors: float32 or float64.
+        variables: The variables.
+        num_matvecs: How many products have been computed.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of its range, or the model or data cannot be measured; the message says why.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        loss: Any = None,
+        x: Any = None,
+        y: Any = None,
+        sample_weight: Any = None,
+        *,
+        batch_size: int | None = None,
+        class_weight: None = None,
+        batch_norm: str = "batch",
+        variables: Any = None,
+        self_check: bool = True,
+        communicator: Communicator | None = None,
+    ) -> None:
+        probe = as_probe(x, y, sample_weight, batch_size, class_weight)
+        objective = Objective(model, loss, probe, batch_norm)
+        self._is_checked = not check_flag("self_check", self_check)
+        self.num_matvecs = 0
+        self._set_up(objective, probe, check_trainable(objective, variables), check_communicator(communicator))
+
+    def _set_up(self, objective: Objective, probe: Probe, variables: list[Any], communicator: Communicator) -> None:
+        self.objective, self.probe = objective, probe
+        self.variables, self.communicator = variables, communicator
+        self._shapes = [tuple(v.shape) for v in variables]
+        self._sizes = [int(np.prod(shape)) for shape in self._shapes]
+        self._dtypes = [tf.as_dtype(objective.dtype or v.dtype) for v in variables]
+        self.dtype = np.result_type(*(dtype.as_numpy_dtype for dtype in self._dtypes))
+        self.shape = (sum(self._sizes), sum(self._sizes))
+        self._shared: list[Any] | None = None
+        (rows,) = communicator.allreduce_sum([tf.constant(probe.num_rows, tf.int64)], name="rows")
+        self.num_rows = int(rows)
+        self._loss_and_gradient = compiled(self._trace_loss_and_gradient)
+        self._products: dict[Any, SplitFunction] = {}
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of shape {self.shape} over {self.num_rows:,} rows>"
+
+    @property
+    def batch_norm(self) -> str:
+        """How batch normalisation was computed: "batch" or "moving"."""
+        return self.objective.batch_norm
+
+    def matvec(self, vector: Any) -> Any:
+        """Return the product of the matrix and a vector.
+
+        Args:
+            vector: A list of arrays shaped like the variables, or one vector of n entries.
+
+        Returns:
+            The product: a list of tensors for a list, a vector of the same kind (NumPy's or TensorFlow's) for a vector.
+
+        Raises:
+            ValueError: The vector has another shape.
+            RuntimeError: The first product is not what finite differences say, or another one the second time.
+        """
+        parts = self._split(vector)
+        if not self._is_checked:
+            self._is_checked = True  # first, as checking makes products, too
+            try:
+                check_product(self)
+            except RuntimeError:
+                self._is_checked = False
+                raise
+        products = self._sum_over_batches(parts)
+        self.num_matvecs += 1
+        return self._join(products, vector)
+
+    def __matmul__(self, vector: Any) -> Any:
+        """Return the product with a vector, or with each column of a matrix.
+
+        Args:
+            vector: A vector of n entries, or a matrix of shape (n, k).
+
+        Returns:
+            A vector or matrix of the same shape.
+        """
+        if np.ndim(vector) == 2:
+            return np.stack([np.asarray(self.matvec(np.asarray(column))) for column in np.asarray(vector).T], axis=1)
+        return self.matvec(vector)
+
+    def to_scipy(self) -> Any:
+        """Return the matrix as a `scipy.sparse.linalg.LinearOperator`, for scipy's solvers.
+
+        Returns:
+            The linear operator.
+        """
+        from scipy.sparse.linalg import LinearOperator
+
+        multiply = lambda vector: self.matvec(np.asarray(vector).reshape(-1))  # noqa: E731
+        return LinearOperator(self.shape, matvec=multiply, rmatvec=multiply, dtype=self.dtype)
+
+    def to_dense(self) -> np.ndarray:
+        """Return the matrix itself, column by column: n products.
+
+        Returns:
+            An array of shape (n, n).
+        """
+        with self.shared():
+            return np.asarray(self @ np.eye(self.shape[0], dtype=self.dtype))
+
+    def loss_and_gradient(self) -> tuple[float, list[Any]]:
+        """Return the loss on the probe and its gradient, over the rows of all ranks.
+
+        Returns:
+            The loss, and a list of tensors shaped like the variables.
+        """
+        values = self.values()
+        losses, gradients = [], []
+        for batch in self.probe.batches:
+            loss, gradient = self._loss_and_gradient(values, batch.tensors)
+            share = batch.num_rows / self.num_rows
+            losses.append(share * float(loss))
+            gradients.append([tf.constant(share, part.dtype) * part for part in gradient])
+        sums = [tf.add_n(parts) for parts in zip(*gradients, strict=True)]
+        total, *sums = self.communicator.allreduce_sum([tf.constant(sum(losses), tf.float64), *sums], name="gradient")
+        return float(total), sums
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        """Within this context compute once what all products have in common; the weights must not change.
+
+        Keeps the intermediate results of as many batches as fit into 2 GiB.
+
+        Yields:
+            Nothing.
+        """
+        if self._shared is not None:
+            yield
+            return
+        self._shared = [None] * len(self.probe.batches)
+        try:
+            yield
+        finally:
+            self._shared = None
+
+    # --- for the self-check
+
+    def on_first_rows(self, num_rows: int, dtype: str | None) -> "CurvatureOperator":
+        """Return the same matrix over the first rows of this rank's probe.
+
+        Args:
+            num_rows: How many rows.
+            dtype: "float64" to compute in float64; None for the model's dtype.
+
+        Returns:
+            An operator.
+        """
+        small = type(self).__new__(type(self))
+        probe = self.probe.first(num_rows)
+        objective = Objective(self.objective.model, self.objective.given_loss, probe, self.batch_norm, dtype)
+        small._is_checked, small.num_matvecs = True, 0
+        small._set_up(objective, probe, self.variables, SerialCommunicator())
+        return small
+
+    def values(self) -> list[Any]:
+        """Return the values of the variables.
+
+        Returns:
+            A list of tensors.
+        """
+        pairs = zip(self.variables, self._dtypes, strict=True)
+        return [tf.cast(tf.convert_to_tensor(variable.value), dtype) for variable, dtype in pairs]
+
+    def product_graph(self) -> Any:
+        """Return the graph of the product for the first batch.
+
+        Returns:
+            A `tf.Graph`.
+        """
+        values = self.values()
+        return self._product_for(0, values, values).graph
+
+    @abstractmethod
+    def quantity(self, values: list[Any]) -> list[Any]:
+        """Return what the products differentiate, on the first batch.
+
+        Args:
+            values: One tensor for each variable.
+
+        Returns:
+            A list of tensors.
+        """
+
+    @abstractmethod
+    def claim(self, values: list[Any], vectors: list[Any]) -> list[Any]:
+        """Return the derivative of `quantity` along vectors, as products compute it.
+
+        Args:
+            values: One tensor for each variable.
+            vectors: One tensor for each variable.
+
+        Returns:
+            A list of tensors.
+        """
+
+    # --- what the matrices differ in
+
+    @abstractmethod
+    def _trace_product(self, values: Any, batch: Any, vectors: Any) -> list[Any]:
+        """Return the product for one batch."""
+
+    # --- one product
+
+    def _trace_loss_and_gradient(self, values: list[Any], batch: Any) -> tuple[Any, list[Any]]:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(values)
+            loss = self.objective.loss(values, batch, self.variables)
+        return loss, dense_gradients(tape, loss, values)
+
+    def _sum_over_batches(self, vectors: list[Any]) -> list[Any]:
+        values = self.values()
+        sums: list[Any] = []
+        for place, batch in enumerate(self.probe.batches):
+            share = batch.num_rows / self.num_rows
+            # The product is linear: scaling the vector is scaling the product.
+            scaled = vectors if share == 1.0 else [tf.constant(share, part.dtype) * part for part in vectors]
+            products = self._product_of(place, values, scaled)
+            sums = products if not sums else [a + b for a, b in zip(sums, products, strict=True)]
+        return self.communicator.allreduce_sum(sums, name="products")
+
+    def _product_of(self, place: int, values: list[Any], vectors: list[Any]) -> list[Any]:
+        batch = self.probe.batches[place].tensors
+        product = self._product_for(place, values, vectors)
+        if self._shared is None or not self._may_share(place, values, vectors):
+            return product.finish(product.prepare(values, batch), vectors)
+        if self._shared[place] is None:
+            self._shared[place] = product.prepare(values, batch)
+        return product.finish(self._shared[place], vectors)
+
+    def _product_for(self, place: int, values: list[Any], vectors: list[Any]) -> SplitFunction:
+        # One for each form of batch: the last one often has fewer rows.
+        batch = self.probe.batches[place].tensors
+        form = tuple((tuple(leaf.shape), leaf.dtype) for leaf in tf.nest.flatten(batch) if leaf is not None)
+        if form not in self._products:
+            self._products[form] = SplitFunction(self._trace_product, (values, batch), vectors)
+        return self._products[form]
+
+    def _may_share(self, place: int, values: list[Any], vectors: list[Any]) -> bool:
+        needed = (self._product_for(earlier, values, vectors).num_bytes for earlier in range(place + 1))
+        return sum(needed) <= SHARED_BYTES
+
+    # --- vectors
+
+    def _is_in_parts(self, vector: Any) -> bool:
+        is_list = isinstance(vector, list | tuple) and len(vector) == len(self._shapes)
+        return is_list and np.ndim(vector[0]) == len(self._shapes[0])
+
+    def check_vector(self, vector: Any) -> None:
+        """Check that a vector fits the variables.
+
+        Args:
+            vector: As `matvec` takes it.
+
+        Raises:
+            ValueError: It does not.
+        """
+        self._split(vector)
+
+    def _split(self, vector: Any) -> list[Any]:
+        if self._is_in_parts(vector):
+            parts = list(vector)
+            shapes = [tuple(np.shape(part)) for part in parts]
+            if shapes != self._shapes:
+                raise ValueError(f"`vector` must have the shapes {self._shapes}. Received: {shapes}")
+        else:
+            if tuple(np.shape(vector)) != self.shape[:1]:
+                raise ValueError(
+                    f"`vector` must have {self.shape[0]} entries, or be a list of {len(self._shapes)} arrays shaped "
+                    f"like the variables. Received: a {type(vector).__name__} of shape {tuple(np.shape(vector))}"
+                )
+            vector = vector if isinstance(vector, tf.Tensor) else np.asarray(vector)
+            ends = np.cumsum(self._sizes)
+            parts = [vector[end - size : end] for end, size in zip(ends, self._sizes, strict=True)]
+            parts = [
+                (tf.reshape if isinstance(part, tf.Tensor) else np.reshape)(part, shape)
+                for part, shape in zip(parts, self._shapes, strict=True)
+            ]
+        return [tf.cast(part, dtype) for part, dtype in zip(parts, self._dtypes, strict=True)]
+
+    def _join(self, parts: Sequence[Any], like: Any) -> Any:
+        if self._is_in_parts(like):
+            return list(parts)
+        if isinstance(like, tf.Tensor):
+            return tf.concat([tf.reshape(tf.cast(part, self.dtype), [-1]) for part in parts], axis=0)
+        return np.concatenate([np.asarray(memoryview(part)).reshape(-1) for part in parts], dtype=self.dtype)
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile a function of tensors.
+
+    Args:
+        function: The function.
+
+    Returns:
+        A `tf.function`, which does not take the number of operators in a program for a mistake.
+    """
+    made = tf.function(function, autograph=False)
+    made._omit_frequent_tracing_warning = True
+    return made
+
+
+def dense_gradients(tape: tf.GradientTape, target: Any, sources: list[Any], output_gradients: Any = None) -> list[Any]:
+    """Return gradients as dense tensors, with zeros where nothing is connected.
+
+    Args:
+        tape: The tape.
+        target: What to differentiate.
+        sources: Tensors.
+        output_gradients: As `tf.GradientTape.gradient` takes it.
+
+    Returns:
+        A list of tensors shaped like the sources.
+
+    Raises:
+        RuntimeError: TensorFlow lacks a derivative.
+    """
+    zero = tf.UnconnectedGradients.ZERO
+    try:
+        gradients = tape.gradient(target, sources, output_gradients=output_gradients, unconnected_gradients=zero)
+    except LookupError as error:
+        raise RuntimeError(
+            f"TensorFlow cannot differentiate this model twice ({error}): it has no second derivative of some "
+            "operations, such as resizing that is not by 'nearest' (UpSampling2D, Resizing)"
+        ) from error
+    return [
+        tf.math.unsorted_segment_sum(g.values, g.indices, s.shape[0]) if isinstance(g, tf.IndexedSlices) else g
+        for g, s in zip(gradients, sources, strict=True)
+    ]

@@ -1,0 +1,266 @@
+"""The fixed set of data on which a model is measured."""
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfopt._checks import check_integer
+
+DEFAULT_BATCH_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of a probe.
+
+    Attributes:
+        x: The model's inputs, as the model takes them: a tensor, or a tuple, list or dictionary of tensors.
+        y: Targets in the same kind of form; None for none.
+        sample_weight: Weights of the rows; None for none.
+        num_rows: How many rows.
+    """
+
+    x: Any
+    y: Any
+    sample_weight: Any
+    num_rows: int
+
+    @property
+    def tensors(self) -> tuple[Any, Any, Any]:
+        """The inputs, targets and weights."""
+        return self.x, self.y, self.sample_weight
+
+    def rows(self, start: int, stop: int) -> "Batch":
+        """Return some of the rows.
+
+        Args:
+            start: The first.
+            stop: The one after the last.
+
+        Returns:
+            A batch of these rows, of fewer if there are not so many.
+        """
+        x, y, sample_weight = (map_arrays(lambda leaf: leaf[start:stop], part) for part in self.tensors)
+        return Batch(x, y, sample_weight, min(stop, self.num_rows) - start)
+
+
+def map_arrays(function: Callable[[Any], Any], part: Any) -> Any:
+    """Apply a function to each array of a nested structure; None stays None.
+
+    Args:
+        function: The function.
+        part: An array, a tuple, list or dictionary of arrays, or None.
+
+    Returns:
+        The same structure of what the function returned.
+    """
+    return keras.tree.map_structure(lambda leaf: None if leaf is None else function(leaf), part)
+
+
+class Probe:
+    """Data that stay the same from one measurement to the next, checked and cut into batches once.
+
+    Everything that `fit` takes is taken. Infinite data sets and generators need `num_batches`; a generator is read
+    once, here.
+
+    Args:
+        x: The inputs: an array, or a tuple, list or dictionary of arrays, with one row per sample. Or all data in one:
+            a batched `tf.data.Dataset`, a `keras.utils.PyDataset`, or a generator of batches, whose elements are `x`,
+            `(x, y)` or `(x, y, sample_weight)`.
+        y: Targets with one row per sample; None for none, or if they come with `x`.
+        sample_weight: One weight per sample; None for none, or if they come with `x`.
+        batch_size: Rows in a batch, for arrays only; an integer >= 1. None (default) means 256, or all rows if there
+            are fewer.
+        num_batches: How many batches to take of data sets and generators, an integer >= 1; None (default) means all.
+        class_weight: Not supported; the error says what to pass in its place.
+
+    Attributes:
+        batches: The batches, a list of `Batch`.
+        num_rows: Number of rows of all batches.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: There are no rows; numbers of rows differ; an entry is NaN or infinite; data without end come
+            without `num_batches`.
+
+    Example:
+        >>> probe = Probe(np.ones((300, 2)), np.zeros(300))
+        >>> probe.num_rows, len(probe.batches)
+        (300, 2)
+    """
+
+    def __init__(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        *,
+        batch_size: int | None = None,
+        num_batches: int | None = None,
+        class_weight: None = None,
+    ) -> None:
+        if class_weight is not None:
+            raise ValueError(
+                "`class_weight` is not supported: pass the weight of each row, for integer targets "
+                "sample_weight=np.array([class_weight[label] for label in y])"
+            )
+        if num_batches is not None:
+            check_integer("num_batches", num_batches, minimum=1)
+        if _brings_batches(x):
+            for name, value in {"y": y, "sample_weight": sample_weight, "batch_size": batch_size}.items():
+                if value is not None:
+                    raise ValueError(
+                        f"`{name}` must be None where `x` is a {type(x).__name__}, which brings it with it"
+                    )
+            elements = _take(x, num_batches)
+        else:
+            if num_batches is not None:
+                raise ValueError("`num_batches` goes with data sets and generators. Received: arrays")
+            elements = _slices(x, y, sample_weight, batch_size)
+        self.batches = [_make_batch(element, index) for index, element in enumerate(elements)]
+        if not self.batches:
+            raise ValueError("`x` has no batches. Received: an empty data set")
+        self.num_rows = sum(batch.num_rows for batch in self.batches)
+        has_weights = {batch.sample_weight is not None for batch in self.batches}
+        if len({repr(map_arrays(lambda _: 0, b.x)) for b in self.batches}) > 1 or len(has_weights) > 1:
+            raise ValueError("`x` must bring batches of one form. Received: batches of different structures")
+
+    def first(self, num_rows: int) -> "Probe":
+        """Return the first rows of the first batch.
+
+        Args:
+            num_rows: How many.
+
+        Returns:
+            A probe of one batch.
+        """
+        part = copy.copy(self)
+        part.batches = [self.batches[0].rows(0, num_rows)]
+        part.num_rows = part.batches[0].num_rows
+        return part
+
+    def __repr__(self) -> str:
+        return f"Probe({self.num_rows:,} rows in {len(self.batches)} batches)"
+
+
+def as_probe(
+    x: Any, y: Any = None, sample_weight: Any = None, batch_size: int | None = None, class_weight: None = None
+) -> Probe:
+    """Return a probe as it is, and make one of anything else.
+
+    Args:
+        x: A `Probe`, or what `Probe` takes.
+        y: As `Probe` takes it.
+        sample_weight: As `Probe` takes it.
+        batch_size: As `Probe` takes it.
+        class_weight: As `Probe` takes it.
+
+    Returns:
+        The probe.
+
+    Raises:
+        ValueError: `x` is a probe, and there is more.
+    """
+    if not isinstance(x, Probe):
+        return Probe(x, y, sample_weight, batch_size=batch_size, class_weight=class_weight)
+    if any(given is not None for given in (y, sample_weight, batch_size, class_weight)):
+        raise ValueError("`y`, `sample_weight` and `batch_size` belong to the Probe. Received: a Probe and more")
+    return x
+
+
+def _brings_batches(x: Any) -> bool:
+    return isinstance(x, tf.data.Dataset | keras.utils.PyDataset | Iterator)
+
+
+def _take(data: Any, num_batches: int | None) -> Iterable[Any]:
+    if isinstance(data, keras.utils.PyDataset):
+        available: float = math.inf if data.num_batches is None else data.num_batches
+        source: Iterable[Any] = (data[index] for index in itertools.count())
+    elif isinstance(data, tf.data.Dataset):
+        cardinality = int(data.cardinality())
+        available = math.inf if cardinality == tf.data.INFINITE_CARDINALITY else -1
+        source = data
+    else:
+        available = math.inf  # or it may end: nobody knows
+        source = data
+    if num_batches is None:
+        if available == math.inf:
+            raise ValueError(
+                f"`num_batches` must say how many batches to take of a {type(data).__name__}, which may have no end"
+            )
+        return source if available < 0 else itertools.islice(source, int(available))
+    count = num_batches if available < 0 else min(num_batches, available)
+    taken = list(itertools.islice(source, int(count)))
+    if len(taken) < num_batches:
+        raise ValueError(f"`x` must have `num_batches` batches. Received: num_batches={num_batches} of {len(taken)}")
+    return taken
+
+
+def _slices(x: Any, y: Any, sample_weight: Any, batch_size: int | None) -> Iterator[tuple[Any, ...]]:
+    if batch_size is not None:
+        check_integer("batch_size", batch_size, minimum=1)
+    parts = {"x": x, "y": y, "sample_weight": sample_weight}
+    if x is None:
+        raise ValueError("`x` must be the inputs on which to measure. Received: None")
+    lengths = {}
+    for name, part in parts.items():
+        parts[name] = map_arrays(lambda leaf, name=name: _as_array(name, leaf), part)
+        if part is not None:
+            lengths[name] = sorted({len(leaf) for leaf in keras.tree.flatten(parts[name])})
+    if len(set().union(*lengths.values())) != 1:
+        raise ValueError(f"`x`, `y` and `sample_weight` must have equally many rows. Received: {lengths}")
+    num_rows = lengths["x"][0]
+    size = batch_size or DEFAULT_BATCH_SIZE
+    return (
+        tuple(map_arrays(lambda leaf, start=start: leaf[start : start + size], part) for part in parts.values())
+        for start in range(0, num_rows, size)
+    )
+
+
+def _as_array(name: str, leaf: Any) -> Any:
+    if isinstance(leaf, tf.RaggedTensor | tf.SparseTensor):
+        raise TypeError(f"`{name}` must be dense. Received: a {type(leaf).__name__}")
+    array = leaf.numpy() if isinstance(leaf, tf.Tensor | tf.Variable) else np.asarray(leaf)
+    if array.ndim == 0 or array.dtype == object:
+        raise TypeError(f"`{name}` must hold arrays with one row per sample. Received: {leaf!r}")
+    return array
+
+
+def _make_batch(element: Any, index: int) -> Batch:
+    parts = element if isinstance(element, tuple) else (element,)
+    if not 1 <= len(parts) <= 3:
+        raise ValueError(
+            f"`x` must bring (x, y, sample_weight) or less. Received: a tuple of {len(parts)} in batch {index}"
+        )
+    x, y, weight = (*parts, None, None)[:3]
+    named = {}
+    lengths = set()
+    for name, part in {"x": x, "y": y, "sample_weight": weight}.items():
+        named[name] = map_arrays(lambda leaf, name=name: _as_array(name, leaf), part)
+        for leaf in [] if part is None else keras.tree.flatten(named[name]):
+            lengths.add(len(leaf))
+            _check_finite(name, leaf, index)
+    if len(lengths) != 1:
+        raise ValueError(
+            f"A batch must have equally many rows everywhere. Received: {sorted(lengths)} in batch {index}"
+        )
+    if lengths == {0}:
+        raise ValueError(f"A batch must have rows. Received: none in batch {index}")
+    x, y, weight = (map_arrays(tf.convert_to_tensor, part) for part in named.values())
+    return Batch(x, y, weight, lengths.pop())
+
+
+def _check_finite(name: str, array: np.ndarray, index: int) -> None:
+    if np.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():
+        bad = np.argwhere(~np.isfinite(array))[0]
+        raise ValueError(
+            f"`{name}` must be finite. Received: {array[tuple(bad)]} in batch {index}, row {bad[0]}, and "
+            f"{np.count_nonzero(~np.isfinite(array))} such entries in that batch"
+        )

@@ -1,0 +1,106 @@
+"""A function cut in two: what does not depend on a vector, computed once for many vectors, and the rest."""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+
+class SplitFunction:
+    """A function of tensors, of which the part that does not depend on the last argument can be computed by itself.
+
+    The function is traced once. The operations that depend on the vectors become one function, all that these need of
+    the others a second one; nothing that is not needed is computed. Loops (recurrent layers) hand over stacks of
+    tensors that cannot be passed between functions: where they are in between, everything is computed anew for each
+    vector.
+
+    Args:
+        function: Takes the fixed arguments and then the vectors; returns a list of tensors.
+        fixed: Examples of the fixed arguments: nested structures of tensors and None.
+        vectors: An example of the vectors, a list of tensors.
+
+    Attributes:
+        num_bytes: Size of what `prepare` computes and returns; 0 where the function cannot be cut.
+        graph: The whole graph, a `tf.Graph`.
+    """
+
+    def __init__(self, function: Callable[..., list[Any]], fixed: tuple[Any, ...], vectors: list[Any]) -> None:
+        arguments = (*fixed, vectors)
+        flat = tf.nest.flatten(arguments)
+        places = [place for place, leaf in enumerate(flat) if leaf is not None]
+
+        def flat_function(*tensors: Any) -> list[Any]:
+            leaves: list[Any] = [None] * len(flat)
+            for place, tensor in zip(places, tensors, strict=True):
+                leaves[place] = tensor
+            return function(*tf.nest.pack_sequence_as(arguments, leaves))
+
+        specs = [tf.TensorSpec(flat[place].shape, flat[place].dtype) for place in places]
+        whole = tf.compat.v1.wrap_function(flat_function, specs)
+        self.graph = whole.graph
+        inputs, num_fixed = whole.inputs[: len(places)], len(places) - len(vectors)
+        outputs = tf.nest.flatten(whole.structured_outputs)
+        kept = _boundary(whole.graph, inputs[num_fixed:], outputs)
+        if any(tensor.dtype == tf.variant for tensor in kept):
+            self.num_bytes = 0
+            self._prepare, self._finish = lambda *tensors: tensors, _compiled(flat_function)
+            return
+        self.num_bytes = sum((t.shape.num_elements() or 0) * t.dtype.size for t in kept if t.shape.is_fully_defined())
+        self._prepare = _compiled(whole.prune(inputs[:num_fixed], kept))
+        self._finish = _compiled(whole.prune([*kept, *inputs[num_fixed:]], outputs))
+
+    def prepare(self, *fixed: Any) -> list[Any]:
+        """Compute what does not depend on the vectors.
+
+        Args:
+            *fixed: The fixed arguments.
+
+        Returns:
+            Tensors for `finish`.
+        """
+        return list(self._prepare(*[leaf for leaf in tf.nest.flatten(fixed) if leaf is not None]))
+
+    def finish(self, prepared: list[Any], vectors: list[Any]) -> list[Any]:
+        """Compute the rest.
+
+        Args:
+            prepared: What `prepare` has returned.
+            vectors: The vectors.
+
+        Returns:
+            What the function returns.
+        """
+        return list(self._finish(*prepared, *vectors))
+
+
+def _compiled(function: Any) -> Any:
+    # A pruned function is slow to call by itself; inside a `tf.function` it is inlined.
+    made = tf.function(lambda *tensors: function(*tensors), autograph=False)
+    made._omit_frequent_tracing_warning = True
+    return made
+
+
+def _boundary(graph: Any, vectors: list[Any], outputs: list[Any]) -> list[Any]:
+    """Return the tensors that do not depend on the vectors and are needed to go on from there."""
+    dependent = {vector.op for vector in vectors}
+    needed: dict[Any, Any] = {}
+    for operation in graph.get_operations():  # in the order in which they were made, inputs first
+        if any(t.op in dependent for t in operation.inputs) or any(op in dependent for op in operation.control_inputs):
+            dependent.add(operation)
+    useful = _ancestors(outputs) & dependent
+    wanted = [t for operation in graph.get_operations() if operation in useful for t in operation.inputs]
+    for tensor in [*wanted, *outputs]:
+        if tensor.op not in dependent and tensor.op.type != "Const" and tensor.dtype != tf.resource:
+            needed[tensor.ref()] = tensor
+    return list(needed.values())
+
+
+def _ancestors(tensors: list[Any]) -> set[Any]:
+    found: set[Any] = set()
+    waiting = [tensor.op for tensor in tensors]
+    while waiting:
+        operation = waiting.pop()
+        if operation not in found:
+            found.add(operation)
+            waiting += [tensor.op for tensor in operation.inputs] + list(operation.control_inputs)
+    return found
