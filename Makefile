@@ -13,7 +13,7 @@ help:
 	@echo "make horovod  build Horovod for the TensorFlow in $(VENV); once, then from the cache"
 	@echo "make test     run all tests, with coverage"
 	@echo "make lint     check style, docstrings and types"
-	@echo "make bench    time the optimizers against other libraries, and what distributing them costs"
+	@echo "make bench    time optimizers and curvature against other libraries, and what distributing costs"
 	@echo "make docs     rebuild the tables of docs/ from benchmarks/results/"
 
 $(BIN)/python:
@@ -57,6 +57,7 @@ lint: $(VENV)/installed-test
 bench: $(VENV)/installed-bench $(VENV)/built-horovod
 	$(BIN)/python benchmarks/optimizers.py
 	$(BIN)/horovodrun -np 2 $(BIN)/python benchmarks/distributed.py
+	$(BIN)/python benchmarks/curvature.py
 	$(BIN)/python benchmarks/tables.py
 
 docs: $(VENV)/installed-plot

@@ -71,18 +71,54 @@ def distributed_table(result: dict) -> str:
     return "\n".join(lines)
 
 
+def curvature_table(result: dict) -> str:
+    """Return what products with the Hessian cost.
+
+    Args:
+        result: The contents of `curvature.json`.
+
+    Returns:
+        A Markdown table.
+    """
+    times = result["milliseconds"]
+    lines = ["| | median ms | against its framework's gradient |", "| --- | ---: | ---: |"]
+    for name, value in times.items():
+        reference = times["TensorFlow gradient" if name.startswith(("tfopt", "TensorFlow")) else "torch gradient"]
+        lines.append(f"| {name} | {value:.1f} | {value / reference:.2f} |")
+    return "\n".join(lines)
+
+
+def eigenvalue_table(result: dict) -> str:
+    """Return what both ends of the spectrum cost.
+
+    Args:
+        result: The contents of `curvature.json`.
+
+    Returns:
+        A Markdown table.
+    """
+    lines = ["| | smallest | largest | products | seconds |", "| --- | ---: | ---: | ---: | ---: |"]
+    for name, found in result["eigenvalues"].items():
+        low, high = found["ends"]
+        lines.append(f"| {name} | {low:.3f} | {high:.3f} | {found['products']} | {found['seconds']:.2f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Rewrite the generated parts of the page."""
     page = ROOT / "docs" / "benchmarks.md"
-    result, distributed = (
+    result, distributed, curvature = (
         json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
-        for name in ("optimizers", "distributed")
+        for name in ("optimizers", "distributed", "curvature")
     )
     parts = {
         "environment": environment_line(result["environment"]),
         "optimizers big": optimizer_table(result, "big"),
         "optimizers small": optimizer_table(result, "small"),
         "distributed": distributed_table(distributed),
+        "curvature environment": environment_line(curvature["environment"]),
+        "curvature products": curvature_table(curvature),
+        "curvature eigenvalues": eigenvalue_table(curvature),
     }
     text = page.read_text()
     for name, content in parts.items():

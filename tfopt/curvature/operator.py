@@ -161,14 +161,14 @@ class CurvatureOperator(ABC):
             The loss, and a list of tensors shaped like the variables.
         """
         values = self.values()
-        losses, gradients = [], []
+        total = 0.0
+        sums: list[Any] = []
         for batch in self.probe.batches:
             loss, gradient = self._loss_and_gradient(values, batch.tensors)
             share = batch.num_rows / self.num_rows
-            losses.append(share * float(loss))
-            gradients.append([tf.constant(share, part.dtype) * part for part in gradient])
-        sums = [tf.add_n(parts) for parts in zip(*gradients, strict=True)]
-        total, *sums = self.communicator.allreduce_sum([tf.constant(sum(losses), tf.float64), *sums], name="gradient")
+            total += share * float(loss)
+            sums = _add(sums, gradient if share == 1.0 else [tf.constant(share, g.dtype) * g for g in gradient])
+        total, *sums = self.communicator.allreduce_sum([tf.constant(total, tf.float64), *sums], name="gradient")
         return float(total), sums
 
     @contextlib.contextmanager
@@ -270,8 +270,7 @@ class CurvatureOperator(ABC):
             share = batch.num_rows / self.num_rows
             # The product is linear: scaling the vector is scaling the product.
             scaled = vectors if share == 1.0 else [tf.constant(share, part.dtype) * part for part in vectors]
-            products = self._product_of(place, values, scaled)
-            sums = products if not sums else [a + b for a, b in zip(sums, products, strict=True)]
+            sums = _add(sums, self._product_of(place, values, scaled))
         return self.communicator.allreduce_sum(sums, name="products")
 
     def _product_of(self, place: int, values: list[Any], vectors: list[Any]) -> list[Any]:
@@ -339,6 +338,10 @@ class CurvatureOperator(ABC):
         if isinstance(like, tf.Tensor):
             return tf.concat([tf.reshape(tf.cast(part, self.dtype), [-1]) for part in parts], axis=0)
         return np.concatenate([np.asarray(memoryview(part)).reshape(-1) for part in parts], dtype=self.dtype)
+
+
+def _add(sums: list[Any], parts: list[Any]) -> list[Any]:
+    return [a + b for a, b in zip(sums, parts, strict=True)] if sums else list(parts)
 
 
 def compiled(function: Callable[..., Any]) -> Any:

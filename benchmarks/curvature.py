@@ -1,0 +1,127 @@
+"""Time products with the Hessian against a gradient, PyHessian and curvlinops, and count what two eigenvalues cost.
+
+One process per framework, taking turns. The eigenvalues are the smallest and the largest of the same network's Hessian
+to 1%, by `tfopt.curvature.extremal_eigenvalues` and by scipy's `eigsh` on the same operator. Writes
+`benchmarks/results/curvature.json`.
+
+Run with `make bench`, or `python benchmarks/curvature.py --rounds 15`.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import environment
+
+HERE = Path(__file__).resolve().parent
+
+
+def time_products(rounds: int) -> dict[str, float]:
+    """Run the workers in turns.
+
+    Args:
+        rounds: How often each case is timed.
+
+    Returns:
+        Median milliseconds of each case.
+
+    Raises:
+        SystemExit: A worker could not start.
+    """
+    workers = []
+    for framework in ("tfopt", "torch"):
+        command = [sys.executable, str(HERE / "curvature_workers.py"), framework]
+        worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        line = worker.stdout.readline()
+        while line and not line.startswith("["):
+            line = worker.stdout.readline()
+        if not line:
+            raise SystemExit(f"the worker for {framework} failed; is the extra `bench` installed?")
+        workers.append(worker)
+    seconds: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for worker in workers:
+            print(file=worker.stdin, flush=True)
+            for name, value in json.loads(worker.stdout.readline()).items():
+                seconds.setdefault(name, []).append(value)
+    for worker in workers:
+        worker.stdin.close()
+        worker.wait()
+    return {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
+
+
+def find_eigenvalues() -> dict[str, dict[str, Any]]:
+    """Find both ends of the spectrum in two ways.
+
+    Returns:
+        The ends, the number of products and the seconds of each.
+    """
+    import curvature_workers
+    import keras
+    from scipy.sparse.linalg import eigsh
+
+    from tfopt import models
+    from tfopt.curvature import HessianOperator, extremal_eigenvalues
+
+    x, y, weights, vector = curvature_workers.make_problem()
+    width = curvature_workers.WIDTH
+    model = models.mlp((width,), (width, width), curvature_workers.CLASSES)
+    model.set_weights(weights)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    matrix = HessianOperator(model, loss, x, y, batch_size=len(x))
+    matrix @ vector  # compiled and checked
+    results = {}
+    start = time.perf_counter()
+    ends = extremal_eigenvalues(matrix, 300, tolerance=0.01)
+    results["tfopt extremal_eigenvalues"] = {
+        "ends": [ends.lambda_min, ends.lambda_max],
+        "products": ends.num_matvecs,
+        "seconds": time.perf_counter() - start,
+    }
+    before, start = matrix.num_matvecs, time.perf_counter()
+    with matrix.shared():
+        found = eigsh(matrix.to_scipy(), k=2, which="BE", tol=0.01, v0=vector, return_eigenvectors=False)
+    results["scipy eigsh"] = {
+        "ends": sorted(map(float, found)),
+        "products": matrix.num_matvecs - before,
+        "seconds": time.perf_counter() - start,
+    }
+    return results
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure and write the results.
+
+    Args:
+        argv: Command-line arguments.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "curvature.json")
+    arguments = parser.parse_args(argv)
+    milliseconds = time_products(arguments.rounds)
+    result = {
+        "environment": environment.describe([
+            "tensorflow",
+            "keras",
+            "numpy",
+            "scipy",
+            "torch",
+            "pyhessian",
+            "curvlinops-for-pytorch",
+        ]),
+        "rounds": arguments.rounds,
+        "milliseconds": milliseconds,
+        "eigenvalues": find_eigenvalues(),
+    }
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({name: value for name, value in result.items() if name != "environment"}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
