@@ -39,7 +39,7 @@ def test_equals_the_rows_one_by_one(problem, group_size):
         unit = direction / np.linalg.norm(direction)
         assert projection.value == pytest.approx(unit @ covariance @ unit, rel=1e-10)
     assert noise.covariance_trace.num_draws == ROWS // group_size
-    assert (noise.num_rows, noise.group_size) == (ROWS, group_size)
+    assert (noise.num_rows, noise.group_size, noise.batch_norm) == (ROWS, group_size, "batch")
 
 
 def test_standard_errors_are_those_of_other_draws():

@@ -29,6 +29,7 @@ class GradientNoise:
         gradient: g, a vector of n entries.
         num_rows: Number of rows of the probe.
         group_size: B.
+        batch_norm: How batch normalisation was computed: "batch" or "moving".
     """
 
     covariance_trace: Estimate
@@ -38,6 +39,7 @@ class GradientNoise:
     gradient: np.ndarray = field(repr=False)
     num_rows: int
     group_size: int
+    batch_norm: str
 
     def batch_variance(self, batch_size: int, num_rows: int | None = None) -> float:
         """Return the mean squared distance of a batch's gradient from that of all rows: tr C / B (1 - B / N).
@@ -165,6 +167,7 @@ def gradient_noise(
         gradient=mean,
         num_rows=groups.count * group_size,
         group_size=group_size,
+        batch_norm=batch_norm,
     )
 
 
