@@ -24,6 +24,8 @@ SPECTRA = {
     "many equal": np.repeat([-1.0, 0.0, 2.0], 20),
     "tiny": 1e-12 * np.linspace(-3.0, 7.0, 60),
     "huge": 1e12 * np.linspace(-3.0, 7.0, 60),
+    "close to underflow": 1e-30 * np.linspace(-3.0, 7.0, 60),
+    "close to overflow": 1e30 * np.linspace(-3.0, 7.0, 60),
     "one": np.array([-4.0]),
 }
 
@@ -42,10 +44,32 @@ def test_both_ends_with_their_bounds(name, dtype):
     ):
         assert abs(value - true) <= bound + rounding
         assert bound <= 1e-3 * max(abs(value), 1e-3 * ends.spectral_radius)
-        np.testing.assert_allclose(np.linalg.norm(matrix @ vector - value * vector), bound, atol=10 * rounding)
+        wide, direction = matrix.astype("float64"), vector.astype("float64")
+        np.testing.assert_allclose(np.linalg.norm(wide @ direction - value * direction), bound, atol=rounding)
     assert ends.lambda_min >= spectrum.min() - rounding
     assert ends.lambda_max <= spectrum.max() + rounding
     assert ends.spectral_radius == pytest.approx(np.abs(spectrum).max(), rel=1e-3)
+
+
+def outlier(num_rows, dtype, bulk, end):
+    diagonal = (np.random.default_rng(0).random(num_rows) * bulk).astype(dtype)
+    diagonal[0] = end
+    multiply = lambda vector: diagonal * np.asarray(vector).reshape(-1)  # noqa: E731
+    return scipy.sparse.linalg.LinearOperator((num_rows, num_rows), multiply, dtype=dtype), diagonal
+
+
+def test_a_small_bulk_in_float32_is_not_taken_for_rounding():
+    operator, diagonal = outlier(100_000, np.float32, -2e-4, 1.0)
+    ends = extremal_eigenvalues(operator, 60, tolerance=0.1)
+    assert abs(ends.lambda_min - diagonal.min()) <= ends.lambda_min_bound
+    assert ends.lambda_max_bound > 0
+    assert abs(ends.lambda_max - 1.0) <= ends.lambda_max_bound
+    assert len(lanczos(operator, 20).diagonal) == 20
+
+
+def test_an_end_that_the_first_vector_hardly_contains_is_found():
+    operator, _ = outlier(200_000, np.float64, 1e-3, -5.0)
+    assert extremal_eigenvalues(operator).lambda_min == pytest.approx(-5.0, rel=1e-3)
 
 
 def test_a_budget_that_does_not_do_is_said():
@@ -188,6 +212,8 @@ def test_trace_with_its_standard_error():
         (lambda: extremal_eigenvalues(np.ones((0, 0))), ValueError, "must be a square matrix"),
         (lambda: extremal_eigenvalues([[1.0, 2.0], [0.0, 1.0]]), ValueError, "must be symmetric.*its transpose by 2"),
         (lambda: extremal_eigenvalues([[np.nan]]), ValueError, "must be finite"),
+        (lambda: trace(scipy.sparse.csr_array([[0.0, 1.0], [0.0, 0.0]])), ValueError, "must be symmetric"),
+        (lambda: trace(scipy.sparse.csr_array([[np.inf]])), ValueError, "must be finite"),
         (lambda: extremal_eigenvalues(np.eye(2) * 1j), ValueError, "must be real"),
         (lambda: extremal_eigenvalues(np.eye(2), num_matvecs=0), ValueError, "`num_matvecs` must be an integer >= 1"),
         (lambda: extremal_eigenvalues(np.eye(2), tolerance=0.0), ValueError, "`tolerance` must be"),

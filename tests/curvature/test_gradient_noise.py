@@ -20,6 +20,12 @@ def problem():
     return model, x, y, np.array(single)
 
 
+def split(vector, model):
+    sizes = np.cumsum([np.prod(v.shape) for v in model.trainable_variables])[:-1]
+    parts = np.split(vector, sizes)
+    return [part.reshape(v.shape) for part, v in zip(parts, model.trainable_variables, strict=True)]
+
+
 @pytest.mark.parametrize("group_size", [1, 4])
 def test_equals_the_rows_one_by_one(problem, group_size):
     model, x, y, single = problem
@@ -29,7 +35,14 @@ def test_equals_the_rows_one_by_one(problem, group_size):
     directions = [3.0 * rng.normal(size=single.shape[1]) for _ in range(2)]
     hessian = HessianOperator(model, "mse", x, y).to_dense()
     noise = gradient_noise(
-        model, "mse", x, y, group_size=group_size, directions=directions, num_hessian_groups=ROWS, batch_size=8
+        model,
+        "mse",
+        x,
+        y,
+        group_size=group_size,
+        directions=[directions[0], split(directions[1], model)],
+        num_hessian_groups=ROWS,
+        batch_size=8,
     )
     np.testing.assert_allclose(noise.gradient, single.mean(axis=0), rtol=1e-10, atol=1e-12)
     assert noise.squared_gradient_norm == pytest.approx(np.sum(single.mean(axis=0) ** 2))
@@ -96,6 +109,22 @@ def test_batch_normalization_has_no_single_rows():
         gradient_noise(model, "mse", x, y)
     assert gradient_noise(model, "mse", x, y, batch_norm="moving").covariance_trace.value > 0
     assert gradient_noise(model, "mse", x, y, group_size=3).covariance_trace.value > 0
+
+
+def test_frozen_batch_normalization_has_single_rows():
+    model, x, y = oracles.make("batch_norm")
+    model.layers[1].trainable = False
+    assert gradient_noise(model, "mse", x, y).covariance_trace.value > 0
+
+
+def test_losses_that_are_no_mean_over_rows_are_refused():
+    model, x, y = oracles.make("dense")
+    for loss, weight in (
+        (keras.losses.MeanSquaredError(reduction="sum"), None),
+        (keras.losses.MeanSquaredError(reduction="mean_with_sample_weight"), np.arange(1.0, 7.0)),
+    ):
+        with pytest.raises(ValueError, match="`loss` must be a mean over rows"):
+            gradient_noise(model, loss, x, y, weight)
 
 
 @pytest.mark.parametrize(

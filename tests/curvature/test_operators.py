@@ -325,6 +325,39 @@ def test_bad_models_and_losses():
         HessianOperator(model, "mse", Probe(x, y), y)
 
 
+class Scaled(keras.losses.Loss):
+    """Somebody's own loss, which does not say in `get_config` what it was made of."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def call(self, y_true, y_pred):
+        return self.scale * keras.ops.mean((y_true - y_pred) ** 2, -1)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_losses_of_users_stay_what_they_are(truth, dtype):
+    model, x, y = oracles.make("dense", dtype)
+    whole = truth["dense", "batch"][0]
+    for loss in (Scaled(7.0), lambda a, b: 7.0 * keras.ops.mean((a - b) ** 2, -1)):
+        matrix = HessianOperator(model, loss, x, y)
+        assert relative_error(matrix.to_dense(), 7 * whole) <= {"float64": 1e-10, "float32": 1e-4}[dtype]
+        assert matrix.loss_and_gradient()[0] == pytest.approx(7 * np.mean((y - np.asarray(model(x))) ** 2), rel=1e-5)
+
+
+def test_a_fixed_number_of_rows():
+    model = keras.Sequential([
+        keras.Input((3, 2), batch_size=12),
+        keras.layers.LSTM(3, stateful=True),
+        keras.layers.Dense(1),
+    ])
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(12, 3, 2)).astype("float32"), rng.normal(size=(12, 1))
+    matrix = HessianOperator(model, "mse", x, y).to_dense()
+    np.testing.assert_allclose(matrix, matrix.T, atol=1e-6)
+
+
 class OwnLoss(keras.Sequential):
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         return tf.reduce_mean((y - y_pred) ** 4)

@@ -115,6 +115,8 @@ X, Y = make_data()
         ),
         ((Batches(),), {"num_batches": 4}, ValueError, "must have `num_batches` batches"),
         ((tf.data.Dataset.range(3).batch(2).repeat(),), {}, ValueError, "which may have no end"),
+        ((tf.data.Dataset.range(3).batch(2).repeat().filter(lambda _: True),), {}, ValueError, "may have no end"),
+        ((iter([(X, Y), (X,)]),), {"num_batches": 2}, ValueError, "batches of different structures"),
         ((tf.data.Dataset.range(3),), {}, TypeError, "`x` must hold arrays with one row per sample"),
         ((3.0,), {}, TypeError, "`x` must hold arrays with one row per sample. Received: 3.0"),
         ((tf.ragged.constant([[1], [1, 2]]),), {}, TypeError, "`x` must be dense. Received: a RaggedTensor"),

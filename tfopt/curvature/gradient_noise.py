@@ -25,9 +25,9 @@ class GradientNoise:
         covariance_trace: tr C.
         hessian_covariance_trace: tr(H C), with H the Hessian on the probe; None if it was not asked for.
         projections: d'C d for each direction d of norm 1, a list.
-        squared_gradient_norm: |g|^2, of the probe's own gradient.
+        squared_gradient_norm: |g|^2.
         gradient: g, a vector of n entries.
-        num_rows: Number of rows of the probe.
+        num_rows: Number of rows in all groups.
         group_size: B.
         batch_norm: How batch normalisation was computed: "batch" or "moving".
     """
@@ -103,7 +103,8 @@ def gradient_noise(
         sample_weight: As `Probe` takes it.
         group_size: Rows in a group (B), an integer >= 1. Default 1: gradients of single rows. A model with batch
             normalisation by batch statistics has none, and needs larger groups.
-        directions: Vectors of n entries, of any norm but 0, to project gradients on.
+        directions: Vectors of n entries, or lists of arrays shaped like the variables, of any norm but 0, to project
+            gradients on.
         num_hessian_groups: From how many groups to estimate tr(H C), one Hessian product each; 0 (default) leaves it
             out.
         batch_size: As `Probe` takes it.
@@ -117,8 +118,9 @@ def gradient_noise(
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: An argument is out of its range; there are fewer than two groups; or gradients of single rows were
-            asked of a model that normalises by batch statistics.
+        ValueError: An argument is out of its range; there are fewer than two groups; the loss is no mean over rows
+            (other reductions, masks); or gradients of single rows were asked of a model that normalises by batch
+            statistics.
 
     Example:
         >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
@@ -149,6 +151,8 @@ def gradient_noise(
     units = _units(directions, hessian.shape[0])
     groups = _Groups(hessian, group_size)
     mean = groups.mean()
+    if batch_norm == "moving" or not _has_batch_norm(model):
+        groups.check()
     squares, projected = [], []
     for gradient in groups:
         away = gradient - mean
@@ -233,6 +237,22 @@ class _Groups:
         (total,) = self._hessian.communicator.allreduce_sum([tf.constant(total)], name="mean_gradient")
         return total.numpy() / self.count
 
+    def check(self) -> None:
+        # That the gradient of a batch is the mean over its groups: all that follows takes it for granted.
+        values = self._hessian.values()
+        batch = self._batches[0]
+        count = batch.num_rows // self._size
+        rows = batch.rows(0, count * self._size)
+        _, together = self._hessian._loss_and_gradient(values, rows.tensors)
+        whole = np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in together])
+        apart = sum((self._gradient(place, values) for place in self._places[:count]), np.zeros_like(whole)) / count
+        scale = max(np.linalg.norm(whole), np.linalg.norm(apart))
+        if np.linalg.norm(whole - apart) > 1e-3 * scale:
+            raise ValueError(
+                "`loss` must be a mean over rows for gradients of single rows to mean something: the gradient of a "
+                "batch is not the mean of those of its rows. Use the reduction 'sum_over_batch_size', without masks"
+            )
+
     def curved(self, mean: np.ndarray, count: int, rng: np.random.Generator) -> Iterator[float]:
         """Yield (g_i - g)' H (g_i - g) for some groups."""
         count = min(count, len(self._places))
@@ -256,7 +276,9 @@ class _Groups:
 def _units(directions: Any, size: int) -> np.ndarray:
     units = np.empty((len(directions), size))
     for place, direction in enumerate(directions):
-        vector = np.asarray(direction, np.float64)
+        is_in_parts = isinstance(direction, list | tuple) and any(np.ndim(part) for part in direction)
+        parts = direction if is_in_parts else [direction]
+        vector = np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in parts])
         if vector.shape != (size,):
             raise ValueError(f"`directions` must be vectors of {size} entries. Received: shape {vector.shape}")
         norm = np.linalg.norm(vector)
@@ -267,4 +289,5 @@ def _units(directions: Any, size: int) -> np.ndarray:
 
 
 def _has_batch_norm(model: Any) -> bool:
-    return any(isinstance(layer, keras.layers.BatchNormalization) for layer in model._flatten_layers())
+    kind = keras.layers.BatchNormalization  # which uses its moving averages where it is frozen
+    return any(isinstance(layer, kind) and layer.trainable for layer in model._flatten_layers())

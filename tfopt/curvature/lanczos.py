@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 from scipy.linalg import eigh_tridiagonal
+from scipy.linalg.blas import get_blas_funcs
 
 from tfopt._checks import check_integer, check_number
 from tfopt.curvature.linear_map import LinearMap, as_linear_map
+
+_FEWEST = 10  # products, before the ends are believed
 
 
 @dataclass(frozen=True)
@@ -19,12 +22,14 @@ class Tridiagonal:
         diagonal: The diagonal of T (alpha), of shape (m,), float64.
         off_diagonal: Beside it (beta), of shape (m - 1,), float64.
         residual: beta_m, the norm of what the m vectors do not span; 0 if they span an invariant space.
+        rounding: What the dtype's rounding adds to the bounds: 4 epsilon times the largest entry of T.
         basis: The vectors of Q as rows, of shape (m, n), orthonormal.
     """
 
     diagonal: np.ndarray
     off_diagonal: np.ndarray
     residual: float
+    rounding: float
     basis: np.ndarray = field(repr=False)
 
     def ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -32,10 +37,11 @@ class Tridiagonal:
 
         Returns:
             Values in rising order, of shape (m,); vectors as columns, of shape (m, m); bounds, of shape (m,): within
-            the bound of each value there is an eigenvalue of A (beta_m |s_m|, with s_m the vector's last entry).
+            the bound of each value there is an eigenvalue of A (beta_m |s_m|, with s_m the vector's last entry, and
+            what rounding adds).
         """
         values, vectors = eigh_tridiagonal(self.diagonal, self.off_diagonal)
-        return values, vectors, self.residual * np.abs(vectors[-1])
+        return values, vectors, self.residual * np.abs(vectors[-1]) + self.rounding
 
     def eigenvector(self, index: int) -> np.ndarray:
         """Return the approximate eigenvector of A that belongs to a value of `ritz`.
@@ -61,7 +67,9 @@ class ExtremalEigenvalues:
         lambda_min_bound: There is an eigenvalue within this distance of `lambda_min`.
         lambda_max_bound: There is an eigenvalue within this distance of `lambda_max`.
         num_matvecs: Number of products used.
-        converged: Whether both bounds are within the tolerance.
+        converged: Whether both bounds are within the tolerance. Bounds say that there is an eigenvalue near, not that
+            there is none beyond: an end that the random first vector hardly contains may be missed, the less likely the
+            more products there were.
         vector_min: Approximate eigenvector of `lambda_min`, of shape (n,) and norm 1.
         vector_max: Approximate eigenvector of `lambda_max`, of shape (n,) and norm 1.
     """
@@ -119,8 +127,9 @@ def extremal_eigenvalues(
 ) -> ExtremalEigenvalues:
     """Find the smallest and the largest eigenvalue of a symmetric matrix, with their signs and error bounds.
 
-    Lanczos's iteration converges to both ends at once, whichever is larger in absolute value. It stops when both bounds
-    are within `tolerance` of the values (or within `tolerance` squared of the larger of the two, for an end near zero).
+    Lanczos's iteration converges to both ends at once, whichever is larger in absolute value. After ten products at the
+    earliest, it stops when both bounds are within `tolerance` of the values (or within `tolerance` squared of the
+    larger of the two, for an end near zero).
 
     Args:
         operator: A symmetric matrix: a `HessianOperator` or `GaussNewtonOperator`; a NumPy array of shape (n, n); a
@@ -151,7 +160,7 @@ def extremal_eigenvalues(
             radius = max(abs(values[0]), abs(values[-1]))
             ends = [0, -1]
             converged = all(bounds[end] <= tolerance * max(abs(values[end]), tolerance * radius) for end in ends)
-            if converged:
+            if converged and len(values) >= _FEWEST:
                 break
     return ExtremalEigenvalues(
         lambda_min=float(values[0]),
@@ -183,18 +192,18 @@ def iterate(linear: LinearMap, first: np.ndarray, num_matvecs: int) -> Iterator[
     basis[0] = first
     diagonal: list[float] = []
     off_diagonal: list[float] = []
-    rounding = 10 * np.finfo(linear.dtype).eps * np.sqrt(linear.size)
+    epsilon = float(np.finfo(linear.dtype).eps)
     for count in range(1, min(num_matvecs, linear.size) + 1):
         product = np.asarray(linear.matvec(basis[count - 1]))
-        length = float(np.linalg.norm(product))
+        length = _norm(product)
         if not np.isfinite(length):
             raise ValueError(f"The product of `operator` and a vector must be finite. Received: norm {length}")
         diagonal.append(_dot(basis[count - 1], product))
         rest, residual = _orthogonalize(product, basis[:count])
         largest = max(length, *map(abs, diagonal))
-        if residual <= rounding * largest or count == linear.size:
+        if residual <= 10 * epsilon * largest or count == linear.size:
             residual = 0.0
-        yield Tridiagonal(np.array(diagonal), np.array(off_diagonal), residual, basis[:count])
+        yield Tridiagonal(np.array(diagonal), np.array(off_diagonal), residual, 4 * epsilon * largest, basis[:count])
         if residual == 0.0 or count == num_matvecs:
             return
         off_diagonal.append(residual)
@@ -205,14 +214,19 @@ def iterate(linear: LinearMap, first: np.ndarray, num_matvecs: int) -> Iterator[
 
 def _orthogonalize(vector: np.ndarray, basis: np.ndarray) -> tuple[np.ndarray, float]:
     # Again where the first time has cancelled most of it, and left rounding errors along the basis.
-    before = float(np.linalg.norm(vector))
+    before = _norm(vector)
     for _ in range(3):
         vector = vector - (basis @ vector) @ basis
-        after = float(np.linalg.norm(vector))
+        after = _norm(vector)
         if after > 0.7 * before:
             break
         before = after
     return vector, after
+
+
+def _norm(vector: np.ndarray) -> float:
+    # BLAS's norm neither overflows nor underflows where the result does not.
+    return float(get_blas_funcs("nrm2", (vector,))(vector))
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 
 from tfopt.curvature.operator import CurvatureOperator
 
@@ -39,7 +40,8 @@ def as_linear_map(operator: Any) -> LinearMap:
 
     Raises:
         TypeError: This is no matrix.
-        ValueError: It is not square, not symmetric or not finite (arrays only), or has complex entries.
+        ValueError: It is not square, has complex entries, or is seen to be not symmetric or not finite (arrays and
+            sparse matrices).
     """
     if isinstance(operator, LinearMap):
         return operator
@@ -61,15 +63,16 @@ def as_linear_map(operator: Any) -> LinearMap:
     dtype = dtype if dtype in (np.float32, np.float64) else np.dtype(np.float64)
     if isinstance(operator, np.ndarray):
         _check_symmetric(operator)
+    elif scipy.sparse.issparse(operator):
+        _check_symmetric(operator.tocoo())
     multiply = getattr(operator, "matvec", None) or (lambda vector: operator @ vector)
     return LinearMap(shape[0], dtype, lambda vector: np.asarray(multiply(vector)).reshape(-1))
 
 
-def _check_symmetric(matrix: np.ndarray) -> None:
-    if not np.isfinite(matrix).all():
+def _check_symmetric(matrix: Any) -> None:
+    if not np.isfinite(matrix.data if scipy.sparse.issparse(matrix) else matrix).all():
         raise ValueError("`operator` must be finite. Received: a matrix with NaN or infinite entries")
-    largest = np.abs(matrix).max()
-    difference = np.abs(matrix - matrix.T).max()
+    largest, difference = abs(matrix).max(), abs(matrix - matrix.T).max()
     if difference > 1e-4 * largest:
         raise ValueError(
             f"`operator` must be symmetric. Received: a matrix that differs from its transpose by {difference:.2g}, "

@@ -1,7 +1,6 @@
 """What a model minimises, as a function of its weights that leaves the model as it is."""
 
 import contextlib
-import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,8 +19,9 @@ class Objective:
     """The loss of a model on batches of a probe, regularisation included, as a function of the trainable variables.
 
     Everything is computed without touching the model: no variable, metric, moving average or random state changes, and
-    dropout is off. Where there are several batches, the loss is the mean of the batches' losses, weighted by rows; for
-    Keras's usual reduction that is the loss of all rows at once (batch normalisation by batch statistics apart).
+    dropout is off. Where there are several batches, the loss is the mean of the batches' losses, weighted by rows, as
+    `evaluate` reports it. For Keras's usual reduction that is the loss of all rows at once, except where a batch's loss
+    is no mean over its rows: with batch statistics, masks, or `ignore_class`.
 
     Args:
         model: A Keras model with its variables.
@@ -160,7 +160,7 @@ class Objective:
     def _check_inputs(self, probe: Probe) -> None:
         try:
             with self._scope([], []):
-                self.model(probe.batches[0].rows(0, 2).x, training=False)
+                self.model(probe.batches[0].x, training=False)
         except Exception as error:
             raise ValueError(f"`x` must fit the model. {type(self.model).__name__} says: {error}") from error
 
@@ -179,7 +179,7 @@ class Objective:
         if loss is None:
             return None
         made = CompileLoss(loss, weights, output_names=getattr(self.model, "output_names", None))
-        x, y, sample_weight = probe.batches[0].rows(0, 2).tensors
+        x, y, sample_weight = probe.batches[0].tensors
         with self._scope([], []):
             y_pred = self.model(x, training=False)
             _check_targets(y, y_pred)
@@ -196,7 +196,7 @@ class Objective:
 
     def _has_own_losses(self, probe: Probe) -> bool:
         with self._scope([], []):
-            self.model(probe.batches[0].rows(0, 2).x, training=False)
+            self.model(probe.batches[0].x, training=False)
             return bool(self.model.losses)
 
     def _finish_loss(self, made: CompileLoss, probe: Probe) -> None:
@@ -300,9 +300,11 @@ def _check_targets(y: Any, y_pred: Any) -> None:
 def _with_dtype(loss: Any, dtype: str | None) -> Any:
     if dtype is None:
         return loss
-    loss = copy.copy(loss)
-    loss._dtype_policy, loss._dtype = keras.DTypePolicy(dtype), dtype
-    return loss
+    # Not copy.copy, for which Keras builds the loss anew from what `get_config` says.
+    copied = object.__new__(type(loss))
+    copied.__dict__.update(loss.__dict__)
+    copied._dtype_policy, copied._dtype = keras.DTypePolicy(dtype), dtype
+    return copied
 
 
 def _logits_of(output: Any) -> tuple[Any, Any]:

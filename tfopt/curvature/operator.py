@@ -191,18 +191,18 @@ class CurvatureOperator(ABC):
 
     # --- for the self-check
 
-    def on_first_rows(self, num_rows: int, dtype: str | None) -> "CurvatureOperator":
+    def on_first_rows(self, num_rows: int | None, dtype: str | None) -> "CurvatureOperator":
         """Return the same matrix over the first rows of this rank's probe.
 
         Args:
-            num_rows: How many rows.
+            num_rows: How many rows; None for the whole first batch.
             dtype: "float64" to compute in float64; None for the model's dtype.
 
         Returns:
             An operator.
         """
         small = type(self).__new__(type(self))
-        probe = self.probe.first(num_rows)
+        probe = self.probe.first(num_rows or self.probe.batches[0].num_rows)
         objective = Objective(self.objective.model, self.objective.given_loss, probe, self.batch_norm, dtype)
         small._is_checked, small.num_matvecs = True, 0
         small._set_up(objective, probe, self.variables, SerialCommunicator())

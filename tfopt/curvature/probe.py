@@ -128,8 +128,7 @@ class Probe:
         if not self.batches:
             raise ValueError("`x` has no batches. Received: an empty data set")
         self.num_rows = sum(batch.num_rows for batch in self.batches)
-        has_weights = {batch.sample_weight is not None for batch in self.batches}
-        if len({repr(map_arrays(lambda _: 0, b.x)) for b in self.batches}) > 1 or len(has_weights) > 1:
+        if len({repr(keras.tree.map_structure(lambda leaf: leaf is None, b.tensors)) for b in self.batches}) > 1:
             raise ValueError("`x` must bring batches of one form. Received: batches of different structures")
 
     def first(self, num_rows: int) -> "Probe":
@@ -184,8 +183,7 @@ def _take(data: Any, num_batches: int | None) -> Iterable[Any]:
         available: float = math.inf if data.num_batches is None else data.num_batches
         source: Iterable[Any] = (data[index] for index in itertools.count())
     elif isinstance(data, tf.data.Dataset):
-        cardinality = int(data.cardinality())
-        available = math.inf if cardinality == tf.data.INFINITE_CARDINALITY else -1
+        available = math.inf if _may_be_endless(data) else -1
         source = data
     else:
         available = math.inf  # or it may end: nobody knows
@@ -201,6 +199,13 @@ def _take(data: Any, num_batches: int | None) -> Iterable[Any]:
     if len(taken) < num_batches:
         raise ValueError(f"`x` must have `num_batches` batches. Received: num_batches={num_batches} of {len(taken)}")
     return taken
+
+
+def _may_be_endless(data: Any) -> bool:
+    cardinality = int(data.cardinality())
+    if cardinality != tf.data.UNKNOWN_CARDINALITY:
+        return cardinality == tf.data.INFINITE_CARDINALITY
+    return any(_may_be_endless(source) for source in data._inputs())
 
 
 def _slices(x: Any, y: Any, sample_weight: Any, batch_size: int | None) -> Iterator[tuple[Any, ...]]:
@@ -249,7 +254,8 @@ def _make_batch(element: Any, index: int) -> Batch:
             _check_finite(name, leaf, index)
     if len(lengths) != 1:
         raise ValueError(
-            f"A batch must have equally many rows everywhere. Received: {sorted(lengths)} in batch {index}"
+            f"A batch must have equally many rows everywhere. Received: {sorted(lengths)} in batch {index}; "
+            "a data set must be batched"
         )
     if lengths == {0}:
         raise ValueError(f"A batch must have rows. Received: none in batch {index}")
