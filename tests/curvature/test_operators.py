@@ -321,6 +321,9 @@ def test_bad_models_and_losses():
     ):
         with pytest.raises(error, match=message):
             HessianOperator(*arguments, **options)
+    for target, weight in ((y, np.ones((6, 3, 4))), ({"a": y, "b": y}, None)):
+        with pytest.raises(ValueError, match="must fit the model's outputs. Keras says"):
+            HessianOperator(model, "mse", x, target, weight)
     with pytest.raises(ValueError, match="belong to the Probe"):
         HessianOperator(model, "mse", Probe(x, y), y)
 

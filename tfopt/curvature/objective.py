@@ -183,7 +183,13 @@ class Objective:
         with self._scope([], []):
             y_pred = self.model(x, training=False)
             _check_targets(y, y_pred)
-            made(y, y_pred, sample_weight)  # builds it
+            try:
+                made(y, y_pred, sample_weight)  # builds it
+            except Exception as error:
+                raise ValueError(
+                    "`loss`, `y` and `sample_weight` must fit the model's outputs. "
+                    f"Keras says: {type(error).__name__}: {error}"
+                ) from error
         self._finish_loss(made, probe)
         with self._scope([], []):
             value = made(y, y_pred, sample_weight)
