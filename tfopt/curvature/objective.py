@@ -1,7 +1,6 @@
 """What a model minimises, as a function of its weights that leaves the model as it is."""
 
 import contextlib
-import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import tensorflow as tf
 from keras.src.trainers.compile_utils import CompileLoss
 
 from tfopt._checks import check_choice
+from tfopt.curvature.forward_mode import measuring
 from tfopt.curvature.probe import Probe
 
 BATCH_NORM_MODES = ("batch", "moving")
@@ -153,8 +153,7 @@ class Objective:
                     scope.add_update((variable, tf.cast(variable.value, self.dtype)))
         for variable, value in zip(chosen, values, strict=True):
             scope.add_update((variable, value))
-        modes = (_forward_mode(self.model, self.batch_norm), _computing_in(self.model, self.dtype), _exact_moments())
-        with modes[0], modes[1], modes[2], scope:
+        with measuring(self.model, self.batch_norm, self.dtype), scope:
             yield
 
     def _check_inputs(self, probe: Probe) -> None:
@@ -328,68 +327,3 @@ def _logits_of(output: Any) -> tuple[Any, Any]:
     if logits is None or kind not in activations:
         return output, lambda tensor: tensor
     return logits, activations[kind]
-
-
-@contextlib.contextmanager
-def _forward_mode(model: Any, batch_norm: str) -> Iterator[None]:
-    """Let batch normalisation use the batch's statistics while all other layers predict."""
-    layers = [
-        layer
-        for layer in model._flatten_layers()
-        if batch_norm == "batch" and isinstance(layer, keras.layers.BatchNormalization)
-    ]
-    for layer in layers:
-        object.__setattr__(layer, "call", _training_call(layer.call))
-    try:
-        yield
-    finally:
-        for layer in layers:
-            object.__delattr__(layer, "call")
-
-
-def _training_call(call: Any) -> Any:
-    signature = inspect.signature(call)
-
-    def train(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs)
-        bound.arguments["training"] = True
-        return call(*bound.args, **bound.kwargs)
-
-    return train
-
-
-@contextlib.contextmanager
-def _computing_in(model: Any, dtype: str | None) -> Iterator[None]:
-    """Let all layers compute in another dtype."""
-    layers = list(model._flatten_layers()) if dtype is not None else []
-    kept = [layer._dtype_policy for layer in layers]
-    for layer in layers:
-        layer._dtype_policy = keras.DTypePolicy(dtype)
-    try:
-        yield
-    finally:
-        for layer, policy in zip(layers, kept, strict=True):
-            layer._dtype_policy = policy
-
-
-@contextlib.contextmanager
-def _exact_moments() -> Iterator[None]:
-    """Let means and variances be differentiable twice.
-
-    `tf.nn.moments`, in which Keras computes batch, layer and group normalisation, stops the gradient at the mean inside
-    the variance. That leaves the first derivative as it is, and makes the second one wrong, without a word.
-    """
-    kept = tf.nn.moments
-    tf.nn.moments = _moments
-    try:
-        yield
-    finally:
-        tf.nn.moments = kept
-
-
-def _moments(x: Any, axes: Any, shift: Any = None, keepdims: bool = False, name: str | None = None) -> tuple[Any, Any]:
-    wide = tf.cast(x, tf.float32) if x.dtype.size < 4 else x
-    mean = tf.reduce_mean(wide, axes, keepdims=True)
-    variance = tf.reduce_mean(tf.math.squared_difference(wide, mean), axes, keepdims=keepdims)
-    mean = mean if keepdims else tf.reshape(mean, tf.shape(variance))
-    return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
