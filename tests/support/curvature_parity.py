@@ -31,6 +31,10 @@ def measure(x, y, communicator):
         loss, gradient = matrix.loss_and_gradient()
         results["loss"] = [loss]
         results["gradient"] = np.concatenate([np.asarray(part).reshape(-1) for part in gradient]).tolist()
-    noise = gradient_noise(model, "mse", x, y, **options)
-    results["noise"] = [noise.covariance_trace.value, noise.covariance_trace.standard_error, noise.num_rows]
+    along = np.ones(matrix.shape[0])
+    noise = gradient_noise(model, "mse", x, y, directions=[along], num_hessian_groups=100, **options)
+    for name in ("covariance_trace", "hessian_covariance_trace"):
+        estimate = getattr(noise, name)
+        results[name] = [estimate.value, estimate.standard_error, estimate.num_draws]
+    results["noise"] = [noise.projections[0].value, noise.num_rows]
     return results

@@ -162,11 +162,13 @@ def gradient_noise(
     factor = group_size * groups.count / (groups.count - 1)
     curved = None
     if num_hessian_groups:
-        curved = groups.estimate(factor * np.array(list(groups.curved(mean, num_hessian_groups, rng))))
+        curved = Estimate.of(factor * np.array(list(groups.curved(mean, num_hessian_groups, rng))))
     return GradientNoise(
         covariance_trace=groups.estimate(factor * np.array(squares)),
         hessian_covariance_trace=curved,
-        projections=[groups.estimate(factor * column) for column in np.array(projected).reshape(len(squares), -1).T],
+        projections=[
+            groups.estimate(factor * column) for column in np.array(projected).reshape(len(squares), len(units)).T
+        ],
         squared_gradient_norm=float(mean @ mean),
         gradient=mean,
         num_rows=groups.count * group_size,
@@ -240,26 +242,34 @@ class _Groups:
     def check(self) -> None:
         # That the gradient of a batch is the mean over its groups: all that follows takes it for granted.
         values = self._hessian.values()
-        batch = self._batches[0]
-        count = batch.num_rows // self._size
-        rows = batch.rows(0, count * self._size)
-        _, together = self._hessian._loss_and_gradient(values, rows.tensors)
-        whole = np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in together])
-        apart = sum((self._gradient(place, values) for place in self._places[:count]), np.zeros_like(whole)) / count
-        scale = max(np.linalg.norm(whole), np.linalg.norm(apart))
-        if np.linalg.norm(whole - apart) > 1e-3 * scale:
+        is_mean = True
+        if self._batches:
+            count = self._batches[0].num_rows // self._size
+            rows = self._batches[0].rows(0, count * self._size)
+            _, together = self._hessian._loss_and_gradient(values, rows.tensors)
+            whole = np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in together])
+            apart = sum((self._gradient(place, values) for place in self._places[:count]), np.zeros_like(whole)) / count
+            scale = max(np.linalg.norm(whole), np.linalg.norm(apart))
+            is_mean = bool(np.linalg.norm(whole - apart) <= 1e-3 * scale)
+        if not all(self._hessian.communicator.allgather_object(is_mean, "the loss of groups")):
             raise ValueError(
                 "`loss` must be a mean over rows for gradients of single rows to mean something: the gradient of a "
                 "batch is not the mean of those of its rows. Use the reduction 'sum_over_batch_size', without masks"
             )
 
     def curved(self, mean: np.ndarray, count: int, rng: np.random.Generator) -> Iterator[float]:
-        """Yield (g_i - g)' H (g_i - g) for some groups."""
-        count = min(count, len(self._places))
+        """Yield (g_i - g)' H (g_i - g) for some groups of all ranks, which multiply with the same vectors."""
+        ranks = self._hessian.communicator
+        counts = ranks.allgather_object(len(self._places), "groups")
+        owners = [(rank, place) for rank, owned in enumerate(counts) for place in range(owned)]
         values = self._hessian.values()
         with self._hessian.shared():
-            for index in rng.choice(len(self._places), count, replace=False):
-                away = self._gradient(self._places[index], values) - mean
+            for index in rng.choice(len(owners), min(count, len(owners)), replace=False):
+                rank, place = owners[index]
+                is_mine = rank == ranks.rank
+                away = self._gradient(self._places[place], values) - mean if is_mine else np.zeros_like(mean)
+                (shared,) = ranks.allreduce_sum([tf.constant(away)], name="away")
+                away = shared.numpy()
                 product = np.asarray(self._hessian.matvec(away.astype(self._hessian.dtype)), np.float64)
                 yield float(away @ product)
 
