@@ -7,6 +7,12 @@ from tfopt._checks import check_keras_3
 
 check_keras_3()
 
+from tfopt.curvature.certificate import (  # noqa: E402
+    ConvexityCertificate,
+    convexity_certificate,
+    convexity_modulus,
+)
+from tfopt.curvature.covered_networks import NotCoveredError  # noqa: E402
 from tfopt.curvature.density import SpectralDensity, spectral_density  # noqa: E402
 from tfopt.curvature.gauss_newton import GaussNewtonOperator  # noqa: E402
 from tfopt.curvature.gradient_noise import GradientNoise, gradient_noise, simple_noise_scale  # noqa: E402
@@ -17,14 +23,18 @@ from tfopt.curvature.probe import Probe  # noqa: E402
 from tfopt.curvature.trace import Estimate, trace  # noqa: E402
 
 __all__ = [
+    "ConvexityCertificate",
     "Estimate",
     "ExtremalEigenvalues",
     "GaussNewtonOperator",
     "GradientNoise",
     "HessianOperator",
+    "NotCoveredError",
     "Probe",
     "SpectralDensity",
     "Tridiagonal",
+    "convexity_certificate",
+    "convexity_modulus",
     "curvature_along",
     "extremal_eigenvalues",
     "gradient_noise",

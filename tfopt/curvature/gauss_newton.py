@@ -4,7 +4,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfopt.curvature.operator import CurvatureOperator, compiled, dense_gradients
+from tfopt.curvature.operator import CurvatureOperator
+from tfopt.curvature.probe_loss import compiled, dense_gradients
 
 
 class GaussNewtonOperator(CurvatureOperator):

@@ -1,7 +1,7 @@
 """How much the gradients of single rows and of batches scatter."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfopt._checks import check_integer
 from tfopt.communicator import Communicator
 from tfopt.curvature.hessian import HessianOperator
+from tfopt.curvature.probe_loss import ProbeLoss
 from tfopt.curvature.trace import Estimate
 
 
@@ -26,6 +27,8 @@ class GradientNoise:
         hessian_covariance_trace: tr(H C), with H the Hessian on the probe; None if it was not asked for.
         projections: d'C d for each direction d of norm 1, a list.
         squared_gradient_norm: |g|^2.
+        noise_scale_standard_error: Of `noise_scale`, in rows, by leaving out each group in turn (jackknife); NaN where
+            the probe is too small to tell.
         gradient: g, a vector of n entries.
         num_rows: Number of rows in all groups.
         group_size: B.
@@ -36,6 +39,7 @@ class GradientNoise:
     hessian_covariance_trace: Estimate | None
     projections: list[Estimate]
     squared_gradient_norm: float
+    noise_scale_standard_error: float
     gradient: np.ndarray = field(repr=False)
     num_rows: int
     group_size: int
@@ -129,52 +133,18 @@ def gradient_noise(
         >>> noise.squared_gradient_norm, noise.covariance_trace.value
         (9.0, 2.0)
     """
-    check_integer("group_size", group_size, minimum=1)
     check_integer("num_hessian_groups", num_hessian_groups, minimum=0)
     rng = np.random.default_rng(check_integer("seed", seed, minimum=0))
-    hessian = HessianOperator(
-        model,
-        loss,
-        x,
-        y,
-        sample_weight,
-        batch_size=batch_size,
-        batch_norm=batch_norm,
-        communicator=communicator,
+    probe_loss = ProbeLoss.of(
+        model, loss, x, y, sample_weight, batch_size=batch_size, batch_norm=batch_norm, communicator=communicator
     )
-    if group_size == 1 and batch_norm == "batch" and _has_batch_norm(model):
-        raise ValueError(
-            "Single rows have no gradients where batches are normalised by their own statistics. Received: "
-            "group_size=1 and batch_norm='batch' for a model with BatchNormalization. Use batch_norm='moving', or "
-            "larger groups"
-        )
-    units = _units(directions, hessian.shape[0])
-    groups = _Groups(hessian, group_size)
-    mean = groups.mean()
-    if batch_norm == "moving" or not _has_batch_norm(model):
-        groups.check()
-    squares, projected = [], []
-    for gradient in groups:
-        away = gradient - mean
-        squares.append(float(away @ away))
-        projected.append((units @ away) ** 2)
-    # Divided by M - 1 in place of M: each square is one draw of its mean.
-    factor = group_size * groups.count / (groups.count - 1)
-    curved = None
-    if num_hessian_groups:
-        curved = Estimate.of(factor * np.array(list(groups.curved(mean, num_hessian_groups, rng))))
-    return GradientNoise(
-        covariance_trace=groups.estimate(factor * np.array(squares)),
-        hessian_covariance_trace=curved,
-        projections=[
-            groups.estimate(factor * column) for column in np.array(projected).reshape(len(squares), len(units)).T
-        ],
-        squared_gradient_norm=float(mean @ mean),
-        gradient=mean,
-        num_rows=groups.count * group_size,
-        group_size=group_size,
-        batch_norm=batch_norm,
-    )
+    groups = Groups(probe_loss, group_size)
+    noise = groups.noise(directions)
+    if not num_hessian_groups:
+        return noise
+    hessian = HessianOperator(model, loss, probe_loss.probe, batch_norm=batch_norm, communicator=communicator)
+    draws = np.array(list(groups.curved(hessian, noise.gradient, num_hessian_groups, rng)))
+    return replace(noise, hessian_covariance_trace=Estimate.of(groups.factor * draws))
 
 
 def simple_noise_scale(small_squared_norm: float, big_squared_norm: float, small_size: int, big_size: int) -> float:
@@ -207,80 +177,165 @@ def simple_noise_scale(small_squared_norm: float, big_squared_norm: float, small
     return float(covariance_trace / signal) if signal > 0 else float("nan")
 
 
-class _Groups:
-    """The gradients of all groups of rows of a probe, one after the other."""
+class Groups:
+    """The gradients of all groups of rows of a probe, one after the other.
 
-    def __init__(self, hessian: HessianOperator, size: int) -> None:
-        self._hessian, self._size = hessian, size
-        self._batches = [batch for batch in hessian.probe.batches if batch.num_rows >= size]
+    Args:
+        probe_loss: The loss and its data.
+        size: Rows in a group, an integer >= 1.
+
+    Attributes:
+        count: Number of groups (M), over all ranks.
+        factor: B M / (M - 1), which turns mean squares of distances into a variance of single rows.
+
+    Raises:
+        ValueError: There are fewer than two groups; or gradients of single rows were asked of a model that normalises
+            by batch statistics.
+    """
+
+    def __init__(self, probe_loss: ProbeLoss, size: int) -> None:
+        self._loss, self._size = probe_loss, check_integer("group_size", size, minimum=1)
+        self._ranks = probe_loss.communicator
+        normalizes = probe_loss.objective.batch_norm == "batch" and _has_batch_norm(probe_loss.objective.model)
+        if size == 1 and normalizes:
+            raise ValueError(
+                "Single rows have no gradients where batches are normalised by their own statistics. Received: "
+                "group_size=1 and batch_norm='batch' for a model with BatchNormalization. Use batch_norm='moving', or "
+                "larger groups"
+            )
+        self._is_checked = normalizes  # the gradient of a batch is not the mean of its groups' then
+        self._batches = [batch for batch in probe_loss.probe.batches if batch.num_rows >= size]
         counts = [batch.num_rows // size for batch in self._batches]
         self._places = [
             (number, start) for number, count in enumerate(counts) for start in range(0, count * size, size)
         ]
-        (count,) = hessian.communicator.allreduce_sum([tf.constant(len(self._places), tf.int64)], name="groups")
+        (count,) = self._ranks.allreduce_sum([tf.constant(len(self._places), tf.int64)], name="groups")
         self.count = int(count)
         if self.count < 2:
             raise ValueError(
                 f"`x` must have at least two groups of `group_size` rows. Received: {self.count} of {size}"
             )
+        # Divided by M - 1 in place of M: each square is one draw of its mean.
+        self.factor = size * self.count / (self.count - 1)
+
+    def noise(self, directions: Any = ()) -> GradientNoise:
+        """Measure the scatter at the model's weights.
+
+        Args:
+            directions: As `gradient_noise` takes them.
+
+        Returns:
+            The scatter, without tr(H C).
+        """
+        units = _units(directions, sum(int(v.shape.num_elements()) for v in self._loss.values()))
+        mean = self._mean()
+        if not self._is_checked:
+            self._check()
+            self._is_checked = True
+        draws = []
+        for gradient in self:
+            away = gradient - mean
+            draws.append([away @ away, away @ mean, *(units @ away) ** 2])
+        table = tf.constant(np.array(draws).reshape(len(draws), 2 + len(units)))
+        squares, alignments, *projected = self._ranks.allgather(table, name="draws").numpy().T
+        return GradientNoise(
+            covariance_trace=Estimate.of(self.factor * squares),
+            hessian_covariance_trace=None,
+            projections=[Estimate.of(self.factor * column) for column in projected],
+            squared_gradient_norm=float(mean @ mean),
+            noise_scale_standard_error=_jackknife(squares, alignments, float(mean @ mean), self._size),
+            gradient=mean,
+            num_rows=self.count * self._size,
+            group_size=self._size,
+            batch_norm=self._loss.objective.batch_norm,
+        )
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        values = self._hessian.values()
+        values = self._loss.values()
         return (self._gradient(place, values) for place in self._places)
 
     def _gradient(self, place: tuple[int, int], values: list[Any]) -> np.ndarray:
         number, start = place
         rows = self._batches[number].rows(start, start + self._size)
-        _, gradients = self._hessian._loss_and_gradient(values, rows.tensors)
-        return np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in gradients])
+        return _flat(self._loss.loss_and_gradient_of(values, rows.tensors)[1])
 
-    def mean(self) -> np.ndarray:
-        total = sum(self, np.zeros(self._hessian.shape[0]))
-        (total,) = self._hessian.communicator.allreduce_sum([tf.constant(total)], name="mean_gradient")
+    def _mean(self) -> np.ndarray:
+        values = self._loss.values()
+        total = sum(self, np.zeros(sum(int(value.shape.num_elements()) for value in values)))
+        (total,) = self._ranks.allreduce_sum([tf.constant(total)], name="mean_gradient")
         return total.numpy() / self.count
 
-    def check(self) -> None:
+    def _check(self) -> None:
         # That the gradient of a batch is the mean over its groups: all that follows takes it for granted.
-        values = self._hessian.values()
+        values = self._loss.values()
         is_mean = True
         if self._batches:
             count = self._batches[0].num_rows // self._size
             rows = self._batches[0].rows(0, count * self._size)
-            _, together = self._hessian._loss_and_gradient(values, rows.tensors)
-            whole = np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in together])
+            whole = _flat(self._loss.loss_and_gradient_of(values, rows.tensors)[1])
             apart = sum((self._gradient(place, values) for place in self._places[:count]), np.zeros_like(whole)) / count
             scale = max(np.linalg.norm(whole), np.linalg.norm(apart))
             is_mean = bool(np.linalg.norm(whole - apart) <= 1e-3 * scale)
-        if not all(self._hessian.communicator.allgather_object(is_mean, "the loss of groups")):
+        if not all(self._ranks.allgather_object(is_mean, "the loss of groups")):
             raise ValueError(
                 "`loss` must be a mean over rows for gradients of single rows to mean something: the gradient of a "
                 "batch is not the mean of those of its rows. Use the reduction 'sum_over_batch_size', without masks"
             )
 
-    def curved(self, mean: np.ndarray, count: int, rng: np.random.Generator) -> Iterator[float]:
-        """Yield (g_i - g)' H (g_i - g) for some groups of all ranks, which multiply with the same vectors."""
-        ranks = self._hessian.communicator
-        counts = ranks.allgather_object(len(self._places), "groups")
+    def curved(
+        self, hessian: HessianOperator, mean: np.ndarray, count: int, rng: np.random.Generator
+    ) -> Iterator[float]:
+        """Yield (g_i - g)' H (g_i - g) for some groups of all ranks, which multiply with the same vectors.
+
+        Args:
+            hessian: The Hessian on the same probe.
+            mean: The mean gradient (g).
+            count: How many groups.
+            rng: Chooses them.
+
+        Yields:
+            One number for each group.
+        """
+        counts = self._ranks.allgather_object(len(self._places), "groups")
         owners = [(rank, place) for rank, owned in enumerate(counts) for place in range(owned)]
-        values = self._hessian.values()
-        with self._hessian.shared():
+        values = self._loss.values()
+        with hessian.shared():
             for index in rng.choice(len(owners), min(count, len(owners)), replace=False):
                 rank, place = owners[index]
-                is_mine = rank == ranks.rank
+                is_mine = rank == self._ranks.rank
                 away = self._gradient(self._places[place], values) - mean if is_mine else np.zeros_like(mean)
-                (shared,) = ranks.allreduce_sum([tf.constant(away)], name="away")
+                (shared,) = self._ranks.allreduce_sum([tf.constant(away)], name="away")
                 away = shared.numpy()
-                product = np.asarray(self._hessian.matvec(away.astype(self._hessian.dtype)), np.float64)
-                yield float(away @ product)
+                yield float(away @ np.asarray(hessian.matvec(away.astype(hessian.dtype)), np.float64))
 
-    def estimate(self, draws: np.ndarray) -> Estimate:
-        """Return the mean of draws over all ranks."""
-        sums = np.array([len(draws), draws.sum(), (draws**2).sum()])
-        (sums,) = self._hessian.communicator.allreduce_sum([tf.constant(sums, tf.float64)], name="noise")
-        count, first, second = sums.numpy()
-        average = first / count
-        variance = max(second / count - average**2, 0.0) * count / (count - 1) if count > 1 else np.nan
-        return Estimate(float(average), float(np.sqrt(variance / count)), int(count))
+
+def _flat(parts: list[Any]) -> np.ndarray:
+    return np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in parts])
+
+
+def _jackknife(squares: np.ndarray, alignments: np.ndarray, squared_norm: float, size: int) -> float:
+    """Return the standard error of the noise scale, from its values without each of the groups.
+
+    Without group i the mean gradient is g - (g_i - g) / (M - 1), and the sum of squares is less by
+    |g_i - g|^2 M / (M - 1).
+
+    Args:
+        squares: |g_i - g|^2, of shape (M,).
+        alignments: (g_i - g)'g, of shape (M,).
+        squared_norm: |g|^2.
+        size: Rows in a group.
+
+    Returns:
+        The standard error; NaN for two groups, or where a noise scale is NaN.
+    """
+    count = len(squares)
+    if count < 3:
+        return float("nan")
+    covariance_traces = size * (squares.sum() - squares * count / (count - 1)) / (count - 2)
+    norms = squared_norm - 2 * alignments / (count - 1) + squares / (count - 1) ** 2
+    signals = norms - covariance_traces / ((count - 1) * size)
+    scales = covariance_traces / np.where(signals > 0, signals, np.nan)
+    return float(np.sqrt((count - 1) * scales.var()))
 
 
 def _units(directions: Any, size: int) -> np.ndarray:

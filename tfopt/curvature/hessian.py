@@ -4,7 +4,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfopt.curvature.operator import CurvatureOperator, dense_gradients
+from tfopt.curvature.operator import CurvatureOperator
+from tfopt.curvature.probe_loss import dense_gradients
 
 
 class HessianOperator(CurvatureOperator):
@@ -50,7 +51,7 @@ class HessianOperator(CurvatureOperator):
         Returns:
             A list of tensors.
         """
-        return list(self._loss_and_gradient(values, self.probe.batches[0].tensors)[1])
+        return list(self.probe_loss.loss_and_gradient_of(values, self.probe.batches[0].tensors)[1])
 
     def claim(self, values: list[Any], vectors: list[Any]) -> list[Any]:
         """Return the product on the first batch.
@@ -67,5 +68,5 @@ class HessianOperator(CurvatureOperator):
     def _trace_product(self, values: Any, batch: Any, vectors: Any) -> list[Any]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
-            _, gradients = self._trace_loss_and_gradient(values, batch)
+            _, gradients = self.probe_loss.trace(values, batch)
         return dense_gradients(tape, gradients, values, vectors)

@@ -2,7 +2,7 @@
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt._checks import check_flag
-from tfopt.communicator import Communicator, SerialCommunicator, check_communicator
-from tfopt.curvature.objective import Objective, check_trainable
-from tfopt.curvature.probe import Probe, as_probe
+from tfopt.communicator import Communicator, SerialCommunicator
+from tfopt.curvature.objective import Objective
+from tfopt.curvature.probe_loss import ProbeLoss, add
 from tfopt.curvature.self_check import check_product
 from tfopt.curvature.split import SplitFunction
 
@@ -68,24 +68,34 @@ class CurvatureOperator(ABC):
         self_check: bool = True,
         communicator: Communicator | None = None,
     ) -> None:
-        probe = as_probe(x, y, sample_weight, batch_size, class_weight)
-        objective = Objective(model, loss, probe, batch_norm)
         self._is_checked = not check_flag("self_check", self_check)
         self.num_matvecs = 0
-        self._set_up(objective, probe, check_trainable(objective, variables), check_communicator(communicator))
+        self._set_up(
+            ProbeLoss.of(
+                model,
+                loss,
+                x,
+                y,
+                sample_weight,
+                batch_size=batch_size,
+                class_weight=class_weight,
+                batch_norm=batch_norm,
+                variables=variables,
+                communicator=communicator,
+            )
+        )
 
-    def _set_up(self, objective: Objective, probe: Probe, variables: list[Any], communicator: Communicator) -> None:
-        self.objective, self.probe = objective, probe
-        self.variables, self.communicator = variables, communicator
-        self._shapes = [tuple(v.shape) for v in variables]
+    def _set_up(self, probe_loss: ProbeLoss) -> None:
+        self.probe_loss = probe_loss
+        self.objective, self.probe = probe_loss.objective, probe_loss.probe
+        self.variables, self.num_rows = probe_loss.variables, probe_loss.num_rows
+        self.communicator = probe_loss.communicator
+        self._shapes = [tuple(v.shape) for v in self.variables]
         self._sizes = [int(np.prod(shape)) for shape in self._shapes]
-        self._dtypes = [tf.as_dtype(objective.dtype or v.dtype) for v in variables]
+        self._dtypes = probe_loss.dtypes
         self.dtype = np.result_type(*(dtype.as_numpy_dtype for dtype in self._dtypes))
         self.shape = (sum(self._sizes), sum(self._sizes))
         self._shared: list[Any] | None = None
-        (rows,) = communicator.allreduce_sum([tf.constant(probe.num_rows, tf.int64)], name="rows")
-        self.num_rows = int(rows)
-        self._loss_and_gradient = compiled(self._trace_loss_and_gradient)
         self._products: dict[Any, SplitFunction] = {}
 
     def __repr__(self) -> str:
@@ -160,16 +170,7 @@ class CurvatureOperator(ABC):
         Returns:
             The loss, and a list of tensors shaped like the variables.
         """
-        values = self.values()
-        total = 0.0
-        sums: list[Any] = []
-        for batch in self.probe.batches:
-            loss, gradient = self._loss_and_gradient(values, batch.tensors)
-            share = batch.num_rows / self.num_rows
-            total += share * float(loss)
-            sums = _add(sums, gradient if share == 1.0 else [tf.constant(share, g.dtype) * g for g in gradient])
-        total, *sums = self.communicator.allreduce_sum([tf.constant(total, tf.float64), *sums], name="gradient")
-        return float(total), sums
+        return self.probe_loss.loss_and_gradient()
 
     @contextlib.contextmanager
     def shared(self) -> Iterator[None]:
@@ -205,7 +206,7 @@ class CurvatureOperator(ABC):
         probe = self.probe.first(num_rows or self.probe.batches[0].num_rows)
         objective = Objective(self.objective.model, self.objective.given_loss, probe, self.batch_norm, dtype)
         small._is_checked, small.num_matvecs = True, 0
-        small._set_up(objective, probe, self.variables, SerialCommunicator())
+        small._set_up(ProbeLoss(objective, probe, self.variables, SerialCommunicator()))
         return small
 
     def values(self) -> list[Any]:
@@ -214,8 +215,7 @@ class CurvatureOperator(ABC):
         Returns:
             A list of tensors.
         """
-        pairs = zip(self.variables, self._dtypes, strict=True)
-        return [tf.cast(tf.convert_to_tensor(variable.value), dtype) for variable, dtype in pairs]
+        return self.probe_loss.values()
 
     def product_graph(self) -> Any:
         """Return the graph of the product for the first batch.
@@ -257,12 +257,6 @@ class CurvatureOperator(ABC):
 
     # --- one product
 
-    def _trace_loss_and_gradient(self, values: list[Any], batch: Any) -> tuple[Any, list[Any]]:
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(values)
-            loss = self.objective.loss(values, batch, self.variables)
-        return loss, dense_gradients(tape, loss, values)
-
     def _sum_over_batches(self, vectors: list[Any]) -> list[Any]:
         values = self.values()
         sums: list[Any] = []
@@ -270,7 +264,7 @@ class CurvatureOperator(ABC):
             share = batch.num_rows / self.num_rows
             # The product is linear: scaling the vector is scaling the product.
             scaled = vectors if share == 1.0 else [tf.constant(share, part.dtype) * part for part in vectors]
-            sums = _add(sums, self._product_of(place, values, scaled))
+            sums = add(sums, self._product_of(place, values, scaled))
         return self.communicator.allreduce_sum(sums, name="products")
 
     def _product_of(self, place: int, values: list[Any], vectors: list[Any]) -> list[Any]:
@@ -338,50 +332,3 @@ class CurvatureOperator(ABC):
         if isinstance(like, tf.Tensor):
             return tf.concat([tf.reshape(tf.cast(part, self.dtype), [-1]) for part in parts], axis=0)
         return np.concatenate([np.asarray(memoryview(part)).reshape(-1) for part in parts], dtype=self.dtype)
-
-
-def _add(sums: list[Any], parts: list[Any]) -> list[Any]:
-    return [a + b for a, b in zip(sums, parts, strict=True)] if sums else list(parts)
-
-
-def compiled(function: Callable[..., Any]) -> Any:
-    """Compile a function of tensors.
-
-    Args:
-        function: The function.
-
-    Returns:
-        A `tf.function`, which does not take the number of operators in a program for a mistake.
-    """
-    made = tf.function(function, autograph=False)
-    made._omit_frequent_tracing_warning = True
-    return made
-
-
-def dense_gradients(tape: tf.GradientTape, target: Any, sources: list[Any], output_gradients: Any = None) -> list[Any]:
-    """Return gradients as dense tensors, with zeros where nothing is connected.
-
-    Args:
-        tape: The tape.
-        target: What to differentiate.
-        sources: Tensors.
-        output_gradients: As `tf.GradientTape.gradient` takes it.
-
-    Returns:
-        A list of tensors shaped like the sources.
-
-    Raises:
-        RuntimeError: TensorFlow lacks a derivative.
-    """
-    zero = tf.UnconnectedGradients.ZERO
-    try:
-        gradients = tape.gradient(target, sources, output_gradients=output_gradients, unconnected_gradients=zero)
-    except LookupError as error:
-        raise RuntimeError(
-            f"TensorFlow cannot differentiate this model twice ({error}): it has no second derivative of some "
-            "operations, such as resizing that is not by 'nearest' (UpSampling2D, Resizing)"
-        ) from error
-    return [
-        tf.math.unsorted_segment_sum(g.values, g.indices, s.shape[0]) if isinstance(g, tf.IndexedSlices) else g
-        for g, s in zip(gradients, sources, strict=True)
-    ]
