@@ -11,6 +11,7 @@ setup(
         "tfopt.datasets",
         "tfopt.distributed",
         "tfopt.optimizers",
+        "tfopt.relative_trust",
         "tfopt.callbacks",
         "tfopt.models",
     ],

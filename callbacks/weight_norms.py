@@ -132,16 +132,10 @@ class WeightNorms(Callback):
 
         Returns:
             One row per measurement, with the columns `epoch`, `step` and one for each variable.
-
-        Raises:
-            ImportError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError("Tables need pandas: pip install 'tfopt[plot]'") from error
         counts = {key: self.history[key] for key in ("epoch", "step")}
-        return pandas.concat([pandas.DataFrame(counts), pandas.DataFrame(self.history["norms"])], axis=1)
+        paths = self.history["norms"][0] if self.history["norms"] else ()
+        return _plotting.make_dataframe(counts | {p: [norms[p] for norms in self.history["norms"]] for p in paths})
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw the norms against epochs, on a logarithmic scale.

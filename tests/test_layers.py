@@ -22,8 +22,16 @@ ALLOWED = {
     "tfopt.distributed": FIRST_FLOOR,
     "tfopt.optimizers": FIRST_FLOOR,
     "tfopt.models": FIRST_FLOOR,
+    "tfopt.relative_trust": FIRST_FLOOR | {"tfopt.curvature"},
     "tfopt.callbacks": FIRST_FLOOR
-    | {"tfopt.curvature", "tfopt.datasets", "tfopt.distributed", "tfopt.optimizers", "tfopt.models"},
+    | {
+        "tfopt.relative_trust",
+        "tfopt.curvature",
+        "tfopt.datasets",
+        "tfopt.distributed",
+        "tfopt.optimizers",
+        "tfopt.models",
+    },
 }
 FOLDERS = {"tfopt": "tfopt", "tfopt.callbacks": "callbacks", "tfopt.models": "models"}
 

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CHECK = """
 import pathlib, sys, tfopt
 sys.path[:] = [p for p in sys.path if p not in ("", {root!r})]
-import tfopt.callbacks, tfopt.datasets, tfopt.distributed, tfopt.models, tfopt.optimizers
+import tfopt.callbacks, tfopt.curvature, tfopt.datasets, tfopt.distributed, tfopt.models, tfopt.optimizers
+import tfopt.relative_trust
 from tfopt.callbacks import ResumableCheckpoint
 from tfopt.distributed import DistributedOptimizer
 

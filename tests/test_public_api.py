@@ -19,6 +19,7 @@ PUBLIC = {
         "distributed",
         "models",
         "optimizers",
+        "relative_trust",
     },
     "tfopt.callbacks": {
         "AverageMetrics",
@@ -53,6 +54,16 @@ PUBLIC = {
     "tfopt.distributed": {"DistributedOptimizer", "shard"},
     "tfopt.models": {"convnet", "get", "list_models", "milne_regression", "mlp", "resnet"},
     "tfopt.optimizers": {"Fromage", "LARS", "schedules"},
+    "tfopt.relative_trust": {
+        "BreakdownProfile",
+        "StepBreakdown",
+        "StepMeter",
+        "breakdown_profile",
+        "deep_relative_trust",
+        "largest_safe_step",
+        "relative_gradient_breakdown",
+        "relative_perturbation",
+    },
 }
 DOCUMENTED = [
     getattr(importlib.import_module(module), name)
@@ -73,7 +84,8 @@ def test_an_unknown_name_is_answered_with_those_there_are():
     import tfopt
 
     with pytest.raises(
-        AttributeError, match="it has callbacks, communicator, curvature, datasets, distributed, models, optimizers"
+        AttributeError,
+        match="it has callbacks, communicator, curvature, datasets, distributed, models, optimizers, relative_trust",
     ):
         tfopt.optimisers  # noqa: B018
     assert set(dir(tfopt)) == PUBLIC["tfopt"]
@@ -117,6 +129,9 @@ def test_docstrings_explain_every_argument(item):
         "tfopt.models.mlp",
         "tfopt.models.registry",
         "tfopt.models.resnet",
+        "tfopt.relative_trust.breakdown",
+        "tfopt.relative_trust.profile",
+        "tfopt.relative_trust.step",
     ],
 )
 def test_examples_in_docstrings_run(module):

@@ -6,6 +6,7 @@ Sub-packages are imported on first use, so that `import tfopt` costs nothing and
 * `tfopt.callbacks`: Keras callbacks that record what happens to a network while it trains, and resume it.
 * `tfopt.distributed`: data-parallel training with Horovod; `tfopt.communicator`: what its processes say to each other.
 * `tfopt.curvature`: Hessian and Gauss-Newton matrices of a model, their extreme eigenvalues, density and trace.
+* `tfopt.relative_trust`: how far a gradient can be trusted along a step.
 * `tfopt.models`: a zoo of Keras models.
 * `tfopt.datasets`: real and synthetic data, split and standardised the same way every time.
 """
@@ -15,7 +16,16 @@ from types import ModuleType
 
 from tfopt._version import __version__
 
-_SUBPACKAGES = ("callbacks", "communicator", "curvature", "datasets", "distributed", "models", "optimizers")
+_SUBPACKAGES = (
+    "callbacks",
+    "communicator",
+    "curvature",
+    "datasets",
+    "distributed",
+    "models",
+    "optimizers",
+    "relative_trust",
+)
 
 __all__ = ["__version__", *_SUBPACKAGES]
 

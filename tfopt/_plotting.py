@@ -1,9 +1,10 @@
-"""Drawing with matplotlib, which is imported only when something is drawn."""
+"""Figures and tables: matplotlib and pandas, imported only when something is drawn or tabulated."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import matplotlib.axes
+    import pandas
 
 # Distinguishable for colour-blind readers (Okabe and Ito) and, with the line styles, in black and white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -32,3 +33,23 @@ def get_axes(ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes"
     if not ax.lines:
         ax.set_prop_cycle(cycler(color=COLORS) + cycler(linestyle=LINE_STYLES))
     return ax
+
+
+def make_dataframe(columns: dict[str, Any], index: Any = None) -> "pandas.DataFrame":
+    """Make a table of columns.
+
+    Args:
+        columns: The columns by name.
+        index: The rows' names; None for numbers.
+
+    Returns:
+        The table.
+
+    Raises:
+        ImportError: pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise ImportError("Tables need pandas: pip install 'tfopt[plot]'") from error
+    return pandas.DataFrame(columns, index=None if index is None else list(index))

@@ -1,0 +1,150 @@
+"""Relative sizes: of a step, of a gradient's change, and what deep relative trust expects."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tfopt._checks import check_integer, check_number
+
+
+def relative_perturbation(weights: Sequence[Any], step: Sequence[Any]) -> np.ndarray:
+    """Return |dW_l| / |W_l| of each variable.
+
+    Args:
+        weights: One array for each variable.
+        step: How each of them moves, of the same shapes.
+
+    Returns:
+        Ratios of shape (number of variables,), float64; 0 where nothing moves, NaN where zeros do: they have no size to
+        compare with.
+
+    Raises:
+        ValueError: The shapes differ.
+
+    Example:
+        >>> relative_perturbation([np.array([3.0, 4.0]), np.zeros(1)], [np.array([0.0, 0.5]), np.ones(1)]).tolist()
+        [0.1, nan]
+    """
+    return ratios_of(norms_of("step", step), norms_of("weights", weights, like=step))
+
+
+def relative_gradient_breakdown(gradient: Sequence[Any], moved_gradient: Sequence[Any]) -> np.ndarray:
+    """Return |g_l(W + dW) - g_l(W)| / |g_l(W)| of each variable.
+
+    Args:
+        gradient: g(W), one array for each variable.
+        moved_gradient: g(W + dW), of the same shapes.
+
+    Returns:
+        Ratios of shape (number of variables,), float64; 0 where nothing changes, NaN where the gradient was zero and
+        no longer is.
+
+    Raises:
+        ValueError: The shapes differ.
+
+    Example:
+        >>> relative_gradient_breakdown([np.array([3.0, 4.0])], [np.array([3.0, 5.0])]).tolist()
+        [0.2]
+    """
+    norms = norms_of("gradient", gradient, like=moved_gradient)
+    pairs = zip(gradient, moved_gradient, strict=True)
+    changes = [np.asarray(moved, np.float64) - np.asarray(start, np.float64) for start, moved in pairs]
+    return ratios_of(norms_of("moved_gradient", changes), norms)
+
+
+def deep_relative_trust(relative_perturbations: Any) -> float:
+    """Return prod_l (1 + |dW_l| / |W_l|) - 1: the breakdown that deep relative trust expects at most (Section 3).
+
+    Args:
+        relative_perturbations: Ratios of shape (number of variables,), >= 0; NaN are left out.
+
+    Returns:
+        The product less 1; infinite where it overflows.
+
+    Raises:
+        ValueError: A ratio is negative.
+
+    Example:
+        >>> round(deep_relative_trust([0.5, 1.0]), 6)
+        2.0
+    """
+    ratios = np.asarray(relative_perturbations, np.float64)
+    if (ratios < 0).any():
+        raise ValueError(f"`relative_perturbations` must be >= 0. Received: {ratios.min()}")
+    with np.errstate(over="ignore"):
+        return float(np.expm1(np.nansum(np.log1p(ratios))))
+
+
+def largest_safe_step(depth: int, angle: float = 0.0) -> float:
+    """Return (1 + cos theta)^(1 / L) - 1: below it a relative step of every layer lowers the loss, if the model holds.
+
+    Under deep relative trust a step of relative size eta in each of L layers changes the gradient by at most
+    (1 + eta)^L - 1, and the loss falls as long as that is less than cos theta.
+
+    Args:
+        depth: Number of layers (L), an integer >= 1.
+        angle: Angle theta between the step and the negative gradient in radians, in [0, pi / 2]. Default 0.
+
+    Returns:
+        The largest relative step.
+
+    Raises:
+        TypeError: `depth` is no integer.
+        ValueError: An argument is out of its range.
+
+    Example:
+        >>> largest_safe_step(1), round(largest_safe_step(50), 4)
+        (1.0, 0.014)
+    """
+    check_integer("depth", depth, minimum=1)
+    check_number("angle", angle, minimum=0.0, maximum=math.pi / 2)
+    return math.expm1(math.log1p(math.cos(angle)) / depth)
+
+
+def norms_of(name: str, parts: Sequence[Any], like: Sequence[Any] | None = None) -> np.ndarray:
+    """Return the Frobenius norm of each array.
+
+    Args:
+        name: The argument's name, for the message.
+        parts: A list of arrays.
+        like: Arrays that must have the same shapes; None for no check.
+
+    Returns:
+        Norms of shape (number of arrays,), float64.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    shapes = [tuple(np.shape(part)) for part in parts]
+    if like is not None and shapes != (others := [tuple(np.shape(part)) for part in like]):
+        raise ValueError(f"`{name}` must have the shapes {others}. Received: {shapes}")
+    return np.array([np.linalg.norm(np.asarray(part, np.float64)) for part in parts])
+
+
+def ratios_of(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """Return quotients of norms: 0 for 0 / 0, NaN where only the lower one is 0.
+
+    Args:
+        above: Norms.
+        below: Norms, of the same shape.
+
+    Returns:
+        The quotients.
+    """
+    unknown = np.where(above > 0, np.nan, 0.0)
+    return np.divide(above, below, out=unknown, where=below > 0)
+
+
+def largest_of(ratios: np.ndarray) -> float:
+    """Return the largest of some quotients.
+
+    Args:
+        ratios: Quotients, of which those that are NaN are left out.
+
+    Returns:
+        The largest; 0 if there is none.
+    """
+    known = ratios[~np.isnan(ratios)]
+    return float(known.max()) if len(known) else 0.0

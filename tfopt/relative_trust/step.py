@@ -1,0 +1,189 @@
+"""What one step does to the gradient, and whether the descent lemma lets the loss fall."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfopt import _plotting
+from tfopt._checks import check_integer
+from tfopt.communicator import Communicator
+from tfopt.curvature.probe_loss import ProbeLoss
+from tfopt.relative_trust.breakdown import deep_relative_trust, largest_of, norms_of, ratios_of, relative_perturbation
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class StepBreakdown:
+    """What a step dW does to the gradient, on a probe.
+
+    Attributes:
+        paths: The variables' paths.
+        relative_perturbation: |dW_l| / |W_l|, of shape (number of variables,).
+        relative_gradient_breakdown: |g_l(W + dW) - g_l(W)| / |g_l(W)|, of the same shape.
+        cosine: Cosine of the angle between -g_l and dW_l; NaN where one of them is zero.
+        total_cosine: Of the angle between -g and dW over all variables together.
+        deep_relative_trust: The breakdown that the model of the paper expects at most.
+        loss_before: L(W).
+        loss_after: L(W + dW).
+        descent_bound: Right-hand side of the descent lemma (Lemma 1): L(W + dW) - L(W) is at most the sum over l of
+            |dW_l| (max_t |g_l(W + t dW) - g_l(W)| - |g_l(W)| cosine_l), with t on a grid in (0, 1]. A theorem, up to
+            the grid; a negative bound certifies that the loss falls.
+    """
+
+    paths: tuple[str, ...] = field(repr=False)
+    relative_perturbation: np.ndarray = field(repr=False)
+    relative_gradient_breakdown: np.ndarray = field(repr=False)
+    cosine: np.ndarray = field(repr=False)
+    total_cosine: float
+    deep_relative_trust: float
+    loss_before: float
+    loss_after: float
+    descent_bound: float
+
+    @property
+    def loss_change(self) -> float:
+        """L(W + dW) - L(W)."""
+        return self.loss_after - self.loss_before
+
+    @property
+    def largest_perturbation(self) -> float:
+        """The largest relative perturbation of a variable that has a size; 0 if none has."""
+        return largest_of(self.relative_perturbation)
+
+    @property
+    def largest_breakdown(self) -> float:
+        """The largest relative gradient breakdown of a variable whose gradient was not zero; 0 if there is none."""
+        return largest_of(self.relative_gradient_breakdown)
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """Return a table with one row for each variable.
+
+        Returns:
+            The columns `relative_perturbation`, `relative_gradient_breakdown` and `cosine`, indexed by path.
+        """
+        names = ("relative_perturbation", "relative_gradient_breakdown", "cosine")
+        return _plotting.make_dataframe({name: getattr(self, name) for name in names}, index=self.paths)
+
+
+class StepMeter:
+    """Measures steps of one model on one probe.
+
+    Args:
+        model: A Keras model with its variables, compiled or not.
+        loss: As `compile` takes it. None (default) means the one that the model was compiled with.
+        x: The data: a `tfopt.curvature.Probe`, or what `Probe` takes as its `x`.
+        y: As `Probe` takes it.
+        sample_weight: As `Probe` takes it.
+        num_points: Number of points t = 1 / k, 2 / k, ..., 1 of the descent lemma's grid, an integer >= 1; one gradient
+            each. Default 4.
+        batch_size: As `Probe` takes it.
+        batch_norm: "batch" (default) normalises by each batch's own statistics, "moving" by the moving averages.
+        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`. The data are those of
+            all ranks.
+
+    Attributes:
+        variables: The model's trainable variables.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of its range, or the model or data cannot be measured; the message says why.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+        >>> model.set_weights([np.array([[2.0]])])
+        >>> meter = StepMeter(model, "mse", np.ones((1, 1)), np.zeros((1, 1)))
+        >>> before = meter.weights()
+        >>> model.set_weights([np.array([[1.5]])])
+        >>> step = meter.measure(before)
+        >>> step.loss_change, step.largest_perturbation, step.largest_breakdown, step.descent_bound
+        (-1.75, 0.25, 0.25, -1.5)
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        loss: Any = None,
+        x: Any = None,
+        y: Any = None,
+        sample_weight: Any = None,
+        *,
+        num_points: int = 4,
+        batch_size: int | None = None,
+        batch_norm: str = "batch",
+        communicator: Communicator | None = None,
+    ) -> None:
+        self.num_points = check_integer("num_points", num_points, minimum=1)
+        self._loss = ProbeLoss.of(
+            model, loss, x, y, sample_weight, batch_size=batch_size, batch_norm=batch_norm, communicator=communicator
+        )
+        self.variables: list[Any] = self._loss.variables
+
+    def weights(self) -> list[Any]:
+        """Return the weights that the model has now, to be handed to `measure` after a step.
+
+        Returns:
+            A list of tensors.
+        """
+        return self._loss.values()
+
+    def measure(self, before: Sequence[Any], after: Sequence[Any] | None = None) -> StepBreakdown:
+        """Measure a step.
+
+        Args:
+            before: The weights W before it, one tensor for each trainable variable.
+            after: The weights W + dW; None (default) for those that the model has now.
+
+        Returns:
+            What the step does.
+        """
+        start = self._arrays("before", before)
+        step = [b - a for a, b in zip(start, self._arrays("after", after or self.weights()), strict=True)]
+        loss_before, gradient = self.loss_and_gradient(start)
+        largest = np.zeros(len(step))
+        for point in range(1, self.num_points + 1):
+            share = point / self.num_points
+            loss_after, moved = self.loss_and_gradient([w + share * d for w, d in zip(start, step, strict=True)])
+            changes = [m - g for m, g in zip(moved, gradient, strict=True)]
+            largest = np.maximum(largest, norms_of("changes", changes))
+        norms, lengths = norms_of("gradient", gradient), norms_of("step", step)
+        # Products |g_l| |dW_l| cosine_l = -g_l'dW_l, which need no cosine where one of them is zero.
+        gains = -np.array([np.sum(g * d) for g, d in zip(gradient, step, strict=True)])
+        perturbations = relative_perturbation(start, step)
+        total = np.linalg.norm(norms) * np.linalg.norm(lengths)
+        return StepBreakdown(
+            paths=tuple(variable.path for variable in self.variables),
+            relative_perturbation=perturbations,
+            relative_gradient_breakdown=ratios_of(norms_of("changes", changes), norms),
+            cosine=np.divide(gains, norms * lengths, out=np.full(len(step), np.nan), where=norms * lengths > 0),
+            total_cosine=float(gains.sum() / total) if total > 0 else float("nan"),
+            deep_relative_trust=deep_relative_trust(perturbations),
+            loss_before=loss_before,
+            loss_after=loss_after,
+            descent_bound=float(np.sum(lengths * largest - gains)),
+        )
+
+    def _arrays(self, name: str, weights: Sequence[Any]) -> list[np.ndarray]:
+        arrays = [np.asarray(part, np.float64) for part in weights]
+        shapes, expected = [part.shape for part in arrays], [tuple(v.shape) for v in self.variables]
+        if shapes != expected:
+            raise ValueError(f"`{name}` must have the shapes {expected}. Received: {shapes}")
+        return arrays
+
+    def loss_and_gradient(self, weights: Sequence[Any]) -> tuple[float, list[np.ndarray]]:
+        """Return the loss and its gradient at other weights than the model's.
+
+        Args:
+            weights: One array for each trainable variable.
+
+        Returns:
+            The loss, and a list of arrays, float64.
+        """
+        values = [tf.constant(part, dtype) for part, dtype in zip(weights, self._loss.dtypes, strict=True)]
+        loss, gradient = self._loss.loss_and_gradient(values)
+        return loss, [np.asarray(part, np.float64) for part in gradient]
