@@ -10,18 +10,33 @@ check_keras_3()
 from tfopt.callbacks.weight_norms import WeightNorms  # noqa: E402
 
 if TYPE_CHECKING:
+    from tfopt.callbacks.convexity import Convexity
     from tfopt.callbacks.distributed import AverageMetrics, BroadcastVariables, WarmupLearningRate
+    from tfopt.callbacks.gradient_breakdown import GradientBreakdown
+    from tfopt.callbacks.gradient_noise_scale import GradientNoiseScale
     from tfopt.callbacks.resumable_checkpoint import ResumableCheckpoint
 
 # These import TensorFlow, which the others can do without on other Keras backends.
 _MODULES = {
     "AverageMetrics": "distributed",
     "BroadcastVariables": "distributed",
+    "Convexity": "convexity",
+    "GradientBreakdown": "gradient_breakdown",
+    "GradientNoiseScale": "gradient_noise_scale",
     "ResumableCheckpoint": "resumable_checkpoint",
     "WarmupLearningRate": "distributed",
 }
 
-__all__ = ["AverageMetrics", "BroadcastVariables", "ResumableCheckpoint", "WarmupLearningRate", "WeightNorms"]
+__all__ = [
+    "AverageMetrics",
+    "BroadcastVariables",
+    "Convexity",
+    "GradientBreakdown",
+    "GradientNoiseScale",
+    "ResumableCheckpoint",
+    "WarmupLearningRate",
+    "WeightNorms",
+]
 
 
 def __getattr__(name: str) -> Any:

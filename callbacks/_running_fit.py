@@ -1,11 +1,21 @@
 """What Keras does not tell a callback: the other callbacks and the data of the `fit` that calls it."""
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import keras
 from keras.callbacks import CallbackList
+
+LOGGERS = (
+    keras.callbacks.CSVLogger,
+    keras.callbacks.History,
+    keras.callbacks.ProgbarLogger,
+    keras.callbacks.RemoteMonitor,
+    keras.callbacks.TensorBoard,
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,22 @@ def epoch_batches_of(running: RunningFit) -> Any:
     return batches if hasattr(batches, "start_at") else None
 
 
+def come_before_loggers(callback: keras.callbacks.Callback) -> None:
+    """Move a callback that writes into `logs` before those of Keras that pass them on, wherever the user has put it.
+
+    Args:
+        callback: The callback, whose `on_train_begin` is being called.
+    """
+    for frame in _callers():
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, CallbackList) and callback in caller.callbacks:
+            here = caller.callbacks.index(callback)
+            first = next((i for i, c in enumerate(caller.callbacks[:here]) if isinstance(c, LOGGERS)), here)
+            # Those in between move up by one, so whoever is walking along the list goes on with the next one.
+            caller.callbacks.insert(first, caller.callbacks.pop(here))
+            return
+
+
 def find_running_fit(callback: keras.callbacks.Callback) -> RunningFit:
     """Look up the calls that led here for Keras's list of callbacks and the data of `fit`.
 
@@ -71,12 +97,17 @@ def find_running_fit(callback: keras.callbacks.Callback) -> RunningFit:
         What was found; only the callback itself where something else than `fit` is calling it.
     """
     callbacks: list[keras.callbacks.Callback] | None = None
-    frame = sys._getframe(1)
-    while frame is not None:
+    for frame in _callers():
         caller = frame.f_locals.get("self")
         if callbacks is None and isinstance(caller, CallbackList) and callback in caller.callbacks:
             callbacks = list(caller.callbacks)
         if callbacks is not None and frame.f_code.co_name == "fit" and "epoch_iterator" in frame.f_locals:
             return RunningFit(callbacks, frame.f_locals["epoch_iterator"])
-        frame = frame.f_back  # type: ignore[assignment]
     return RunningFit(callbacks or [callback])
+
+
+def _callers() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back

@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 from tfopt.callbacks._callback import Callback
-from tfopt.callbacks._running_fit import build_model, find_running_fit
+from tfopt.callbacks._rank_callback import RankCallback, learning_rates_of
+from tfopt.callbacks._running_fit import build_model, come_before_loggers, find_running_fit
 
 from tfopt._checks import check_integer, check_number
 from tfopt.communicator import Communicator, check_communicator
@@ -14,75 +15,7 @@ from tfopt.distributed.agreement import check_agreement
 from tfopt.distributed.optimizer import DistributedOptimizer, describe_config
 
 
-class _RankCallback(Callback):
-    """A callback that compares the ranks at the end of each epoch, before it lets them do anything together.
-
-    A rank that comes there first joins in the reductions of the others with zeros until they are there too, so that
-    ranks with different numbers of batches meet in an error and not in a wait without end.
-    """
-
-    def __init__(self, communicator: Communicator | None = None) -> None:
-        super().__init__()
-        self.communicator = check_communicator(communicator)
-        self._num_batches = 0
-
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Check that all ranks train with the same of these callbacks.
-
-        Args:
-            logs: Not used.
-        """
-        if self.communicator.size > 1:
-            names = [type(c).__name__ for c in find_running_fit(self).callbacks if isinstance(c, _RankCallback)]
-            check_agreement(
-                self.communicator, "the start of training", {"callbacks": names}, "Pass them to `fit` on every rank."
-            )
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Start to count batches.
-
-        Args:
-            epoch: Not used.
-            logs: Not used.
-        """
-        self._num_batches = 0
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Count the batch.
-
-        Args:
-            batch: Its number in the epoch, from 0.
-            logs: Not used.
-        """
-        self._num_batches = batch + 1
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Check that all ranks end their training here.
-
-        Args:
-            logs: Not used.
-        """
-        self._compare("the end of training", None)
-
-    def _compare(self, place: str, logs: dict[str, Any] | None) -> None:
-        if self.communicator.size == 1:
-            return
-        self.communicator.join()
-        check_agreement(
-            self.communicator,
-            f"{type(self).__name__} in training",
-            {
-                "point of training": f"{place}, after {self._num_batches} batches in the last epoch",
-                "learning rate": _learning_rates_of(self.model),
-                "metrics": sorted(logs or {}),
-                "wish to stop": bool(self.model.stop_training),
-            },
-            "Each rank needs the same number of batches (tfopt.distributed.shard makes them equal), and callbacks that "
-            "stop training or change the learning rate must come after AverageMetrics.",
-        )
-
-
-class BroadcastVariables(_RankCallback):
+class BroadcastVariables(RankCallback):
     """Start all ranks from the variables of one: the model's and the optimizer's, which is built if it is not.
 
     States of random number generators (dropout) stay each rank's own. A model that waits for its first batch is built.
@@ -137,7 +70,7 @@ class BroadcastVariables(_RankCallback):
                 "number of epochs": self.params.get("epochs"),
                 "number of batches": self.params.get("steps"),
                 "steps_per_execution": self.model.steps_per_execution,
-                "learning rate": _learning_rates_of(self.model),
+                "learning rate": learning_rates_of(self.model),
             },
             "Every rank must build, compile and fit the same model, with the same number of batches "
             "(tfopt.distributed.shard makes them equal).",
@@ -151,7 +84,7 @@ class BroadcastVariables(_RankCallback):
             epoch: Its number, from 0.
             logs: Metrics, whose names are compared.
         """
-        self._compare(f"the end of epoch {epoch + 1}", logs)
+        self.compare(f"the end of epoch {epoch + 1}", logs)
 
     def _hand_out(self) -> None:
         variables = [v for v in self.model.variables if v.name != "seed_generator_state"]
@@ -161,15 +94,24 @@ class BroadcastVariables(_RankCallback):
             variable.assign(value)
 
 
-class AverageMetrics(_RankCallback):
+class AverageMetrics(RankCallback):
     """Replace the metrics of each epoch, validation's included, by their means over all ranks.
 
-    Put it before every callback that reads `logs` (EarlyStopping, ReduceLROnPlateau, ModelCheckpoint, CSVLogger,
-    TensorBoard): the ranks must come to the same decisions.
+    Put it before every callback that decides by `logs` (EarlyStopping, ReduceLROnPlateau, ModelCheckpoint): the ranks
+    must come to the same decisions. It comes before CSVLogger and TensorBoard by itself.
 
     Args:
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
     """
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Check that all ranks train with the same of these callbacks, and come before those that log.
+
+        Args:
+            logs: Not used.
+        """
+        super().on_train_begin(logs)
+        come_before_loggers(self)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Compare the ranks, then average.
@@ -178,7 +120,7 @@ class AverageMetrics(_RankCallback):
             epoch: Its number, from 0.
             logs: Metrics; numbers are replaced by their means.
         """
-        self._compare(f"the end of epoch {epoch + 1}", logs)
+        self.compare(f"the end of epoch {epoch + 1}", logs)
         if not logs or self.communicator.size == 1:
             return
         names = [name for name in sorted(logs) if np.ndim(logs[name]) == 0 and np.isreal(logs[name])]
@@ -265,7 +207,8 @@ class WarmupLearningRate(Callback):
             raise ValueError(
                 "WarmupLearningRate does not know how many batches an epoch has: pass `steps_per_epoch` to it"
             )
-        (rate,) = _learning_rates_of(self.model)
+        come_before_loggers(self)
+        (rate,) = learning_rates_of(self.model)
         if self.target is None or rate != self._last_set:
             self.target = rate
 
@@ -295,7 +238,7 @@ class WarmupLearningRate(Callback):
         if step <= last:
             fraction = self.initial_fraction + (1.0 - self.initial_fraction) * step / last
             self.model.optimizer.learning_rate = self.target * fraction
-            (self._last_set,) = _learning_rates_of(self.model)
+            (self._last_set,) = learning_rates_of(self.model)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Log the learning rate.
@@ -305,7 +248,7 @@ class WarmupLearningRate(Callback):
             logs: Receives `learning_rate`.
         """
         if logs is not None:
-            (logs["learning_rate"],) = _learning_rates_of(self.model)
+            (logs["learning_rate"],) = learning_rates_of(self.model)
 
 
 def _describe(variables: list[Any]) -> list[str]:
@@ -313,12 +256,6 @@ def _describe(variables: list[Any]) -> list[str]:
         f"{number}: {v.name} {tuple(v.shape)} {v.dtype}{'' if v.trainable else ', not trainable'}"
         for number, v in enumerate(variables)
     ]
-
-
-def _learning_rates_of(model: Any) -> list[float]:
-    # Several, where Keras combines optimizers for different variables.
-    optimizers = getattr(model.optimizer, "optimizers", None) or [model.optimizer]
-    return [float(keras.ops.convert_to_numpy(optimizer.learning_rate)) for optimizer in optimizers]
 
 
 def _problem_of(model: Any) -> str:

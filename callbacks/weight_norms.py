@@ -1,13 +1,14 @@
 """How the size of each layer changes along training."""
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import keras
 from tfopt.callbacks._callback import Callback
+from tfopt.callbacks._running_fit import come_before_loggers
 
 from tfopt import _plotting, numerics
 from tfopt._checks import check_integer
+from tfopt._naming import unique_paths
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -77,6 +78,7 @@ class WeightNorms(Callback):
         Args:
             logs: Not used.
         """
+        come_before_loggers(self)
         self._start()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -116,12 +118,11 @@ class WeightNorms(Callback):
             self._measure(self._epochs_completed)
 
     def _measure(self, epoch: int) -> None:
-        norms: dict[str, float] = {}
-        seen: Counter[str] = Counter()
-        for variable in self.model.trainable_variables:
-            seen[variable.path] += 1
-            repeat = f" ({seen[variable.path]})" if seen[variable.path] > 1 else ""
-            norms[variable.path + repeat] = float(keras.ops.convert_to_numpy(numerics.norm(variable.value)))
+        variables = self.model.trainable_variables
+        norms = {
+            path: float(keras.ops.convert_to_numpy(numerics.norm(variable.value)))
+            for path, variable in zip(unique_paths(variables), variables, strict=True)
+        }
         optimizer = self.model.optimizer
         self.history["epoch"].append(epoch)
         self.history["step"].append(0 if optimizer is None else int(keras.ops.convert_to_numpy(optimizer.iterations)))

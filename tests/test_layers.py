@@ -8,12 +8,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # Room -> the rooms that it may import from. A room may always import from itself.
-GROUND = {"tfopt._checks", "tfopt._plotting", "tfopt._version"}
+GROUND = {"tfopt._checks", "tfopt._naming", "tfopt._plotting", "tfopt._version"}
 FIRST_FLOOR = GROUND | {"tfopt.numerics", "tfopt.communicator"}
 ALLOWED = {
     "tfopt": {"tfopt._version"},
     "tfopt._version": set(),
     "tfopt._checks": set(),
+    "tfopt._naming": set(),
     "tfopt._plotting": set(),
     "tfopt.numerics": GROUND,
     "tfopt.communicator": GROUND,

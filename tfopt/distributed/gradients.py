@@ -13,7 +13,11 @@ SMALLEST_SPARSE_BYTES = 2**16
 
 
 def mean_gradients(
-    gradients: list[Any], variables: list[Any], communicator: Communicator, compression: str | None = None
+    gradients: list[Any],
+    variables: list[Any],
+    communicator: Communicator,
+    compression: str | None = None,
+    extras: tuple[Any, ...] = (),
 ) -> list[Any]:
     """Average gradients over all ranks, the dense ones in one grouped operation for each dtype.
 
@@ -22,10 +26,11 @@ def mean_gradients(
         variables: The variable of each gradient.
         communicator: The job's communicator.
         compression: "float16" to send float32 and float64 gradients in 16 bits, None to send them as they are.
+        extras: Other tensors to be averaged along with the dense gradients, never compressed.
 
     Returns:
-        The means. Those of sparse gradients are dense for small tables and `tf.IndexedSlices` for large ones, in which
-        each row occurs once.
+        The means, those of the extras at the end. Those of sparse gradients are dense for small tables and
+        `tf.IndexedSlices` for large ones, in which each row occurs once.
     """
     means: list[Any] = list(gradients)
     dense, sparse = [], []
@@ -38,7 +43,8 @@ def mean_gradients(
                 continue
             means[place] = tf.cast(densify(gradient, variable.shape), gradient.dtype)
         dense.append(place)
-    for place, mean in zip(dense, _mean_dense([means[p] for p in dense], communicator, compression), strict=True):
+    averaged = _mean_dense([means[p] for p in dense], communicator, compression, extras)
+    for place, mean in zip(dense, averaged, strict=False):
         means[place] = mean
     for place, mean in zip(
         sparse,
@@ -46,15 +52,18 @@ def mean_gradients(
         strict=True,
     ):
         means[place] = mean
-    return means
+    return [*means, *averaged[len(dense) :]]
 
 
-def _mean_dense(gradients: list[Any], communicator: Communicator, compression: str | None) -> list[Any]:
+def _mean_dense(
+    gradients: list[Any], communicator: Communicator, compression: str | None, extras: tuple[Any, ...] = ()
+) -> list[Any]:
+    together = [*gradients, *extras]
     if compression is None or communicator.size == 1:
-        return communicator.allreduce_mean(gradients, name="gradients")
+        return communicator.allreduce_mean(together, name="gradients")
     sent = [tf.cast(g, tf.float16) if g.dtype.size > 2 else g for g in gradients]
-    means = communicator.allreduce_mean(sent, name="gradients")
-    return [tf.cast(mean, g.dtype) for mean, g in zip(means, gradients, strict=True)]
+    means = communicator.allreduce_mean([*sent, *extras], name="gradients")
+    return [tf.cast(mean, g.dtype) for mean, g in zip(means, together, strict=True)]
 
 
 def _mean_sparse(

@@ -10,10 +10,11 @@ import tensorflow as tf
 from tfopt._checks import check_choice
 from tfopt.communicator import Communicator, check_communicator
 from tfopt.distributed.agreement import check_agreement
+from tfopt.distributed.gradient_scatter import GradientScatter
 from tfopt.distributed.gradients import mean_gradients
 from tfopt.numerics import densify
 
-_OWN = ("_optimizer", "_communicator", "_compression", "_started")
+_OWN = ("_optimizer", "_communicator", "_compression", "_started", "_scatter")
 
 
 class DistributedOptimizer:
@@ -53,6 +54,7 @@ class DistributedOptimizer:
     _communicator: Communicator
     _compression: str | None
     _started: bool
+    _scatter: GradientScatter | None
 
     def __init__(
         self, optimizer: Any, compression: str | None = None, communicator: Communicator | None = None
@@ -82,6 +84,7 @@ class DistributedOptimizer:
         object.__setattr__(self, "_communicator", check_communicator(communicator))
         object.__setattr__(self, "_compression", compression)
         object.__setattr__(self, "_started", False)
+        object.__setattr__(self, "_scatter", None)
 
     # The wrapper stands for the wrapped optimizer wherever Python or Keras asks what it is.
 
@@ -217,11 +220,46 @@ class DistributedOptimizer:
         targets = [variables[place] for place in places]
         if self._innermost.gradient_accumulation_steps:
             means = self._average_accumulated(chosen, targets)
-        else:
+        elif self._scatter is None:
             means = mean_gradients(chosen, targets, self._communicator, self._compression)
+        else:
+            means = self._average_and_watch(self._scatter, chosen, targets)
         for place, mean in zip(places, means, strict=True):
             gradients[place] = mean
         return gradients
+
+    def watch_scatter(self) -> GradientScatter:
+        """From now on compare each rank's gradient with the mean, within the training step.
+
+        The squared norms of the ranks' gradients are averaged in the same operation as the gradients. A training step
+        that has been compiled before does not do so.
+
+        Returns:
+            What adds the results up.
+
+        Raises:
+            ValueError: There is one rank only, or gradients are accumulated over several steps.
+        """
+        if self._communicator.size == 1:
+            raise ValueError("Gradients of ranks can be compared with their mean where there are several. Received: 1")
+        if self._innermost.gradient_accumulation_steps:
+            raise ValueError(
+                "The scatter of gradients cannot be watched where they are accumulated over several steps. "
+                f"Received: gradient_accumulation_steps={self._innermost.gradient_accumulation_steps}"
+            )
+        if self._scatter is None:
+            object.__setattr__(self, "_scatter", GradientScatter(self._communicator.size))
+        assert self._scatter is not None
+        return self._scatter
+
+    def _average_and_watch(self, scatter: GradientScatter, gradients: list[Any], variables: list[Any]) -> list[Any]:
+        scale = tf.constant(1.0)
+        if self._scales_loss:
+            scale = tf.convert_to_tensor(self._optimizer.dynamic_scale)
+        local = scatter.local(gradients, scale)
+        *means, mean_of_local = mean_gradients(gradients, variables, self._communicator, self._compression, (local,))
+        scatter.update(mean_of_local, means, scale)
+        return means
 
     def _average_accumulated(self, gradients: list[Any], variables: list[Any]) -> list[Any]:
         """Return what makes the wrapped optimizer accumulate locally, and take its step from the mean over ranks.

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from tfopt import _plotting
+from tfopt._naming import unique_paths
 from tfopt.communicator import Communicator
 from tfopt.relative_trust.breakdown import deep_relative_trust, largest_of, norms_of, relative_gradient_breakdown
 from tfopt.relative_trust.step import StepMeter
@@ -130,7 +131,7 @@ def breakdown_profile(
         losses.append(found)
         breakdowns.append(relative_gradient_breakdown(gradient, moved))
     return BreakdownProfile(
-        paths=tuple(variable.path for variable in meter.variables),
+        paths=tuple(unique_paths(meter.variables)),
         etas=steps,
         loss=np.array(losses),
         relative_gradient_breakdown=np.array(breakdowns),

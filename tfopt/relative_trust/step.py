@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tfopt import _plotting
 from tfopt._checks import check_integer
+from tfopt._naming import unique_paths
 from tfopt.communicator import Communicator
 from tfopt.curvature.probe_loss import ProbeLoss
 from tfopt.relative_trust.breakdown import deep_relative_trust, largest_of, norms_of, ratios_of, relative_perturbation
@@ -157,7 +158,7 @@ class StepMeter:
         perturbations = relative_perturbation(start, step)
         total = np.linalg.norm(norms) * np.linalg.norm(lengths)
         return StepBreakdown(
-            paths=tuple(variable.path for variable in self.variables),
+            paths=tuple(unique_paths(self.variables)),
             relative_perturbation=perturbations,
             relative_gradient_breakdown=ratios_of(norms_of("changes", changes), norms),
             cosine=np.divide(gains, norms * lengths, out=np.full(len(step), np.nan), where=norms * lengths > 0),

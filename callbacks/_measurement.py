@@ -1,0 +1,303 @@
+"""What callbacks that measure a model on a probe have in common: when, on what, and where the results go."""
+
+import hashlib
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+from tfopt.callbacks._cadence import Cadence
+from tfopt.callbacks._rank_callback import RankCallback
+from tfopt.callbacks._running_fit import build_model, come_before_loggers, find_running_fit
+from tfopt.callbacks._summaries import Summaries
+
+from tfopt import _plotting
+from tfopt._checks import check_choice
+from tfopt.communicator import Communicator
+from tfopt.curvature.objective import BATCH_NORM_MODES
+from tfopt.curvature.probe import Probe, as_probe
+from tfopt.distributed.agreement import check_agreement
+
+if TYPE_CHECKING:
+    import pandas
+
+
+class Measurement(RankCallback):
+    """A callback that measures a model on a probe.
+
+    Subclasses say what to measure in `_make_instruments` and `_measure`, and when in `_after_start`,
+    `_after_batches` and `_after_epoch`.
+
+    Args:
+        probe_data: A `Probe`, or as `fit` takes `validation_data`: (x, y), (x, y, sample_weight), or a data set; None
+            where nothing is measured on a probe.
+        loss: As `compile` takes it; None for the one that the model was compiled with.
+        every_n_steps: Cadence in steps; None for one in epochs.
+        every_n_epochs: Cadence in epochs; None for one in steps.
+        batch_size: As `Probe` takes it.
+        batch_norm: "batch" or "moving".
+        log_dir: Folder for TensorBoard's event files; None for none.
+        communicator: The job's communicator; None means `tfopt.communicator.current()`.
+
+    Attributes:
+        history: Lists with one entry for each measurement: `epoch` (epochs completed), `step` (steps that the optimizer
+            took), `seconds`, and what was measured.
+    """
+
+    group = ""
+    needs_probe = True
+
+    def __init__(
+        self,
+        probe_data: Any,
+        loss: Any,
+        *,
+        every_n_steps: int | None,
+        every_n_epochs: int | None,
+        batch_size: int | None,
+        batch_norm: str,
+        log_dir: str | Path | None,
+        communicator: Communicator | None,
+    ) -> None:
+        super().__init__(communicator)
+        self.loss = loss
+        self.cadence = Cadence.of(every_n_steps, every_n_epochs)
+        self.batch_norm = check_choice("batch_norm", batch_norm, BATCH_NORM_MODES)
+        is_left_out = probe_data is None and not self.needs_probe
+        self._probe = None if is_left_out else _make_probe(probe_data, batch_size)
+        self._summaries = Summaries(log_dir if self.communicator.rank == 0 else None)
+        self._made_for: tuple[Any, ...] = ()
+        self._start()
+
+    def _start(self) -> None:
+        self.history: dict[str, list] = {"epoch": [], "step": [], "seconds": []}
+        self._latest: dict[str, float] = {}
+        self._first_epoch: int | None = None
+        self._epochs_completed = 0
+        self._batches_before_epoch = 0
+        self._batches = 0  # completed in this training
+        self._batches_at_last_measurement = -1
+        self._steps_before = 0
+        self._is_ready = False
+
+    # --- for ResumableCheckpoint
+
+    _STATE = (
+        "history",
+        "_latest",
+        "_first_epoch",
+        "_epochs_completed",
+        "_batches_before_epoch",
+        "_batches",
+        "_batches_at_last_measurement",
+    )
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what a checkpoint must keep.
+
+        Returns:
+            The measurements, and how far training has come.
+        """
+        return {name: getattr(self, name) for name in self._STATE}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on where a checkpoint was written.
+
+        Args:
+            state: What `get_state` has returned.
+        """
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    # --- what Keras calls
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Start a new history.
+
+        Args:
+            logs: Not used.
+        """
+        super().on_train_begin(logs)
+        come_before_loggers(self)
+        self._start()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Before the first epoch, make the instruments and measure.
+
+        Args:
+            epoch: Its number, from 0.
+            logs: Not used.
+        """
+        super().on_epoch_begin(epoch, logs)
+        self._epochs_completed = epoch
+        self._batches_before_epoch = self._batches
+        if not self._is_ready:
+            self._get_ready()
+            self._is_ready = True
+            if self._first_epoch is None:
+                self._first_epoch = epoch
+                self._after_start()
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Note where the next steps begin.
+
+        Args:
+            batch: Number of the batch in the epoch, from 0.
+            logs: Not used.
+        """
+        self._batches = self._batches_before_epoch + batch
+        self._steps_before = self._steps if self._may_end_anywhere else 0
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Measure if it is time to; the results go into the logs.
+
+        Args:
+            batch: Number of the last batch in the epoch, from 0.
+            logs: Receives what has been measured.
+        """
+        # Not `batch`: where one execution makes several steps, it may be the first of them or beyond the last.
+        before = self._batches
+        self._batches += self._steps_made()
+        self._num_batches = self._batches - self._batches_before_epoch
+        num_measured = len(self.history["step"])
+        self._after_batches(before, self._batches)
+        if logs is not None and len(self.history["step"]) > num_measured:
+            logs.update(self._latest)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Measure if it is time to; what was measured last goes into the logs.
+
+        Args:
+            epoch: Its number, from 0.
+            logs: Receives what was measured last.
+        """
+        self.compare(f"the end of epoch {epoch + 1}", logs)
+        self._epochs_completed = epoch + 1
+        is_last = epoch + 1 == self.params.get("epochs") or bool(self.model.stop_training)
+        self._after_epoch(epoch + 1, is_last)
+        if logs is not None:
+            logs.update(self._latest)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Measure once more if training has ended unexpectedly.
+
+        Args:
+            logs: Not used.
+        """
+        super().on_train_end(logs)
+        if self._is_ready:
+            self._after_training()
+
+    # --- what subclasses say
+
+    def _make_instruments(self) -> None:
+        """Compile what measures; once for a model."""
+
+    def _measure(self, **options: Any) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        """Return scalars by their names in the logs, and values by variable, which stay out of the logs."""
+        raise NotImplementedError
+
+    def _after_start(self) -> None:
+        """Before the first step."""
+
+    def _after_batches(self, before: int, after: int) -> None:
+        """After one or several steps."""
+
+    def _after_epoch(self, epochs: int, is_last: bool) -> None:
+        """After an epoch."""
+
+    def _after_training(self) -> None:
+        """After training."""
+
+    # --- what they use
+
+    @property
+    def _execution_size(self) -> int:
+        return max(int(getattr(self.model, "steps_per_execution", 1)), 1)
+
+    @property
+    def _next_steps(self) -> int:
+        # How many steps the next execution makes; at most, where `fit` does not know the end of the epoch.
+        total = self.params.get("steps")
+        done = self._batches - self._batches_before_epoch
+        return self._execution_size if total is None else max(min(self._execution_size, total - done), 1)
+
+    @property
+    def _may_end_anywhere(self) -> bool:
+        return self.params.get("steps") is None and self._execution_size > 1
+
+    def _steps_made(self) -> int:
+        made = self._steps - self._steps_before if self._may_end_anywhere else 0
+        return made if 0 < made < self._next_steps else self._next_steps
+
+    @property
+    def _steps(self) -> int:
+        optimizer = getattr(self.model, "optimizer", None)
+        if optimizer is None or not optimizer.built:
+            return self._batches
+        return int(keras.ops.convert_to_numpy(optimizer.iterations))
+
+    def _take(self, **options: Any) -> None:
+        """Measure, and write down what was measured."""
+        start = time.perf_counter()
+        values, details = self._measure(**options)
+        self._record(values, details, time.perf_counter() - start)
+
+    def _record(self, values: dict[str, float], details: dict[str, dict[str, float]], seconds: float) -> None:
+        history, step = self.history, self._steps
+        if self._batches != self._batches_at_last_measurement:
+            self._batches_at_last_measurement = self._batches
+            for name, series in history.items():
+                series.append(0.0 if name == "seconds" else float("nan"))
+        row = {"epoch": self._epochs_completed, "step": step, "seconds": history["seconds"][-1] + seconds}
+        for name, value in {**row, **values, **details}.items():
+            history.setdefault(name, [float("nan")] * len(history["step"]))[-1] = value
+        self._latest |= {**values, f"{self.group}/seconds": float(sum(history["seconds"]))}
+        by_path = {f"{name}/{path}": v for name, found in details.items() for path, v in found.items()}
+        self._summaries.write(step, {**values, **by_path})
+
+    def _get_ready(self) -> None:
+        if not self.model.built:
+            build_model(self.model, find_running_fit(self))
+        variables = list(self.model.trainable_variables)
+        wanted = (self.model, getattr(self.model, "_compile_loss", None), *variables)
+        made_for = self._made_for
+        if len(made_for) != len(wanted) or any(a is not b for a, b in zip(made_for, wanted, strict=True)):
+            self._make_instruments()
+            self._made_for = wanted
+        if self.communicator.size > 1:
+            digest = hashlib.sha256()
+            for variable in variables:
+                digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable.value)).tobytes())
+            check_agreement(
+                self.communicator,
+                f"{type(self).__name__} before training",
+                {"weights": digest.hexdigest()},
+                "Add the callback tfopt.callbacks.BroadcastVariables(), which makes them equal.",
+            )
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """Return the measurements as a table.
+
+        Returns:
+            One row per measurement, with the columns `epoch`, `step`, `seconds` and what was measured; values by
+            variable in a column for each, called by the name and the variable's path.
+        """
+        columns: dict[str, list] = {}
+        for name, series in self.history.items():
+            if series and isinstance(series[-1], dict):
+                columns |= {f"{name}/{path}": [entry[path] for entry in series] for path in series[-1]}
+            else:
+                columns[name] = series
+        return _plotting.make_dataframe(columns)
+
+
+def _make_probe(data: Any, batch_size: int | None) -> Probe:
+    parts = data if isinstance(data, tuple) else (data,)
+    if not 1 <= len(parts) <= 3:
+        raise ValueError(
+            "`probe_data` must be (x, y), (x, y, sample_weight), a data set or a tfopt.curvature.Probe. "
+            f"Received: a tuple of {len(parts)}"
+        )
+    return as_probe(*parts, batch_size=batch_size)

@@ -1,0 +1,100 @@
+"""What callbacks that need all ranks have in common."""
+
+from typing import Any
+
+import keras
+from tfopt.callbacks._callback import Callback
+from tfopt.callbacks._running_fit import find_running_fit
+
+from tfopt.communicator import Communicator, check_communicator
+from tfopt.distributed.agreement import check_agreement
+
+
+class RankCallback(Callback):
+    """A callback that compares the ranks at the end of each epoch, before it lets them do anything together.
+
+    A rank that comes there first joins in the reductions of the others with zeros until they are there too, so that
+    ranks with different numbers of batches meet in an error and not in a wait without end.
+
+    Args:
+        communicator: The job's communicator; None means `tfopt.communicator.current()`.
+    """
+
+    def __init__(self, communicator: Communicator | None = None) -> None:
+        super().__init__()
+        self.communicator = check_communicator(communicator)
+        self._num_batches = 0
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Check that all ranks train with the same of these callbacks.
+
+        Args:
+            logs: Not used.
+        """
+        if self.communicator.size > 1:
+            names = [type(c).__name__ for c in find_running_fit(self).callbacks if isinstance(c, RankCallback)]
+            check_agreement(
+                self.communicator, "the start of training", {"callbacks": names}, "Pass them to `fit` on every rank."
+            )
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Start to count batches.
+
+        Args:
+            epoch: Not used.
+            logs: Not used.
+        """
+        self._num_batches = 0
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Count the batch.
+
+        Args:
+            batch: Its number in the epoch, from 0.
+            logs: Not used.
+        """
+        self._num_batches = batch + 1
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Check that all ranks end their training here.
+
+        Args:
+            logs: Not used.
+        """
+        self.compare("the end of training", None)
+
+    def compare(self, place: str, logs: dict[str, Any] | None) -> None:
+        """Check that all ranks are at the same point of training.
+
+        Args:
+            place: Where this rank is, in words.
+            logs: Metrics, whose names are compared.
+        """
+        if self.communicator.size == 1:
+            return
+        self.communicator.join()
+        check_agreement(
+            self.communicator,
+            f"{type(self).__name__} in training",
+            {
+                "point of training": f"{place}, after {self._num_batches} batches in the last epoch",
+                "learning rate": learning_rates_of(self.model),
+                "metrics": sorted(logs or {}),
+                "wish to stop": bool(self.model.stop_training),
+            },
+            "Each rank needs the same number of batches (tfopt.distributed.shard makes them equal), and callbacks that "
+            "stop training or change the learning rate must come after AverageMetrics.",
+        )
+
+
+def learning_rates_of(model: Any) -> list[float]:
+    """Return the learning rate of the moment; several, where Keras combines optimizers for different variables.
+
+    Args:
+        model: A compiled Keras model.
+
+    Returns:
+        The learning rates.
+    """
+    optimizers = getattr(model.optimizer, "optimizers", None) or [model.optimizer]
+    return [float(keras.ops.convert_to_numpy(optimizer.learning_rate)) for optimizer in optimizers]

@@ -1,0 +1,302 @@
+"""Is the loss convex where training goes?"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+from tfopt.callbacks._change_share import ChangeShare
+from tfopt.callbacks._measurement import Measurement
+from tfopt.callbacks._rank_callback import learning_rates_of
+
+from tfopt import _plotting
+from tfopt._checks import check_flag, check_integer
+from tfopt.communicator import Communicator
+from tfopt.curvature import (
+    HessianOperator,
+    NotCoveredError,
+    SpectralDensity,
+    curvature_along,
+    extremal_eigenvalues,
+    spectral_density,
+    trace,
+)
+from tfopt.curvature.certificate import CertifiedNetwork
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+
+_GRADIENT = "curvature_along_gradient"
+# Quantity -> what the share of the loss's change while it was positive is called.
+_SHARES = {_GRADIENT: "along_gradient", "theta_paper": "certified_paper", "theta_sharp": "certified_sharp"}
+_PARTS = 10  # of training, after each of which the spectrum is measured by default
+
+
+class Convexity(Measurement):
+    """Record the curvature of the loss along training: along the gradient, its signed extremes, and what is certified.
+
+    All of it on a fixed probe, for the loss with its regularisation. Measured before the first step, at the end of
+    every n-th epoch (or after every n-th step), and at the end of training. In the logs, from the first epoch on:
+
+    - `convexity/loss`, and `convexity/curvature_along_gradient`: g'Hg / g'g.
+    - `hessian/lambda_min`, `hessian/lambda_max`: the signed extreme eigenvalues, before the first step, at the end and
+      after every tenth part of training. For Keras's SGD (without clipping, decay and averaging) also
+      `hessian/learning_rate_times_lambda_max` and `hessian/stability_limit`, beyond which steps on a quadratic diverge:
+      2, with momentum b 2 (1 + b), with Nesterov's 2 (1 + b) / (1 + 2 b).
+    - `hessian/trace` with `hessian/trace_standard_error`, if asked for.
+    - `convexity/theta_paper`, `convexity/theta_sharp`: the certified moduli of strong convexity, where the theorem
+      covers the model (see `tfopt.curvature.convexity_certificate`).
+    - `convexity/fraction_along_gradient`, `..._certified_paper`, `..._certified_sharp`: the share of the absolute
+      change of the loss between measurements that began while the quantity was positive. Beside each the plain share of
+      steps (`convexity/fraction_of_steps_...`), and the share of the change between two measurements of different sign
+      (`convexity/fraction_undecided_...`), where it cannot be told at which step the sign changed.
+    - `convexity/seconds`: what measuring has cost so far.
+
+    Args:
+        probe_data: The data to measure on: (x, y), (x, y, sample_weight), a data set, or a `tfopt.curvature.Probe`. On
+            several ranks each brings its own rows.
+        loss: As `compile` takes it. None (default) means the one that the model was compiled with.
+        every_n_steps: Measure after each n-th training batch, an integer >= 1. None (default) means by epochs.
+        every_n_epochs: Measure at the end of each n-th epoch, an integer >= 1. None (default) means every epoch, unless
+            `every_n_steps` is given.
+        eigenvalues: Whether to find the extreme eigenvalues. Default True.
+        trace: Whether to estimate the trace, when eigenvalues are due. Default False.
+        density: Whether to estimate the spectral density then, into `densities`. Default False.
+        spectrum_every_n_epochs: When eigenvalues, trace and density are due; None (default) means after every tenth
+            part of training.
+        num_matvecs: The largest number of Hessian products for the eigenvalues, and the number for the trace and for
+            each of 4 probes of the density. Default 30.
+        certificate: True to insist on the certificate, False to leave it out; None (default) means where it applies.
+        batch_size: Rows in a batch of the probe, for arrays.
+        batch_norm: "batch" (default) normalises by each batch's own statistics, "moving" by the moving averages.
+        seed: Seed of the random vectors, the same ones for each measurement; an integer >= 0. Default 0.
+        log_dir: Folder for TensorBoard's event files, with each value at its step; None (default) for none.
+        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
+
+    Attributes:
+        history: Lists with one entry for each measurement: `epoch` (epochs completed), `step` (steps that the optimizer
+            took), `seconds`, and all that is in the logs, by the same names; NaN where something was not measured.
+        densities: A `SpectralDensity` for each step at which it was measured, by step.
+        certificate_refused: Why there is no certificate; empty if there is one, or none was wanted.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of its range; in `fit`: the model or data cannot be measured.
+        RuntimeError: In `fit`, before the first step: the Hessian's products are wrong, see `HessianOperator`.
+
+    Example:
+        >>> from tfopt.models import milne_regression
+        >>> model = milne_regression(seed=0, weight_decay=0.5)
+        >>> model.compile(keras.optimizers.SGD(0.05), loss="mse")
+        >>> x = np.linspace(-1, 1, 20).reshape(-1, 1)
+        >>> convexity = Convexity((x, 0 * x))
+        >>> _ = model.fit(x, 0 * x, epochs=20, batch_size=20, verbose=0, callbacks=[convexity])
+        >>> convexity.history["step"][-1], convexity.history["convexity/theta_sharp"][-1] > 0
+        (20, True)
+    """
+
+    group = "convexity"
+
+    def __init__(
+        self,
+        probe_data: Any,
+        loss: Any = None,
+        *,
+        every_n_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        eigenvalues: bool = True,
+        trace: bool = False,
+        density: bool = False,
+        spectrum_every_n_epochs: int | None = None,
+        num_matvecs: int = 30,
+        certificate: bool | None = None,
+        batch_size: int | None = None,
+        batch_norm: str = "batch",
+        seed: int = 0,
+        log_dir: str | Path | None = None,
+        communicator: Communicator | None = None,
+    ) -> None:
+        super().__init__(
+            probe_data,
+            loss,
+            every_n_steps=every_n_steps,
+            every_n_epochs=every_n_epochs,
+            batch_size=batch_size,
+            batch_norm=batch_norm,
+            log_dir=log_dir,
+            communicator=communicator,
+        )
+        self.eigenvalues = check_flag("eigenvalues", eigenvalues)
+        self.trace = check_flag("trace", trace)
+        self.density = check_flag("density", density)
+        if spectrum_every_n_epochs is not None:
+            check_integer("spectrum_every_n_epochs", spectrum_every_n_epochs, minimum=1)
+        self.spectrum_every_n_epochs = spectrum_every_n_epochs
+        self.num_matvecs = check_integer("num_matvecs", num_matvecs, minimum=1)
+        self.certificate = None if certificate is None else check_flag("certificate", certificate)
+        self.seed = check_integer("seed", seed, minimum=0)
+
+    def _start(self) -> None:
+        super()._start()
+        self.densities: dict[int, SpectralDensity] = {}
+        self._shares: dict[str, ChangeShare] = {}
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what a checkpoint must keep.
+
+        Returns:
+            The measurements, and how far training has come.
+        """
+        densities = [[step, d.nodes, d.weights, d.size] for step, d in self.densities.items()]
+        return super().get_state() | {
+            "densities": densities,
+            "shares": {name: vars(share) for name, share in self._shares.items()},
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on where a checkpoint was written.
+
+        Args:
+            state: What `get_state` has returned.
+        """
+        state = dict(state)
+        self.densities = {step: SpectralDensity(*rest) for step, *rest in state.pop("densities")}
+        self._shares = {name: ChangeShare(**values) for name, values in state.pop("shares").items()}
+        super().set_state(state)
+
+    # --- when
+
+    def _after_start(self) -> None:
+        self._take(with_spectrum=True)
+
+    def _after_batches(self, before: int, after: int) -> None:
+        if self.cadence.is_due_between(before, after):
+            self._take(with_spectrum=False)
+
+    def _after_epoch(self, epochs: int, is_last: bool) -> None:
+        with_spectrum = is_last or self._spectrum_is_due(epochs)
+        if with_spectrum or self.cadence.is_due_after_epoch(epochs):
+            self._take(with_spectrum=with_spectrum)
+
+    def _after_training(self) -> None:
+        if self._batches != self._batches_at_last_measurement:
+            self._take(with_spectrum=True)
+
+    def _spectrum_is_due(self, epochs: int) -> bool:
+        if not (self.eigenvalues or self.trace or self.density):
+            return False
+        if self.spectrum_every_n_epochs is not None:
+            return epochs % self.spectrum_every_n_epochs == 0
+        first = self._first_epoch or 0
+        total = max(self.params.get("epochs", 1) - first, 1)
+        done = epochs - first
+        return _PARTS * done // total > _PARTS * (done - 1) // total
+
+    # --- what
+
+    def _make_instruments(self) -> None:
+        self._hessian = HessianOperator(
+            self.model, self.loss, self._probe, batch_norm=self.batch_norm, communicator=self.communicator
+        )
+        self._network: CertifiedNetwork | None = None
+        self.certificate_refused = ""
+        if self.certificate is not False:
+            try:
+                self._network = CertifiedNetwork(self._hessian.probe_loss)
+            except NotCoveredError as error:
+                if self.certificate:
+                    raise
+                self.certificate_refused = str(error)
+
+    def _measure(self, with_spectrum: bool) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        loss, gradient = self._hessian.loss_and_gradient()
+        flat = np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in gradient])
+        size = np.linalg.norm(flat)
+        is_sound = bool(np.isfinite(loss) and np.isfinite(size))  # or training has diverged, and goes on
+        with self._hessian.shared():
+            along = curvature_along(self._hessian, flat) if is_sound and size > 0 else np.nan
+            signs = {_GRADIENT: along}
+            if self._network is not None:
+                certificate = self._network.certificate() if is_sound else None
+                for name in ("theta_paper", "theta_sharp"):
+                    signs[name] = getattr(certificate, name, np.nan)
+            values = {"convexity/loss": loss, **{f"convexity/{name}": sign for name, sign in signs.items()}}
+            for name, sign in signs.items():
+                values |= self._share(name, loss, sign)
+            if with_spectrum:
+                values |= self._spectrum(is_sound)
+        return values, {}
+
+    def _share(self, name: str, loss: float, sign: float) -> dict[str, float]:
+        share = self._shares.setdefault(name, ChangeShare())
+        share.update(loss, sign, self._batches)
+        found = {"": share.fraction, "_of_steps": share.fraction_of_steps, "_undecided": share.fraction_undecided}
+        return {f"convexity/fraction{kind}_{_SHARES[name]}": value for kind, value in found.items()}
+
+    def _spectrum(self, is_sound: bool) -> dict[str, float]:
+        values: dict[str, float] = {}
+        nan = float("nan")
+        if self.eigenvalues:
+            ends = extremal_eigenvalues(self._hessian, self.num_matvecs, seed=self.seed) if is_sound else None
+            values["hessian/lambda_min"] = nan if ends is None else ends.lambda_min
+            values["hessian/lambda_max"] = largest = nan if ends is None else ends.lambda_max
+            limit = stability_limit(getattr(self.model, "optimizer", None))
+            if limit is not None:
+                (rate,) = learning_rates_of(self.model)
+                values["hessian/learning_rate_times_lambda_max"] = rate * largest
+                values["hessian/stability_limit"] = limit
+        if self.trace:
+            found = trace(self._hessian, self.num_matvecs, self.seed) if is_sound else None
+            values["hessian/trace"] = nan if found is None else found.value
+            values["hessian/trace_standard_error"] = nan if found is None else found.standard_error
+        if self.density and is_sound:
+            self.densities[self._steps] = spectral_density(
+                self._hessian, num_probes=4, num_matvecs=self.num_matvecs, seed=self.seed
+            )
+        return values
+
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+        """Draw curvatures, eigenvalues and certified moduli against steps, on a scale that shows both signs.
+
+        Args:
+            ax: Axes to draw into; None makes new ones.
+
+        Returns:
+            The axes.
+        """
+        ax = _plotting.get_axes(ax)
+        names = [f"convexity/{_GRADIENT}", "hessian/lambda_max", "hessian/lambda_min"]
+        names += ["convexity/theta_sharp", "convexity/theta_paper"]
+        steps, sizes = np.array(self.history["step"]), []
+        for name in names:
+            if name in self.history:
+                values = np.array(self.history[name])
+                known = np.isfinite(values)
+                ax.plot(steps[known], values[known], marker=".", label=name.split("/")[1])
+                sizes += list(np.abs(values[known & (values != 0)]))
+        ax.axhline(0.0, color="black", linewidth=0.8)
+        ax.set(xlabel="step", ylabel="curvature")
+        ax.set_yscale("symlog", linthresh=float(np.median(sizes)) / 100 if sizes else 1.0)
+        if sizes:
+            ax.legend(fontsize="small")
+        return ax
+
+
+def stability_limit(optimizer: Any) -> float | None:
+    """Return how large the learning rate times the curvature of a quadratic may be, for SGD.
+
+    Args:
+        optimizer: A Keras optimizer, or None.
+
+    Returns:
+        2, with momentum b 2 (1 + b), with Nesterov's 2 (1 + b) / (1 + 2 b); None for anything but Keras's SGD without
+        clipping, decay, averaging and accumulation.
+    """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    if not isinstance(optimizer, keras.optimizers.SGD):
+        return None
+    extras = ("clipnorm", "global_clipnorm", "clipvalue", "weight_decay", "use_ema", "gradient_accumulation_steps")
+    if any(getattr(optimizer, name) for name in extras):
+        return None
+    momentum = float(optimizer.momentum)
+    return 2.0 * (1.0 + momentum) / (1.0 + 2.0 * momentum if optimizer.nesterov else 1.0)

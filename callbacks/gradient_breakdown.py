@@ -1,0 +1,207 @@
+"""How far the gradient can be trusted along the steps that the optimizer takes."""
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tfopt.callbacks._measurement import Measurement
+
+from tfopt import _plotting
+from tfopt._checks import check_integer
+from tfopt.communicator import Communicator
+from tfopt.relative_trust import StepMeter
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+
+_DETAILS = ("relative_gradient_breakdown", "relative_perturbation", "cosine")
+
+
+class GradientBreakdown(Measurement):
+    """Record what the optimizer's own steps do to the gradient, and whether the descent lemma lets the loss fall.
+
+    For a step dW from W to W + dW, on a fixed probe, with the loss's regularisation. Measured are the first step, the
+    last step of every n-th epoch (or every n-th step), and the last one of training. In the logs, from the first epoch
+    on, with l counting the trainable variables (see `tfopt.relative_trust`):
+
+    - `breakdown/relative_gradient_breakdown`: the largest |g_l(W + dW) - g_l(W)| / |g_l(W)|.
+    - `breakdown/relative_perturbation`: the largest |dW_l| / |W_l|.
+    - `breakdown/deep_relative_trust`: prod_l (1 + |dW_l| / |W_l|) - 1, the breakdown that the model of deep relative
+      trust expects at most.
+    - `breakdown/cosine`: of the angle between -g and dW.
+    - `breakdown/descent_bound`: right-hand side of the descent lemma, beside `breakdown/loss_change`, which cannot be
+      larger (up to the grid on the step). A negative bound certifies that the step lowers the loss on the probe.
+    - `breakdown/steps_spanned`: how many steps dW adds up: 1, but for `steps_per_execution` and accumulated gradients.
+    - `breakdown/seconds`: what measuring has cost so far.
+
+    Where `fit` cannot say how many batches an epoch has, the weights before each step of the first epoch are kept until
+    the next one.
+
+    Args:
+        probe_data: The data to measure on: (x, y), (x, y, sample_weight), a data set, or a `tfopt.curvature.Probe`. On
+            several ranks each brings its own rows.
+        loss: As `compile` takes it. None (default) means the one that the model was compiled with.
+        every_n_steps: Measure each n-th training step, an integer >= 1. None (default) means by epochs.
+        every_n_epochs: Measure the last step of each n-th epoch, an integer >= 1. None (default) means every epoch,
+            unless `every_n_steps` is given.
+        num_points: Number of points on the step at which the descent lemma looks for the largest breakdown, an integer
+            >= 1; a gradient each. Default 4.
+        batch_size: Rows in a batch of the probe, for arrays.
+        batch_norm: "batch" (default) normalises by each batch's own statistics, "moving" by the moving averages.
+        log_dir: Folder for TensorBoard's event files, with the values of each variable; None (default) for none.
+        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
+
+    Attributes:
+        history: Lists with one entry for each measurement: `epoch` (epochs completed), `step` (steps that the optimizer
+            has taken after it), `seconds`, all that is in the logs, by the same names, and
+            `relative_gradient_breakdown`, `relative_perturbation` and `cosine`, whose elements map each variable's path
+            to its value.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of its range; in `fit`: the model or data cannot be measured.
+
+    Example:
+        >>> import keras
+        >>> from tfopt.optimizers import Fromage
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="last")])
+        >>> model.compile(Fromage(0.01), loss="mse")
+        >>> x = np.eye(2)
+        >>> breakdown = GradientBreakdown((x, np.ones(2)))
+        >>> _ = model.fit(x, np.ones(2), epochs=3, verbose=0, callbacks=[breakdown])
+        >>> breakdown.history["step"], sorted(breakdown.history["cosine"][0])[0]
+        ([1, 2, 3], 'last/bias')
+    """
+
+    group = "breakdown"
+
+    def __init__(
+        self,
+        probe_data: Any,
+        loss: Any = None,
+        *,
+        every_n_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        num_points: int = 4,
+        batch_size: int | None = None,
+        batch_norm: str = "batch",
+        log_dir: str | Path | None = None,
+        communicator: Communicator | None = None,
+    ) -> None:
+        super().__init__(
+            probe_data,
+            loss,
+            every_n_steps=every_n_steps,
+            every_n_epochs=every_n_epochs,
+            batch_size=batch_size,
+            batch_norm=batch_norm,
+            log_dir=log_dir,
+            communicator=communicator,
+        )
+        self.num_points = check_integer("num_points", num_points, minimum=1)
+
+    def _start(self) -> None:
+        super()._start()
+        self._before: tuple[list[Any], int] | None = None  # weights and steps before what is to be measured
+        self._after: tuple[list[Any], int] | None = None
+        self._steps_per_epoch: int | None = None
+
+    # --- when
+
+    def _after_start(self) -> None:
+        self._steps_per_epoch = self.params.get("steps")
+        spanned = self._execution_size
+        if spanned > 1:
+            warnings.warn(
+                f"With steps_per_execution={spanned} GradientBreakdown sees the weights only after every {spanned} "
+                "steps, and measures them as one. `breakdown/steps_spanned` says so in the logs",
+                stacklevel=3,
+            )
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Keep the weights, if one of the next steps is to be measured.
+
+        Args:
+            batch: Number of the batch in the epoch, from 0.
+            logs: Not used.
+        """
+        super().on_train_batch_begin(batch, logs)
+        ahead = self._batches + self._next_steps
+        total = self._steps_per_epoch
+        is_last = total is None or ahead - self._batches_before_epoch >= total
+        is_due = is_last or not self.history["step"] or self.cadence.is_due_between(self._batches, ahead)
+        # Weights that have been kept and have not moved since (accumulated gradients) are waiting for their step.
+        if is_due and (self._before is None or self._after is not None):
+            self._before, self._after = (self._meter.weights(), self._steps), None
+
+    def _after_batches(self, before: int, after: int) -> None:
+        if self._before is None or self._after is not None or self._steps == self._before[1]:
+            return
+        self._after = (self._meter.weights(), self._steps)
+        if not self.history["step"] or self.cadence.is_due_between(before, after):
+            self._measure_kept()
+
+    def _after_epoch(self, epochs: int, is_last: bool) -> None:
+        self._steps_per_epoch = self._batches - self._batches_before_epoch
+        if is_last or self.cadence.is_due_after_epoch(epochs):
+            self._measure_kept()
+
+    def _after_training(self) -> None:
+        self._measure_kept()
+        self._before = self._after = None
+
+    def _measure_kept(self) -> None:
+        # The last step may have been measured already.
+        if self._after is not None and (not self.history["step"] or self._after[1] != self.history["step"][-1]):
+            self._take()
+
+    # --- what
+
+    def _make_instruments(self) -> None:
+        self._meter = StepMeter(
+            self.model,
+            self.loss,
+            self._probe,
+            num_points=self.num_points,
+            batch_norm=self.batch_norm,
+            communicator=self.communicator,
+        )
+
+    def _measure(self) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        assert self._before is not None
+        assert self._after is not None
+        step = self._meter.measure(self._before[0], self._after[0])
+        values = {
+            "relative_gradient_breakdown": step.largest_breakdown,
+            "relative_perturbation": step.largest_perturbation,
+            "deep_relative_trust": step.deep_relative_trust,
+            "cosine": step.total_cosine,
+            "descent_bound": step.descent_bound,
+            "loss_change": step.loss_change,
+            "steps_spanned": self._after[1] - self._before[1],
+        }
+        details = {name: dict(zip(step.paths, map(float, getattr(step, name)), strict=True)) for name in _DETAILS}
+        return {f"breakdown/{name}": value for name, value in values.items()}, details
+
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+        """Draw each variable's breakdown and what deep relative trust expects against steps.
+
+        Args:
+            ax: Axes to draw into; None makes new ones.
+
+        Returns:
+            The axes.
+        """
+        ax = _plotting.get_axes(ax)
+        entries = self.history.get("relative_gradient_breakdown", [])
+        for path in entries[0] if entries else ():
+            values = np.array([entry[path] for entry in entries])
+            ax.plot(self.history["step"], np.where(values > 0, values, np.nan), label=path)
+        if entries:
+            ax.plot(
+                self.history["step"], self.history["breakdown/deep_relative_trust"], "k--", label="deep relative trust"
+            )
+            ax.legend(fontsize="small")
+        ax.set(xlabel="step", ylabel="relative gradient breakdown", yscale="log")
+        return ax

@@ -1,0 +1,201 @@
+"""How large a batch is worth its rows: the gradient noise scale along training."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tfopt.callbacks._measurement import Measurement
+from tfopt.callbacks._running_fit import epoch_batches_of, find_running_fit
+
+from tfopt import _plotting
+from tfopt._checks import check_integer
+from tfopt.communicator import Communicator
+from tfopt.curvature.gradient_noise import Groups
+from tfopt.curvature.probe_loss import ProbeLoss
+from tfopt.distributed.gradient_scatter import GradientScatter
+from tfopt.distributed.optimizer import DistributedOptimizer
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+
+
+class GradientNoiseScale(Measurement):
+    """Record the simple noise scale tr C / |G|^2, with its standard error, in rows.
+
+    C is the covariance of the gradient of a single row, G the mean gradient. Batches much smaller than the noise scale
+    are mostly noise, and doubling them about halves the number of steps; batches much larger are wasted (McCandlish,
+    Kaplan, Amodei and the OpenAI Dota team, arXiv 1812.06162).
+
+    With `probe_data` it is measured on them, from gradients of groups of rows against the gradient of all rows: before
+    the first step, at the end of every n-th epoch (or after every n-th step) and at the end of training. On several
+    ranks it can do without: each rank's gradient is compared with the mean of all within the training step, at the cost
+    of a norm, and averaged over the steps since the last measurement. In the logs, from the first epoch on:
+
+    - `gradient_noise/noise_scale` and `gradient_noise/noise_scale_standard_error`: NaN where the data are too few to
+      tell |G|^2 from 0, as may happen near a minimum.
+    - `gradient_noise/covariance_trace`: tr C. `gradient_noise/squared_gradient_norm`: the estimate of |G|^2, which may
+      come out negative.
+    - `gradient_noise/seconds`: what measuring has cost so far.
+
+    Args:
+        probe_data: The data to measure on, in random order: (x, y), (x, y, sample_weight), a data set, or a
+            `tfopt.curvature.Probe`. None (default) means the training steps of several ranks under
+            `tfopt.distributed.DistributedOptimizer`.
+        loss: As `compile` takes it, with `probe_data`. None (default) means the one that the model was compiled with.
+        group_size: With `probe_data`, rows in a group, an integer >= 1. Fewer rows and more groups cost more time and
+            make the standard error smaller. Default 8.
+        local_batch_size: Without `probe_data`, rows in a batch of one rank; None (default) asks `fit`. A smaller batch
+            at the end of an epoch counts like the others.
+        every_n_steps: Measure after each n-th training batch, an integer >= 1. None (default) means by epochs.
+        every_n_epochs: Measure at the end of each n-th epoch, an integer >= 1. None (default) means every epoch, unless
+            `every_n_steps` is given.
+        batch_size: Rows in a batch of the probe, for arrays.
+        batch_norm: "batch" (default) normalises by the statistics of each group, "moving" by the moving averages.
+        log_dir: Folder for TensorBoard's event files, with each value at its step; None (default) for none.
+        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
+
+    Attributes:
+        history: Lists with one entry for each measurement: `epoch` (epochs completed), `step` (steps that the optimizer
+            took), `seconds`, and all that is in the logs, by the same names.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of its range; there is neither a probe nor more than one rank; in `fit`: the
+            model or data cannot be measured.
+
+    Example:
+        >>> import keras
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> model.compile("sgd", loss="mse")
+        >>> x, y = np.random.default_rng(0).normal(size=(64, 2)), np.ones(64)
+        >>> noise = GradientNoiseScale((x, y))
+        >>> _ = model.fit(x, y, verbose=0, callbacks=[noise])
+        >>> noise.history["step"], noise.history["gradient_noise/noise_scale"][0] > 0
+        ([0, 2], True)
+    """
+
+    group = "gradient_noise"
+    needs_probe = False
+
+    def __init__(
+        self,
+        probe_data: Any = None,
+        loss: Any = None,
+        *,
+        group_size: int = 8,
+        local_batch_size: int | None = None,
+        every_n_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        batch_size: int | None = None,
+        batch_norm: str = "batch",
+        log_dir: str | Path | None = None,
+        communicator: Communicator | None = None,
+    ) -> None:
+        super().__init__(
+            probe_data,
+            loss,
+            every_n_steps=every_n_steps,
+            every_n_epochs=every_n_epochs,
+            batch_size=batch_size,
+            batch_norm=batch_norm,
+            log_dir=log_dir,
+            communicator=communicator,
+        )
+        self.group_size = check_integer("group_size", group_size, minimum=1)
+        if local_batch_size is not None:
+            check_integer("local_batch_size", local_batch_size, minimum=1)
+        self.local_batch_size = local_batch_size
+        if probe_data is None and self.communicator.size == 1:
+            raise ValueError(
+                "`probe_data` must be given on a single rank, which has no other rank's gradients to compare with"
+            )
+        self._scatter: GradientScatter | None = None
+        self._rows = 0
+
+    # --- when
+
+    def _after_start(self) -> None:
+        if self._probe is not None:
+            self._take()
+
+    def _after_batches(self, before: int, after: int) -> None:
+        if self.cadence.is_due_between(before, after):
+            self._take()
+
+    def _after_epoch(self, epochs: int, is_last: bool) -> None:
+        is_new = self._batches != self._batches_at_last_measurement
+        if is_new and (is_last or self.cadence.is_due_after_epoch(epochs) or not self.history["step"]):
+            self._take()
+
+    def _after_training(self) -> None:
+        if self._batches != self._batches_at_last_measurement:
+            self._take()
+
+    # --- what
+
+    def _make_instruments(self) -> None:
+        if self._probe is not None:
+            probe_loss = ProbeLoss.of(
+                self.model, self.loss, self._probe, batch_norm=self.batch_norm, communicator=self.communicator
+            )
+            self._groups = Groups(probe_loss, self.group_size)
+            return
+        if type(self.model.optimizer) is not DistributedOptimizer:
+            raise ValueError(
+                "Without `probe_data`, GradientNoiseScale compares the gradients of ranks, which needs "
+                "model.compile(tfopt.distributed.DistributedOptimizer(optimizer), ...). Received: a plain "
+                f"{type(self.model.optimizer).__name__}"
+            )
+        self._rows = self.local_batch_size or self._find_batch_size()
+        self._scatter = self.model.optimizer.watch_scatter()
+        self.model.make_train_function(force=True)  # one that was compiled before does not watch
+
+    def _find_batch_size(self) -> int:
+        running = find_running_fit(self)
+        batches = epoch_batches_of(running)
+        if batches is not None:
+            return batches.batch_size // self.communicator.size
+        size = getattr(getattr(running.epoch_iterator, "data_adapter", None), "batch_size", None)
+        if size is None:
+            raise ValueError(
+                "GradientNoiseScale does not know how many rows a batch of one rank has: pass `local_batch_size` to it"
+            )
+        return int(size)
+
+    def _measure(self) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        if self._scatter is not None:
+            found = self._scatter.take()
+            scale, error = self._rows * found.noise_scale, self._rows * found.noise_scale_standard_error
+            covariance, signal = self._rows * found.covariance_trace, found.squared_gradient_norm
+        else:
+            noise = self._groups.noise()
+            scale, error = noise.noise_scale, noise.noise_scale_standard_error
+            covariance = noise.covariance_trace.value
+            signal = noise.squared_gradient_norm - covariance / noise.num_rows
+        values = {
+            "noise_scale": scale,
+            "noise_scale_standard_error": error,
+            "covariance_trace": covariance,
+            "squared_gradient_norm": signal,
+        }
+        return {f"gradient_noise/{name}": value for name, value in values.items()}, {}
+
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+        """Draw the noise scale against steps, with a band of two standard errors to either side.
+
+        Args:
+            ax: Axes to draw into; None makes new ones.
+
+        Returns:
+            The axes.
+        """
+        ax = _plotting.get_axes(ax)
+        scale = np.array(self.history.get("gradient_noise/noise_scale", []))
+        if len(scale):
+            error = 2 * np.nan_to_num(np.array(self.history["gradient_noise/noise_scale_standard_error"]))
+            (line,) = ax.plot(self.history["step"], scale, marker=".", label="noise scale")
+            lowest = np.nanmin(scale) / 10 if np.isfinite(scale).any() else 1.0
+            low = np.maximum(scale - error, lowest)
+            ax.fill_between(self.history["step"], low, scale + error, alpha=0.2, color=line.get_color())
+        ax.set(xlabel="step", ylabel="gradient noise scale (rows)", yscale="log")
+        return ax
