@@ -143,10 +143,9 @@ class Measurement(RankCallback):
         """Note where the next steps begin.
 
         Args:
-            batch: Number of the batch in the epoch, from 0.
+            batch: Not used: it may be beyond the end of the data.
             logs: Not used.
         """
-        self._batches = self._batches_before_epoch + batch
         self._steps_before = self._steps if self._may_end_anywhere else 0
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -157,11 +156,8 @@ class Measurement(RankCallback):
             logs: Receives what has been measured.
         """
         # Not `batch`: where one execution makes several steps, it may be the first of them or beyond the last.
-        before = self._batches
-        self._batches += self._steps_made()
-        self._num_batches = self._batches - self._batches_before_epoch
         num_measured = len(self.history["step"])
-        self._after_batches(before, self._batches)
+        self._move_on(self._steps_made())
         if logs is not None and len(self.history["step"]) > num_measured:
             logs.update(self._latest)
 
@@ -173,6 +169,9 @@ class Measurement(RankCallback):
             logs: Receives what was measured last.
         """
         self.compare(f"the end of epoch {epoch + 1}", logs)
+        if self._may_end_anywhere and self._steps > self._steps_before:
+            # The data have run out in the middle of an execution, of which Keras tells the beginning only.
+            self._move_on(self._steps - self._steps_before)
         self._epochs_completed = epoch + 1
         is_last = epoch + 1 == self.params.get("epochs") or bool(self.model.stop_training)
         self._after_epoch(epoch + 1, is_last)
@@ -227,6 +226,13 @@ class Measurement(RankCallback):
     def _may_end_anywhere(self) -> bool:
         return self.params.get("steps") is None and self._execution_size > 1
 
+    def _move_on(self, num_steps: int) -> None:
+        before = self._batches
+        self._batches += num_steps
+        self._num_batches = self._batches - self._batches_before_epoch
+        self._steps_before = self._steps if self._may_end_anywhere else 0
+        self._after_batches(before, self._batches)
+
     def _steps_made(self) -> int:
         made = self._steps - self._steps_before if self._may_end_anywhere else 0
         return made if 0 < made < self._next_steps else self._next_steps
@@ -238,14 +244,16 @@ class Measurement(RankCallback):
             return self._batches
         return int(keras.ops.convert_to_numpy(optimizer.iterations))
 
-    def _take(self, **options: Any) -> None:
-        """Measure, and write down what was measured."""
+    def _take(self, step: int | None = None, **options: Any) -> None:
+        """Measure, and write down what was measured; of the step of the moment, or of another one."""
         start = time.perf_counter()
         values, details = self._measure(**options)
-        self._record(values, details, time.perf_counter() - start)
+        self._record(self._steps if step is None else step, values, details, time.perf_counter() - start)
 
-    def _record(self, values: dict[str, float], details: dict[str, dict[str, float]], seconds: float) -> None:
-        history, step = self.history, self._steps
+    def _record(
+        self, step: int, values: dict[str, float], details: dict[str, dict[str, float]], seconds: float
+    ) -> None:
+        history = self.history
         if self._batches != self._batches_at_last_measurement:
             self._batches_at_last_measurement = self._batches
             for name, series in history.items():

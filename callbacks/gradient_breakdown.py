@@ -103,8 +103,8 @@ class GradientBreakdown(Measurement):
 
     def _start(self) -> None:
         super()._start()
-        self._before: tuple[list[Any], int] | None = None  # weights and steps before what is to be measured
-        self._after: tuple[list[Any], int] | None = None
+        self._waiting: tuple[list[Any], int] | None = None  # weights and steps before what may be measured next
+        self._kept: tuple[tuple[list[Any], int], tuple[list[Any], int]] | None = None  # before and after the last step
         self._steps_per_epoch: int | None = None
 
     # --- when
@@ -131,14 +131,13 @@ class GradientBreakdown(Measurement):
         total = self._steps_per_epoch
         is_last = total is None or ahead - self._batches_before_epoch >= total
         is_due = is_last or not self.history["step"] or self.cadence.is_due_between(self._batches, ahead)
-        # Weights that have been kept and have not moved since (accumulated gradients) are waiting for their step.
-        if is_due and (self._before is None or self._after is not None):
-            self._before, self._after = (self._meter.weights(), self._steps), None
+        if is_due and self._waiting is None:
+            self._waiting = (self._meter.weights(), self._steps)
 
     def _after_batches(self, before: int, after: int) -> None:
-        if self._before is None or self._after is not None or self._steps == self._before[1]:
-            return
-        self._after = (self._meter.weights(), self._steps)
+        if self._waiting is None or self._steps == self._waiting[1]:
+            return  # nothing was kept, or gradients are being accumulated
+        self._kept, self._waiting = (self._waiting, (self._meter.weights(), self._steps)), None
         if not self.history["step"] or self.cadence.is_due_between(before, after):
             self._measure_kept()
 
@@ -149,12 +148,12 @@ class GradientBreakdown(Measurement):
 
     def _after_training(self) -> None:
         self._measure_kept()
-        self._before = self._after = None
+        self._waiting = self._kept = None
 
     def _measure_kept(self) -> None:
         # The last step may have been measured already.
-        if self._after is not None and (not self.history["step"] or self._after[1] != self.history["step"][-1]):
-            self._take()
+        if self._kept is not None and self._kept[1][1] not in self.history["step"][-1:]:
+            self._take(step=self._kept[1][1])
 
     # --- what
 
@@ -169,9 +168,9 @@ class GradientBreakdown(Measurement):
         )
 
     def _measure(self) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-        assert self._before is not None
-        assert self._after is not None
-        step = self._meter.measure(self._before[0], self._after[0])
+        assert self._kept is not None
+        (before, steps_before), (after, steps_after) = self._kept
+        step = self._meter.measure(before, after)
         values = {
             "relative_gradient_breakdown": step.largest_breakdown,
             "relative_perturbation": step.largest_perturbation,
@@ -179,7 +178,7 @@ class GradientBreakdown(Measurement):
             "cosine": step.total_cosine,
             "descent_bound": step.descent_bound,
             "loss_change": step.loss_change,
-            "steps_spanned": self._after[1] - self._before[1],
+            "steps_spanned": steps_after - steps_before,
         }
         details = {name: dict(zip(step.paths, map(float, getattr(step, name)), strict=True)) for name in _DETAILS}
         return {f"breakdown/{name}": value for name, value in values.items()}, details

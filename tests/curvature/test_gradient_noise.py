@@ -151,3 +151,27 @@ def test_bad_arguments(call, error, message):
     model, x, y = oracles.make("dense")
     with pytest.raises(error, match=message):
         call(model, "mse", x, y)
+
+
+def test_standard_error_of_the_noise_scale_is_the_jackknifes():
+    """Left out one by one, and beside the scatter over fresh data."""
+    rng = np.random.default_rng(0)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, use_bias=False, dtype="float64")])
+    model.set_weights([np.ones((3, 1))])
+
+    def draw(rows):
+        x = rng.normal(size=(rows, 3))
+        return x, rng.normal(size=(rows, 1)) - 3 * x[:, :1]
+
+    x, y = draw(24)
+    noise = gradient_noise(model, "mse", x, y, group_size=2)
+    left_out = []
+    for group in range(12):
+        kept = np.delete(np.arange(24), [2 * group, 2 * group + 1])
+        left_out.append(gradient_noise(model, "mse", x[kept], y[kept], group_size=2).noise_scale)
+    expected = np.sqrt(11 * np.var(left_out))
+    assert noise.noise_scale_standard_error == pytest.approx(expected, rel=1e-6)
+    assert np.isnan(gradient_noise(model, "mse", x[:4], y[:4], group_size=2).noise_scale_standard_error)
+    found = [gradient_noise(model, "mse", *draw(200), group_size=4) for _ in range(25)]
+    errors = [n.noise_scale_standard_error for n in found]
+    assert np.std([n.noise_scale for n in found]) == pytest.approx(np.median(errors), rel=0.5)
