@@ -281,7 +281,7 @@ class Measurement(RankCallback):
             check_agreement(
                 self.communicator,
                 f"{type(self).__name__} before training",
-                {"weights": digest.hexdigest()},
+                {"weights": f"those with the checksum {digest.hexdigest()[:8]}"},
                 "Add the callback tfopt.callbacks.BroadcastVariables(), which makes them equal.",
             )
 

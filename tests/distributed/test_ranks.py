@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import callback_table
 import curvature_parity
 import keras
 import numpy as np
@@ -211,6 +212,55 @@ def test_curvature_is_that_of_all_rows(launch):
         np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5 * np.abs(values).max(), err_msg=name)
 
 
+# --- callbacks that measure
+
+
+def test_every_callback(launch):
+    cells = launch.results("every_callback")
+    assert len(cells[0]) == (9 if launch.size == 2 else 1)
+    for cell in cells[0]:
+        mode = cell.split("/")[1]
+        for rank in cells:
+            assert rank[cell]["same"], cell
+            assert rank[cell]["same_history"], cell
+            assert rank[cell]["in_csv"], cell
+            assert rank[cell]["in_board"], cell
+            for name, steps in rank[cell]["steps"].items():
+                expected = callback_table.expected_steps(name, mode) or [7, 14, 21]  # the last: between ranks
+                assert steps == expected, (cell, name)
+            assert np.isfinite(rank[cell]["history"]["hessian/lambda_min"]).all()
+            np.testing.assert_equal(rank[cell]["history"], cells[0][cell]["history"], err_msg=cell)
+
+
+def test_noise_between_ranks_is_that_of_the_gradients(launch):
+    results = launch.results("noise_between_ranks")
+    local = np.array([result["local_gradients"] for result in results])  # rank, step, entry
+    small = (local**2).sum(axis=2).mean(axis=0)
+    big = (local.mean(axis=0) ** 2).sum(axis=1)
+    noise = (small - big) / (1 - 1 / launch.size)
+    signal = (launch.size * big - small) / (launch.size - 1)
+    scale = 3 * noise.mean() / signal.mean() if signal.mean() > 0 else np.nan
+    for name, tolerance in (("plain", 1e-5), ("compressed", 2e-2), ("mixed", 2e-2)):
+        found = same_on_all([{k: v for k, v in r[name].items() if k != "seconds"} for r in map(denan, results)])
+        assert found["step"] == [8, 12]  # after four steps before
+        for epoch in range(2):
+            row = {key.split("/")[-1]: series[epoch] for key, series in found.items() if "/" in key}
+            assert row["covariance_trace"] == pytest.approx(3 * noise.mean(), rel=tolerance)
+            assert row["squared_gradient_norm"] == pytest.approx(signal.mean(), rel=tolerance, abs=tolerance)
+            assert (row["noise_scale"] is None) == np.isnan(scale)
+            if row["noise_scale"] is not None:
+                assert row["noise_scale"] == pytest.approx(scale, rel=10 * tolerance)
+
+
+def denan(value):
+    """NaN as None, which equals itself."""
+    if isinstance(value, dict):
+        return {name: denan(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [denan(part) for part in value]
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
 # --- misuse
 
 MISUSE = {
@@ -239,6 +289,11 @@ MISUSE = {
     "early_stopping_on_local_metrics": "rank 1 has the end of training.*must come after AverageMetrics",
     "model_built_by_its_first_step": "variables come into being during the first step",
     "optimizer_inside_loss_scaling": "must not be wrapped in a LossScaleOptimizer",
+    "a_measurement_on_one_rank": "do not agree on the callbacks: rank 0 has Convexity, rank 1 has none",
+    "measuring_unequal_weights": "do not agree on the weights.*BroadcastVariables",
+    "noise_of_a_plain_optimizer": "compares the gradients of ranks, which needs .*DistributedOptimizer",
+    "noise_of_accumulated_gradients": "accumulated over several steps. Received: gradient_accumulation_steps=2",
+    "noise_of_batches_of_unknown_size": "does not know how many rows a batch of one rank has: pass `local_batch_size`",
 }
 
 

@@ -3,6 +3,7 @@
 Each subject is a function of the communicator; what it returns, or the error that it raises, is saved by rank.
 """
 
+import csv
 import json
 import os
 import sys
@@ -13,7 +14,9 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import callback_table
 import curvature_parity
+import event_files
 import keras
 import numpy as np
 import parity
@@ -21,6 +24,9 @@ import tensorflow as tf
 from tfopt.callbacks import (
     AverageMetrics,
     BroadcastVariables,
+    Convexity,
+    GradientBreakdown,
+    GradientNoiseScale,
     ResumableCheckpoint,
     WarmupLearningRate,
     WeightNorms,
@@ -437,7 +443,124 @@ def curvature(ranks, folder):
     return curvature_parity.measure(x[mine], y[mine], ranks)
 
 
+# --- callbacks that measure
+
+
+@subject
+def every_callback(ranks, folder):
+    """All callbacks at once under each optimizer and way to run a step; under more than two ranks a single cell."""
+    results = {}
+    for optimizer in callback_table.OPTIMIZERS:
+        for mode in callback_table.MODES:
+            if ranks.size == 2 or (optimizer, mode) == ("lars", "graph"):
+                place = folder / f"{optimizer}-{mode}-{ranks.rank}"
+                place.mkdir()
+                results[f"{optimizer}/{mode}"] = measured_on_ranks(ranks, optimizer, mode, place)
+    return results
+
+
+def measured_on_ranks(ranks, optimizer, mode, folder):
+    x, y = callback_table.X[ranks.rank :: ranks.size][:8], callback_table.Y[ranks.rank :: ranks.size][:8]
+    table = {
+        name: make((x, y), folder)
+        for name, make in callback_table.CALLBACKS.items()
+        if name not in ("BroadcastVariables", "AverageMetrics", "ResumableCheckpoint")
+    }
+    table["between ranks"] = GradientNoiseScale()
+    checkpoint = ResumableCheckpoint(folder.parent / f"{optimizer}-{mode}", verbose=0)
+    loggers = [
+        keras.callbacks.CSVLogger(folder / "log.csv", append=True),
+        keras.callbacks.TensorBoard(folder / "board"),
+    ]
+    runs = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of steps_per_execution, and of the checkpoint's unknown callbacks
+        for callbacks in ([*loggers, *table.values()], []):
+            model = callback_table.make_model(optimizer, mode, DistributedOptimizer)
+            first = [BroadcastVariables(), AverageMetrics()]
+            last = [checkpoint] * bool(callbacks)
+            rows = np.resize(np.arange(len(x)), 2 * callback_table.STEPS)
+            runs.append(callback_table.fit(model, [*first, *callbacks, *last], x[rows], y[rows], batch_size=2))
+    (history, values), (plain_history, plain) = runs
+    board = event_files.read_scalars(folder / "board")
+    logged = [key for keys in callback_table.LOGGED.values() for key in keys]
+    rows = list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
+    return {
+        "same": all(np.array_equal(a, b) for a, b in zip(values, plain, strict=True)),
+        "same_history": all(history[name] == plain_history[name] for name in plain_history),
+        "steps": {name: callback.history["step"] for name, callback in table.items() if hasattr(callback, "history")},
+        "history": {name: series for name, series in history.items() if "seconds" not in name},
+        "in_csv": all(
+            np.allclose([float(row[name]) for row in rows], history[name], equal_nan=True) for name in logged
+        ),
+        "in_board": all(
+            np.allclose(list(board[f"epoch_{name}"].values()), history[name], rtol=1e-5, equal_nan=True)
+            for name in logged
+        ),
+    }
+
+
+@subject
+def noise_between_ranks(ranks, folder):
+    """Against the gradients themselves; the model stands still, so that they are those of any step."""
+    rng = np.random.default_rng(ranks.rank)
+    x, y = rng.normal(size=(12, 4)).astype("float32"), rng.normal(size=(12, 1)).astype("float32")
+    results = {}
+    for name, options in (("plain", {}), ("compressed", {"compression": "float16"}), ("mixed", {})):
+        keras.config.set_dtype_policy("mixed_float16" if name == "mixed" else "float32")
+        try:
+            model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, kernel_initializer="ones")])
+            model.compile(DistributedOptimizer(keras.optimizers.SGD(0.0), **options), "mse", jit_compile=False)
+            fit(model, (x, y), batch_size=3)  # compiles a step that does not watch
+            noise = GradientNoiseScale(local_batch_size=None if name == "plain" else 3)
+            before = ranks.bytes_reduced
+            fit(model, (x, y), batch_size=3, epochs=2, callbacks=[BroadcastVariables(), noise])
+            results[name] = {**noise.history, "bytes": ranks.bytes_reduced - before}
+        finally:
+            keras.config.set_dtype_policy("float32")
+    local = []
+    for start in range(0, 12, 3):
+        rows, targets = np.c_[x, np.ones(12)][start : start + 3], y[start : start + 3, 0]
+        local.append(2 / 3 * rows.T @ (rows @ np.array([1.0, 1.0, 1.0, 1.0, 0.0]) - targets))
+    results["local_gradients"] = np.array(local).tolist()
+    return results
+
+
 # --- misuse: every rank must end in a clear error, soon
+
+
+@misuse
+def a_measurement_on_one_rank(ranks, folder):
+    data = make_data(8)
+    callbacks = [BroadcastVariables()] + [Convexity(data)] * (ranks.rank == 0)
+    fit(make_model(), data, callbacks=callbacks)
+
+
+@misuse
+def measuring_unequal_weights(ranks, folder):
+    data = make_data(8)
+    fit(make_model(seed=10 * ranks.rank), data, callbacks=[GradientBreakdown(data)])
+
+
+@misuse
+def noise_of_a_plain_optimizer(ranks, folder):
+    fit(make_model(optimizer=keras.optimizers.SGD(0.1)), make_data(8), callbacks=[GradientNoiseScale()])
+
+
+@misuse
+def noise_of_accumulated_gradients(ranks, folder):
+    optimizer = DistributedOptimizer(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2))
+    fit(make_model(optimizer=optimizer), make_data(8), callbacks=[BroadcastVariables(), GradientNoiseScale()])
+
+
+@misuse
+def noise_of_batches_of_unknown_size(ranks, folder):
+    def batches():
+        while True:
+            yield make_data(4)
+
+    callbacks = [BroadcastVariables(), GradientNoiseScale()]
+    make_model().fit(batches(), steps_per_epoch=2, verbose=0, callbacks=callbacks)
 
 
 @misuse
