@@ -1,6 +1,8 @@
 """Quickstart: train one network on the digits data with SGD, Adam, LARS and Fromage, and compare.
 
-Writes a table, figures and a self-contained `report.html` into `runs/quickstart/`. Takes less than a minute on two
+Beside accuracies it shows the curvature of the loss along training, how far gradients can be trusted along the
+optimizers' steps, where the loss of a small regression is provably convex, and how gradients break down with depth.
+Writes tables, figures and a self-contained `report.html` into `runs/quickstart/`. Takes less than a minute on two
 cores. Run it with `make demo`, or `python examples/quickstart.py`, or on two ranks with `horovodrun -np 2 python
 examples/quickstart.py`; the ranks share each batch, so the results are the same to rounding.
 """
@@ -15,6 +17,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import diagnostics
 import keras
 import matplotlib
 import matplotlib.pyplot as plt
@@ -22,14 +25,15 @@ from report import Report
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from tfopt.callbacks import AverageMetrics, BroadcastVariables, WeightNorms
+from tfopt.callbacks import AverageMetrics, BroadcastVariables, Convexity, GradientBreakdown, WeightNorms
 
 from tfopt import communicator, datasets, models
-from tfopt.distributed import DistributedOptimizer
+from tfopt.distributed import DistributedOptimizer, shard
 from tfopt.optimizers import LARS, Fromage
 
 BATCH_SIZE = 64
 HIDDEN_UNITS = (64,)
+NUM_PROBE_ROWS = 256  # on which curvature and breakdown are measured
 OPTIMIZERS: dict[str, Callable[[], keras.Optimizer]] = {
     "SGD (0.1, momentum 0.9)": lambda: keras.optimizers.SGD(0.1, momentum=0.9),
     "Adam (0.001)": keras.optimizers.Adam,
@@ -48,6 +52,8 @@ class Run:
     seconds: float
     history: dict[str, list[float]]
     norms: WeightNorms
+    convexity: Convexity
+    breakdown: GradientBreakdown
 
 
 class ProgressBar(keras.callbacks.Callback):
@@ -93,8 +99,9 @@ def train(name: str, data: datasets.Dataset, epochs: int, seed: int, progress: P
         metrics=["accuracy"],
         jit_compile=False,
     )
-    norms = WeightNorms()
-    task = progress.add_task(name, total=epochs, accuracy="")
+    probe = shard((data.x_train[:NUM_PROBE_ROWS], data.y_train[:NUM_PROBE_ROWS]))
+    norms, convexity, breakdown = WeightNorms(), Convexity(probe), GradientBreakdown(probe)
+    bar = ProgressBar(progress, progress.add_task(name, total=epochs, accuracy=""))
     start = time.perf_counter()
     history = model.fit(
         datasets.EpochBatches(data.x_train, data.y_train, batch_size=BATCH_SIZE, seed=seed),
@@ -102,14 +109,14 @@ def train(name: str, data: datasets.Dataset, epochs: int, seed: int, progress: P
         validation_data=(data.x_test, data.y_test),
         epochs=epochs,
         verbose=0,
-        callbacks=[BroadcastVariables(), AverageMetrics(), norms, ProgressBar(progress, task)],
+        callbacks=[BroadcastVariables(), AverageMetrics(), norms, convexity, breakdown, bar],
     )
     seconds = time.perf_counter() - start
     train_accuracy, test_accuracy = (
         model.evaluate(x, y, verbose=0, batch_size=512, return_dict=True)["accuracy"]
         for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test))
     )
-    return Run(name, train_accuracy, test_accuracy, seconds, history.history, norms)
+    return Run(name, train_accuracy, test_accuracy, seconds, history.history, norms, convexity, breakdown)
 
 
 def draw_learning_curves(runs: list[Run], path: Path) -> None:
@@ -149,12 +156,16 @@ def draw_weight_norms(runs: list[Run], path: Path) -> None:
     plt.close(figure)
 
 
-def write_report(runs: list[Run], data: datasets.Dataset, folder: Path) -> None:
+def write_report(
+    runs: list[Run], data: datasets.Dataset, certified: diagnostics.Certified, slopes: list[list[str]], folder: Path
+) -> None:
     """Write the table as CSV and the HTML page.
 
     Args:
         runs: The results.
         data: What was trained on.
+        certified: Where the loss of the small regression is provably convex.
+        slopes: The table of breakdown by depth.
         folder: Where to.
     """
     header = ["optimizer", "train accuracy", "test accuracy", "seconds"]
@@ -183,6 +194,7 @@ def write_report(runs: list[Run], data: datasets.Dataset, folder: Path) -> None:
         heading="Weight norms",
     )
     report.add_figure(folder / "weight_norms.png", "Frobenius norm of each variable along training")
+    diagnostics.add_to_report(report, runs, certified, slopes, folder)
     report.write(folder / "report.html")
 
 
@@ -222,9 +234,14 @@ def main(argv: list[str] | None = None) -> list[Run]:
     for run in runs:
         table.add_row(run.name, f"{run.train_accuracy:.4f}", f"{run.test_accuracy:.4f}", f"{run.seconds:.1f}")
     console.print(table)
+    console.print(diagnostics.curvature_table(runs))
+    certified = diagnostics.certify_regression(arguments.seed, num_steps=10 if arguments.smoke else 100)
+    console.print(certified.sentence)
     draw_learning_curves(runs, arguments.output / "learning_curves.png")
     draw_weight_norms(runs, arguments.output / "weight_norms.png")
-    write_report(runs, data, arguments.output)
+    diagnostics.draw_curvature(runs, arguments.output / "curvature.png")
+    slopes = diagnostics.draw_breakdown(data, arguments.output / "breakdown.png", arguments.seed)
+    write_report(runs, data, certified, slopes, arguments.output)
     console.print(f"Report: {arguments.output / 'report.html'}")
     return runs
 

@@ -29,10 +29,22 @@ def test_writes_its_table_figures_and_report(quickstart, tmp_path, capsys):
     rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
     assert [row["optimizer"] for row in rows] == list(quickstart.OPTIMIZERS)
     page = (tmp_path / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 4
+    for part in ("lambda_min", "lambda_max", "16 layers", "certifies strong convexity"):
+        assert part in page
     assert not re.findall(r'(?:src|href)="(?!data:)', page), "the page must not need other files"
-    for name in ("learning_curves.png", "weight_norms.png"):
+    for name in ("learning_curves.png", "weight_norms.png", "curvature.png", "breakdown.png"):
         assert (tmp_path / name).stat().st_size > 10_000
+
+
+def test_shares_and_slopes(quickstart, tmp_path):
+    from tfopt import datasets
+
+    diagnostics = quickstart.diagnostics
+    certified = diagnostics.certify_regression(seed=0, num_steps=100)
+    assert 0.1 < certified.paper < certified.sharp < 0.9
+    shallow, deep = diagnostics.draw_breakdown(datasets.load("digits"), tmp_path / "breakdown.png", seed=0)
+    assert float(deep[2]) > 100 * float(shallow[2])
 
 
 def test_default_rates_reach_their_accuracy(quickstart, tmp_path, monkeypatch):

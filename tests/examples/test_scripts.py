@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from event_files import read_scalars
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -35,7 +36,20 @@ def test_large_batch_lars(tmp_path, capsys):
     assert "1024" in capsys.readouterr().out
 
 
+def test_callbacks_tensorboard(tmp_path, capsys):
+    history = load("callbacks_tensorboard").main(["--smoke", "--output", str(tmp_path)])
+    printed = capsys.readouterr().out
+    for name in ("hessian/lambda_max", "breakdown/descent_bound", "gradient_noise/noise_scale", "weight_norms/max"):
+        assert len(history[name]) == 2
+        assert name in printed
+        assert name in (tmp_path / "log.csv").read_text()
+    exact, by_epoch = read_scalars(tmp_path / "measurements"), read_scalars(tmp_path / "fit")
+    assert sorted(exact["hessian/lambda_max"]) == [0, 22, 44]
+    assert sorted(exact["relative_perturbation/hidden_1/kernel"]) == [1, 22, 44]
+    assert "epoch_convexity/loss" in by_epoch
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_every_example_is_tested(path):
     tests = "".join(test.read_text() for test in Path(__file__).parent.glob("test_*.py"))
-    assert path.stem == "report" or f'"{path.stem}"' in tests or f"import {path.stem}" in tests
+    assert path.stem in ("diagnostics", "report") or f'"{path.stem}"' in tests or f"import {path.stem}" in tests

@@ -1,0 +1,182 @@
+"""What the quickstart shows beside accuracies: curvature along training, a convexity certificate, breakdown."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+from report import Report
+from rich.table import Table
+from tfopt.callbacks import Convexity
+from tfopt.models import milne_regression, mlp
+
+from tfopt import datasets
+from tfopt.communicator import SerialCommunicator
+from tfopt.relative_trust import breakdown_profile, largest_safe_step
+
+CURVATURE_HEADER = ["optimizer", "g'Hg / g'g", "lambda_min", "lambda_max", "convex share", "largest breakdown"]
+BREAKDOWN_HEADER = ["network", "breakdown at eta = 0.01", "at 0.1", "largest safe step by the model"]
+
+
+@dataclass
+class Certified:
+    """Where the loss of Milne's small regression is provably convex along training.
+
+    Attributes:
+        paper: Share of the loss change that the paper's theorem certifies.
+        sharp: Share by the sharper form of it.
+    """
+
+    paper: float
+    sharp: float
+
+    @property
+    def sentence(self) -> str:
+        """The result in words."""
+        return (
+            f"Milne's regression: on {self.paper:.0%} of the change of its loss the paper's theorem certifies strong "
+            f"convexity, on {self.sharp:.0%} the sharper form of it."
+        )
+
+
+def curvature_rows(runs: list[Any]) -> list[list[str]]:
+    """Return what was measured at the end of training.
+
+    Args:
+        runs: The runs, with their callbacks.
+
+    Returns:
+        A row for each, under `CURVATURE_HEADER`.
+    """
+    rows = []
+    for run in runs:
+        last = {name: series[-1] for name, series in run.convexity.history.items()}
+        numbers = [last["convexity/curvature_along_gradient"], last["hessian/lambda_min"], last["hessian/lambda_max"]]
+        share = last["convexity/fraction_along_gradient"]
+        largest = max(run.breakdown.history["breakdown/relative_gradient_breakdown"])
+        rows.append([run.name, *(f"{number:.3g}" for number in numbers), f"{share:.0%}", f"{largest:.2f}"])
+    return rows
+
+
+def curvature_table(runs: list[Any]) -> Table:
+    """Return the table for the terminal.
+
+    Args:
+        runs: The runs, with their callbacks.
+
+    Returns:
+        The table.
+    """
+    table = Table(*CURVATURE_HEADER)
+    for row in curvature_rows(runs):
+        table.add_row(*row)
+    return table
+
+
+def draw_curvature(runs: list[Any], path: Path) -> None:
+    """Draw curvature along the gradient and extreme eigenvalues along training, one panel per optimizer.
+
+    Args:
+        runs: The runs, with their callbacks.
+        path: The PNG file to write.
+    """
+    figure, panels = plt.subplots(1, len(runs), figsize=(3.4 * len(runs), 3.6), sharey=True, layout="constrained")
+    for run, panel in zip(runs, panels, strict=True):
+        run.convexity.plot(ax=panel)
+        panel.set(title=run.name)
+        panel.set_yscale("symlog", linthresh=0.01)
+        panel.label_outer()
+        if run is not runs[0]:
+            panel.get_legend().remove()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def certify_regression(seed: int, num_steps: int) -> Certified:
+    """Train Milne's regression, and certify what can be certified.
+
+    Args:
+        seed: Seed of the data.
+        num_steps: Number of steps of gradient descent.
+
+    Returns:
+        The certified shares.
+    """
+    x = np.random.default_rng(seed).uniform(-1, 1, (100, 1)).astype("float32")
+    model = milne_regression(seed=2)
+    model.set_weights([np.array([[2.5, -1.5]]), np.array([[1.5], [2.5]])])
+    model.compile(keras.optimizers.SGD(0.01), loss="mse", jit_compile=False)
+    zeros = np.zeros_like(x)
+    convexity = Convexity(
+        (x, zeros), every_n_steps=1, eigenvalues=False, certificate=True, communicator=SerialCommunicator()
+    )
+    model.fit(x, zeros, batch_size=100, epochs=num_steps, verbose=0, callbacks=[convexity])
+    shares = (convexity.history[f"convexity/fraction_certified_{kind}"][-1] for kind in ("paper", "sharp"))
+    return Certified(*shares)
+
+
+def draw_breakdown(data: datasets.Dataset, path: Path, seed: int) -> list[list[str]]:
+    """Draw the breakdown profiles of an untrained network of 2 layers and one of 16.
+
+    Args:
+        data: What to measure on.
+        path: The PNG file to write.
+        seed: Seed of the weights.
+
+    Returns:
+        A row for each network, under `BREAKDOWN_HEADER`.
+    """
+    figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    rows = []
+    for depth in (2, 16):
+        model = mlp(data.input_shape, (64,) * (depth - 1), data.num_classes, kernel_initializer="orthogonal", seed=seed)
+        etas = np.linspace(0, 0.1, 11)
+        profile = breakdown_profile(
+            model, loss, data.x_train[:256], data.y_train[:256], etas, communicator=SerialCommunicator()
+        )
+        profile.plot(ax, label=f"{depth} layers,")
+        found = profile.largest_breakdown[[1, 10]]
+        rows.append([f"{depth} layers", *(f"{value:.3g}" for value in found), f"{largest_safe_step(depth):.3f}"])
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return rows
+
+
+def add_to_report(report: Report, runs: list[Any], certified: Certified, slopes: list[list[str]], folder: Path) -> None:
+    """Add the sections to the report.
+
+    Args:
+        report: The report.
+        runs: The runs, with their callbacks.
+        certified: Where the loss of the regression is provably convex.
+        slopes: The rows of the table of breakdown by depth.
+        folder: Where the figures are.
+    """
+    report.add_text(
+        "Measured on 256 training rows by the callbacks Convexity and GradientBreakdown. g'Hg / g'g is the curvature "
+        "of the loss along its gradient, lambda_min and lambda_max are the signed ends of the Hessian's spectrum, all "
+        "at the end of training; negative eigenvalues mean that the loss is not convex there, though it may be so "
+        "along the gradient: the convex share is that part of the loss's change during which it was. The largest "
+        "breakdown is how much a single step has changed the gradient of a layer, relatively; at 1 or more, the "
+        "gradient says nothing about the end of the step.",
+        heading="Curvature along training",
+    )
+    report.add_table(CURVATURE_HEADER, curvature_rows(runs))
+    report.add_figure(folder / "curvature.png", "Curvature along the gradient and extreme eigenvalues along training")
+    report.add_text(
+        f"{certified.sentence} It is the smallest network for which the question makes sense: one input, two hidden "
+        "ReLUs, no biases, squared loss, weight decay. On the certified part any critical point would be an isolated "
+        "local minimum.",
+        heading="Where convexity is proven",
+    )
+    report.add_text(
+        "Untrained networks of 2 and of 16 layers, all of whose layers are moved against their gradients by the same "
+        "relative step eta. With depth the gradient breaks down sooner, faster than linearly; the step that deep "
+        "relative trust allows shrinks with it. This is why Fromage takes relative steps, and why small ones.",
+        heading="Breakdown of gradients by depth",
+    )
+    report.add_table(BREAKDOWN_HEADER, slopes)
+    report.add_figure(folder / "breakdown.png", "Relative gradient breakdown along layer-wise normalised steps")

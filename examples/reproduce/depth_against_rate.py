@@ -1,0 +1,127 @@
+"""Bernstein et al. 2020 (arXiv 2002.03432), depth against learning rate: which optimizer trains deep networks untuned?
+
+Fully connected ReLU networks of growing depth, trained for a fixed number of epochs at a few learning rates. Published
+final training accuracies (MNIST, 100 epochs, best rate): SGD with momentum trains to depth 10 and is at chance from 11;
+Adam trains to depth 22 and is at chance from 23; Fromage reaches .995 at depth 27, .935 at 35 and .654 at 50.
+
+Initial weights are uniform with variance 1 / (3 fan_in), as in PyTorch: the signal shrinks from layer to layer, which
+is what makes depth hard here. On the digits with fewer epochs the depths at which training fails are others.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+from reproduction import Reproduction, start
+from rich.progress import track
+
+from tfopt import datasets, models
+from tfopt.optimizers import LARS, Fromage
+
+CHANCE = 0.2  # at or below this a network of ten classes has learned nothing
+OPTIMIZERS = {
+    "SGD, momentum 0.9": (lambda rate: keras.optimizers.SGD(rate, momentum=0.9), (0.001, 0.01, 0.1)),
+    "Adam": (keras.optimizers.Adam, (0.0001, 0.001, 0.01)),
+    "LARS": (LARS, (0.3, 1.0, 3.0)),
+    "Fromage": (Fromage, (0.001, 0.01, 0.1)),
+}
+
+
+def final_accuracy(optimizer: keras.Optimizer, depth: int, data: datasets.Dataset, epochs: int, seed: int) -> float:
+    """Train one network.
+
+    Args:
+        optimizer: What to train it with.
+        depth: Number of layers with weights.
+        data: What to train it on.
+        epochs: Number of epochs.
+        seed: Seed of the weights and the batches.
+
+    Returns:
+        The share of the training part that is classified correctly at the end.
+    """
+    keras.utils.set_random_seed(seed)
+    initializer = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
+    units = (64,) * (depth - 1)
+    model = models.mlp(data.input_shape, units, data.num_classes, kernel_initializer=initializer, seed=seed)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
+    model.fit(data.x_train, data.y_train, batch_size=64, epochs=epochs, verbose=0)
+    return model.evaluate(data.x_train, data.y_train, batch_size=512, verbose=0, return_dict=True)["accuracy"]
+
+
+def deepest_trained(depths: list[int], best: list[float]) -> int:
+    """Return the largest depth up to which every network has learned something.
+
+    Args:
+        depths: The depths, rising.
+        best: The accuracy at the best rate for each.
+
+    Returns:
+        A depth; 0 if the first is at chance.
+    """
+    deepest = 0
+    for depth, accuracy in zip(depths, best, strict=True):
+        if accuracy <= CHANCE:
+            break
+        deepest = depth
+    return deepest
+
+
+def main(argv: list[str] | None = None) -> Reproduction:
+    """Run the reproduction.
+
+    Args:
+        argv: Command-line arguments.
+
+    Returns:
+        What came of it.
+    """
+    run = start("depth_against_rate", "Bernstein et al. 2020: depth against learning rate", argv, __doc__)
+    data = datasets.load(run.data)
+    depths = run.choose([1, 4], [2, 6, 11, 16, 23, 35, 50], [1, 2, 4, 6, 8, 10, 11, 14, 18, 22, 23, 27, 35, 42, 50])
+    epochs = run.choose(1, 20, 100)
+    cells = [(name, rate, depth) for name, (_, rates) in OPTIMIZERS.items() for rate in rates for depth in depths]
+    found: dict[str, dict[float, list[float]]] = {}
+    for name, rate, depth in track(cells, "training"):
+        accuracy = final_accuracy(OPTIMIZERS[name][0](rate), depth, data, epochs, run.seed)
+        found.setdefault(name, {}).setdefault(rate, []).append(accuracy)
+    figure, panels = plt.subplots(1, len(found), figsize=(4 * len(found), 3.6), sharey=True, layout="constrained")
+    best, deepest = {}, {}
+    for ax, (name, by_rate) in zip(panels, found.items(), strict=True):
+        for rate, accuracies in by_rate.items():
+            ax.plot(depths, accuracies, marker=".", label=f"rate {rate:g}")
+        ax.set(title=name, xlabel="depth", ylim=(0, 1.02))
+        ax.legend(fontsize="small")
+        best[name] = np.max(list(by_rate.values()), axis=0).tolist()
+        deepest[name] = deepest_trained(depths, best[name])
+        run.results[name] = {f"{rate:g}": accuracies for rate, accuracies in by_rate.items()}
+    panels[0].set_ylabel("final training accuracy")
+    run.results["depths"] = depths
+    sgd, adam, fromage = (deepest[name] for name in ("SGD, momentum 0.9", "Adam", "Fromage"))
+    run.compare(
+        "deepest network above chance: SGD with momentum, Adam, Fromage",
+        "10, 22, 50",
+        f"{sgd}, {adam}, {fromage} (LARS: {deepest['LARS']})",
+        held=sgd < adam < fromage,
+        partly=sgd < fromage and adam <= fromage,
+    )
+    for depth, published in ((27, 0.995), (35, 0.935), (50, 0.654)):
+        if depth in depths:
+            others = ", ".join(f"{name} {best[name][depths.index(depth)]:.3f}" for name in best if name != "Fromage")
+            ours = best["Fromage"][depths.index(depth)]
+            run.compare(
+                f"Fromage's accuracy at depth {depth}",
+                f"{published:.3f}",
+                f"{ours:.3f} ({others})",
+                held=abs(ours - published) < 0.1,
+                partly=ours > CHANCE,
+            )
+    return run.finish(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Each reproduction runs for real, in its smallest setting."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / "examples" / "reproduce"
+SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "reproduction")
+
+
+@pytest.fixture(scope="module")
+def load():
+    sys.path.insert(0, str(FOLDER))
+    try:
+        yield __import__
+    finally:
+        sys.path.remove(str(FOLDER))
+
+
+def run(load, script, tmp_path, *arguments):
+    return load(script).main(["--smoke", "--output", str(tmp_path), *arguments])
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_writes_and_prints_published_beside_measured(load, script, tmp_path, capsys):
+    found = run(load, script, tmp_path)
+    printed = capsys.readouterr().out
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["size"] == "smoke"
+    assert content["results"]
+    assert len(content["claims"]) == len(found.claims) > 0
+    for claim in content["claims"]:
+        assert claim["verdict"] in ("held", "partly", "did not hold")
+        assert claim["published"]
+        assert claim["measured"]
+    assert "published" in printed
+    assert "verdict" in printed
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_the_regression_in_numpy_is_that_in_keras(load, tmp_path):
+    one_trial = run(load, "milne_regression", tmp_path).results["one_trial"]
+    assert one_trial["keras"] == pytest.approx(one_trial["numpy"], abs=0.01)
+    assert 0.1 < one_trial["numpy"][0] < 0.9  # certified on part of the way
+
+
+def test_norms_overflow_when_they_should(load, tmp_path):
+    assert [claim.verdict for claim in run(load, "norms_to_overflow", tmp_path).claims] == ["held"] * 3
+
+
+def test_entry_into_the_convex_regime(load):
+    entry_step = load("convexity_along_paths").entry_step
+    assert entry_step([0, 4, 8], [1.0, 2.0, 3.0]) == 0
+    assert entry_step([0, 4, 8, 12], [1.0, -2.0, 3.0, 1.0]) == 8
+    assert entry_step([0, 4, 8], [1.0, 2.0, -3.0]) == 8
+
+
+def test_mnist_is_used_when_it_is_on_disk(load, tmp_path, monkeypatch):
+    reproduction = load("reproduction")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    assert reproduction.default_data() == "digits"
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "mnist.npz").touch()
+    assert reproduction.default_data() == "mnist"
+
+
+def test_sizes(load):
+    run = load("reproduction").start("x", "title", ["--full", "--seed", "3"], None)
+    assert (run.choose(1, 2, 3), run.seed, run.data) == (3, 3, load("reproduction").default_data())
+    assert load("reproduction").start("x", "title", [], None).choose(1, 2, 3) == 2
