@@ -33,8 +33,7 @@ class Measurement(RankCallback):
         probe_data: A `Probe`, or as `fit` takes `validation_data`: (x, y), (x, y, sample_weight), or a data set; None
             where nothing is measured on a probe.
         loss: As `compile` takes it; None for the one that the model was compiled with.
-        every_n_steps: Cadence in steps; None for one in epochs.
-        every_n_epochs: Cadence in epochs; None for one in steps.
+        cadence: When to measure.
         batch_size: As `Probe` takes it.
         batch_norm: "batch" or "moving".
         log_dir: Folder for TensorBoard's event files; None for none.
@@ -53,8 +52,7 @@ class Measurement(RankCallback):
         probe_data: Any,
         loss: Any,
         *,
-        every_n_steps: int | None,
-        every_n_epochs: int | None,
+        cadence: Cadence,
         batch_size: int | None,
         batch_norm: str,
         log_dir: str | Path | None,
@@ -62,7 +60,7 @@ class Measurement(RankCallback):
     ) -> None:
         super().__init__(communicator)
         self.loss = loss
-        self.cadence = Cadence.of(every_n_steps, every_n_epochs)
+        self.cadence = cadence
         self.batch_norm = check_choice("batch_norm", batch_norm, BATCH_NORM_MODES)
         is_left_out = probe_data is None and not self.needs_probe
         self._probe = None if is_left_out else _make_probe(probe_data, batch_size)
@@ -210,6 +208,9 @@ class Measurement(RankCallback):
         """After training."""
 
     # --- what they use
+
+    def _is_due_after_epoch(self, cadence: Cadence, epochs: int) -> bool:
+        return cadence.is_due_after_epoch(epochs, self._first_epoch or 0, self.params.get("epochs") or epochs)
 
     @property
     def _execution_size(self) -> int:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
+from tfopt.callbacks._cadence import Cadence
 from tfopt.callbacks._change_share import ChangeShare
 from tfopt.callbacks._measurement import Measurement
 from tfopt.callbacks._rank_callback import learning_rates_of
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 _GRADIENT = "curvature_along_gradient"
 # Quantity -> what the share of the loss's change while it was positive is called.
 _SHARES = {_GRADIENT: "along_gradient", "theta_paper": "certified_paper", "theta_sharp": "certified_sharp"}
-_PARTS = 10  # of training, after each of which the spectrum is measured by default
 
 
 class Convexity(Measurement):
@@ -40,7 +40,8 @@ class Convexity(Measurement):
 
     - `convexity/loss`, and `convexity/curvature_along_gradient`: g'Hg / g'g.
     - `hessian/lambda_min`, `hessian/lambda_max`: the signed extreme eigenvalues, before the first step, at the end and
-      after every tenth part of training. For Keras's SGD (without clipping, decay and averaging) also
+      after every tenth part of training; `hessian/lambda_min_bound` and `..._max_bound`, within which an eigenvalue is.
+      For Keras's SGD (without clipping, decay and averaging) also
       `hessian/learning_rate_times_lambda_max` and `hessian/stability_limit`, beyond which steps on a quadratic diverge:
       2, with momentum b 2 (1 + b), with Nesterov's 2 (1 + b) / (1 + 2 b).
     - `hessian/trace` with `hessian/trace_standard_error`, if asked for.
@@ -65,7 +66,7 @@ class Convexity(Measurement):
         spectrum_every_n_epochs: When eigenvalues, trace and density are due; None (default) means after every tenth
             part of training.
         num_matvecs: The largest number of Hessian products for the eigenvalues, and the number for the trace and for
-            each of 4 probes of the density. Default 30.
+            each of 4 probes of the density. Default 20.
         certificate: True to insist on the certificate, False to leave it out; None (default) means where it applies.
         batch_size: Rows in a batch of the probe, for arrays.
         batch_norm: "batch" (default) normalises by each batch's own statistics, "moving" by the moving averages.
@@ -108,7 +109,7 @@ class Convexity(Measurement):
         trace: bool = False,
         density: bool = False,
         spectrum_every_n_epochs: int | None = None,
-        num_matvecs: int = 30,
+        num_matvecs: int = 20,
         certificate: bool | None = None,
         batch_size: int | None = None,
         batch_norm: str = "batch",
@@ -119,8 +120,7 @@ class Convexity(Measurement):
         super().__init__(
             probe_data,
             loss,
-            every_n_steps=every_n_steps,
-            every_n_epochs=every_n_epochs,
+            cadence=Cadence.of(every_n_steps, every_n_epochs),
             batch_size=batch_size,
             batch_norm=batch_norm,
             log_dir=log_dir,
@@ -131,7 +131,7 @@ class Convexity(Measurement):
         self.density = check_flag("density", density)
         if spectrum_every_n_epochs is not None:
             check_integer("spectrum_every_n_epochs", spectrum_every_n_epochs, minimum=1)
-        self.spectrum_every_n_epochs = spectrum_every_n_epochs
+        self.spectrum_cadence = Cadence(None, spectrum_every_n_epochs)
         self.num_matvecs = check_integer("num_matvecs", num_matvecs, minimum=1)
         self.certificate = None if certificate is None else check_flag("certificate", certificate)
         self.seed = check_integer("seed", seed, minimum=0)
@@ -175,7 +175,7 @@ class Convexity(Measurement):
 
     def _after_epoch(self, epochs: int, is_last: bool) -> None:
         with_spectrum = is_last or self._spectrum_is_due(epochs)
-        if with_spectrum or self.cadence.is_due_after_epoch(epochs):
+        if with_spectrum or self._is_due_after_epoch(self.cadence, epochs):
             self._take(with_spectrum=with_spectrum)
 
     def _after_training(self) -> None:
@@ -185,12 +185,7 @@ class Convexity(Measurement):
     def _spectrum_is_due(self, epochs: int) -> bool:
         if not (self.eigenvalues or self.trace or self.density):
             return False
-        if self.spectrum_every_n_epochs is not None:
-            return epochs % self.spectrum_every_n_epochs == 0
-        first = self._first_epoch or 0
-        total = max(self.params.get("epochs", 1) - first, 1)
-        done = epochs - first
-        return _PARTS * done // total > _PARTS * (done - 1) // total
+        return self._is_due_after_epoch(self.spectrum_cadence, epochs)
 
     # --- what
 
@@ -238,12 +233,12 @@ class Convexity(Measurement):
         nan = float("nan")
         if self.eigenvalues:
             ends = extremal_eigenvalues(self._hessian, self.num_matvecs, seed=self.seed) if is_sound else None
-            values["hessian/lambda_min"] = nan if ends is None else ends.lambda_min
-            values["hessian/lambda_max"] = largest = nan if ends is None else ends.lambda_max
+            names = ("lambda_min", "lambda_max", "lambda_min_bound", "lambda_max_bound")
+            values |= {f"hessian/{name}": nan if ends is None else getattr(ends, name) for name in names}
             limit = stability_limit(getattr(self.model, "optimizer", None))
             if limit is not None:
                 (rate,) = learning_rates_of(self.model)
-                values["hessian/learning_rate_times_lambda_max"] = rate * largest
+                values["hessian/learning_rate_times_lambda_max"] = rate * values["hessian/lambda_max"]
                 values["hessian/stability_limit"] = limit
         if self.trace:
             found = trace(self._hessian, self.num_matvecs, self.seed) if is_sound else None

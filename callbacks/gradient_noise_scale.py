@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tfopt.callbacks._cadence import Cadence
 from tfopt.callbacks._measurement import Measurement
 from tfopt.callbacks._running_fit import epoch_batches_of, find_running_fit
 
@@ -27,9 +28,10 @@ class GradientNoiseScale(Measurement):
     Kaplan, Amodei and the OpenAI Dota team, arXiv 1812.06162).
 
     With `probe_data` it is measured on them, from gradients of groups of rows against the gradient of all rows: before
-    the first step, at the end of every n-th epoch (or after every n-th step) and at the end of training. On several
-    ranks it can do without: each rank's gradient is compared with the mean of all within the training step, at the cost
-    of a norm, and averaged over the steps since the last measurement. In the logs, from the first epoch on:
+    the first step, after every tenth part of training (or every n-th epoch or step) and at the end. On several ranks it
+    can do without: each rank's gradient is compared with the mean of all within the training step, at the cost of a
+    norm, and averaged over the steps since the last measurement, by default in each epoch. In the logs, from the first
+    epoch on:
 
     - `gradient_noise/noise_scale` and `gradient_noise/noise_scale_standard_error`: NaN where the data are too few to
       tell |G|^2 from 0, as may happen near a minimum.
@@ -47,8 +49,8 @@ class GradientNoiseScale(Measurement):
         local_batch_size: Without `probe_data`, rows in a batch of one rank; None (default) asks `fit`. A smaller batch
             at the end of an epoch counts like the others.
         every_n_steps: Measure after each n-th training batch, an integer >= 1. None (default) means by epochs.
-        every_n_epochs: Measure at the end of each n-th epoch, an integer >= 1. None (default) means every epoch, unless
-            `every_n_steps` is given.
+        every_n_epochs: Measure at the end of each n-th epoch, an integer >= 1. None (default) means after every tenth
+            part of training with `probe_data`, and every epoch without, unless `every_n_steps` is given.
         batch_size: Rows in a batch of the probe, for arrays.
         batch_norm: "batch" (default) normalises by the statistics of each group, "moving" by the moving averages.
         log_dir: Folder for TensorBoard's event files, with each value at its step; None (default) for none.
@@ -94,8 +96,7 @@ class GradientNoiseScale(Measurement):
         super().__init__(
             probe_data,
             loss,
-            every_n_steps=every_n_steps,
-            every_n_epochs=every_n_epochs,
+            cadence=Cadence.of(every_n_steps, every_n_epochs, default_epochs=1 if probe_data is None else None),
             batch_size=batch_size,
             batch_norm=batch_norm,
             log_dir=log_dir,
@@ -124,7 +125,7 @@ class GradientNoiseScale(Measurement):
 
     def _after_epoch(self, epochs: int, is_last: bool) -> None:
         is_new = self._batches != self._batches_at_last_measurement
-        if is_new and (is_last or self.cadence.is_due_after_epoch(epochs) or not self.history["step"]):
+        if is_new and (is_last or self._is_due_after_epoch(self.cadence, epochs) or not self.history["step"]):
             self._take()
 
     def _after_training(self) -> None:

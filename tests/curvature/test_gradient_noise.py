@@ -175,3 +175,14 @@ def test_standard_error_of_the_noise_scale_is_the_jackknifes():
     found = [gradient_noise(model, "mse", *draw(200), group_size=4) for _ in range(25)]
     errors = [n.noise_scale_standard_error for n in found]
     assert np.std([n.noise_scale for n in found]) == pytest.approx(np.median(errors), rel=0.5)
+
+
+def test_gradients_that_are_not_kept_give_the_same(monkeypatch):
+    rng = np.random.default_rng(0)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    data = rng.normal(size=(12, 3)), rng.normal(size=(12, 2))
+    kept = gradient_noise(model, "mse", *data)
+    monkeypatch.setattr("tfopt.curvature.gradient_noise.KEPT_BYTES", 0)
+    again = gradient_noise(model, "mse", *data)
+    assert kept.covariance_trace == again.covariance_trace
+    assert kept.noise_scale_standard_error == again.noise_scale_standard_error

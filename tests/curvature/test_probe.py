@@ -69,7 +69,7 @@ def test_dictionaries_weights_and_inputs_alone():
     assert probe.batches[1].sample_weight.numpy().tolist() == [7.0, 8.0, 9.0]
     assert Probe(x).batches[0].y is None
     assert Probe(tf.data.Dataset.from_tensor_slices(x).batch(5)).batches[0].x.shape == (5, 3)
-    assert repr(Probe(np.ones((3000, 1)))) == "Probe(3,000 rows in 12 batches)"
+    assert repr(Probe(np.ones((3000, 1)))) == "Probe(3,000 rows in 6 batches)"
 
 
 def test_a_part_of_a_long_source_is_enough():

@@ -1,6 +1,6 @@
 """How much the gradients of single rows and of batches scatter."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,8 @@ from tfopt.communicator import Communicator
 from tfopt.curvature.hessian import HessianOperator
 from tfopt.curvature.probe_loss import ProbeLoss
 from tfopt.curvature.trace import Estimate
+
+KEPT_BYTES = 2**28  # of the gradients of all groups, in place of computing them twice
 
 
 @dataclass(frozen=True)
@@ -227,13 +229,16 @@ class Groups:
         Returns:
             The scatter, without tr(H C).
         """
-        units = _units(directions, sum(int(v.shape.num_elements()) for v in self._loss.values()))
-        mean = self._mean()
+        size = sum(int(v.shape.num_elements()) for v in self._loss.values())
+        units = _units(directions, size)
+        # Once, if they fit; otherwise once for the mean, and again for the distances from it.
+        gradients: Any = list(self) if len(self._places) * size * 8 <= KEPT_BYTES else self
+        mean = self._mean(gradients, size)
         if not self._is_checked:
             self._check()
             self._is_checked = True
         draws = []
-        for gradient in self:
+        for gradient in gradients:
             away = gradient - mean
             draws.append([away @ away, away @ mean, *(units @ away) ** 2])
         table = tf.constant(np.array(draws).reshape(len(draws), 2 + len(units)))
@@ -259,9 +264,10 @@ class Groups:
         rows = self._batches[number].rows(start, start + self._size)
         return _flat(self._loss.loss_and_gradient_of(values, rows.tensors)[1])
 
-    def _mean(self) -> np.ndarray:
-        values = self._loss.values()
-        total = sum(self, np.zeros(sum(int(value.shape.num_elements()) for value in values)))
+    def _mean(self, gradients: Iterable[np.ndarray], size: int) -> np.ndarray:
+        total = np.zeros(size)
+        for gradient in gradients:
+            total += gradient
         (total,) = self._ranks.allreduce_sum([tf.constant(total)], name="mean_gradient")
         return total.numpy() / self.count
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tfopt._checks import check_integer
 
-DEFAULT_BATCH_SIZE = 256
+DEFAULT_BATCH_SIZE = 512
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Probe:
             `(x, y)` or `(x, y, sample_weight)`.
         y: Targets with one row per sample; None for none, or if they come with `x`.
         sample_weight: One weight per sample; None for none, or if they come with `x`.
-        batch_size: Rows in a batch, for arrays only; an integer >= 1. None (default) means 256, or all rows if there
+        batch_size: Rows in a batch, for arrays only; an integer >= 1. None (default) means 512, or all rows if there
             are fewer.
         num_batches: How many batches to take of data sets and generators, an integer >= 1; None (default) means all.
         class_weight: Not supported; the error says what to pass in its place.
@@ -91,9 +91,9 @@ class Probe:
             without `num_batches`.
 
     Example:
-        >>> probe = Probe(np.ones((300, 2)), np.zeros(300))
+        >>> probe = Probe(np.ones((600, 2)), np.zeros(600))
         >>> probe.num_rows, len(probe.batches)
-        (300, 2)
+        (600, 2)
     """
 
     def __init__(
