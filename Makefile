@@ -58,6 +58,7 @@ bench: $(VENV)/installed-bench $(VENV)/built-horovod
 	$(BIN)/python benchmarks/optimizers.py
 	$(BIN)/horovodrun -np 2 $(BIN)/python benchmarks/distributed.py
 	$(BIN)/python benchmarks/curvature.py
+	$(BIN)/python benchmarks/callbacks.py
 	$(BIN)/python benchmarks/tables.py
 
 docs: $(VENV)/installed-plot

@@ -66,6 +66,9 @@ class Measurement(RankCallback):
         self._probe = None if is_left_out else _make_probe(probe_data, batch_size)
         self._summaries = Summaries(log_dir if self.communicator.rank == 0 else None)
         self._made_for: tuple[Any, ...] = ()
+        if cadence.every_n_steps is None:
+            # Where every callback leaves this hook alone, Keras does not wait for the metrics of each batch.
+            self.__dict__["on_train_batch_end"] = keras.callbacks.Callback.on_train_batch_end.__get__(self)
         self._start()
 
     def _start(self) -> None:
@@ -73,9 +76,8 @@ class Measurement(RankCallback):
         self._latest: dict[str, float] = {}
         self._first_epoch: int | None = None
         self._epochs_completed = 0
+        self._batches = 0  # completed in this training, where the cadence is one of steps
         self._batches_before_epoch = 0
-        self._batches = 0  # completed in this training
-        self._batches_at_last_measurement = -1
         self._steps_before = 0
         self._is_ready = False
 
@@ -88,7 +90,6 @@ class Measurement(RankCallback):
         "_epochs_completed",
         "_batches_before_epoch",
         "_batches",
-        "_batches_at_last_measurement",
     )
 
     def get_state(self) -> dict[str, Any]:
@@ -141,19 +142,19 @@ class Measurement(RankCallback):
         """Note where the next steps begin.
 
         Args:
-            batch: Not used: it may be beyond the end of the data.
+            batch: Number of the batch in the epoch, from 0; it may be beyond the end of the data.
             logs: Not used.
         """
+        self._num_batches = batch + 1  # for the ranks to compare
         self._steps_before = self._steps if self._may_end_anywhere else 0
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Measure if it is time to; the results go into the logs.
+        """Measure if it is time to; the results go into the logs. Called where the cadence is one of steps.
 
         Args:
-            batch: Number of the last batch in the epoch, from 0.
+            batch: Not used: where one execution makes several steps, it may be the first of them or beyond the last.
             logs: Receives what has been measured.
         """
-        # Not `batch`: where one execution makes several steps, it may be the first of them or beyond the last.
         num_measured = len(self.history["step"])
         self._move_on(self._steps_made())
         if logs is not None and len(self.history["step"]) > num_measured:
@@ -225,12 +226,12 @@ class Measurement(RankCallback):
 
     @property
     def _may_end_anywhere(self) -> bool:
-        return self.params.get("steps") is None and self._execution_size > 1
+        is_counting = self.cadence.every_n_steps is not None
+        return is_counting and self.params.get("steps") is None and self._execution_size > 1
 
     def _move_on(self, num_steps: int) -> None:
         before = self._batches
         self._batches += num_steps
-        self._num_batches = self._batches - self._batches_before_epoch
         self._steps_before = self._steps if self._may_end_anywhere else 0
         self._after_batches(before, self._batches)
 
@@ -242,8 +243,11 @@ class Measurement(RankCallback):
     def _steps(self) -> int:
         optimizer = getattr(self.model, "optimizer", None)
         if optimizer is None or not optimizer.built:
-            return self._batches
+            return self._epochs_completed  # of a trainer whose epochs are its steps
         return int(keras.ops.convert_to_numpy(optimizer.iterations))
+
+    def _is_measured(self, step: int) -> bool:
+        return step in self.history["step"][-1:]
 
     def _take(self, step: int | None = None, **options: Any) -> None:
         """Measure, and write down what was measured; of the step of the moment, or of another one."""
@@ -255,8 +259,7 @@ class Measurement(RankCallback):
         self, step: int, values: dict[str, float], details: dict[str, dict[str, float]], seconds: float
     ) -> None:
         history = self.history
-        if self._batches != self._batches_at_last_measurement:
-            self._batches_at_last_measurement = self._batches
+        if not self._is_measured(step):
             for name, series in history.items():
                 series.append(0.0 if name == "seconds" else float("nan"))
         row = {"epoch": self._epochs_completed, "step": step, "seconds": history["seconds"][-1] + seconds}

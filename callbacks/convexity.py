@@ -179,7 +179,7 @@ class Convexity(Measurement):
             self._take(with_spectrum=with_spectrum)
 
     def _after_training(self) -> None:
-        if self._batches != self._batches_at_last_measurement:
+        if not self._is_measured(self._steps):
             self._take(with_spectrum=True)
 
     def _spectrum_is_due(self, epochs: int) -> bool:
@@ -224,7 +224,7 @@ class Convexity(Measurement):
 
     def _share(self, name: str, loss: float, sign: float) -> dict[str, float]:
         share = self._shares.setdefault(name, ChangeShare())
-        share.update(loss, sign, self._batches)
+        share.update(loss, sign, self._steps)
         found = {"": share.fraction, "_of_steps": share.fraction_of_steps, "_undecided": share.fraction_undecided}
         return {f"convexity/fraction{kind}_{_SHARES[name]}": value for kind, value in found.items()}
 

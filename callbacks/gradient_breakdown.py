@@ -120,39 +120,55 @@ class GradientBreakdown(Measurement):
             )
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Keep the weights, if one of the next steps is to be measured.
+        """Keep the weights, if one of the next steps is to be measured; measure the first step.
 
         Args:
-            batch: Number of the batch in the epoch, from 0.
+            batch: Number of the batch in the epoch, from 0; it may be beyond the end of the data.
             logs: Not used.
         """
         super().on_train_batch_begin(batch, logs)
-        ahead = self._batches + self._next_steps
+        self._keep_step()
+        if not self.history["step"]:
+            self._measure_kept()
         total = self._steps_per_epoch
-        is_last = total is None or ahead - self._batches_before_epoch >= total
-        is_due = is_last or not self.history["step"] or self.cadence.is_due_between(self._batches, ahead)
+        is_last = total is None or batch + self._execution_size >= total
+        is_due = is_last or not self.history["step"] or self._is_due_next()
         if is_due and self._waiting is None:
             self._waiting = (self._meter.weights(), self._steps)
 
+    def _is_due_next(self) -> bool:
+        return self.cadence.is_due_between(self._batches, self._batches + self._next_steps)
+
     def _after_batches(self, before: int, after: int) -> None:
-        if self._waiting is None or self._steps == self._waiting[1]:
-            return  # nothing was kept, or gradients are being accumulated
-        self._kept, self._waiting = (self._waiting, (self._meter.weights(), self._steps)), None
+        self._keep_step()
         if not self.history["step"] or self.cadence.is_due_between(before, after):
             self._measure_kept()
 
     def _after_epoch(self, epochs: int, is_last: bool) -> None:
-        self._steps_per_epoch = self._batches - self._batches_before_epoch
-        if is_last or self._is_due_after_epoch(self.cadence, epochs):
+        if self._waiting is not None and self._steps_per_epoch is None and self._has_not_moved(self._waiting[0]):
+            self._waiting = None  # Keras has counted a step that found no data
+        self._keep_step()
+        if self._steps_per_epoch is None:
+            self._steps_per_epoch = self.params.get("steps") or self._num_batches
+        if is_last or not self.history["step"] or self._is_due_after_epoch(self.cadence, epochs):
             self._measure_kept()
 
+    def _keep_step(self) -> None:
+        # Where nothing is waiting, nothing was kept; where nothing has moved, gradients are being accumulated.
+        if self._waiting is not None and self._steps != self._waiting[1]:
+            self._kept, self._waiting = (self._waiting, (self._meter.weights(), self._steps)), None
+
+    def _has_not_moved(self, weights: list[Any]) -> bool:
+        return all(np.array_equal(a, b) for a, b in zip(weights, self._meter.weights(), strict=True))
+
     def _after_training(self) -> None:
+        self._keep_step()
         self._measure_kept()
         self._waiting = self._kept = None
 
     def _measure_kept(self) -> None:
         # The last step may have been measured already.
-        if self._kept is not None and self._kept[1][1] not in self.history["step"][-1:]:
+        if self._kept is not None and not self._is_measured(self._kept[1][1]):
             self._take(step=self._kept[1][1])
 
     # --- what

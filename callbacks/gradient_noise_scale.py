@@ -124,12 +124,12 @@ class GradientNoiseScale(Measurement):
             self._take()
 
     def _after_epoch(self, epochs: int, is_last: bool) -> None:
-        is_new = self._batches != self._batches_at_last_measurement
+        is_new = not self._is_measured(self._steps)
         if is_new and (is_last or self._is_due_after_epoch(self.cadence, epochs) or not self.history["step"]):
             self._take()
 
     def _after_training(self) -> None:
-        if self._batches != self._batches_at_last_measurement:
+        if not self._is_measured(self._steps):
             self._take()
 
     # --- what

@@ -1,5 +1,7 @@
 """The scatter of gradients, against gradients of single rows that Keras computes one by one."""
 
+import sys
+
 import curvature_oracles as oracles
 import keras
 import numpy as np
@@ -182,7 +184,7 @@ def test_gradients_that_are_not_kept_give_the_same(monkeypatch):
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     data = rng.normal(size=(12, 3)), rng.normal(size=(12, 2))
     kept = gradient_noise(model, "mse", *data)
-    monkeypatch.setattr("tfopt.curvature.gradient_noise.KEPT_BYTES", 0)
+    monkeypatch.setattr(sys.modules["tfopt.curvature.gradient_noise"], "KEPT_BYTES", 0)
     again = gradient_noise(model, "mse", *data)
     assert kept.covariance_trace == again.covariance_trace
     assert kept.noise_scale_standard_error == again.noise_scale_standard_error
