@@ -43,11 +43,12 @@ class SplitFunction:
         kept = _boundary(whole.graph, inputs[num_fixed:], outputs)
         if any(tensor.dtype == tf.variant for tensor in kept):
             self.num_bytes = 0
-            self._prepare, self._finish = lambda *tensors: tensors, _compiled(flat_function)
+            self._prepare, self._finish = lambda *tensors: tensors, _compiled(flat_function, inputs)
             return
         self.num_bytes = sum((t.shape.num_elements() or 0) * t.dtype.size for t in kept if t.shape.is_fully_defined())
-        self._prepare = _compiled(whole.prune(inputs[:num_fixed], kept))
-        self._finish = _compiled(whole.prune([*kept, *inputs[num_fixed:]], outputs))
+        self._prepare = _compiled(whole.prune(inputs[:num_fixed], kept), inputs[:num_fixed])
+        inputs = [*kept, *inputs[num_fixed:]]
+        self._finish = _compiled(whole.prune(inputs, outputs), inputs)
 
     def prepare(self, *fixed: Any) -> list[Any]:
         """Compute what does not depend on the vectors.
@@ -73,11 +74,12 @@ class SplitFunction:
         return list(self._finish(*prepared, *vectors))
 
 
-def _compiled(function: Any) -> Any:
-    # A pruned function is slow to call by itself; inside a `tf.function` it is inlined.
+def _compiled(function: Any, inputs: list[Any]) -> Any:
+    # A pruned function is slow to call by itself; inside a `tf.function` it is inlined. The concrete function is called,
+    # since finding it anew by the kinds of its many inputs takes a millisecond.
     made = tf.function(lambda *tensors: function(*tensors), autograph=False)
     made._omit_frequent_tracing_warning = True
-    return made
+    return made.get_concrete_function(*[tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in inputs])
 
 
 def _boundary(graph: Any, vectors: list[Any], outputs: list[Any]) -> list[Any]:
