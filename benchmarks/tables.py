@@ -104,12 +104,32 @@ def eigenvalue_table(result: dict) -> str:
     return "\n".join(lines)
 
 
+def callbacks_table(result: dict) -> str:
+    """Return what measuring costs a training.
+
+    Args:
+        result: The contents of `callbacks.json`.
+
+    Returns:
+        A Markdown table.
+    """
+    lines = [
+        "| | fit: s | first measurement: s | all others: s | others, share of the fit |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, row in result["seconds"].items():
+        share = row["other measurements"] / row["fit"]
+        first, others = row["first measurement"], row["other measurements"]
+        lines.append(f"| {name} | {row['fit']:.1f} | {first:.2f} | {others:.2f} | {share:.1%} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Rewrite the generated parts of the page."""
     page = ROOT / "docs" / "benchmarks.md"
-    result, distributed, curvature = (
+    result, distributed, curvature, callbacks = (
         json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
-        for name in ("optimizers", "distributed", "curvature")
+        for name in ("optimizers", "distributed", "curvature", "callbacks")
     )
     parts = {
         "environment": environment_line(result["environment"]),
@@ -119,6 +139,8 @@ def main() -> None:
         "curvature environment": environment_line(curvature["environment"]),
         "curvature products": curvature_table(curvature),
         "curvature eigenvalues": eigenvalue_table(curvature),
+        "callbacks environment": environment_line(callbacks["environment"]),
+        "callbacks": callbacks_table(callbacks),
     }
     text = page.read_text()
     for name, content in parts.items():

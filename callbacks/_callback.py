@@ -17,6 +17,11 @@ class Callback(keras.callbacks.Callback):
         refuse_horovod_keras(getattr(model, "optimizer", None))
         super().set_model(model)
 
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What `fit` has said of this training: `epochs`, `steps`, `verbose`; nothing in loops that say nothing."""
+        return self.params or {}
+
     def get_state(self) -> dict[str, Any]:
         """Return what `ResumableCheckpoint` must keep of this callback.
 

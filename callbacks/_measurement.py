@@ -11,6 +11,7 @@ from tfopt.callbacks._cadence import Cadence
 from tfopt.callbacks._rank_callback import RankCallback
 from tfopt.callbacks._running_fit import build_model, come_before_loggers, find_running_fit
 from tfopt.callbacks._summaries import Summaries
+from threadpoolctl import ThreadpoolController
 
 from tfopt import _plotting
 from tfopt._checks import check_choice
@@ -172,7 +173,7 @@ class Measurement(RankCallback):
             # The data have run out in the middle of an execution, of which Keras tells the beginning only.
             self._move_on(self._steps - self._steps_before)
         self._epochs_completed = epoch + 1
-        is_last = epoch + 1 == self.params.get("epochs") or bool(self.model.stop_training)
+        is_last = epoch + 1 == self.parameters.get("epochs") or bool(self.model.stop_training)
         self._after_epoch(epoch + 1, is_last)
         if logs is not None:
             logs.update(self._latest)
@@ -211,7 +212,7 @@ class Measurement(RankCallback):
     # --- what they use
 
     def _is_due_after_epoch(self, cadence: Cadence, epochs: int) -> bool:
-        return cadence.is_due_after_epoch(epochs, self._first_epoch or 0, self.params.get("epochs") or epochs)
+        return cadence.is_due_after_epoch(epochs, self._first_epoch or 0, self.parameters.get("epochs") or epochs)
 
     @property
     def _execution_size(self) -> int:
@@ -220,14 +221,14 @@ class Measurement(RankCallback):
     @property
     def _next_steps(self) -> int:
         # How many steps the next execution makes; at most, where `fit` does not know the end of the epoch.
-        total = self.params.get("steps")
+        total = self.parameters.get("steps")
         done = self._batches - self._batches_before_epoch
         return self._execution_size if total is None else max(min(self._execution_size, total - done), 1)
 
     @property
     def _may_end_anywhere(self) -> bool:
         is_counting = self.cadence.every_n_steps is not None
-        return is_counting and self.params.get("steps") is None and self._execution_size > 1
+        return is_counting and self.parameters.get("steps") is None and self._execution_size > 1
 
     def _move_on(self, num_steps: int) -> None:
         before = self._batches
@@ -252,7 +253,9 @@ class Measurement(RankCallback):
     def _take(self, step: int | None = None, **options: Any) -> None:
         """Measure, and write down what was measured; of the step of the moment, or of another one."""
         start = time.perf_counter()
-        values, details = self._measure(**options)
+        # On one thread: those of NumPy's BLAS go on spinning for a while afterwards, and keep TensorFlow's waiting.
+        with self._threads.limit(limits=1, user_api="blas"):
+            values, details = self._measure(**options)
         self._record(self._steps if step is None else step, values, details, time.perf_counter() - start)
 
     def _record(
@@ -270,6 +273,7 @@ class Measurement(RankCallback):
         self._summaries.write(step, {**values, **by_path})
 
     def _get_ready(self) -> None:
+        self._threads = ThreadpoolController()
         if not self.model.built:
             build_model(self.model, find_running_fit(self))
         variables = list(self.model.trainable_variables)

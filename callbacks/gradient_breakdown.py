@@ -110,7 +110,7 @@ class GradientBreakdown(Measurement):
     # --- when
 
     def _after_start(self) -> None:
-        self._steps_per_epoch = self.params.get("steps")
+        self._steps_per_epoch = self.parameters.get("steps")
         spanned = self._execution_size
         if spanned > 1:
             warnings.warn(
@@ -149,7 +149,7 @@ class GradientBreakdown(Measurement):
             self._waiting = None  # Keras has counted a step that found no data
         self._keep_step()
         if self._steps_per_epoch is None:
-            self._steps_per_epoch = self.params.get("steps") or self._num_batches
+            self._steps_per_epoch = self.parameters.get("steps") or self._num_batches
         if is_last or not self.history["step"] or self._is_due_after_epoch(self.cadence, epochs):
             self._measure_kept()
 

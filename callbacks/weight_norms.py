@@ -100,7 +100,7 @@ class WeightNorms(Callback):
             logs: Receives `weight_norms/max` and `weight_norms/min`.
         """
         self._epochs_completed = epoch + 1
-        is_last = epoch + 1 == self.params.get("epochs") or self.model.stop_training
+        is_last = epoch + 1 == self.parameters.get("epochs") or self.model.stop_training
         if (epoch + 1) % self.every_n_epochs == 0 or is_last or not self.history["norms"]:
             self._measure(epoch + 1)
         if logs is not None:

@@ -1,9 +1,18 @@
 """The callbacks for several ranks, in one process: they change nothing, and check what they can."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
-from tfopt.callbacks import AverageMetrics, BroadcastVariables, WarmupLearningRate, WeightNorms
+from tfopt.callbacks import (
+    AverageMetrics,
+    BroadcastVariables,
+    Convexity,
+    GradientBreakdown,
+    WarmupLearningRate,
+    WeightNorms,
+)
 
 from tfopt.distributed import DistributedOptimizer
 
@@ -109,7 +118,16 @@ class _FromHorovod(keras.optimizers.SGD):
 
 
 @pytest.mark.parametrize("make", [_FromHorovod, lambda: keras.optimizers.LossScaleOptimizer(_FromHorovod())])
-@pytest.mark.parametrize("callback", [AverageMetrics, BroadcastVariables, WarmupLearningRate, WeightNorms])
+@pytest.mark.parametrize(
+    "callback",
+    [
+        AverageMetrics,
+        BroadcastVariables,
+        WarmupLearningRate,
+        WeightNorms,
+        *(functools.partial(c, (np.ones((4, 2)), np.ones(4))) for c in (Convexity, GradientBreakdown)),
+    ],
+)
 def test_every_callback_names_horovods_own_wrapper(callback, make):
     with pytest.raises(ValueError, match="horovod.tensorflow.keras.DistributedOptimizer, which does not average"):
         fit(make_model(make()), [callback()])

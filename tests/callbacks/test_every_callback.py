@@ -98,3 +98,44 @@ def test_several_between_loggers(tmp_path):
     for name, callback in zip(names, ours, strict=True):
         check_measurements(name, "graph", callback, tmp_path / "nowhere")
         check_logs(name, history, tmp_path)
+
+
+@pytest.mark.parametrize("policy", ["float64", "mixed_float16", "mixed_bfloat16"])
+def test_other_dtypes(policy, tmp_path):
+    """Under loss scaling the first steps overflow and are skipped: what is measured are steps that move the weights."""
+    keras.config.set_dtype_policy(policy)
+    keras.config.set_floatx("float64" if policy == "float64" else "float32")
+    try:
+        names = ["Convexity", "GradientBreakdown", "GradientNoiseScale", "WeightNorms"]
+        ours = [table.CALLBACKS[name](PROBE, tmp_path) for name in names]
+        history, values = table.fit(table.make_model("adam", "graph"), ours)
+        _, plain = table.fit(table.make_model("adam", "graph"), [])
+    finally:
+        keras.config.set_dtype_policy("float32")
+        keras.config.set_floatx("float32")
+    for a, b in zip(values, plain, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert all(np.isfinite(history[key]).all() for name in names for key in table.LOGGED[name])
+    assert min(ours[1].history["breakdown/relative_perturbation"]) > 0
+
+
+def test_a_loop_that_is_not_fit():
+    """A trainer without an optimizer, whose epochs are its steps, that calls the hooks itself."""
+    model = table.make_model("adam", "graph")
+    model.compile(loss="mse")
+    model.optimizer = None
+    callbacks = [table.CALLBACKS[name](PROBE, None) for name in ("Convexity by steps", "WeightNorms")]
+    callbacks.append(tfopt.callbacks.Convexity(PROBE, eigenvalues=False))
+    breakdown = tfopt.callbacks.GradientBreakdown(PROBE)
+    hooks = keras.callbacks.CallbackList([*callbacks, breakdown], model=model)
+    hooks.on_train_begin()
+    for epoch in range(3):
+        hooks.on_epoch_begin(epoch)
+        hooks.on_train_batch_begin(0)
+        model.layers[0].kernel.assign(0.9 * model.layers[0].kernel)
+        hooks.on_train_batch_end(0)
+        hooks.on_epoch_end(epoch)
+    hooks.on_train_end()
+    assert callbacks[2].history["step"] == [0, 1, 2, 3]
+    assert breakdown.history["step"] == [1, 2, 3]
+    assert breakdown.history["breakdown/relative_perturbation"] == pytest.approx([0.1] * 3, rel=1e-4)

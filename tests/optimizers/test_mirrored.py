@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_mirrored import CASES
+from run_mirrored import CASES, MEASUREMENTS
 
 SCRIPT = Path(__file__).resolve().parents[1] / "support" / "run_mirrored.py"
 
@@ -27,3 +27,10 @@ def test_two_devices_equal_one(results, name, feature):
     for index in range(5):
         one, two = (results[f"{name}/{feature}/{count}/{index}"] for count in ("one", "two"))
         assert np.linalg.norm(one - two) <= 1e-9 * np.linalg.norm(one)
+
+
+@pytest.mark.parametrize("kind", MEASUREMENTS)
+def test_measurements_say_that_they_need_one_device(results, kind):
+    message = str(results[f"refused/{kind.__name__}"])
+    assert "`model` must not be spread over devices by tf.distribute" in message
+    assert "MirroredStrategy of 2 replicas" in message

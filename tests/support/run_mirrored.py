@@ -1,5 +1,7 @@
 """Trains the table of optimizers on two logical CPUs under MirroredStrategy and on one device, and saves both.
 
+Also what the callbacks that measure say to two devices.
+
 A process of its own, because logical devices must be configured before TensorFlow starts.
 """
 
@@ -9,11 +11,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 from optimizer_table import TABLE
+from tfopt.callbacks import Convexity, GradientBreakdown, GradientNoiseScale
 
 # Every row plain; what Keras itself does around the step, with one row of each class.
 CASES = [(name, "plain") for name in TABLE] + [
     (name, feature) for name in ("fromage", "lars", "guide") for feature in ("schedule", "ema")
 ]
+MEASUREMENTS = (Convexity, GradientBreakdown, GradientNoiseScale)
 NUM_ROWS, WIDTH = 32, 2100  # 8 x 2100 entries: large enough for the fused kernels, where there is one device
 
 
@@ -59,6 +63,12 @@ def main(path):
         two = train(model)
         for index, (a, b) in enumerate(zip(one, two, strict=True)):
             results[f"{name}/{feature}/one/{index}"], results[f"{name}/{feature}/two/{index}"] = a, b
+    probe = (np.zeros((4, 4), int), np.zeros((4, 1)))
+    for kind in MEASUREMENTS:
+        try:
+            model.fit(*probe, verbose=0, callbacks=[kind(probe)])
+        except ValueError as error:
+            results[f"refused/{kind.__name__}"] = np.array(str(error))
     np.savez(path, **results)
 
 

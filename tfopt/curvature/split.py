@@ -75,8 +75,8 @@ class SplitFunction:
 
 
 def _compiled(function: Any, inputs: list[Any]) -> Any:
-    # A pruned function is slow to call by itself; inside a `tf.function` it is inlined. The concrete function is called,
-    # since finding it anew by the kinds of its many inputs takes a millisecond.
+    # A pruned function is slow to call by itself; inside a `tf.function` it is inlined. What is called is the concrete
+    # function: to find it anew by the kinds of its many inputs takes a millisecond.
     made = tf.function(lambda *tensors: function(*tensors), autograph=False)
     made._omit_frequent_tracing_warning = True
     return made.get_concrete_function(*[tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in inputs])
