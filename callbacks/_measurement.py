@@ -243,7 +243,7 @@ class Measurement(RankCallback):
     @property
     def _steps(self) -> int:
         optimizer = getattr(self.model, "optimizer", None)
-        if optimizer is None or not optimizer.built:
+        if optimizer is None:
             return self._epochs_completed  # of a trainer whose epochs are its steps
         return int(keras.ops.convert_to_numpy(optimizer.iterations))
 

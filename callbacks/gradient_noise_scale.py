@@ -118,6 +118,8 @@ class GradientNoiseScale(Measurement):
     def _after_start(self) -> None:
         if self._probe is not None:
             self._take()
+        elif self._scatter is not None:
+            self._scatter.take()  # what an earlier training has left
 
     def _after_batches(self, before: int, after: int) -> None:
         if self.cadence.is_due_between(before, after):

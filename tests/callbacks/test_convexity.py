@@ -144,6 +144,7 @@ def test_a_cadence_of_its_own_and_epochs_that_begin_late():
     convexity = Convexity((X, Y), num_matvecs=5, every_n_epochs=3, spectrum_every_n_epochs=4)
     fit(make_model(), [convexity], initial_epoch=2, epochs=10, batch_size=16)
     assert convexity.history["epoch"] == [2, 3, 4, 6, 8, 9, 10]
+    assert convexity.history["step"] == [0, 1, 2, 4, 6, 7, 8]
     known = ~np.isnan(convexity.history["hessian/lambda_max"])
     assert np.array(convexity.history["epoch"])[known].tolist() == [2, 4, 8, 10]
 
