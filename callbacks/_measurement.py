@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from tfopt.callbacks._cadence import Cadence
 from tfopt.callbacks._rank_callback import RankCallback
 from tfopt.callbacks._running_fit import build_model, come_before_loggers, find_running_fit
@@ -17,7 +18,7 @@ from tfopt import _plotting
 from tfopt._checks import check_choice
 from tfopt.communicator import Communicator
 from tfopt.curvature.objective import BATCH_NORM_MODES
-from tfopt.curvature.probe import Probe, as_probe
+from tfopt.curvature.probe import Probe, as_probe, map_arrays
 from tfopt.distributed.agreement import check_agreement
 
 if TYPE_CHECKING:
@@ -67,10 +68,30 @@ class Measurement(RankCallback):
         self._probe = None if is_left_out else _make_probe(probe_data, batch_size)
         self._summaries = Summaries(log_dir if self.communicator.rank == 0 else None)
         self._made_for: tuple[Any, ...] = ()
-        if cadence.every_n_steps is None:
+        self._check_loss_and_hooks()
+        self._start()
+
+    def _check_loss_and_hooks(self) -> None:
+        if isinstance(self.loss, str):
+            try:
+                keras.losses.get(self.loss)
+            except ValueError as error:
+                raise ValueError(f"`loss` must be a loss that Keras knows. Received: loss={self.loss!r}") from error
+        if self.cadence.every_n_steps is None and type(self).on_train_batch_end is Measurement.on_train_batch_end:
             # Where every callback leaves this hook alone, Keras does not wait for the metrics of each batch.
             self.__dict__["on_train_batch_end"] = keras.callbacks.Callback.on_train_batch_end.__get__(self)
-        self._start()
+
+    # Copies and pickles hold what was measured, and make new instruments in their next `fit`.
+
+    _INSTRUMENTS = ("on_train_batch_end", "_model", "_threads", "_hessian", "_network", "_meter", "_groups", "_scatter")
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {name: value for name, value in self.__dict__.items() if name not in self._INSTRUMENTS}
+        return kept | {"_made_for": (), "_is_ready": False}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _model=None, _scatter=None)
+        self._check_loss_and_hooks()
 
     def _start(self) -> None:
         self.history: dict[str, list] = {"epoch": [], "step": [], "seconds": []}
@@ -274,8 +295,7 @@ class Measurement(RankCallback):
 
     def _get_ready(self) -> None:
         self._threads = ThreadpoolController()
-        if not self.model.built:
-            build_model(self.model, find_running_fit(self))
+        self._build_model()
         variables = list(self.model.trainable_variables)
         wanted = (self.model, getattr(self.model, "_compile_loss", None), *variables)
         made_for = self._made_for
@@ -292,6 +312,16 @@ class Measurement(RankCallback):
                 {"weights": f"those with the checksum {digest.hexdigest()[:8]}"},
                 "Add the callback tfopt.callbacks.BroadcastVariables(), which makes them equal.",
             )
+
+    def _build_model(self) -> None:
+        if self.model.built:
+            return
+        if self._probe is None:
+            build_model(self.model, find_running_fit(self))
+            return
+        # From the probe, since to look at the training data would use up one of their shuffles.
+        floats = keras.config.floatx()
+        self.model(map_arrays(lambda x: tf.cast(x, floats) if x.dtype.is_floating else x, self._probe.batches[0].x))
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """Return the measurements as a table.
@@ -316,4 +346,9 @@ def _make_probe(data: Any, batch_size: int | None) -> Probe:
             "`probe_data` must be (x, y), (x, y, sample_weight), a data set or a tfopt.curvature.Probe. "
             f"Received: a tuple of {len(parts)}"
         )
-    return as_probe(*parts, batch_size=batch_size)
+    if isinstance(data, list):
+        raise TypeError("`probe_data` must be a tuple (x, y), not a list: a list means several inputs without targets")
+    try:
+        return as_probe(*parts, batch_size=batch_size)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"`probe_data` must be what a Probe can hold: {error}") from error

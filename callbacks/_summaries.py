@@ -15,14 +15,20 @@ class Summaries:
         log_dir: The folder; None to write nothing.
 
     Raises:
+        TypeError: The folder is no path.
         ImportError: TensorBoard is not installed.
     """
 
     def __init__(self, log_dir: str | Path | None) -> None:
+        if log_dir is not None and not isinstance(log_dir, str | Path):
+            raise TypeError(f"`log_dir` must be a path. Received: log_dir={log_dir!r} of type {type(log_dir).__name__}")
         if log_dir is not None and importlib.util.find_spec("tensorboard") is None:
             raise ImportError("`log_dir` needs TensorBoard: pip install 'tfopt[tensorboard]'")
         self._log_dir = log_dir
         self._writer: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_log_dir": self._log_dir, "_writer": None}
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """Write numbers, and make sure that they are on the disk.

@@ -140,6 +140,7 @@ class Convexity(Measurement):
         super()._start()
         self.densities: dict[int, SpectralDensity] = {}
         self._shares: dict[str, ChangeShare] = {}
+        self._spectrum_step = -1
 
     def get_state(self) -> dict[str, Any]:
         """Return what a checkpoint must keep.
@@ -150,6 +151,7 @@ class Convexity(Measurement):
         densities = [[step, d.nodes, d.weights, d.size] for step, d in self.densities.items()]
         return super().get_state() | {
             "densities": densities,
+            "_spectrum_step": self._spectrum_step,
             "shares": {name: vars(share) for name, share in self._shares.items()},
         }
 
@@ -179,8 +181,13 @@ class Convexity(Measurement):
             self._take(with_spectrum=with_spectrum)
 
     def _after_training(self) -> None:
-        if not self._is_measured(self._steps):
+        if not self._is_measured(self._steps) or (self._spectrum_step != self._steps and self._is_as_measured()):
             self._take(with_spectrum=True)
+
+    def _is_as_measured(self) -> bool:
+        # Not if Keras has put other weights in place of the last step's: averages, or the best ones.
+        loss, _ = self._hessian.loss_and_gradient()
+        return bool(np.isclose(loss, self.history["convexity/loss"][-1], rtol=1e-6, equal_nan=True))
 
     def _spectrum_is_due(self, epochs: int) -> bool:
         if not (self.eigenvalues or self.trace or self.density):
@@ -231,6 +238,7 @@ class Convexity(Measurement):
     def _spectrum(self, is_sound: bool) -> dict[str, float]:
         values: dict[str, float] = {}
         nan = float("nan")
+        self._spectrum_step = self._steps
         if self.eigenvalues:
             ends = extremal_eigenvalues(self._hessian, self.num_matvecs, seed=self.seed) if is_sound else None
             names = ("lambda_min", "lambda_max", "lambda_min_bound", "lambda_max_bound")
@@ -288,7 +296,7 @@ def stability_limit(optimizer: Any) -> float | None:
         clipping, decay, averaging and accumulation.
     """
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    if not isinstance(optimizer, keras.optimizers.SGD):
+    if optimizer.__class__ is not keras.optimizers.SGD:  # what a DistributedOptimizer says, too
         return None
     extras = ("clipnorm", "global_clipnorm", "clipvalue", "weight_decay", "use_ema", "gradient_accumulation_steps")
     if any(getattr(optimizer, name) for name in extras):

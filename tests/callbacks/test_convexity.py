@@ -1,7 +1,9 @@
 """What Convexity records, against known answers."""
 
+import copy
 import itertools
 import math
+import pickle
 
 import keras
 import numpy as np
@@ -13,6 +15,7 @@ from tfopt.callbacks.convexity import stability_limit
 from tfopt.models import milne_regression, mlp
 
 from tfopt.curvature import HessianOperator, NotCoveredError, Probe, convexity_certificate, spectral_density, trace
+from tfopt.distributed import DistributedOptimizer
 from tfopt.optimizers import Fromage
 
 X = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
@@ -173,6 +176,8 @@ def test_trace_and_density():
         (keras.optimizers.SGD(0.1, clipnorm=1.0), None),
         (keras.optimizers.SGD(0.1, weight_decay=0.1), None),
         (keras.optimizers.SGD(0.1, use_ema=True), None),
+        (type("Own", (keras.optimizers.SGD,), {})(0.1), None),
+        (DistributedOptimizer(keras.optimizers.SGD(0.1)), 2.0),
         (keras.optimizers.Adam(), None),
         (Fromage(), None),
         (None, None),
@@ -229,6 +234,44 @@ def test_a_model_that_fit_builds_trains_as_without():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
+def test_a_model_that_fit_builds_sees_the_same_shuffles():
+    results = []
+    for callbacks in ([], [Convexity((X, Y), eigenvalues=False)]):
+        keras.utils.set_random_seed(5)
+        model = keras.Sequential([keras.layers.Dense(3, "tanh"), keras.layers.Dense(2)])
+        model.compile("adam", "mse", jit_compile=False)
+        rows = tf.data.Dataset.from_tensor_slices((X, Y)).shuffle(16, seed=1).batch(4)
+        model.fit(rows, epochs=2, verbose=0, callbacks=callbacks)
+        results.append(model.get_weights())
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda callback: pickle.loads(pickle.dumps(callback))])
+def test_copies_hold_the_measurements_and_measure_again(duplicate, tmp_path):
+    convexity = Convexity((X, Y), eigenvalues=False, log_dir=tmp_path)
+    fit(make_model(), [convexity], epochs=2)
+    copied = duplicate(convexity)
+    assert copied.history == convexity.history or np.array_equal(copied.history["step"], convexity.history["step"])
+    fit(make_model(), [copied], epochs=1)
+    assert copied.history["step"] == [0, 4]
+    assert convexity.history["step"] == [0, 4, 8]
+
+
+def test_hooks_of_subclasses_are_called():
+    class Counting(Convexity):
+        count = 0
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.count += 1
+
+    counting = Counting((X, Y), eigenvalues=False)
+    fit(make_model(), [counting], epochs=2)
+    assert counting.count == 8
+    assert counting.history["step"] == [0, 4, 8]
+
+
 def test_values_are_in_the_logs_of_the_step_at_which_they_were_measured():
     seen = {}
 
@@ -249,6 +292,21 @@ def test_training_that_is_stopped_is_measured_at_its_end():
     fit(make_model(), [convexity, Stop()], epochs=100, batch_size=16)
     assert convexity.history["step"][-1] == 4
     assert not np.isnan(convexity.history["hessian/lambda_max"][-1])
+    every = Convexity((X, Y))
+    fit(make_model(), [every, Stop()], epochs=100, batch_size=16)
+    assert every.history["step"] == [0, 1, 2, 3, 4]
+    assert not np.isnan(every.history["hessian/lambda_max"][-1])
+
+
+@pytest.mark.parametrize("kind", ["averages", "best"])
+def test_weights_that_keras_puts_in_place_at_the_end_are_not_those_of_the_last_step(kind):
+    model = make_model()
+    model.compile(keras.optimizers.SGD(0.05, use_ema=kind == "averages", ema_momentum=0.5), "mse", jit_compile=False)
+    worse = keras.callbacks.EarlyStopping("loss", mode="max", patience=2, restore_best_weights=True)
+    convexity = Convexity((X, Y), every_n_epochs=1, eigenvalues=False)
+    history = fit(model, [convexity, *[worse] * (kind == "best")], epochs=4)
+    assert convexity.history["convexity/loss"][-1] == history["convexity/loss"][-1]
+    assert convexity.history["step"][-1] == 4 * len(history["loss"])
 
 
 def test_what_was_measured_survives_an_interruption():
@@ -355,13 +413,21 @@ def test_plot():
         ({"num_matvecs": 0}, "`num_matvecs` must be an integer >= 1"),
         ({"batch_norm": "both"}, "`batch_norm` must be one of 'batch', 'moving'"),
         ({"probe_data": (X, Y, None, None)}, r"`probe_data` must be \(x, y\).*Received: a tuple of 4"),
-        ({"probe_data": None}, "`x` must be the inputs on which to measure"),
-        ({"probe_data": (X, Y[:3])}, "must have equally many rows"),
+        ({"probe_data": None}, "`probe_data` must be what a Probe can hold: `x` must be the inputs"),
+        ({"probe_data": (X, Y[:3])}, "`probe_data` must be.*must have equally many rows"),
+        ({"loss": "nope"}, "`loss` must be a loss that Keras knows. Received: loss='nope'"),
     ],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         Convexity(**{"probe_data": (X, Y), **arguments})
+
+
+def test_bad_types():
+    with pytest.raises(TypeError, match=r"`probe_data` must be a tuple \(x, y\), not a list"):
+        Convexity([X, Y])
+    with pytest.raises(TypeError, match="`log_dir` must be a path. Received: log_dir=5"):
+        Convexity((X, Y), log_dir=5)
 
 
 @pytest.mark.parametrize("name", ["eigenvalues", "trace", "density", "certificate"])

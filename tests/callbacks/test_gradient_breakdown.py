@@ -141,6 +141,16 @@ def test_a_resumed_training_measures_as_one_that_was_not_interrupted(tmp_path):
         np.testing.assert_equal(resumed[name], whole[name])
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
+def test_what_is_no_longer_finite_is_infinitely_far():
+    breakdown = GradientBreakdown((X, Y))
+    history = fit(make_model(keras.optimizers.SGD(1e30)), [breakdown])
+    for name in ("relative_gradient_breakdown", "relative_perturbation", "deep_relative_trust"):
+        assert history[f"breakdown/{name}"] == [np.inf] * 3
+    assert np.isnan(history["breakdown/descent_bound"]).all()
+    breakdown.plot()
+
+
 def test_table_and_plot():
     breakdown = GradientBreakdown((X, Y))
     assert len(breakdown.plot().lines) == 0

@@ -69,7 +69,6 @@ def test_one_hidden_layer_may_have_biases():
         penalty = keras.regularizers.L2(0.25)
         for layer in model.layers:
             if isinstance(layer, keras.layers.Dense):
-                layer.kernel_regularizer = layer.bias_regularizer = penalty
                 layer.kernel.regularizer = layer.bias.regularizer = penalty
         model.set_weights([rng.normal(size=w.shape) * 10.0 ** rng.uniform(-1, 0.5) for w in model.get_weights()])
         x, y = rng.normal(size=(5, 2)), rng.normal(size=(5, 1))
@@ -127,7 +126,7 @@ def test_membership_and_the_ball():
 
 def test_without_hidden_layers_it_is_the_decay():
     linear = mlp(2, (), 2, weight_decay=0.25)
-    linear.layers[-1].bias_regularizer = keras.regularizers.L2(0.25)
+    linear.layers[-1].bias.regularizer = keras.regularizers.L2(0.25)
     certificate = convexity_certificate(linear, "mse", np.ones((3, 2)), np.ones((3, 2)))
     assert (certificate.theta_paper, certificate.theta_sharp) == (0.5, 0.5)
     assert certificate.largest_mean_squared_error() == float("inf")
@@ -202,6 +201,16 @@ class OwnLoss(keras.Sequential):
         return keras.ops.mean(keras.ops.abs(y - y_pred))
 
 
+class Thirty(keras.layers.ReLU):
+    def call(self, inputs):
+        return 30 * super().call(inputs)
+
+
+class Wave(keras.layers.Activation):
+    def call(self, inputs):
+        return keras.ops.sin(10 * inputs)
+
+
 class Subclassed(keras.Model):
     def __init__(self):
         super().__init__()
@@ -229,6 +238,8 @@ class Subclassed(keras.Model):
         (lambda: chain(dense(), keras.layers.ReLU(max_value=6.0), dense(1)), r"\(ReLU\) is"),
         (lambda: chain(dense(), keras.layers.ReLU(negative_slope=2.0), dense(1)), r"\(ReLU\) is"),
         (lambda: chain(dense(), keras.layers.LeakyReLU(negative_slope=1.5), dense(1)), r"\(LeakyReLU\) is"),
+        (lambda: chain(dense(), Thirty(), dense(1)), r"\(Thirty\) is Thirty"),
+        (lambda: chain(dense(), Wave("relu"), dense(1)), r"\(Wave\) is Wave"),
         (lambda: chain(dense(), keras.layers.BatchNormalization(), dense(1)), "BatchNormalization"),
         (lambda: chain(dense(), keras.layers.Dropout(0.5), dense(1)), "Dropout"),
         (lambda: chain(dense(), dense(1, activation="relu")), "the output has an activation"),
@@ -267,5 +278,44 @@ def test_weights_of_rows_and_losses_are_not_covered():
     with pytest.raises(NotCoveredError, match="the data have sample weights"):
         convexity_certificate(model, "mse", probe)
     model.compile("sgd", ["mse"], loss_weights=[2.0])
-    with pytest.raises(NotCoveredError, match="the loss is"):
+    with pytest.raises(NotCoveredError, match=r"the loss has the weights \[2.0\]"):
         convexity_certificate(model, x=np.ones((3, 1)), y=np.ones((3, 1)))
+
+
+def test_what_is_not_in_the_loss_does_not_count():
+    """Keras reads a layer's regulariser when it builds it; what is in the loss is the variable's."""
+    model = chain(dense(penalty=None, activation="relu"), dense(1, penalty=None))
+    for layer in model.layers:
+        layer.kernel_regularizer = keras.regularizers.L2(5.0)
+    with pytest.raises(NotCoveredError, match="has no penalty"):
+        convexity_certificate(model, "mse", np.ones((3, 2)), np.ones((3, 1)))
+
+
+def test_training_steps_and_losses_of_an_instance_are_not_covered():
+    class OwnStep(keras.Sequential):
+        def train_step(self, data):
+            return {}
+
+    data = {"x": np.ones((3, 2)), "y": np.ones((3, 1))}
+    with pytest.raises(NotCoveredError, match="a training step of its own"):
+        convexity_certificate(OwnStep([keras.Input((2,)), dense(1)]), "mse", **data)
+    model = chain(dense(1))
+    model.compile("sgd", "mse")
+    model.compute_loss = lambda *args, **kwargs: 0.0
+    with pytest.raises(NotCoveredError, match="a loss of its own"):
+        convexity_certificate(model, **data)
+
+
+def test_several_inputs_are_not_covered_and_weights_must_be_finite():
+    inputs = keras.Input((2,), name="a")
+    model = keras.Model({"a": inputs}, dense(1)(inputs))
+    x = np.ones((3, 2))
+    with (
+        pytest.warns(UserWarning, match="do not match"),
+        pytest.raises(NotCoveredError, match="the data have 2 inputs"),
+    ):
+        convexity_certificate(model, "mse", {"a": x, "b": x}, np.ones((3, 1)))
+    model = chain(dense(1))
+    model.set_weights([np.full((2, 1), np.nan)])
+    with pytest.raises(ValueError, match="`model` must have finite weights"):
+        convexity_certificate(model, "mse", x, np.ones((3, 1)))

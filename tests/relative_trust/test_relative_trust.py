@@ -153,6 +153,13 @@ def test_what_has_no_size_is_left_out():
     assert profile.etas.tolist() == pytest.approx(np.linspace(0, 0.1, 21).tolist())
 
 
+def test_what_is_not_finite_is_infinite():
+    bad = [np.array([np.nan]), np.array([np.inf]), np.ones(1)]
+    np.testing.assert_array_equal(relative_perturbation([np.ones(1)] * 3, bad), [np.inf, np.inf, 1.0])
+    np.testing.assert_array_equal(relative_gradient_breakdown(bad, [np.ones(1)] * 3), [np.inf, np.inf, 0.0])
+    assert deep_relative_trust([0.1, np.inf]) == np.inf
+
+
 def test_deep_relative_trust_and_the_largest_safe_step():
     assert deep_relative_trust([]) == 0.0
     assert deep_relative_trust([0.1, np.nan, 0.2]) == pytest.approx(1.1 * 1.2 - 1)

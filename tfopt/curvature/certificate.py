@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfopt._checks import check_choice, check_integer, check_number
 from tfopt.communicator import Communicator
-from tfopt.curvature.covered_networks import check_loss, common_l2, dense_layers
+from tfopt.curvature.covered_networks import NotCoveredError, check_loss, common_l2, dense_layers
 from tfopt.curvature.probe_loss import ProbeLoss, compiled
 
 KINDS = ("paper", "sharp")
@@ -249,6 +249,9 @@ class CertifiedNetwork:
 
         Returns:
             The certificate, over the rows of all ranks.
+
+        Raises:
+            ValueError: A weight is not finite.
         """
         values, rows = self._loss.values(), self._loss.num_rows
         batches = self._loss.probe.batches
@@ -256,6 +259,8 @@ class CertifiedNetwork:
         (error,) = self._loss.communicator.allreduce_sum([tf.constant(error, tf.float64)], name="error")
         # The singular values themselves, raised by what rounding may have taken off: a bound must not be too small.
         kernels = [np.asarray(layer.kernel.value, np.float64) for layer in self._layers]
+        if not all(np.isfinite(kernel).all() for kernel in kernels):
+            raise ValueError("`model` must have finite weights. Received: weights that are NaN or infinite")
         spectral_norm = max(np.linalg.norm(kernel, 2) * (1 + 1e-12 * max(kernel.shape)) for kernel in kernels)
         return ConvexityCertificate(
             l2=self._l2,
@@ -272,5 +277,8 @@ class CertifiedNetwork:
 
 
 def _radius(x: Any) -> float:
-    (rows,) = [np.asarray(leaf, np.float64) for leaf in keras.tree.flatten(x)]
+    leaves = keras.tree.flatten(x)
+    if len(leaves) != 1:
+        raise NotCoveredError(f"the data have {len(leaves)} inputs")
+    rows = np.asarray(leaves[0], np.float64)
     return float(np.linalg.norm(rows.reshape(len(rows), -1), axis=1).max())

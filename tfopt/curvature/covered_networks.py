@@ -92,12 +92,12 @@ def _chain(model: Any) -> Iterator[Any]:
 
 def _is_linear(activation: Any, name: str) -> bool:
     # What is neither linear nor a (leaky) ReLU of slopes up to 1 is refused.
-    if isinstance(activation, keras.layers.Activation):
+    if type(activation) is keras.layers.Activation:
         activation = activation.activation
-    if isinstance(activation, keras.layers.ReLU):
+    if type(activation) is keras.layers.ReLU:
         if activation.max_value is None and not activation.threshold and 0 <= activation.negative_slope <= 1:
             return False
-    elif isinstance(activation, keras.layers.LeakyReLU):
+    elif type(activation) is keras.layers.LeakyReLU:
         if abs(activation.negative_slope) <= 1:
             return False
     elif activation in _ACTIVATIONS:
@@ -115,17 +115,22 @@ def check_loss(probe_loss: ProbeLoss) -> None:
         NotCoveredError: It is not.
     """
     objective = probe_loss.objective
-    loss, weights = objective.given_loss, None
+    model, loss, weights = objective.model, objective.given_loss, None
+    if type(model).train_step is not keras.Model.train_step or "train_step" in vars(model):
+        raise NotCoveredError("the model has a training step of its own")
     if loss is None:
-        compiled_loss = getattr(objective.model, "_compile_loss", None)
-        if compiled_loss is None or type(objective.model).compute_loss is not keras.Model.compute_loss:
+        compiled_loss = getattr(model, "_compile_loss", None)
+        is_own = type(model).compute_loss is not keras.Model.compute_loss or "compute_loss" in vars(model)
+        if compiled_loss is None or is_own:
             raise NotCoveredError("the model computes a loss of its own")
         loss, weights = compiled_loss._user_loss, compiled_loss._user_loss_weights
+        if weights is not None and keras.tree.flatten(weights) != [1.0]:
+            raise NotCoveredError(f"the loss has the weights {weights}")
     flat = keras.tree.flatten(loss)
     found = keras.losses.get(flat[0]) if len(flat) == 1 else loss
     mean = getattr(found, "reduction", None) in ("sum_over_batch_size", "mean", "mean_with_sample_weight")
     is_mse = found is keras.losses.mean_squared_error or (type(found) is keras.losses.MeanSquaredError and mean)
-    if not is_mse or (weights is not None and keras.tree.flatten(weights) != [1.0]):
+    if not is_mse:
         raise NotCoveredError(f"the loss is {getattr(found, 'name', None) or getattr(found, '__name__', found)!r}")
     if any(batch.sample_weight is not None for batch in probe_loss.probe.batches):
         raise NotCoveredError("the data have sample weights")
@@ -145,15 +150,17 @@ def common_l2(layers: list[Any]) -> float:
     """
     found = {}
     for layer in layers:
-        found[f"{layer.name}/kernel"] = _l2_of(layer.kernel_regularizer, f"the kernel of {layer.name!r}")
+        found[f"{layer.name}/kernel"] = _l2_of(layer.kernel, f"the kernel of {layer.name!r}")
         if layer.use_bias:
-            found[f"{layer.name}/bias"] = _l2_of(layer.bias_regularizer, f"the bias of {layer.name!r}")
+            found[f"{layer.name}/bias"] = _l2_of(layer.bias, f"the bias of {layer.name!r}")
     if len(set(found.values())) > 1:
         raise NotCoveredError(f"the L2 penalties differ: {found}")
     return next(iter(found.values()))
 
 
-def _l2_of(regularizer: Any, name: str) -> float:
+def _l2_of(variable: Any, name: str) -> float:
+    # The variable's own regulariser is the one in the loss; a layer's argument is only read when it is built.
+    regularizer = variable.regularizer
     is_l2 = type(regularizer) is keras.regularizers.L2 or (
         type(regularizer) is keras.regularizers.L1L2 and float(regularizer.l1) == 0.0
     )

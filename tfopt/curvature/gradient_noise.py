@@ -215,7 +215,8 @@ class Groups:
         self.count = int(count)
         if self.count < 2:
             raise ValueError(
-                f"`x` must have at least two groups of `group_size` rows. Received: {self.count} of {size}"
+                f"`x` must have at least two groups of `group_size` rows, each within a batch. Received: {self.count} "
+                f"groups of group_size={size} rows in batches of {max(b.num_rows for b in probe_loss.probe.batches)}"
             )
         # Divided by M - 1 in place of M: each square is one draw of its mean.
         self.factor = size * self.count / (self.count - 1)

@@ -18,7 +18,7 @@ def relative_perturbation(weights: Sequence[Any], step: Sequence[Any]) -> np.nda
 
     Returns:
         Ratios of shape (number of variables,), float64; 0 where nothing moves, NaN where zeros do: they have no size to
-        compare with.
+        compare with; infinity where something is not finite.
 
     Raises:
         ValueError: The shapes differ.
@@ -39,7 +39,7 @@ def relative_gradient_breakdown(gradient: Sequence[Any], moved_gradient: Sequenc
 
     Returns:
         Ratios of shape (number of variables,), float64; 0 where nothing changes, NaN where the gradient was zero and
-        no longer is.
+        no longer is, infinity where something is not finite.
 
     Raises:
         ValueError: The shapes differ.
@@ -124,7 +124,7 @@ def norms_of(name: str, parts: Sequence[Any], like: Sequence[Any] | None = None)
 
 
 def ratios_of(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Return quotients of norms: 0 for 0 / 0, NaN where only the lower one is 0.
+    """Return quotients of norms: 0 for 0 / 0, NaN where only the lower one is 0, infinity where one is not finite.
 
     Args:
         above: Norms.
@@ -134,7 +134,9 @@ def ratios_of(above: np.ndarray, below: np.ndarray) -> np.ndarray:
         The quotients.
     """
     unknown = np.where(above > 0, np.nan, 0.0)
-    return np.divide(above, below, out=unknown, where=below > 0)
+    with np.errstate(invalid="ignore"):
+        ratios = np.divide(above, below, out=unknown, where=below > 0)
+    return np.where(np.isfinite(above) & np.isfinite(below), ratios, np.inf)
 
 
 def largest_of(ratios: np.ndarray) -> float:
