@@ -311,7 +311,7 @@ def test_several_inputs_are_not_covered_and_weights_must_be_finite():
     model = keras.Model({"a": inputs}, dense(1)(inputs))
     x = np.ones((3, 2))
     with (
-        pytest.warns(UserWarning, match="do not match"),
+        pytest.warns(UserWarning, match="doesn't match"),
         pytest.raises(NotCoveredError, match="the data have 2 inputs"),
     ):
         convexity_certificate(model, "mse", {"a": x, "b": x}, np.ones((3, 1)))

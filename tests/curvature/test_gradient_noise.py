@@ -136,7 +136,7 @@ def test_losses_that_are_no_mean_over_rows_are_refused():
         (
             lambda *p: gradient_noise(*p, group_size=4),
             ValueError,
-            "at least two groups of `group_size` rows. Received: 1",
+            "at least two groups of `group_size` rows, each within a batch. Received: 1",
         ),
         (lambda *p: gradient_noise(*p, directions=[[1.0]]), ValueError, "`directions` must be vectors of 26 entries"),
         (
