@@ -32,6 +32,41 @@ PUBLISHED_ETAS = (0.001, 0.010, 0.099)
 DEPTHS = {"2 layers": (2, False), "16 layers": (16, False), "16 layers, residual": (16, True)}
 
 
+def compare(run: Reproduction, at_start: dict[str, list[float]]) -> None:
+    """Compare untrained networks with the published ones.
+
+    Args:
+        run: Where to add the claims.
+        at_start: For each network, the breakdown of the first weight at `PUBLISHED_ETAS`.
+    """
+    show = lambda values: ", ".join(f"{value:.2g}" for value in values)  # noqa: E731
+    for name, values in at_start.items():
+        factors = [max(a / b, b / a) for a, b in zip(values, PUBLISHED[name], strict=True)]
+        run.compare(
+            f"{name}: at initialisation, eta = .001, .010, .099",
+            show(PUBLISHED[name]),
+            show(values),
+            held=max(factors) < 2,
+            partly=sorted(factors)[1] < 3,
+        )
+    shallow, deep, skips = (at_start[name] for name in PUBLISHED)
+    run.compare(
+        "order at eta = .099",
+        "16 layers > residual > 2 layers",
+        show([deep[2], skips[2], shallow[2]]),
+        held=deep[2] > skips[2] > shallow[2],
+        partly=deep[2] > shallow[2],
+    )
+    growth = [values[2] / values[1] for values in (shallow, deep, skips)]
+    run.compare(
+        "growth from eta = .010 to .099 (9.9 if linear): 2, 16, residual",
+        "5.3, 3000, 25: quasi-exponential when deep",
+        show(growth),
+        held=growth[0] < 9.9 * 1.5 and growth[1] > 5 * growth[0] and growth[0] < growth[2] < growth[1],
+        partly=growth[1] > 2 * growth[0],
+    )
+
+
 def main(argv: list[str] | None = None) -> Reproduction:
     """Run the reproduction.
 
@@ -49,7 +84,7 @@ def main(argv: list[str] | None = None) -> Reproduction:
     etas = np.unique(np.concatenate([np.linspace(0, 0.1, num_etas), PUBLISHED_ETAS]))
     x, y = data.x_train[:num_rows], data.y_train[:num_rows]
     figure, panels = plt.subplots(2, 3, figsize=(13, 7), sharex=True, sharey="row", layout="constrained")
-    at_start = {}
+    at_start: dict[str, list[float]] = {}
     for column, (name, (depth, residual)) in enumerate(track(DEPTHS.items(), "networks")):
         initializer = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
         options = {"residual": residual, "kernel_initializer": initializer, "use_bias": False, "seed": run.seed}
@@ -77,32 +112,7 @@ def main(argv: list[str] | None = None) -> Reproduction:
     panels[1][0].set_ylabel("loss")
     panels[0][0].legend()
     run.results["etas"] = etas.tolist()
-    show = lambda values: ", ".join(f"{value:.2g}" for value in values)  # noqa: E731
-    for name, values in at_start.items():
-        factors = [max(a / b, b / a) for a, b in zip(values, PUBLISHED[name], strict=True)]
-        run.compare(
-            f"{name}: at initialisation, eta = .001, .010, .099",
-            show(PUBLISHED[name]),
-            show(values),
-            held=max(factors) < 2,
-            partly=sorted(factors)[1] < 3,
-        )
-    shallow, deep, skips = (at_start[name] for name in PUBLISHED)
-    run.compare(
-        "order at eta = .099",
-        "16 layers > residual > 2 layers",
-        show([deep[2], skips[2], shallow[2]]),
-        held=deep[2] > skips[2] > shallow[2],
-        partly=deep[2] > shallow[2],
-    )
-    growth = [values[2] / values[1] for values in (shallow, deep, skips)]
-    run.compare(
-        "growth from eta = .010 to .099 (9.9 if linear): 2, 16, residual",
-        "5.3, 3000, 25: quasi-exponential when deep",
-        show(growth),
-        held=growth[0] < 9.9 * 1.5 and growth[1] > 5 * growth[0] and growth[0] < growth[2] < growth[1],
-        partly=growth[1] > 2 * growth[0],
-    )
+    compare(run, at_start)
     return run.finish(figure)
 
 
