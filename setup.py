@@ -10,6 +10,7 @@ setup(
         "tfopt.curvature",
         "tfopt.datasets",
         "tfopt.distributed",
+        "tfopt.nqm",
         "tfopt.optimizers",
         "tfopt.relative_trust",
         "tfopt.callbacks",

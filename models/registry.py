@@ -8,10 +8,11 @@ import keras
 from tfopt.models.convnet import convnet
 from tfopt.models.milne_regression import milne_regression
 from tfopt.models.mlp import mlp
+from tfopt.models.noisy_quadratic import noisy_quadratic
 from tfopt.models.resnet import resnet
 
 _BUILDERS: dict[str, Callable[..., keras.Model]] = {
-    builder.__name__: builder for builder in (convnet, milne_regression, mlp, resnet)
+    builder.__name__: builder for builder in (convnet, milne_regression, mlp, noisy_quadratic, resnet)
 }
 
 
@@ -23,7 +24,7 @@ def list_models() -> list[str]:
 
     Example:
         >>> list_models()
-        ['convnet', 'milne_regression', 'mlp', 'resnet']
+        ['convnet', 'milne_regression', 'mlp', 'noisy_quadratic', 'resnet']
     """
     return sorted(_BUILDERS)
 

@@ -21,8 +21,9 @@ ALLOWED = {
     "tfopt.curvature": FIRST_FLOOR,
     "tfopt.datasets": FIRST_FLOOR,
     "tfopt.distributed": FIRST_FLOOR,
+    "tfopt.nqm": FIRST_FLOOR,
     "tfopt.optimizers": FIRST_FLOOR,
-    "tfopt.models": FIRST_FLOOR,
+    "tfopt.models": FIRST_FLOOR | {"tfopt.nqm"},
     "tfopt.relative_trust": FIRST_FLOOR | {"tfopt.curvature"},
     "tfopt.callbacks": FIRST_FLOOR
     | {

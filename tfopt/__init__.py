@@ -7,6 +7,7 @@ Sub-packages are imported on first use, so that `import tfopt` costs nothing and
 * `tfopt.distributed`: data-parallel training with Horovod; `tfopt.communicator`: what its processes say to each other.
 * `tfopt.curvature`: Hessian and Gauss-Newton matrices of a model, their extreme eigenvalues, density and trace.
 * `tfopt.relative_trust`: how far a gradient can be trusted along a step.
+* `tfopt.nqm`: the noisy quadratic model: which batch size, learning rate, momentum and schedule reach a loss first.
 * `tfopt.models`: a zoo of Keras models.
 * `tfopt.datasets`: real and synthetic data, split and standardised the same way every time.
 """
@@ -23,6 +24,7 @@ _SUBPACKAGES = (
     "datasets",
     "distributed",
     "models",
+    "nqm",
     "optimizers",
     "relative_trust",
 )

@@ -1,0 +1,48 @@
+"""A line that says how far a long search is."""
+
+import sys
+from types import TracebackType
+from typing import Any
+
+from tfopt._checks import check_flag
+
+
+class Progress:
+    """A spinner with the seconds passed and a word on where the work is; gone when it is done.
+
+    Args:
+        title: What is being done.
+        enabled: Whether to show it; None does if standard error is a terminal.
+    """
+
+    def __init__(self, title: str, enabled: bool | None) -> None:
+        self._enabled = sys.stderr.isatty() if enabled is None else check_flag("progress", enabled)
+        self._title = title
+        self._bar: Any = None
+
+    def __enter__(self) -> "Progress":
+        if self._enabled:
+            from rich.console import Console
+            from rich.progress import Progress as Bar
+            from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+            columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(self._title, total=None)
+        return self
+
+    def show(self, where: str) -> None:
+        """Say where the work is.
+
+        Args:
+            where: A few words.
+        """
+        if self._bar is not None:
+            self._bar.update(self._task, description=f"{self._title}; {where}")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,251 @@
+"""The algorithms whose risk on a noisy quadratic is known exactly, with their limits of stability and steady states."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tfopt._checks import check_flag
+from tfopt.nqm.problem import NoisyQuadratic
+
+Structure = tuple[bool, bool, bool]  # whether there is momentum, whether it is Nesterov's, whether there is an average
+FAMILIES = ("sgd", "momentum", "nesterov", "ema", "momentum_ema")
+
+
+@dataclass(frozen=True, eq=False)
+class Algorithm:
+    """Gradient descent with momentum, averaging and preconditioning; numbers, or arrays for a grid of settings.
+
+    theta' = theta - u' with u' = beta u + a H^-p g; with Nesterov's momentum, as Keras has it,
+    theta' = theta - beta u' - a H^-p g.
+    With an average, avg' = gamma avg + (1 - gamma) theta' from avg(0) = theta(0), and the loss is that of avg.
+
+    Attributes:
+        learning_rate: a, >= 0.
+        momentum: beta, in [0, 1). Default 0.
+        nesterov: Whether momentum is Nesterov's. Default False.
+        ema_decay: gamma, in [0, 1); 0 (default) means no average.
+        preconditioner_power: p, in [0, 1]; 0 (default) means none, 1 is Newton's method.
+
+    Raises:
+        TypeError: An argument is not a real number or an array of them.
+        ValueError: An argument is out of its range, or the shapes do not broadcast.
+
+    Example:
+        >>> Algorithm(learning_rate=0.1, momentum=[0.0, 0.9]).shape
+        (2,)
+    """
+
+    learning_rate: Any
+    momentum: Any = 0.0
+    nesterov: bool = False
+    ema_decay: Any = 0.0
+    preconditioner_power: Any = 0.0
+
+    def __post_init__(self) -> None:
+        check_flag("nesterov", self.nesterov)
+        for name, below_one, top in (
+            ("learning_rate", False, np.inf),
+            ("momentum", True, 1.0),
+            ("ema_decay", True, 1.0),
+            ("preconditioner_power", False, 1.0),
+        ):
+            object.__setattr__(self, name, _check_setting(name, getattr(self, name), top, below_one))
+        try:
+            np.broadcast_shapes(*(np.shape(part) for part in self.settings))
+        except ValueError as error:
+            shapes = ", ".join(str(np.shape(part)) for part in self.settings)
+            raise ValueError(
+                "`learning_rate`, `momentum`, `ema_decay` and `preconditioner_power` must have shapes that broadcast. "
+                f"Received: {shapes}"
+            ) from error
+
+    @property
+    def settings(self) -> tuple[np.ndarray, ...]:
+        """Learning rate, momentum, decay and power."""
+        return self.learning_rate, self.momentum, self.ema_decay, self.preconditioner_power
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the grid of settings; () for a single one."""
+        return np.broadcast_shapes(*(part.shape for part in self.settings))
+
+    @property
+    def structure(self) -> Structure:
+        """Which parts of the state there are: momentum, Nesterov's momentum, average."""
+        has_momentum = bool(np.any(self.momentum != 0))
+        return has_momentum, has_momentum and self.nesterov, bool(np.any(self.ema_decay != 0))
+
+    def flat(self, *others: Any) -> tuple[Any, ...]:
+        """Broadcast the settings with other arrays, and flatten all of them.
+
+        Args:
+            *others: Arrays.
+
+        Returns:
+            An algorithm with settings of shape (k,), followed by the other arrays, of shape (k,) too.
+        """
+        arrays = np.broadcast_arrays(*self.settings, *others)
+        rate, momentum, decay, power, *rest = (np.ravel(part) for part in arrays)
+        return (Algorithm(rate, momentum, self.nesterov, decay, power), *rest)
+
+    def take(self, indices: Any) -> "Algorithm":
+        """Select settings of a flat grid.
+
+        Args:
+            indices: What indexes arrays of shape (k,).
+
+        Returns:
+            An algorithm with the selected settings.
+        """
+        rate, momentum, decay, power = (part[indices] for part in np.broadcast_arrays(*self.settings))
+        return Algorithm(rate, momentum, self.nesterov, decay, power)
+
+
+def largest_stable_learning_rate(
+    problem: NoisyQuadratic, momentum: Any = 0.0, *, nesterov: bool = False, preconditioner_power: Any = 0.0
+) -> np.ndarray:
+    """Return the learning rate from which on the iterates grow without limit (or never settle, at it).
+
+    x = a h^(1-p) must stay below 2 for SGD, 2 (1 + beta) for heavy ball, and (2 + 2 beta) / (1 + 2 beta) for
+    Nesterov's momentum; averaging changes nothing.
+
+    Args:
+        problem: The problem.
+        momentum: beta, in [0, 1).
+        nesterov: Whether momentum is Nesterov's.
+        preconditioner_power: p, in [0, 1].
+
+    Returns:
+        The limits, of the shape that the arguments broadcast to.
+    """
+    beta = _check_setting("momentum", momentum, 1.0, True)
+    power = _check_setting("preconditioner_power", preconditioner_power, 1.0, False)
+    limit = 2.0 * (1.0 + beta) / (1.0 + 2.0 * beta if check_flag("nesterov", nesterov) else 1.0)
+    return limit / problem.curvature.max() ** (1.0 - power)
+
+
+def convergence_rate(problem: NoisyQuadratic, algorithm: Algorithm) -> np.ndarray:
+    """Return the factor by which the slowest part of theta (or of its average) shrinks with a step, in the long run.
+
+    The largest |r| over all directions; for heavy ball r are the roots of r^2 - (1 - x + beta) r + beta = 0, overdamped
+    below beta = (1 - sqrt(x))^2, with |r| = sqrt(beta) above. An average adds the root gamma.
+
+    Args:
+        problem: The problem.
+        algorithm: The settings.
+
+    Returns:
+        The factors, of the settings' shape; 1 or more where the iterates do not settle.
+    """
+    trace, determinant = trace_and_determinant(problem, algorithm)
+    discriminant = trace * trace - 4.0 * determinant
+    real = 0.5 * (np.abs(trace) + np.sqrt(np.maximum(discriminant, 0.0)))
+    roots = np.where(discriminant < 0, np.sqrt(np.maximum(determinant, 0.0)), real)
+    slowest = np.max(roots, axis=-1)
+    return np.maximum(slowest, algorithm.ema_decay) if algorithm.structure[2] else slowest
+
+
+def steady_state_loss(problem: NoisyQuadratic, algorithm: Algorithm, batch_size: Any) -> np.ndarray:
+    """Return the expected loss after infinitely many steps.
+
+    Per direction and without an average, SGD: a c / (2 B (2 - a h)); heavy ball: that of SGD with 2 - a h replaced by
+    (2 + 2 beta - a h) (1 - beta) / (1 + beta). Everything follows from the autocovariance of the autoregression
+    v(t) = f1 v(t-1) + f2 v(t-2) + e(t), filtered by the average.
+
+    Args:
+        problem: The problem.
+        algorithm: The settings.
+        batch_size: B, > 0.
+
+    Returns:
+        The losses, of the shape that settings and batch sizes broadcast to; infinite where the iterates do not settle.
+        At a learning rate of 0 nothing moves, and the loss is the initial one.
+    """
+    batch_size = check_batch_size(batch_size)
+    noise = noise_in_steady_state(problem, algorithm)
+    still = np.broadcast_to(algorithm.learning_rate == 0, np.broadcast_shapes(noise.shape, batch_size.shape))
+    return np.where(still, problem.initial_loss, noise / batch_size)
+
+
+def noise_in_steady_state(problem: NoisyQuadratic, algorithm: Algorithm) -> np.ndarray:
+    """Return the loss that the noise of single examples sustains; a batch of B sustains a B-th of it.
+
+    Args:
+        problem: The problem.
+        algorithm: The settings.
+
+    Returns:
+        The losses, of the settings' shape; infinite where the iterates do not settle.
+    """
+    trace, determinant = trace_and_determinant(problem, algorithm)
+    step = algorithm.learning_rate[..., None] * problem.curvature ** -algorithm.preconditioner_power[..., None]
+    x, beta, gamma = step * problem.curvature, algorithm.momentum[..., None], algorithm.ema_decay[..., None]
+    first, second = trace, -determinant
+    lag = 1.0 if algorithm.structure[1] else 0.0  # Nesterov: e(t) enters as (1 + beta) e(t) - beta e(t-1)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        plain = (1.0 - second) / ((1.0 + second) * x * (1.0 + first - second))  # x is 1 - f1 - f2
+        denominator = (1.0 - gamma) * (1.0 - gamma * determinant) + gamma * x
+        ratio = first / (1.0 - second)  # autocorrelation at lag 1
+        filtered = (1.0 + first * gamma * (1.0 + second) / (1.0 - second) + second * gamma**2) / denominator
+        variance = plain * filtered * (1.0 - gamma) / (1.0 + gamma)
+        # (1 - gamma)^2 (V(0) - V(1)), with V(1) = gamma V(0) + sum_{k >= 1} gamma^(k-1) R(k)
+        ahead = (ratio + second * gamma) / denominator * plain
+        difference = (1.0 - gamma) * (variance - (1.0 - gamma) * ahead)
+        spread = variance + 2.0 * lag * beta * (1.0 + beta) * difference
+        loss = np.sum(0.5 * problem.multiplicity * problem.curvature * step**2 * problem.noise_variance * spread, -1)
+    return np.where(_is_stable(trace, determinant), loss, np.inf)
+
+
+def trace_and_determinant(problem: NoisyQuadratic, algorithm: Algorithm) -> tuple[np.ndarray, np.ndarray]:
+    """Return trace and determinant of the matrix that moves (theta, velocity) along each direction.
+
+    Args:
+        problem: The problem.
+        algorithm: The settings.
+
+    Returns:
+        Two arrays of the settings' shape + (n,); the roots are those of r^2 - trace r + determinant = 0.
+    """
+    rate, beta, _, power = (np.asarray(part)[..., None] for part in algorithm.settings)
+    x = rate * problem.curvature ** (1.0 - power)
+    shape = np.broadcast_shapes(x.shape, (*algorithm.shape, 1))
+    if algorithm.structure[1]:
+        return np.broadcast_to((1.0 + beta) * (1.0 - x), shape), np.broadcast_to(beta * (1.0 - x), shape)
+    return np.broadcast_to(1.0 - x + beta, shape), np.broadcast_to(beta + 0.0 * x, shape)
+
+
+def check_batch_size(batch_size: Any) -> np.ndarray:
+    """Check batch sizes.
+
+    Args:
+        batch_size: Numbers > 0.
+
+    Returns:
+        A float64 array.
+
+    Raises:
+        TypeError: Not numbers.
+        ValueError: Not finite, or not positive.
+    """
+    values = _check_setting("batch_size", batch_size, np.inf, False)
+    if (values <= 0).any():
+        raise ValueError(f"`batch_size` must hold finite numbers > 0. Received: {batch_size!r}")
+    return values
+
+
+def _is_stable(trace: np.ndarray, determinant: np.ndarray) -> np.ndarray:
+    inside = (np.abs(trace) < 1.0 + determinant) & (np.abs(determinant) < 1.0)
+    return inside.all(axis=-1)
+
+
+def _check_setting(name: str, value: Any, top: float, below: bool) -> np.ndarray:
+    upper = f" and {'<' if below else '<='} {top:g}" if top < np.inf else ""
+    expected = f"finite numbers >= 0{upper}"
+    values = np.asarray(value)
+    if values.dtype.kind not in "iuf":
+        raise TypeError(f"`{name}` must hold {expected}. Received: {name}={value!r}")
+    values = values.astype(np.float64)
+    if not np.isfinite(values).all() or (values < 0).any() or (values >= top if below else values > top).any():
+        raise ValueError(f"`{name}` must hold {expected}. Received: {name}={value!r}")
+    return values

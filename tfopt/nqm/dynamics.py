@@ -1,0 +1,216 @@
+"""The exact expected loss after any number of steps, for whole grids of settings at once."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfopt.nqm.algorithm import Algorithm, Structure, check_batch_size
+from tfopt.nqm.kernels import (
+    compiled,
+    finite_or_infinite,
+    in_chunks,
+    make_tensor_system,
+    pattern,
+    problem_tensors,
+    settings_tensors,
+    weigh,
+)
+from tfopt.nqm.linear_system import (
+    LinearSystem,
+    Matrix,
+    Vector,
+    add_noise,
+    apply,
+    multiply,
+    outer,
+    pack,
+    pack_symmetric,
+    unpack,
+    unpack_symmetric,
+)
+from tfopt.nqm.problem import NoisyQuadratic
+
+
+def expected_loss(problem: NoisyQuadratic, algorithm: Algorithm, batch_size: Any, steps: Any) -> np.ndarray:
+    """Return the expected loss after some steps, exactly.
+
+    Second moments of (theta, velocity, average) along each direction follow a linear recurrence. Its t-th power comes
+    from repeated squaring of matrices of at most 3 x 3, which is right for defective matrices too (at critical damping,
+    or where 1 - a h equals the average's decay), where there are not enough eigenvectors.
+
+    Args:
+        problem: The problem.
+        algorithm: The settings.
+        batch_size: B, > 0; need not be whole.
+        steps: Numbers of steps, integers >= 0, of any shape.
+
+    Returns:
+        The losses, of the shape that settings and batch sizes broadcast to, followed by the shape of `steps`. Infinite
+        where they are too large for float64.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of its range, or shapes do not broadcast.
+
+    Example:
+        >>> problem = NoisyQuadratic(curvature=[1.0], noise_variance=[1.0])
+        >>> expected_loss(problem, Algorithm(0.5), batch_size=4, steps=[0, 1, 100]).round(4).tolist()
+        [0.5, 0.1562, 0.0417]
+    """
+    times = _check_steps(steps)
+    flat, sizes, shape = flatten_with(algorithm, check_batch_size(batch_size))
+    settings = flat.take(np.repeat(np.arange(len(sizes)), times.size))
+    transient, noise = transient_and_noise(problem, settings, np.tile(times.ravel(), len(sizes)))
+    return (transient + noise / np.repeat(sizes, times.size)).reshape(shape + times.shape)
+
+
+def transient_and_noise(problem: NoisyQuadratic, algorithm: Algorithm, steps: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the two parts of the expected loss, which is transient + noise / B.
+
+    Args:
+        problem: The problem.
+        algorithm: The settings, of shape (k,).
+        steps: The number of steps of each setting, of shape (k,).
+
+    Returns:
+        What is left of the initial loss, and what the noise of single examples adds; of shape (k,) each. The
+        noise never falls with the number of steps.
+    """
+    kernel, parts = _power_kernel(algorithm.structure), problem_tensors(problem)
+
+    def run(settings: Algorithm, times: np.ndarray) -> tuple[np.ndarray, ...]:
+        found = kernel(*settings_tensors(settings), tf.constant(times), *parts)
+        return tuple(map(finite_or_infinite, found))
+
+    return in_chunks(run, algorithm, steps, entries=20 * len(problem.curvature))  # type: ignore[return-value]
+
+
+class DoublingTimes:
+    """Transient and noise of a whole grid at 4, 5, 6, 7, 8, 10, 12, 14, 16, ... steps, each octave from the last.
+
+    Args:
+        problem: The problem.
+        algorithm: The settings, of shape (k,).
+
+    Attributes:
+        first: Transient and noise after 1, 2 and 3 steps, of shape (3, k) each.
+    """
+
+    def __init__(self, problem: NoisyQuadratic, algorithm: Algorithm) -> None:
+        self._kernel = _octave_kernel(algorithm.structure)
+        self._problem = problem_tensors(problem)
+        prepare = _first_octave_kernel(algorithm.structure)
+        *first, self._state = prepare(*settings_tensors(algorithm), *self._problem)
+        self.first = tuple(map(finite_or_infinite, first))
+        self._quarter = 1
+
+    def advance(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Go on by one octave.
+
+        Returns:
+            Four numbers of steps, and transient and noise at them, of shape (4, k).
+        """
+        times = self._quarter * np.arange(4, 8)
+        transient, noise, self._state = self._kernel(*self._state, *self._problem)
+        self._quarter *= 2
+        return times, finite_or_infinite(transient), finite_or_infinite(noise)
+
+
+def flatten_with(algorithm: Algorithm, batch_size: np.ndarray) -> tuple[Algorithm, np.ndarray, tuple[int, ...]]:
+    """Broadcast settings and batch sizes, and flatten them.
+
+    Args:
+        algorithm: The settings.
+        batch_size: B.
+
+    Returns:
+        Settings and batch sizes of shape (k,), and the shape that they were broadcast to.
+
+    Raises:
+        ValueError: The shapes do not broadcast.
+    """
+    try:
+        shape = np.broadcast_shapes(algorithm.shape, batch_size.shape)
+    except ValueError as error:
+        raise ValueError(
+            f"`batch_size` must broadcast with the settings' shape {algorithm.shape}. Received shape {batch_size.shape}"
+        ) from error
+    flat, sizes = algorithm.flat(batch_size)
+    return flat, sizes, shape
+
+
+# t steps by repeated squaring: the bits of t say which powers A^(2^j) take part.
+@functools.cache
+def _power_kernel(structure: Structure) -> Callable[..., Any]:
+    @compiled
+    def kernel(rate, momentum, decay, power, steps, curvature, starts, noises):  # type: ignore[no-untyped-def]
+        system = make_tensor_system(structure, (rate, momentum, decay, power), curvature)
+        first = pack_symmetric(outer(system.noise))
+
+        def double(bits, state, moment, powers, grams):  # type: ignore[no-untyped-def]
+            a, g = unpack(powers, system.matrix), unpack_symmetric(grams)
+            moved = pack_symmetric(add_noise(a, unpack_symmetric(moment), g))
+            odd = (bits % 2 == 1)[:, None]
+            state = tuple(tf.where(odd, new, old) for new, old in zip(apply(a, state), state, strict=True))
+            moment = tuple(tf.where(odd, new, old) for new, old in zip(moved, moment, strict=True))
+            return bits // 2, state, moment, pack(multiply(a, a)), pack_symmetric(add_noise(a, g, g))
+
+        loop = (steps, system.start, tuple(map(tf.zeros_like, first)), pack(system.matrix), first)
+        _, state, moment, _, _ = tf.while_loop(lambda bits, *_: tf.reduce_any(bits > 0), double, loop)
+        return _losses(system, state, unpack_symmetric(moment), starts, noises)
+
+    return kernel
+
+
+# Losses at 1, 2 and 3 steps; then A and the noise of one step, and the state after 4.
+@functools.cache
+def _first_octave_kernel(structure: Structure) -> Callable[..., Any]:
+    @compiled
+    def kernel(rate, momentum, decay, power, curvature, starts, noises):  # type: ignore[no-untyped-def]
+        system = make_tensor_system(structure, (rate, momentum, decay, power), curvature)
+        gram = moment = outer(system.noise)
+        state = apply(system.matrix, system.start)
+        losses = []
+        for _ in range(3):
+            losses.append(_losses(system, state, moment, starts, noises))
+            state, moment = apply(system.matrix, state), add_noise(system.matrix, moment, gram)
+        following = (pack(system.matrix), pack_symmetric(gram), state, pack_symmetric(moment))
+        return *map(tf.stack, zip(*losses, strict=True)), following
+
+    return kernel
+
+
+# From A^q with its noise, and the state after 4 q steps: losses at 4, 5, 6, 7 q, and the same for 2 q.
+@functools.cache
+def _octave_kernel(structure: Structure) -> Callable[..., Any]:
+    @compiled
+    def kernel(powers, grams, state, moment, curvature, starts, noises):  # type: ignore[no-untyped-def]
+        like = pattern(structure)
+        a, g, m = unpack(powers, like.matrix), unpack_symmetric(grams), unpack_symmetric(moment)
+        losses = []
+        for _ in range(4):
+            losses.append(_losses(like, state, m, starts, noises))
+            state, m = apply(a, state), add_noise(a, m, g)
+        following = (pack(multiply(a, a)), pack_symmetric(add_noise(a, g, g)), state, pack_symmetric(m))
+        return *map(tf.stack, zip(*losses, strict=True)), following
+
+    return kernel
+
+
+def _losses(
+    system: LinearSystem, state: Vector, moment: Matrix, starts: tf.Tensor, noises: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    place = system.readout
+    return weigh(state[place] ** 2, starts), weigh(moment[place][place], noises)
+
+
+def _check_steps(steps: Any) -> np.ndarray:
+    values = np.asarray(steps)
+    if values.dtype.kind not in "iu":
+        raise TypeError(f"`steps` must hold integers >= 0. Received: steps={steps!r}")
+    if (values < 0).any():
+        raise ValueError(f"`steps` must hold integers >= 0. Received: steps={steps!r}")
+    return values.astype(np.int64)

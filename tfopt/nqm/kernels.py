@@ -1,0 +1,137 @@
+"""What the compiled kernels share: settings and problems as tensors, and large grids cut into chunks."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfopt.nqm.algorithm import Algorithm, Structure
+from tfopt.nqm.linear_system import LinearSystem, make_system
+from tfopt.nqm.problem import NoisyQuadratic
+
+MAX_ENTRIES = 2**22  # numbers that a kernel holds at once: 32 MiB
+CHUNKS = (8, 128)  # few sizes, so that few kernels are compiled; 1 where these do not fit
+compiled = functools.partial(tf.function, autograph=False, jit_compile=True)
+
+
+def settings_tensors(algorithm: Algorithm) -> tuple[tf.Tensor, ...]:
+    """Return the settings as tensors.
+
+    Args:
+        algorithm: The settings, of shape (k,).
+
+    Returns:
+        Learning rate, momentum, decay and power, float64 of shape (k, 1).
+    """
+    return tuple(tf.constant(part[:, None]) for part in np.broadcast_arrays(*algorithm.settings))
+
+
+def problem_tensors(problem: NoisyQuadratic) -> tuple[tf.Tensor, ...]:
+    """Return what the kernels need of a problem.
+
+    Args:
+        problem: The problem.
+
+    Returns:
+        h, and with multiplicities k the weights 1/2 k h m of the squared transients and 1/2 k h c of the noise's second
+        moments; float64 of shape (n,).
+    """
+    half = 0.5 * problem.multiplicity * problem.curvature
+    parts = (problem.curvature, half * problem.initial_second_moment, half * problem.noise_variance)
+    return tuple(tf.constant(part) for part in parts)
+
+
+def make_tensor_system(structure: Structure, settings: tuple[tf.Tensor, ...], curvature: tf.Tensor) -> LinearSystem:
+    """Write the steps along every direction as linear systems.
+
+    Args:
+        structure: Which parts of the state there are.
+        settings: As `settings_tensors` returns them.
+        curvature: h.
+
+    Returns:
+        The system, whose entries are tensors of shape (k, n).
+    """
+    has_momentum, nesterov, has_average = structure
+    rate, momentum, decay, power = settings
+    step = rate * curvature**-power
+    contraction = step * curvature
+    system = make_system(
+        step, contraction, momentum if has_momentum else None, decay if has_average else None, nesterov
+    )
+
+    def fill(entry: Any) -> Any:
+        return (
+            None if entry is None else tf.broadcast_to(tf.convert_to_tensor(entry, tf.float64), tf.shape(contraction))
+        )
+
+    def fill_all(entries: Any) -> Any:
+        return tuple(map(fill, entries))
+
+    matrix = tuple(map(fill_all, system.matrix))
+    return LinearSystem(matrix, fill_all(system.noise), fill_all(system.start), system.readout)
+
+
+def pattern(structure: Structure) -> LinearSystem:
+    """Return a system whose entries only say where there are any.
+
+    Args:
+        structure: Which parts of the state there are.
+
+    Returns:
+        The system, with None where an entry is always zero.
+    """
+    has_momentum, nesterov, has_average = structure
+    return make_system(0.0, 0.0, 0.0 if has_momentum else None, 0.0 if has_average else None, nesterov)
+
+
+def weigh(values: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """Add up over directions.
+
+    Args:
+        values: Of shape (k, n).
+        weights: Of shape (n,).
+
+    Returns:
+        Sums, of shape (k,).
+    """
+    return tf.reduce_sum(values * weights, axis=-1)
+
+
+def in_chunks(
+    run: Callable[..., tuple[np.ndarray, ...]], algorithm: Algorithm, *arrays: np.ndarray, entries: int
+) -> tuple[np.ndarray, ...]:
+    """Run a kernel on a grid in chunks that fit into memory.
+
+    Args:
+        run: Takes an algorithm and arrays, all of shape (c,), and returns arrays of shape (c,).
+        algorithm: The settings, of shape (k,).
+        *arrays: Further arrays of shape (k,).
+        entries: How many numbers the kernel holds for each setting.
+
+    Returns:
+        What `run` returned, joined to shape (k,).
+    """
+    (num_settings,) = algorithm.shape
+    fitting = [chunk for chunk in CHUNKS if chunk * entries <= MAX_ENTRIES] or [1]
+    size = min(fitting) if num_settings <= 4 * min(fitting) else max(fitting)
+    results = []
+    for begin in range(0, num_settings, size):
+        places = np.minimum(np.arange(begin, begin + size), num_settings - 1)
+        results.append(run(algorithm.take(places), *(array[places] for array in arrays)))
+    return tuple(np.concatenate(parts)[:num_settings] for parts in zip(*results, strict=True))
+
+
+def finite_or_infinite(values: tf.Tensor) -> np.ndarray:
+    """Make an array in which what overflowed is infinite.
+
+    Args:
+        values: A tensor of losses.
+
+    Returns:
+        The array, without NaN.
+    """
+    found = values.numpy()
+    return np.where(np.isfinite(found), found, np.inf)

@@ -1,0 +1,94 @@
+"""Gradient noise of any shape, from the distributions of `tensorflow_probability`."""
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfopt._checks import check_integer
+from tfopt.nqm.problem import NoisyQuadratic
+
+
+class UnitNoise:
+    """Draws numbers of mean 0 and variance 1.
+
+    Args:
+        distribution: None for the normal distribution, or a scalar `tensorflow_probability` distribution of mean 0 and
+            finite variance, which is scaled to variance 1.
+
+    Raises:
+        TypeError: It is no distribution.
+        ValueError: It is not scalar, its mean is not 0, or its variance is not finite and positive.
+    """
+
+    def __init__(self, distribution: Any = None) -> None:
+        self._distribution = distribution
+        if distribution is None:
+            return
+        if not all(hasattr(distribution, name) for name in ("sample", "mean", "variance", "event_shape")):
+            raise TypeError(
+                "`noise` must be a distribution of tensorflow_probability, or None for the normal one. Received: "
+                f"{distribution!r}"
+            )
+        if tuple(distribution.event_shape) or tuple(distribution.batch_shape):
+            raise ValueError(
+                "`noise` must be one scalar distribution. Received batch shape "
+                f"{tuple(distribution.batch_shape)} and event shape {tuple(distribution.event_shape)}"
+            )
+        mean, variance = float(distribution.mean()), float(distribution.variance())
+        if not np.isfinite(variance) or variance <= 0:
+            raise ValueError(f"`noise` must have a finite variance > 0. Received one of variance {variance:g}")
+        if not abs(mean) <= 1e-6 * np.sqrt(variance):
+            raise ValueError(f"`noise` must have mean 0. Received one of mean {mean:g}")
+        self._scale = 1.0 / np.sqrt(variance)
+
+    def sample(self, shape: Any, seed: tf.Tensor, dtype: Any = tf.float64) -> tf.Tensor:
+        """Draw numbers.
+
+        Args:
+            shape: How many.
+            seed: Two integers, of which the numbers are a function.
+            dtype: Their dtype.
+
+        Returns:
+            A tensor.
+        """
+        if self._distribution is None:
+            return tf.random.stateless_normal(shape, seed, dtype=dtype)
+        return tf.cast(self._distribution.sample(shape, seed=seed), dtype) * tf.constant(self._scale, dtype)
+
+
+def noise_batches(
+    problem: NoisyQuadratic, batch_size: int, num_batches: int | None = None, *, noise: Any = None, seed: int = 0
+) -> tf.data.Dataset:
+    """Return the data on which `tfopt.models.noisy_quadratic` is trained: noise, and targets that are not used.
+
+    Args:
+        problem: The problem, whose directions are counted one by one.
+        batch_size: Number of rows in a batch, >= 1.
+        num_batches: Number of batches, >= 1; None (default) is no end.
+        noise: Distribution of the noise, as `monte_carlo` takes it.
+        seed: Seed, >= 0; the batches are a function of it, the same in every epoch.
+
+    Returns:
+        Pairs of float32 arrays, of shapes (batch_size, dim) and (batch_size, 1).
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of its range, or a multiplicity is not a whole number.
+    """
+    rows = check_integer("batch_size", batch_size, minimum=1)
+    dim = len(problem.expanded().curvature)
+    check_integer("seed", seed, minimum=0)
+    source = UnitNoise(noise)
+    numbers = tf.data.Dataset.counter()
+    if num_batches is not None:
+        numbers = numbers.take(check_integer("num_batches", num_batches, minimum=1))
+
+    def draw(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return source.sample((rows, dim), tf.stack([tf.constant(seed, tf.int64), number]), tf.float32), tf.zeros((
+            rows,
+            1,
+        ))
+
+    return numbers.map(draw, num_parallel_calls=1).prefetch(2)

@@ -1,0 +1,138 @@
+"""Figures: steps, rates and schedules against batch size, and loss along training."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tfopt import _plotting
+from tfopt.nqm.monte_carlo import Trajectories
+from tfopt.nqm.schedules import Schedule
+from tfopt.nqm.search import OptimalSettings
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def plot_steps_to_target(
+    curves: Mapping[str, Any], *, bound: Any = None, ax: "matplotlib.axes.Axes | None" = None
+) -> "matplotlib.axes.Axes":
+    """Draw steps to the target against batch size, both on logarithmic scales.
+
+    Where examples are used as well as at small batches, a curve falls with slope -1.
+
+    Args:
+        curves: By name, what `optimize` returned, or a pair of batch sizes and steps.
+        bound: A pair of batch sizes and steps that no algorithm can beat, or None.
+        ax: Axes to draw into; None makes new ones.
+
+    Returns:
+        The axes.
+
+    Raises:
+        TypeError: `curves` is no dictionary of curves.
+    """
+    ax = _plotting.get_axes(ax)
+    for place, (label, curve) in enumerate(_check_named("curves", curves).items()):
+        sizes, steps = (curve.batch_size, curve.steps) if isinstance(curve, OptimalSettings) else curve
+        ax.plot(sizes, steps, marker=MARKERS[place % len(MARKERS)], markersize=4, label=label)
+    if bound is not None:
+        ax.plot(*bound, color="0.5", linestyle="-", linewidth=1, label="information bound")
+    ax.set(xlabel="batch size", ylabel="steps to the target", xscale="log", yscale="log")
+    ax.set_xscale("log", base=2)
+    ax.legend(fontsize="small")
+    return ax
+
+
+def plot_learning_rates(
+    curves: Mapping[str, OptimalSettings], *, effective: bool = True, ax: "matplotlib.axes.Axes | None" = None
+) -> "matplotlib.axes.Axes":
+    """Draw the best learning rate against batch size.
+
+    Args:
+        curves: By name, what `optimize` returned.
+        effective: Whether to draw a / (1 - beta) (default) or a.
+        ax: Axes to draw into; None makes new ones.
+
+    Returns:
+        The axes.
+
+    Raises:
+        TypeError: `curves` is no dictionary of what `optimize` returned.
+    """
+    ax = _plotting.get_axes(ax)
+    for place, (label, curve) in enumerate(_check_named("curves", curves, OptimalSettings).items()):
+        rates = curve.effective_learning_rate if effective else curve.algorithm.learning_rate
+        ax.plot(curve.batch_size, rates, marker=MARKERS[place % len(MARKERS)], markersize=4, label=label)
+    ylabel = "effective learning rate a / (1 - momentum)" if effective else "learning rate"
+    ax.set(xlabel="batch size", ylabel=ylabel, yscale="log")
+    ax.set_xscale("log", base=2)
+    ax.legend(fontsize="small")
+    return ax
+
+
+def plot_schedule(
+    schedules: Mapping[str, Schedule], *, ax: "matplotlib.axes.Axes | None" = None
+) -> "matplotlib.axes.Axes":
+    """Draw learning rates against the share of the training that is done.
+
+    Args:
+        schedules: By name, what `optimal_schedule` returned.
+        ax: Axes to draw into; None makes new ones.
+
+    Returns:
+        The axes.
+
+    Raises:
+        TypeError: `schedules` is no dictionary of schedules.
+    """
+    ax = _plotting.get_axes(ax)
+    for label, schedule in _check_named("schedules", schedules, Schedule).items():
+        ends = np.concatenate([[0], np.cumsum(schedule.lengths)]) / schedule.num_steps
+        rates = np.append(schedule.learning_rates, schedule.learning_rates[-1])
+        ax.plot(ends, rates, drawstyle="steps-post", label=f"{label}: {schedule.num_steps:,} steps")
+    ax.set(xlabel="share of the steps", ylabel="learning rate", yscale="log")
+    ax.legend(fontsize="small")
+    return ax
+
+
+def plot_training_curves(
+    curves: Mapping[str, Any], *, target_loss: float | None = None, ax: "matplotlib.axes.Axes | None" = None
+) -> "matplotlib.axes.Axes":
+    """Draw losses against steps, both on logarithmic scales.
+
+    Args:
+        curves: By name, what `monte_carlo` returned (mean, and the range of nine in ten trajectories), or a pair of
+            steps and losses.
+        target_loss: Where to draw a line, or None.
+        ax: Axes to draw into; None makes new ones.
+
+    Returns:
+        The axes.
+
+    Raises:
+        TypeError: `curves` is no dictionary of curves.
+    """
+    ax = _plotting.get_axes(ax)
+    for label, curve in _check_named("curves", curves).items():
+        if not isinstance(curve, Trajectories):
+            ax.plot(*curve, label=label)
+            continue
+        (line,) = ax.plot(curve.steps, curve.mean, label=f"{label}: mean of {curve.losses.shape[1]}")
+        low, high = np.quantile(curve.losses, [0.05, 0.95], axis=1)
+        ax.fill_between(curve.steps, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
+    if target_loss is not None:
+        ax.axhline(target_loss, color="0.5", linestyle=":", linewidth=1)
+    ax.set(xlabel="step", ylabel="loss", yscale="log")
+    ax.set_xscale("symlog", linthresh=1.0)
+    ax.legend(fontsize="small")
+    return ax
+
+
+def _check_named(name: str, value: Any, kind: type = object) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping) or not value or not all(isinstance(one, kind) for one in value.values()):
+        what = f"of {kind.__name__}" if kind is not object else "of curves"
+        raise TypeError(f"`{name}` must be a dictionary {what}, by name. Received: {value!r}")
+    return value

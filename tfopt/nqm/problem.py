@@ -1,0 +1,247 @@
+"""The noisy quadratic model: a quadratic loss whose gradients are noisy."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tfopt import _plotting
+from tfopt._checks import check_integer, check_number
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import pandas
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class NoisyQuadratic:
+    """L(theta) = 1/2 sum_i h_i theta_i^2, whose mini-batch gradient is h_i theta_i plus noise of variance c_i / B.
+
+    Algorithms that treat all directions alike see only the Hessian's eigenvalues and the noise along its eigenvectors,
+    so that a diagonal Hessian loses no generality. Equal eigenvalues are stored once, with their multiplicity.
+
+    Attributes:
+        curvature: h, the Hessian's eigenvalues, of shape (n,), > 0.
+        noise_variance: c, the variance of one example's gradient along each eigenvector, of shape (n,), >= 0.
+        multiplicity: How many directions each entry stands for, of shape (n,), > 0. Need not be whole.
+        initial_second_moment: E theta_i(0)^2, of shape (n,), >= 0.
+
+    Raises:
+        TypeError: An argument is not a list of real numbers.
+        ValueError: An argument is out of its range, or the shapes differ.
+
+    Example:
+        >>> problem = NoisyQuadratic(curvature=[1.0, 0.1], noise_variance=[1.0, 0.1])
+        >>> problem.initial_loss
+        0.55
+
+    References:
+        Zhang et al.: Which algorithmic choices matter at which batch sizes? Insights from a noisy quadratic model.
+        NeurIPS 2019, arXiv:1907.04164, section 3.
+    """
+
+    curvature: Any
+    noise_variance: Any
+    multiplicity: Any = 1.0
+    initial_second_moment: Any = 1.0
+
+    def __post_init__(self) -> None:
+        curvature = _check_values("curvature", self.curvature, positive=True)
+        if curvature.ndim != 1 or curvature.size == 0:
+            raise ValueError(f"`curvature` must be a list of one or more numbers. Received shape {curvature.shape}")
+        for name, positive in (
+            ("curvature", True),
+            ("noise_variance", False),
+            ("multiplicity", True),
+            ("initial_second_moment", False),
+        ):
+            values = _check_values(name, getattr(self, name), positive)
+            if values.shape not in ((), curvature.shape):
+                raise ValueError(
+                    f"`{name}` must be a number or have curvature's shape {curvature.shape}. Received: {values.shape}"
+                )
+            values = np.broadcast_to(values, curvature.shape).copy()
+            values.setflags(write=False)
+            object.__setattr__(self, name, values)
+
+    @classmethod
+    def power_law(cls, dim: int = 10_000, exponent: float = 1.0, num_bins: int | None = None) -> "NoisyQuadratic":
+        """Make the paper's problem: h_i = i^-exponent, c_i = h_i, E theta_i(0)^2 = 1.
+
+        Args:
+            dim: Number of directions, >= 1. Default 10,000.
+            exponent: How fast the eigenvalues fall, >= 0. Default 1.
+            num_bins: None (default) keeps every eigenvalue; a number merges them, see `binned`.
+
+        Returns:
+            The problem. With the defaults its initial loss is 4.894.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: An argument is out of its range.
+        """
+        check_integer("dim", dim, minimum=1)
+        check_number("exponent", exponent, minimum=0.0)
+        with np.errstate(under="ignore"):
+            curvature = np.arange(1, dim + 1, dtype=np.float64) ** -float(exponent)
+        problem = cls(curvature, curvature)
+        return problem if num_bins is None else problem.binned(num_bins)
+
+    @classmethod
+    def from_matrices(cls, hessian: Any, noise_covariance: Any, initial_second_moment: Any = 1.0) -> "NoisyQuadratic":
+        """Make the problem with a full Hessian and a full noise covariance.
+
+        The risk of every algorithm that treats all directions alike depends on the covariance only through
+        c_i = q_i' C q_i, with q_i the Hessian's eigenvectors, and likewise on the initial second moment.
+
+        Args:
+            hessian: H, symmetric and positive definite, of shape (n, n).
+            noise_covariance: C, symmetric and positive semi-definite, of shape (n, n).
+            initial_second_moment: E theta(0) theta(0)', of shape (n, n), or a number m for m times the identity.
+
+        Returns:
+            The problem in the Hessian's eigenvectors, largest eigenvalue first.
+
+        Raises:
+            TypeError: An argument is not a matrix of real numbers.
+            ValueError: A matrix is not square, not symmetric or not positive, or the shapes differ.
+        """
+        matrix = _check_matrix("hessian", hessian, None)
+        eigenvalues, vectors = np.linalg.eigh(matrix)
+        if eigenvalues[0] <= 0:
+            raise ValueError(f"`hessian` must be positive definite. Its smallest eigenvalue is {eigenvalues[0]:g}")
+        along = []
+        for name, value in (("noise_covariance", noise_covariance), ("initial_second_moment", initial_second_moment)):
+            if name == "initial_second_moment" and np.ndim(value) == 0:
+                along.append(np.full(len(matrix), check_number(name, value, minimum=0.0)))
+                continue
+            form = _check_matrix(name, value, matrix.shape)
+            lowest = np.linalg.eigvalsh(form)[0]
+            if lowest < -1e-10 * np.abs(form).max():
+                raise ValueError(f"`{name}` must be positive semi-definite. Its smallest eigenvalue is {lowest:g}")
+            along.append(np.maximum(np.einsum("ji,jk,ki->i", vectors, form, vectors), 0.0))
+        order = slice(None, None, -1)
+        return cls(eigenvalues[order], along[0][order], 1.0, along[1][order])
+
+    @property
+    def dim(self) -> float:
+        """Number of directions, the sum of the multiplicities."""
+        return float(self.multiplicity.sum())
+
+    @property
+    def initial_loss(self) -> float:
+        """The expected loss before the first step, 1/2 sum_i h_i E theta_i(0)^2."""
+        return float(0.5 * np.sum(self.multiplicity * self.curvature * self.initial_second_moment))
+
+    def binned(self, num_bins: int) -> "NoisyQuadratic":
+        """Merge directions of similar curvature, so that fewer have to be followed. An approximation.
+
+        The bins are intervals of log h. Each keeps its number of directions, and its sums of h, of h c and of
+        h E theta(0)^2: so the initial loss stays as it is, and the noise's share to first order in the rate.
+
+        Args:
+            num_bins: Largest number of entries afterwards, >= 1.
+
+        Returns:
+            The smaller problem, largest curvature first; itself if it is small enough already.
+        """
+        check_integer("num_bins", num_bins, minimum=1)
+        if len(self.curvature) <= num_bins:
+            return self
+        logarithm = np.log(self.curvature)
+        span = logarithm.max() - logarithm
+        low, high = num_bins, 64 * num_bins  # numbers of intervals, of which some are empty
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if len(np.unique(_bin(span, middle))) <= num_bins else (low, middle - 1)
+        bins = np.unique(_bin(span, low), return_inverse=True)[1]
+
+        def add_up(values: np.ndarray) -> np.ndarray:
+            return np.bincount(bins, weights=self.multiplicity * values)
+
+        count, total = add_up(np.ones_like(span)), add_up(self.curvature)
+        noise = add_up(self.curvature * self.noise_variance) / total
+        start = add_up(self.curvature * self.initial_second_moment) / total
+        return NoisyQuadratic(total / count, noise, count, start)
+
+    def expanded(self) -> "NoisyQuadratic":
+        """Return the same problem with every direction on its own.
+
+        Returns:
+            The problem, all of whose multiplicities are 1.
+
+        Raises:
+            ValueError: A multiplicity is not a whole number.
+        """
+        count = np.rint(self.multiplicity).astype(np.int64)
+        if not np.allclose(count, self.multiplicity, rtol=1e-12, atol=0):
+            raise ValueError("`multiplicity` must hold whole numbers for directions to be counted one by one")
+        names = ("curvature", "noise_variance", "initial_second_moment")
+        curvature, noise, start = (np.repeat(getattr(self, name), count) for name in names)
+        return NoisyQuadratic(curvature, noise, 1.0, start)
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """Return a table with one row for each entry.
+
+        Returns:
+            The four arrays as columns.
+        """
+        names = ("curvature", "noise_variance", "multiplicity", "initial_second_moment")
+        return _plotting.make_dataframe({name: getattr(self, name) for name in names})
+
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+        """Draw curvature and noise variance against the rank of the direction.
+
+        Args:
+            ax: Axes to draw into; None makes new ones.
+
+        Returns:
+            The axes.
+        """
+        ax = _plotting.get_axes(ax)
+        order = np.argsort(-self.curvature)
+        rank = np.cumsum(self.multiplicity[order])
+        for name in ("curvature", "noise_variance"):
+            ax.plot(rank, getattr(self, name)[order], label=name.replace("_", " "))
+        ax.set(xlabel="rank of the direction", xscale="log", yscale="log")
+        ax.legend()
+        return ax
+
+    def __repr__(self) -> str:
+        low, high = self.curvature.min(), self.curvature.max()
+        return (
+            f"NoisyQuadratic(dim={self.dim:g}, {len(self.curvature)} curvatures from {low:.3g} to {high:.3g}, "
+            f"initial_loss={self.initial_loss:.4g})"
+        )
+
+
+def _bin(span: np.ndarray, num_intervals: int) -> np.ndarray:
+    width = span.max() / num_intervals or 1.0
+    return np.minimum((span / width).astype(np.int64), num_intervals - 1)
+
+
+def _check_values(name: str, value: Any, positive: bool) -> np.ndarray:
+    expected = f"finite numbers {'> 0' if positive else '>= 0'}"
+    try:
+        values = np.asarray(value)
+        values = values.astype(np.float64, casting="same_kind" if values.dtype.kind == "f" else "safe")
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`{name}` must hold {expected}. Received: {value!r}") from error
+    if not np.isfinite(values).all() or (values <= 0 if positive else values < 0).any():
+        wrong = values[~np.isfinite(values) | (values <= 0 if positive else values < 0)]
+        raise ValueError(f"`{name}` must hold {expected}. Received {wrong.flat[0]:g} among {values.size} value(s)")
+    return values
+
+
+def _check_matrix(name: str, value: Any, shape: tuple[int, ...] | None) -> np.ndarray:
+    try:
+        matrix = np.asarray(value, np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`{name}` must be a matrix of real numbers. Received: {value!r}") from error
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0 or shape not in (None, matrix.shape):
+        raise ValueError(
+            f"`{name}` must be a square matrix{f' of shape {shape}' if shape else ''}. Received shape {matrix.shape}"
+        )
+    if not np.isfinite(matrix).all() or not np.allclose(matrix, matrix.T, rtol=1e-8, atol=1e-12 * np.abs(matrix).max()):
+        raise ValueError(f"`{name}` must be symmetric and finite")
+    return 0.5 * (matrix + matrix.T)

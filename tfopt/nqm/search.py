@@ -1,0 +1,161 @@
+"""The settings that reach a target loss in the fewest steps, for every batch size."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tfopt import _plotting
+from tfopt._checks import check_choice, check_number
+from tfopt.nqm._progress import Progress
+from tfopt.nqm.algorithm import FAMILIES, Algorithm, check_batch_size, largest_stable_learning_rate
+from tfopt.nqm.problem import NoisyQuadratic
+from tfopt.nqm.refinement import Refinement
+from tfopt.nqm.settings_space import SettingsSpace
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import pandas
+
+MAX_SEARCH_CURVATURES = 256  # problems with more are searched binned, and refined as they are
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class OptimalSettings:
+    """For every batch size the settings that reach the target first, and the step at which they do.
+
+    Attributes:
+        family: Which settings were free, see `optimize`.
+        target_loss: The target.
+        batch_size: B, of shape (k,).
+        steps: The first step at which the loss is at most the target, of shape (k,).
+        algorithm: The settings, of shape (k,).
+        is_stable: Whether the iterates settle; if not, the loss passes the target on its way up. Of shape (k,).
+    """
+
+    family: str
+    target_loss: float
+    batch_size: np.ndarray
+    steps: np.ndarray
+    algorithm: Algorithm
+    is_stable: np.ndarray = field(repr=False)
+
+    @property
+    def examples(self) -> np.ndarray:
+        """Examples used, steps times batch size, of shape (k,)."""
+        return self.steps * self.batch_size
+
+    @property
+    def effective_learning_rate(self) -> np.ndarray:
+        """A / (1 - beta), of shape (k,): what the learning rate amounts to while momentum is overdamped."""
+        return self.algorithm.learning_rate / (1.0 - self.algorithm.momentum)
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """Return a table with one row for each batch size.
+
+        Returns:
+            Steps and settings, indexed by batch size.
+        """
+        settings = self.algorithm
+        columns = {
+            "steps": self.steps,
+            "learning_rate": settings.learning_rate,
+            "momentum": settings.momentum,
+            "ema_decay": settings.ema_decay,
+            "preconditioner_power": settings.preconditioner_power,
+            "is_stable": self.is_stable,
+        }
+        frame = _plotting.make_dataframe(columns, index=self.batch_size)
+        frame.index.name = "batch_size"
+        return frame
+
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str = "") -> "matplotlib.axes.Axes":
+        """Draw steps against batch size.
+
+        Args:
+            ax: Axes to draw into; None makes new ones.
+            label: Name of the line; empty for the family's.
+
+        Returns:
+            The axes.
+        """
+        from tfopt.nqm.plots import plot_steps_to_target
+
+        return plot_steps_to_target({label or self.family: self}, ax=ax)
+
+    def __repr__(self) -> str:
+        lines = [f"OptimalSettings({self.family}, target_loss={self.target_loss:g})"]
+        header = ("batch size", "steps", "learning rate", "momentum", "EMA decay")
+        settings = self.algorithm
+        cells = [
+            (f"{size:g}", f"{steps:.0f}", f"{rate:.4g}", f"{beta:.4g}", f"{gamma:.6g}")
+            for size, steps, rate, beta, gamma in zip(
+                self.batch_size, self.steps, settings.learning_rate, settings.momentum, settings.ema_decay, strict=True
+            )
+        ]
+        lines += ["".join(f"{cell:>15}" for cell in row) for row in (header, *cells)]
+        return "\n".join(lines)
+
+
+def optimize(
+    problem: NoisyQuadratic,
+    family: str,
+    batch_sizes: Any,
+    target_loss: float,
+    *,
+    preconditioner_power: float = 0.0,
+    progress: bool | None = None,
+) -> OptimalSettings:
+    """Find the settings that reach a target loss in the fewest steps, for every batch size.
+
+    The loss after t steps is transient + noise / B, so one grid serves all batch sizes: it is followed in octaves of t
+    until some setting has reached the target at each. From the best of it the logarithms of the settings are refined to
+    0.1%, by lowering the loss one step before the best found so far, until that step is out of reach. Step counts are
+    first passages, exactly. Settings beyond the limit of stability take part, since they may pass the target first.
+
+    Args:
+        problem: The problem.
+        family: Which settings are free beside the learning rate: "sgd" none; "momentum" heavy ball's beta; "nesterov"
+            Nesterov's; "ema" the decay of an average of SGD's iterates; "momentum_ema" both.
+        batch_sizes: B, numbers > 0, of shape (k,) or a single one.
+        target_loss: The target, > 0.
+        preconditioner_power: p, in [0, 1]. Default 0.
+        progress: Whether to show a progress bar; None (default) does in a terminal.
+
+    Returns:
+        The best settings for each batch size, in the order given.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of its range.
+
+    Example:
+        >>> problem = NoisyQuadratic(curvature=[1.0, 0.1], noise_variance=[1.0, 0.1])
+        >>> optimize(problem, "sgd", [1, 1000], target_loss=0.01).steps.tolist()
+        [74.0, 11.0]
+    """
+    check_choice("family", family, FAMILIES)
+    sizes = np.atleast_1d(check_batch_size(batch_sizes))
+    if sizes.ndim != 1 or not len(sizes):
+        raise ValueError(f"`batch_sizes` must be a list of numbers > 0. Received shape {sizes.shape}")
+    check_number("target_loss", target_loss, minimum=0.0, exclusive_minimum=True)
+    space = SettingsSpace(family, check_number("preconditioner_power", preconditioner_power, minimum=0.0, maximum=1.0))
+    if problem.initial_loss <= target_loss:
+        settings = space.algorithm(np.zeros((len(sizes), space.num_free))).take(np.zeros(len(sizes), np.int64))
+        return OptimalSettings(family, target_loss, sizes, np.zeros(len(sizes)), settings, np.ones(len(sizes), bool))
+    small = problem.binned(MAX_SEARCH_CURVATURES)
+    with Progress(f"steps to a loss of {target_loss:g}: {family}", progress) as bar:
+        search = Refinement(space, sizes, target_loss, bar)
+        points, steps = search.run(small)
+        if small is not problem:
+            best = np.take_along_axis(points, np.argmin(steps, axis=1)[:, None, None], axis=1)
+            points, steps = search.polish(problem, best)
+    chosen = np.argmin(steps, axis=1)
+    rows = np.arange(len(sizes))
+    settings = space.algorithm(points[rows, chosen])
+    limit = largest_stable_learning_rate(
+        problem, settings.momentum, nesterov=settings.nesterov, preconditioner_power=preconditioner_power
+    )
+    return OptimalSettings(
+        family, float(target_loss), sizes, steps[rows, chosen], settings, settings.learning_rate < limit
+    )

@@ -1,0 +1,48 @@
+"""The settings that a search is free to choose, as points."""
+
+import numpy as np
+
+from tfopt.nqm.algorithm import Algorithm, largest_stable_learning_rate
+from tfopt.nqm.problem import NoisyQuadratic
+
+CLOSEST_TO_ONE = 1e-7  # of momentum and decay
+
+
+class SettingsSpace:
+    """The free settings as points: logarithms of a / (1 - beta), 1 - beta and 1 - gamma.
+
+    At small batches the loss depends on learning rate and momentum almost only through the first of these.
+
+    Args:
+        family: Which settings are free.
+        power: p.
+    """
+
+    def __init__(self, family: str, power: float) -> None:
+        self.power = power
+        self.nesterov = family == "nesterov"
+        self.has_momentum = family in ("momentum", "nesterov", "momentum_ema")
+        self.has_average = family in ("ema", "momentum_ema")
+        self.num_free = 1 + self.has_momentum + self.has_average
+
+    def algorithm(self, points: np.ndarray) -> Algorithm:
+        """Return the settings of points of shape (k, num_free)."""
+        rest = np.clip(np.exp(points[:, 1:]), CLOSEST_TO_ONE, 1.0)
+        momentum = 1.0 - rest[:, 0] if self.has_momentum else np.zeros(len(points))
+        decay = 1.0 - rest[:, -1] if self.has_average else np.zeros(len(points))
+        return Algorithm(np.exp(points[:, 0]) * (1.0 - momentum), momentum, self.nesterov, decay, self.power)
+
+    def grid(self, problem: NoisyQuadratic, sizes: np.ndarray, target: float) -> tuple[np.ndarray, ...]:
+        """Return the coordinates of the first grid, of a shape that depends on the family alone.
+
+        Rates go from where the noise of the smallest batch sustains a fiftieth of the target (a c h^-p / 4 in each
+        direction) to where all directions are unstable.
+        """
+        curvature = problem.curvature ** (1.0 - self.power)
+        limit = float(largest_stable_learning_rate(problem, preconditioner_power=self.power))
+        noise = float(np.sum(problem.multiplicity * problem.noise_variance * problem.curvature**-self.power))
+        least = 0.02 * min(4.0 * sizes.min() * target / noise if noise else limit, limit)
+        counts = {1: (128,), 2: (64, 36), 3: (32, 16, 20)}[self.num_free]
+        highest = (np.log(16.0 / curvature.min()), 0.0, 0.0)
+        lowest = (np.log(least), np.log(CLOSEST_TO_ONE), np.log(CLOSEST_TO_ONE))
+        return tuple(map(np.linspace, lowest, highest, counts))

@@ -1,0 +1,241 @@
+"""The first step at which the expected loss reaches a target, exactly, without looking at every step."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfopt._checks import check_number
+from tfopt.nqm.algorithm import Algorithm, Structure, check_batch_size
+from tfopt.nqm.dynamics import flatten_with
+from tfopt.nqm.kernels import compiled, in_chunks, make_tensor_system, pattern, problem_tensors, settings_tensors, weigh
+from tfopt.nqm.linear_system import (
+    LinearSystem,
+    Vector,
+    add_noise,
+    apply,
+    multiply,
+    outer,
+    pack,
+    pack_symmetric,
+    unpack,
+    unpack_symmetric,
+)
+from tfopt.nqm.problem import NoisyQuadratic
+
+NUM_LEVELS = 26  # strides of up to 2^25 steps
+MAX_STRIDES = 10_000_000
+INFINITY, NAN = np.float64(math.inf), np.float64(math.nan)
+
+
+def steps_to_target(problem: NoisyQuadratic, algorithm: Algorithm, batch_size: Any, target_loss: float) -> np.ndarray:
+    """Return the first number of steps t >= 0 after which the expected loss is at most the target.
+
+    Losses need not fall monotonically, so that bisection would be wrong. Steps are left out only where a bound proves
+    that none of them reaches the target: the noise's share of the loss never falls, and the transient along a direction
+    is a sum of two powers, whose size between changes of its sign is smallest at an end. "Never" is proven in the same
+    way: the noise alone exceeds the target.
+
+    Args:
+        problem: The problem.
+        algorithm: The settings.
+        batch_size: B, > 0; need not be whole.
+        target_loss: The target, > 0.
+
+    Returns:
+        Whole numbers as float64, or infinity where the target is never reached; of the shape that settings and batch
+        sizes broadcast to.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of its range, or shapes do not broadcast.
+        RuntimeError: It could not be decided in ten million strides, as for averaged momentum in a direction that is
+            barely unstable and has no noise.
+
+    Example:
+        >>> problem = NoisyQuadratic(curvature=[1.0, 0.1], noise_variance=[1.0, 0.1])
+        >>> steps_to_target(problem, Algorithm([0.01, 0.1, 1.0]), batch_size=10, target_loss=0.02).tolist()
+        [109.0, 11.0, inf]
+    """
+    flat, sizes, shape = flatten_with(algorithm, check_batch_size(batch_size))
+    check_number("target_loss", target_loss, minimum=0.0, exclusive_minimum=True)
+    found = np.where(flat.learning_rate == 0, np.inf, np.nan)
+    if problem.initial_loss <= target_loss:
+        found[:] = 0.0
+    moving = np.flatnonzero(np.isnan(found))
+    if len(moving):
+        found[moving] = _walk(problem, flat.take(moving), sizes[moving], float(target_loss))
+    if np.isnan(found).any():
+        raise RuntimeError(
+            f"whether {np.isnan(found).sum()} of the settings reach target_loss={target_loss:g} could not be decided "
+            f"in {MAX_STRIDES} strides"
+        )
+    return found.reshape(shape)
+
+
+def _walk(problem: NoisyQuadratic, algorithm: Algorithm, sizes: np.ndarray, target: float) -> np.ndarray:
+    structure, parts = algorithm.structure, problem_tensors(problem)
+    like = pattern(structure)
+    per_direction = len(pack(like.matrix)) + len(pack_symmetric(outer(like.noise)))
+
+    def run(settings: Algorithm, chunk_sizes: np.ndarray) -> tuple[np.ndarray, ...]:
+        tensors = settings_tensors(settings)
+        levels = [_first_kernel(structure)(*tensors, *parts)]
+        for _ in range(NUM_LEVELS - 1):
+            levels.append(_double_kernel(structure)(*levels[-1]))
+        table = [
+            tuple(tf.stack(entry, axis=1) for entry in zip(*half, strict=True)) for half in zip(*levels, strict=True)
+        ]
+        found = _walk_kernel(structure)(
+            *table, *tensors, *parts, tf.constant(chunk_sizes), tf.constant(target, tf.float64)
+        )
+        return (found.numpy(),)
+
+    entries = NUM_LEVELS * per_direction * len(problem.curvature)
+    return in_chunks(run, algorithm, sizes, entries=entries)[0]
+
+
+@functools.cache
+def _first_kernel(structure: Structure) -> Callable[..., Any]:
+    @compiled
+    def kernel(rate, momentum, decay, power, curvature, starts, noises):  # type: ignore[no-untyped-def]
+        system = make_tensor_system(structure, (rate, momentum, decay, power), curvature)
+        return pack(system.matrix), pack_symmetric(outer(system.noise))
+
+    return kernel
+
+
+@functools.cache
+def _double_kernel(structure: Structure) -> Callable[..., Any]:
+    @compiled
+    def kernel(powers, grams):  # type: ignore[no-untyped-def]
+        a, g = unpack(powers, pattern(structure).matrix), unpack_symmetric(grams)
+        return pack(multiply(a, a)), pack_symmetric(add_noise(a, g, g))
+
+    return kernel
+
+
+# Walk along every setting's steps in strides, doubled where the bound held and halved where it did not.
+@functools.cache
+def _walk_kernel(structure: Structure) -> Callable[..., Any]:
+    @compiled
+    def kernel(  # type: ignore[no-untyped-def]
+        powers, grams, rate, momentum, decay, power, curvature, starts, noises, sizes, target
+    ):
+        system = make_tensor_system(structure, (rate, momentum, decay, power), curvature)
+        roots = _Roots(system)
+        first = (tf.zeros_like(sizes, tf.int64), tf.zeros_like(sizes, tf.int32), tf.fill(tf.shape(sizes), NAN))
+        nothing = tuple(map(tf.zeros_like, pack_symmetric(outer(system.noise))))
+
+        def stride(count, step, level, found, state, moment):  # type: ignore[no-untyped-def]
+            a = unpack(_select(powers, level), system.matrix)
+            g, m = unpack_symmetric(_select(grams, level)), unpack_symmetric(moment)
+            noise = weigh(m[system.readout][system.readout], noises) / sizes
+            loss = weigh(state[system.readout] ** 2, starts) + noise
+            end, num_steps = apply(a, state), tf.bitwise.left_shift(tf.ones_like(step), tf.cast(level, tf.int64))
+            here, there = roots.smallest(system, state, end, a, tf.cast(num_steps, tf.float64)[:, None])
+            never = (weigh(there**2, starts) + noise > target) | ~tf.math.is_finite(loss)
+            open_ = tf.math.is_nan(found)
+            found = tf.where(open_ & never, INFINITY, found)
+            found = tf.where(open_ & (loss <= target), tf.cast(step, tf.float64), found)
+            passed = tf.math.is_nan(found) & ((level == 0) | (weigh(here**2, starts) + noise > target))
+            state = tuple(tf.where(passed[:, None], new, old) for new, old in zip(end, state, strict=True))
+            later = pack_symmetric(add_noise(a, m, g))
+            moment = tuple(tf.where(passed[:, None], new, old) for new, old in zip(later, moment, strict=True))
+            step = tf.where(passed, step + num_steps, step)
+            level = tf.clip_by_value(tf.where(passed, level + 1, level - 1), 0, NUM_LEVELS - 1)
+            return count + 1, step, level, found, state, moment
+
+        def is_open(count, step, level, found, *_):  # type: ignore[no-untyped-def]
+            return tf.reduce_any(tf.math.is_nan(found)) & (count < MAX_STRIDES)
+
+        return tf.while_loop(is_open, stride, (tf.constant(0), *first, system.start, nothing))[3]
+
+    return kernel
+
+
+class _Roots:
+    """Bounds on the transient along each direction, over a stride and for ever after.
+
+    Args:
+        system: The system; the roots are those of its first two rows and columns.
+    """
+
+    def __init__(self, system: LinearSystem) -> None:
+        a = system.matrix
+        if len(a) == 1:
+            self.trace, self.determinant = a[0][0], tf.zeros_like(a[0][0])
+        else:
+            corner = 0.0 if a[0][1] is None else a[0][1] * a[1][0]
+            self.trace, self.determinant = a[0][0] + a[1][1], a[0][0] * a[1][1] - corner
+        discriminant = self.trace**2 - 4.0 * self.determinant
+        self.is_complex = discriminant < 0.0
+        self.imaginary = 0.5 * tf.sqrt(tf.maximum(-discriminant, 0.0))
+        swing = tf.sqrt(tf.maximum(discriminant, 0.0))
+        self.real = tf.where(
+            self.is_complex, 0.5 * self.trace, 0.5 * (self.trace + tf.where(self.trace < 0.0, -swing, swing))
+        )
+        self.size = tf.sqrt(self.real**2 + self.imaginary**2)
+        self.angle = tf.atan2(self.imaginary, self.real)
+        self.is_unstable = self.size > 1.0
+
+    def smallest(
+        self, system: LinearSystem, state: Vector, end: Vector, power: Any, num_steps: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Bound the size of the readout from below.
+
+        A sum of two powers of numbers of the same sign is, between changes of its sign, either a power times a concave
+        function, or falls throughout: so it is smallest at an end. Every second step of any such sum has this form,
+        whence both parities; for complex roots its logarithm is concave between zeros, which are pi / angle apart.
+        Along an unstable direction the sum grows for ever once it has grown.
+
+        Args:
+            system: The system.
+            state: z at the stride's start.
+            end: z at its end.
+            power: A to the power of the stride.
+            num_steps: The stride's length, of shape (k, 1).
+
+        Returns:
+            Bounds over the stride's steps, and over all steps from its start on, of shape (k, n) each.
+        """
+        second, beyond = apply(system.matrix, state), apply(system.matrix, end)
+        third = apply(system.matrix, second)
+        fourth = apply(system.matrix, third)
+        place = 0 if len(state) == 3 else system.readout
+        ends = [vector[place] for vector in (state, second, end, beyond)]
+        sizes = [tf.abs(value) for value in ends]
+        grows = self.is_unstable & (tf.abs(third[place]) >= sizes[0]) & (tf.abs(fourth[place]) >= sizes[1])
+        for_ever = tf.where(grows, tf.minimum(sizes[0], sizes[1]), 0.0)
+        keeps_sign = (ends[0] * ends[2] > 0.0) & (ends[1] * ends[3] > 0.0)
+        keeps_sign &= ~self.is_complex | (self.angle * (num_steps + 1.0) < math.pi)
+        bound = tf.where(keeps_sign, functools.reduce(tf.minimum, sizes), 0.0)
+        bound = tf.where(self.is_unstable, for_ever, bound)
+        if len(state) < 3:
+            return bound, for_ever
+        return self._smallest_average(state, second, power[2][2], num_steps, bound, keeps_sign), tf.zeros_like(bound)
+
+    def _smallest_average(
+        self,
+        state: Vector,
+        second: Vector,
+        kept: tf.Tensor,
+        num_steps: tf.Tensor,
+        bound: tf.Tensor,
+        keeps_sign: tf.Tensor,
+    ) -> tf.Tensor:
+        # The average moves towards theta: no further than to `bound`, or to the largest theta of the other sign.
+        theta, average = state[0], tf.abs(state[2])
+        together = keeps_sign & (theta * state[2] > 0.0) & (theta * second[0] > 0.0)
+        towards = tf.minimum(average, kept * average + (1.0 - kept) * bound)
+        rest = tf.sqrt((second[0] - self.real * theta) ** 2 + (self.imaginary * theta) ** 2)
+        largest = tf.abs(theta) + rest * tf.minimum(num_steps, 1.0 / (1.0 - self.size))
+        away = tf.maximum(kept * average - (1.0 - kept) * largest, 0.0)
+        return tf.where(~self.is_unstable, tf.maximum(away, tf.where(together, towards, 0.0)), 0.0)
+
+
+def _select(entries: tuple[tf.Tensor, ...], level: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    return tuple(tf.gather(entry, level, axis=1, batch_dims=1) for entry in entries)
