@@ -106,7 +106,7 @@ def noisy_quadratic(problem: NoisyQuadratic, *, seed: int | None = None, name: s
         >>> problem = NoisyQuadratic.power_law(100)
         >>> model = noisy_quadratic(problem, seed=0)
         >>> model.compile("sgd", loss=output_as_loss)
-        >>> history = model.fit(noise_batches(problem, batch_size=8, num_batches=10), verbose=0)
+        >>> history = model.fit(noise_batches(problem, batch_size=8, num_batches=10), shuffle=False, verbose=0)
 
     References:
         Zhang et al.: Which algorithmic choices matter at which batch sizes? Insights from a noisy quadratic model.

@@ -1,5 +1,6 @@
 """Where larger batches stop paying, and the fewest steps that any algorithm could take."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,16 +64,23 @@ def critical_batch_size(curve: Any, definition: str = "examples") -> CriticalBat
     sizes, steps = _check_curve(curve)
     check_choice("definition", definition, DEFINITIONS)
     examples = sizes * steps
+    fit = least_squares(
+        lambda logs: _log_hyperbola(logs, np.log(sizes)) - np.log(steps), np.log([steps.min(), examples.min()])
+    )
+    # What the hyperbola misses is smooth, and is interpolated.
+    missed = PchipInterpolator(np.log(sizes), -fit.fun)
+
+    def log_steps(log_size: float) -> float:
+        return float(_log_hyperbola(fit.x, log_size) + missed(log_size))
+
     if definition == "examples":
-        found = _crossing(sizes, examples, 2.0 * examples.min(), "larger")
+        level = np.log(2.0 * examples.min())
+        found = _crossing(lambda log_size: log_steps(log_size) + log_size - level, sizes, examples, "larger")
     elif definition == "steps":
-        found = _crossing(sizes[::-1], steps[::-1], 2.0 * steps.min(), "smaller")
+        level = np.log(2.0 * steps.min())
+        found = _crossing(lambda log_size: log_steps(log_size) - level, sizes[::-1], steps[::-1], "smaller")
     else:
         found = examples.min() / steps.min()
-    fit = least_squares(
-        lambda logs: np.logaddexp(logs[0], logs[1] - np.log(sizes)) - np.log(steps),
-        np.log([steps.min(), examples.min()]),
-    )
     return CriticalBatchSize(
         batch_size=float(found),
         definition=definition,
@@ -125,17 +133,19 @@ def information_bound(problem: NoisyQuadratic, batch_size: Any, target_loss: flo
     return brentq(excess, 0.0, high, xtol=1e-12 * high, rtol=1e-14) / sizes
 
 
-def _crossing(sizes: np.ndarray, values: np.ndarray, level: float, missing: str) -> float:
-    # The values rise from left to right after their minimum.
+def _log_hyperbola(logs: np.ndarray, log_size: Any) -> Any:
+    return np.logaddexp(logs[0], logs[1] - log_size)
+
+
+def _crossing(excess: Callable[[float], float], sizes: np.ndarray, values: np.ndarray, missing: str) -> float:
+    # From their minimum on, the values rise from left to right, up to twice the minimum and beyond.
+    level = 2.0 * values.min()
     above = np.flatnonzero((values >= level) & (np.arange(len(values)) > np.argmin(values)))
     if not len(above):
         raise ValueError(
             f"`curve` must reach {level:g}, twice its fewest, and ends at {values[-1]:g}: add {missing} batch sizes"
         )
-    order = np.argsort(sizes)
-    curve = PchipInterpolator(np.log(sizes[order]), np.log(values[order]) - np.log(level))
-    left, right = np.log(sizes[above[0] - 1]), np.log(sizes[above[0]])
-    return float(np.exp(brentq(curve, left, right)))
+    return float(np.exp(brentq(excess, *np.log(sizes[above[0] - 1 : above[0] + 1]))))
 
 
 def _check_curve(curve: Any) -> tuple[np.ndarray, np.ndarray]:

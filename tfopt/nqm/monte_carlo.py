@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import tensorflow as tf
 
-from tfopt._checks import check_integer
+from tfopt._checks import check_integer, check_number
 from tfopt.nqm.algorithm import Algorithm, check_batch_size
 from tfopt.nqm.noise import UnitNoise
 from tfopt.nqm.problem import NoisyQuadratic
@@ -120,7 +120,7 @@ def monte_carlo(
         >>> bool(abs(found.mean[-1] - 1 / 24) < 4 * found.standard_error[-1])  # a c / (2 B (2 - a h))
         True
     """
-    size = float(check_batch_size(batch_size))
+    size = float(check_batch_size(check_number("batch_size", batch_size)))
     check_integer("num_steps", num_steps, minimum=1)
     check_integer("num_trajectories", num_trajectories, minimum=2)
     check_integer("record_every", record_every, minimum=1)

@@ -85,10 +85,9 @@ def noise_batches(
     if num_batches is not None:
         numbers = numbers.take(check_integer("num_batches", num_batches, minimum=1))
 
+    @tf.autograph.experimental.do_not_convert
     def draw(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return source.sample((rows, dim), tf.stack([tf.constant(seed, tf.int64), number]), tf.float32), tf.zeros((
-            rows,
-            1,
-        ))
+        key = tf.stack([tf.constant(seed), tf.cast(number, tf.int32)])
+        return source.sample((rows, dim), key, tf.float32), tf.zeros((rows, 1))
 
     return numbers.map(draw, num_parallel_calls=1).prefetch(2)

@@ -18,6 +18,8 @@ from tfopt.nqm.settings_space import SettingsSpace
 from tfopt.nqm.steps_to_target import steps_to_target
 
 NUM_STARTS = 3  # local minima that are refined for each batch size
+RIPPLE_STARTS = 6
+RIPPLE_CENTRES = 3
 MAX_ROUNDS = 20
 STENCILS_PER_ROUND = 8
 WORTHWHILE = 1e-4  # share of the steps that another round must be expected to save
@@ -25,8 +27,11 @@ HOPELESS = 1.05  # a start that is that far behind another is given up
 MAX_STEPS = 2**50
 # Points along each setting, by the number of free settings.
 COARSE_SCAN = {1: (17,), 2: (11, 11), 3: (5, 5, 5)}
-RIPPLE_SCAN = {1: (101,), 2: (51, 17), 3: (101, 3, 3)}
-RIPPLE_WIDTH = 0.1
+RIPPLE_SCAN = {1: (41,), 2: (41, 21), 3: (41, 5, 3)}
+RIPPLE_WIDTH = np.array([0.04, 0.1, 0.1])
+RIPPLE_PASSES = 2
+RIPPLE_STEPS = 2000  # with more steps the minima are as many as they are alike
+POLISH_WIDTH = 0.005
 
 
 class Refinement:
@@ -49,15 +54,18 @@ class Refinement:
             problem: The problem.
 
         Returns:
-            Points, of shape (k, starts, free settings), and their steps, of shape (k, starts).
+            Points, of shape (k, starts, free settings), best first, and their steps, of shape (k, starts).
         """
         free = self._space.num_free
         points, spacing = self._search_grid(problem)
-        points = self._scan(problem, points, 1.5 * spacing, COARSE_SCAN[free])
-        points, _ = self._refine(problem, points, 0.4 * spacing)
-        # Where momentum is underdamped the loss at a fixed step ripples with the rate, and has many narrow minima.
-        points = self._scan(problem, points, np.full(free, RIPPLE_WIDTH), RIPPLE_SCAN[free])
-        return self._refine(problem, points, np.full(free, RIPPLE_WIDTH / 50))
+        points = self._scan(problem, points, 1.5 * spacing, COARSE_SCAN[free], NUM_STARTS)
+        points, steps = _best_first(*self._refine(problem, points, 0.4 * spacing))
+        few = steps.min(axis=1) <= RIPPLE_STEPS
+        if few.any():
+            part = Refinement(self._space, self._sizes[few], self._target, self._bar)
+            found, counts = part._search_ripples(problem, points[few])
+            points[few], steps[few] = found[:, :NUM_STARTS], counts[:, :NUM_STARTS]
+        return points, steps
 
     def polish(self, problem: NoisyQuadratic, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Search near known points, such as the best ones of a similar problem.
@@ -69,7 +77,18 @@ class Refinement:
         Returns:
             Better points, and their steps.
         """
-        return self._refine(problem, points, np.full(points.shape[2], RIPPLE_WIDTH / 20))
+        return _best_first(*self._refine(problem, points, np.full(points.shape[2], POLISH_WIDTH)))
+
+    def _search_ripples(self, problem: NoisyQuadratic, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # Where momentum is underdamped, the loss after a few hundred steps ripples with the rate: its many narrow
+        # minima lie pi / steps apart in the angle of the roots.
+        width = RIPPLE_WIDTH[: self._space.num_free]
+        for _ in range(RIPPLE_PASSES):
+            points = self._scan(
+                problem, points[:, :RIPPLE_CENTRES], width, RIPPLE_SCAN[self._space.num_free], RIPPLE_STARTS
+            )
+            points, steps = _best_first(*self._refine(problem, points, width / 40))
+        return points, steps
 
     def _search_grid(self, problem: NoisyQuadratic) -> tuple[np.ndarray, np.ndarray]:
         axes = self._space.grid(problem, self._sizes, self._target)
@@ -84,11 +103,11 @@ class Refinement:
             waiting &= losses.min(axis=1) > self._target
             if not waiting.any():
                 break
-        starts = [_lowest_minima(values.reshape(points.shape[:-1])) for values in losses]
+        starts = [_lowest_minima(values.reshape(points.shape[:-1]), NUM_STARTS) for values in losses]
         return flat[np.array(starts)], np.array([axis[1] - axis[0] for axis in axes])
 
     def _scan(
-        self, problem: NoisyQuadratic, points: np.ndarray, width: np.ndarray, shape: tuple[int, ...]
+        self, problem: NoisyQuadratic, points: np.ndarray, width: np.ndarray, shape: tuple[int, ...], num_starts: int
     ) -> np.ndarray:
         # Keeps each batch size's best point, and adds the lowest minima on lattices around all of them.
         steps = self._steps(problem, points)
@@ -96,13 +115,15 @@ class Refinement:
         trial = points[:, :, None, :] + lattice * width
         losses = self._losses(problem, trial, np.maximum(steps.min(axis=1) - 1, 1)[:, None, None])
         best = np.take_along_axis(points, np.argmin(steps, axis=1)[:, None, None], axis=1)
-        found = np.repeat(best, NUM_STARTS, axis=1)
+        found = np.repeat(best, num_starts, axis=1)
         for row, (candidates, values) in enumerate(zip(trial, losses, strict=True)):
             minima = [
-                (start, place) for start in range(len(values)) for place in _lowest_minima(values[start].reshape(shape))
+                (start, place)
+                for start in range(len(values))
+                for place in _lowest_minima(values[start].reshape(shape), num_starts)
             ]
             minima.sort(key=lambda index: values[index])
-            found[row, 1:] = [candidates[index] for index in minima[: NUM_STARTS - 1]]
+            found[row, 1:] = [candidates[index] for index in minima[: num_starts - 1]]
         return found
 
     def _refine(
@@ -175,10 +196,15 @@ def _all_times(problem: NoisyQuadratic, algorithm: Algorithm) -> Iterator[tuple[
     )
 
 
-def _lowest_minima(values: np.ndarray) -> list[int]:
+def _best_first(points: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    order = np.argsort(steps, axis=1)
+    return np.take_along_axis(points, order[:, :, None], axis=1), np.take_along_axis(steps, order, axis=1)
+
+
+def _lowest_minima(values: np.ndarray, count: int) -> list[int]:
     # Flat indices of the lowest entries, no two of which are neighbours; filled up with the lowest.
     remaining, chosen = values.copy(), list[int]()
-    for _ in range(NUM_STARTS):
+    for _ in range(count):
         place = int(np.argmin(remaining))
         chosen.append(place if np.isfinite(remaining.flat[place]) or not chosen else chosen[0])
         near = tuple(slice(max(0, i - 2), i + 3) for i in np.unravel_index(place, values.shape))

@@ -1,30 +1,25 @@
 """The piecewise constant learning rate that reaches a target in the fewest steps."""
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
-import tensorflow as tf
-from scipy.optimize import minimize
 
 from tfopt import _plotting
 from tfopt._checks import check_integer, check_number
 from tfopt.nqm._progress import Progress
-from tfopt.nqm.algorithm import check_batch_size, largest_stable_learning_rate
+from tfopt.nqm.algorithm import check_batch_size
 from tfopt.nqm.batch_size import information_bound
-from tfopt.nqm.kernels import compiled, problem_tensors
 from tfopt.nqm.problem import NoisyQuadratic
+from tfopt.nqm.schedule_solver import ScheduleSolver
 from tfopt.nqm.search import optimize
 
 if TYPE_CHECKING:
     import matplotlib.axes
     import pandas
 
-OPTIONS = {"maxiter": 2000, "maxfun": 4000, "ftol": 1e-13, "gtol": 1e-9, "maxcor": 30}
-RANGE = 1e8  # a rate is at least the limit of stability divided by this
+MAX_SEARCH_CURVATURES = 256  # problems with more are solved binned first
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +50,10 @@ class Schedule:
         Returns:
             What `learning_rate=` takes; after the last step the last rate is kept.
         """
-        ends = np.cumsum(self.lengths)[:-1]
-        # Keras holds a value up to and including its boundary, and counts steps from 0.
-        return keras.optimizers.schedules.PiecewiseConstantDecay((ends - 1).tolist(), self.learning_rates.tolist())
+        ends = np.cumsum(self.lengths)
+        rates = np.append(self.learning_rates, self.learning_rates[-1])  # Keras wants a boundary also for one piece
+        # A value holds up to and including its boundary, and steps count from 0.
+        return keras.optimizers.schedules.PiecewiseConstantDecay((ends - 1).tolist(), rates.tolist())
 
     def loss_curve(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the expected loss along training.
@@ -137,8 +133,8 @@ def optimal_schedule(
 
     Example:
         >>> problem = NoisyQuadratic(curvature=[1.0, 0.1], noise_variance=[1.0, 0.1])
-        >>> optimal_schedule(problem, 1, target_loss=0.01, num_pieces=20).num_steps  # the best constant rate takes 74
-        61
+        >>> optimal_schedule(problem, 1, target_loss=0.01, num_pieces=20).num_steps  # the best constant rate takes 553
+        146
     """
     size = float(check_batch_size(check_number("batch_size", batch_size)))
     check_integer("num_pieces", num_pieces, minimum=1)
@@ -148,50 +144,24 @@ def optimal_schedule(
             f"one of `target_loss` and `num_steps` must be given. Received: target_loss={target_loss!r}, "
             f"num_steps={num_steps!r}"
         )
-    solver = _Solver(problem, size, num_pieces, power)
+    call = _Call(problem, size, num_pieces, power)
     if num_steps is not None:
-        return solver.solve(check_integer("num_steps", num_steps, minimum=1))
+        return call.best(check_integer("num_steps", num_steps, minimum=1))
     target = check_number("target_loss", target_loss, minimum=0.0, exclusive_minimum=True)
     if problem.initial_loss <= target:
         raise ValueError(f"`target_loss` must be below the initial loss {problem.initial_loss:g}. Received: {target:g}")
     with Progress(f"schedule to a loss of {target:g}", progress) as bar:
-        return _fewest_steps(solver, target, bar)
+        small = _Call(problem.binned(MAX_SEARCH_CURVATURES), size, num_pieces, power)
+        constant = optimize(small.problem, "sgd", size, target, preconditioner_power=power, progress=False)
+        found = small.fewest_steps(target, int(constant.steps[0]), bar)
+        if small.problem is problem:
+            return found
+        call.solver.logarithms = np.log(found.learning_rates)
+        return call.fewest_steps(target, found.num_steps, bar)
 
 
-# Close in on the smallest number of steps: by interpolation of log loss over log steps, halving every third time.
-def _fewest_steps(solver: "_Solver", target: float, bar: Progress) -> Schedule:
-    constant = optimize(
-        solver.problem, "sgd", solver.batch_size, target, preconditioner_power=solver.power, progress=False
-    )
-    bound = float(information_bound(solver.problem, solver.batch_size, target))
-    low = max(int(np.ceil(bound)) - 1, 0)
-    known = {low: np.log(solver.problem.initial_loss / target)} if low == 0 else {}
-    best = solver.solve(int(constant.steps[0]))
-    while best.loss > target:  # the constant rate was beyond the limit of stability
-        best = solver.solve(2 * best.num_steps)
-    while best.num_steps - low > 1:
-        bar.show(f"between {low} and {best.num_steps} steps")
-        trial = solver.solve(_next_trial(low, known.get(low), best, target, halve=len(known) % 3 == 2))
-        known[trial.num_steps] = np.log(trial.loss / target)
-        if trial.loss <= target:
-            best = trial
-        else:
-            low = trial.num_steps
-    return best
-
-
-def _next_trial(low: int, above: float | None, best: Schedule, target: float, halve: bool) -> int:
-    left, right = np.log(max(low, 1)), np.log(best.num_steps)
-    share = 0.5
-    if above is not None and not halve:
-        below = np.log(target / best.loss)
-        share = above / (above + below) if above + below > 0 else 0.5
-    guess = round(np.exp(left + share * (right - left)))
-    return int(np.clip(guess, low + 1, best.num_steps - 1))
-
-
-class _Solver:
-    """Minimises the final loss for any number of steps, each time from the last solution.
+class _Call:
+    """What all steps of one search have in common.
 
     Args:
         problem: The problem.
@@ -201,65 +171,39 @@ class _Solver:
     """
 
     def __init__(self, problem: NoisyQuadratic, batch_size: float, num_pieces: int, power: float) -> None:
-        self.problem, self.batch_size, self.power = problem, batch_size, power
-        self._num_pieces = num_pieces
-        # Just below the limit, where the noise still has a steady state.
-        self._limit = float(np.log(largest_stable_learning_rate(problem, preconditioner_power=power) * (1.0 - 1e-9)))
-        self._rates: np.ndarray | None = None
-        scaled = problem.curvature ** (1.0 - power)
-        self._arguments = (*problem_tensors(problem), tf.constant(scaled), tf.constant(batch_size, tf.float64))
+        self.problem, self._batch_size, self._power = problem, batch_size, power
+        self.solver = ScheduleSolver(problem, batch_size, num_pieces, power)
 
-    def solve(self, num_steps: int) -> Schedule:
+    def best(self, num_steps: int) -> Schedule:
         """Return the best schedule of some steps."""
-        count = min(self._num_pieces, num_steps)
-        ends = np.round(np.arange(1, count + 1) * (num_steps / count)).astype(np.int64)
-        lengths = np.diff(ends, prepend=0)
-        tensor = tf.constant(lengths, tf.float64)
+        lengths, rates, loss = self.solver.solve(num_steps)
+        return Schedule(self._batch_size, num_steps, lengths, rates, self._power, loss, self.problem)
 
-        def loss_and_gradient(rates: np.ndarray) -> tuple[float, np.ndarray]:
-            loss, gradient = _schedule_kernel()(tf.constant(rates), tensor, *self._arguments)
-            return float(loss.numpy()), gradient.numpy()
-
-        bounds = [(self._limit - np.log(RANGE), self._limit)] * count
-        found = min(
-            (
-                minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", bounds=bounds, options=OPTIONS)
-                for start in self._starts(count, num_steps)
-            ),
-            key=lambda result: result.fun,
-        )
-        self._rates = found.x
-        schedule = Schedule(
-            self.batch_size, num_steps, lengths, np.exp(found.x), self.power, float(np.exp(found.fun)), self.problem
-        )
-        return schedule
-
-    def _starts(self, count: int, num_steps: int) -> list[np.ndarray]:
-        if self._rates is not None and len(self._rates) == count:
-            return [self._rates]
-        # The limit at first, then the hyperbola of an average over all examples since.
-        places = (np.arange(count) + 0.5) / count
-        slowest = float((self.problem.curvature ** (1.0 - self.power)).min())
-        decay = -np.log1p(places * num_steps * slowest * np.exp(self._limit))
-        return [self._limit + np.maximum(decay, -0.5 * np.log(RANGE)), np.full(count, self._limit - 1.0)]
+    def fewest_steps(self, target: float, guess: int, bar: Progress) -> Schedule:
+        """Return the best schedule of the fewest steps to a target: strides from a guess, then interpolation."""
+        low = max(int(np.ceil(float(information_bound(self.problem, self._batch_size, target)))) - 1, 0)
+        above: float | None = None  # log of loss over target at `low`, where that has been tried
+        best, trial, stride = None, self.best(max(guess, low + 1)), 1
+        while True:
+            bar.show(f"between {low} and {best.num_steps if best else 'more'} steps")
+            if trial.loss <= target:
+                best = trial
+            else:
+                low, above = trial.num_steps, float(np.log(trial.loss / target))
+            if best is None:
+                trial = self.best(low + stride)
+            elif best.num_steps - low <= 1:
+                return best
+            elif above is None:
+                trial = self.best(max(best.num_steps - stride, low + 1))
+            else:
+                trial = self.best(_between(low, above, best, target, halve=stride % 3 == 2))
+            stride = 4 * stride if best is None or above is None else stride + 1
 
 
-# Logarithm of the final loss and its gradient in the logarithms of the rates.
-@functools.cache
-def _schedule_kernel() -> Callable[..., Any]:
-    @compiled
-    def kernel(logs, lengths, curvature, starts, noises, scaled, batch_size):  # type: ignore[no-untyped-def]
-        with tf.GradientTape() as tape:
-            tape.watch(logs)
-            rates = tf.exp(logs)[:, None]
-            x = rates * scaled
-            # (1 - x)^2 = 1 - x (2 - x); exactly 0 would have no logarithm.
-            shrink = lengths[:, None] * tf.math.log1p(-tf.minimum(x * (2.0 - x), 1.0 - 1e-15))
-            after = tf.cumsum(shrink, axis=0, exclusive=True, reverse=True)
-            added = rates * (scaled / curvature) / (curvature * (2.0 - x)) * -tf.math.expm1(shrink)
-            moments = tf.reduce_sum(added * tf.exp(after), axis=0) / batch_size
-            loss = tf.reduce_sum(starts * tf.exp(tf.reduce_sum(shrink, axis=0)) + noises * moments)
-            result = tf.math.log(loss)
-        return result, tape.gradient(result, logs)
-
-    return kernel
+def _between(low: int, above: float, best: Schedule, target: float, halve: bool) -> int:
+    # Where log loss, linear in log steps, is that of the target; or half way, so that neither end stays for long.
+    below = float(np.log(target / best.loss))
+    share = 0.5 if halve or above + below <= 0 else above / (above + below)
+    guess = round(np.exp(np.log(max(low, 1)) + share * np.log(best.num_steps / max(low, 1))))
+    return int(np.clip(guess, low + 1, best.num_steps - 1))

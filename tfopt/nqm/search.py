@@ -11,7 +11,7 @@ from tfopt.nqm._progress import Progress
 from tfopt.nqm.algorithm import FAMILIES, Algorithm, check_batch_size, largest_stable_learning_rate
 from tfopt.nqm.problem import NoisyQuadratic
 from tfopt.nqm.refinement import Refinement
-from tfopt.nqm.settings_space import SettingsSpace
+from tfopt.nqm.settings_space import CLOSEST_TO_ONE, SettingsSpace
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -88,7 +88,7 @@ class OptimalSettings:
         header = ("batch size", "steps", "learning rate", "momentum", "EMA decay")
         settings = self.algorithm
         cells = [
-            (f"{size:g}", f"{steps:.0f}", f"{rate:.4g}", f"{beta:.4g}", f"{gamma:.6g}")
+            (f"{size:g}", f"{steps:.0f}", f"{rate:.4g}", f"{beta:.7g}", f"{gamma:.7g}")
             for size, steps, rate, beta, gamma in zip(
                 self.batch_size, self.steps, settings.learning_rate, settings.momentum, settings.ema_decay, strict=True
             )
@@ -104,6 +104,7 @@ def optimize(
     target_loss: float,
     *,
     preconditioner_power: float = 0.0,
+    largest_momentum: float | None = None,
     progress: bool | None = None,
 ) -> OptimalSettings:
     """Find the settings that reach a target loss in the fewest steps, for every batch size.
@@ -120,6 +121,8 @@ def optimize(
         batch_sizes: B, numbers > 0, of shape (k,) or a single one.
         target_loss: The target, > 0.
         preconditioner_power: p, in [0, 1]. Default 0.
+        largest_momentum: Largest beta to try, in [0, 1). None (default) means 1 - 1e-7: at small batches the best
+            momentum is one that warms the rate up over the whole training, which no network would forgive.
         progress: Whether to show a progress bar; None (default) does in a terminal.
 
     Returns:
@@ -132,14 +135,18 @@ def optimize(
     Example:
         >>> problem = NoisyQuadratic(curvature=[1.0, 0.1], noise_variance=[1.0, 0.1])
         >>> optimize(problem, "sgd", [1, 1000], target_loss=0.01).steps.tolist()
-        [74.0, 11.0]
+        [553.0, 6.0]
     """
     check_choice("family", family, FAMILIES)
     sizes = np.atleast_1d(check_batch_size(batch_sizes))
     if sizes.ndim != 1 or not len(sizes):
         raise ValueError(f"`batch_sizes` must be a list of numbers > 0. Received shape {sizes.shape}")
     check_number("target_loss", target_loss, minimum=0.0, exclusive_minimum=True)
-    space = SettingsSpace(family, check_number("preconditioner_power", preconditioner_power, minimum=0.0, maximum=1.0))
+    check_number("preconditioner_power", preconditioner_power, minimum=0.0, maximum=1.0)
+    if largest_momentum is None:
+        largest_momentum = 1.0 - CLOSEST_TO_ONE
+    check_number("largest_momentum", largest_momentum, minimum=0.0, maximum=1.0, exclusive_maximum=True)
+    space = SettingsSpace(family, preconditioner_power, largest_momentum)
     if problem.initial_loss <= target_loss:
         settings = space.algorithm(np.zeros((len(sizes), space.num_free))).take(np.zeros(len(sizes), np.int64))
         return OptimalSettings(family, target_loss, sizes, np.zeros(len(sizes)), settings, np.ones(len(sizes), bool))
@@ -148,14 +155,9 @@ def optimize(
         search = Refinement(space, sizes, target_loss, bar)
         points, steps = search.run(small)
         if small is not problem:
-            best = np.take_along_axis(points, np.argmin(steps, axis=1)[:, None, None], axis=1)
-            points, steps = search.polish(problem, best)
-    chosen = np.argmin(steps, axis=1)
-    rows = np.arange(len(sizes))
-    settings = space.algorithm(points[rows, chosen])
+            points, steps = search.polish(problem, points[:, :1])
+    settings = space.algorithm(points[:, 0])
     limit = largest_stable_learning_rate(
         problem, settings.momentum, nesterov=settings.nesterov, preconditioner_power=preconditioner_power
     )
-    return OptimalSettings(
-        family, float(target_loss), sizes, steps[rows, chosen], settings, settings.learning_rate < limit
-    )
+    return OptimalSettings(family, float(target_loss), sizes, steps[:, 0], settings, settings.learning_rate < limit)

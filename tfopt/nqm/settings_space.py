@@ -16,10 +16,12 @@ class SettingsSpace:
     Args:
         family: Which settings are free.
         power: p.
+        largest_momentum: Largest beta.
     """
 
-    def __init__(self, family: str, power: float) -> None:
+    def __init__(self, family: str, power: float, largest_momentum: float = 1.0 - CLOSEST_TO_ONE) -> None:
         self.power = power
+        self._least = max(1.0 - largest_momentum, CLOSEST_TO_ONE)  # of 1 - beta
         self.nesterov = family == "nesterov"
         self.has_momentum = family in ("momentum", "nesterov", "momentum_ema")
         self.has_average = family in ("ema", "momentum_ema")
@@ -27,9 +29,12 @@ class SettingsSpace:
 
     def algorithm(self, points: np.ndarray) -> Algorithm:
         """Return the settings of points of shape (k, num_free)."""
-        rest = np.clip(np.exp(points[:, 1:]), CLOSEST_TO_ONE, 1.0)
-        momentum = 1.0 - rest[:, 0] if self.has_momentum else np.zeros(len(points))
-        decay = 1.0 - rest[:, -1] if self.has_average else np.zeros(len(points))
+        rest = np.exp(points[:, 1:])
+        momentum, decay = np.zeros(len(points)), np.zeros(len(points))
+        if self.has_momentum:
+            momentum = 1.0 - np.clip(rest[:, 0], self._least, 1.0)
+        if self.has_average:
+            decay = 1.0 - np.clip(rest[:, -1], CLOSEST_TO_ONE, 1.0)
         return Algorithm(np.exp(points[:, 0]) * (1.0 - momentum), momentum, self.nesterov, decay, self.power)
 
     def grid(self, problem: NoisyQuadratic, sizes: np.ndarray, target: float) -> tuple[np.ndarray, ...]:
@@ -43,6 +48,10 @@ class SettingsSpace:
         noise = float(np.sum(problem.multiplicity * problem.noise_variance * problem.curvature**-self.power))
         least = 0.02 * min(4.0 * sizes.min() * target / noise if noise else limit, limit)
         counts = {1: (128,), 2: (64, 36), 3: (32, 16, 20)}[self.num_free]
-        highest = (np.log(16.0 / curvature.min()), 0.0, 0.0)
-        lowest = (np.log(least), np.log(CLOSEST_TO_ONE), np.log(CLOSEST_TO_ONE))
-        return tuple(map(np.linspace, lowest, highest, counts))
+        highest = (np.log(16.0 / curvature.min()), 0.0, 0.0)[: self.num_free]
+        lowest = [np.log(least)]
+        if self.has_momentum:
+            lowest.append(np.log(self._least))
+        if self.has_average:
+            lowest.append(np.log(CLOSEST_TO_ONE))
+        return tuple(np.linspace(low, high, count) for low, high, count in zip(lowest, highest, counts, strict=True))

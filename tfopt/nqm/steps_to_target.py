@@ -26,8 +26,9 @@ from tfopt.nqm.linear_system import (
 )
 from tfopt.nqm.problem import NoisyQuadratic
 
-NUM_LEVELS = 26  # strides of up to 2^25 steps
-MAX_STRIDES = 10_000_000
+# Number of stride lengths 1, 2, 4, ..., and how many strides to try with them: the second table is for what creeps.
+TABLES = ((26, 20_000), (52, 10_000_000))
+MAX_STEPS = 2**52
 INFINITY, NAN = np.float64(math.inf), np.float64(math.nan)
 
 
@@ -46,8 +47,8 @@ def steps_to_target(problem: NoisyQuadratic, algorithm: Algorithm, batch_size: A
         target_loss: The target, > 0.
 
     Returns:
-        Whole numbers as float64, or infinity where the target is never reached; of the shape that settings and batch
-        sizes broadcast to.
+        Whole numbers as float64, or infinity where the target is never reached, or not within 2^52 steps; of the shape
+        that settings and batch sizes broadcast to.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -58,25 +59,28 @@ def steps_to_target(problem: NoisyQuadratic, algorithm: Algorithm, batch_size: A
     Example:
         >>> problem = NoisyQuadratic(curvature=[1.0, 0.1], noise_variance=[1.0, 0.1])
         >>> steps_to_target(problem, Algorithm([0.01, 0.1, 1.0]), batch_size=10, target_loss=0.02).tolist()
-        [109.0, 11.0, inf]
+        [466.0, 54.0, inf]
     """
     flat, sizes, shape = flatten_with(algorithm, check_batch_size(batch_size))
     check_number("target_loss", target_loss, minimum=0.0, exclusive_minimum=True)
     found = np.where(flat.learning_rate == 0, np.inf, np.nan)
     if problem.initial_loss <= target_loss:
         found[:] = 0.0
-    moving = np.flatnonzero(np.isnan(found))
-    if len(moving):
-        found[moving] = _walk(problem, flat.take(moving), sizes[moving], float(target_loss))
+    for table in TABLES:
+        open_ = np.flatnonzero(np.isnan(found))
+        if len(open_):
+            found[open_] = _walk(problem, flat.take(open_), sizes[open_], float(target_loss), *table)
     if np.isnan(found).any():
         raise RuntimeError(
             f"whether {np.isnan(found).sum()} of the settings reach target_loss={target_loss:g} could not be decided "
-            f"in {MAX_STRIDES} strides"
+            f"in {TABLES[-1][1]} strides"
         )
     return found.reshape(shape)
 
 
-def _walk(problem: NoisyQuadratic, algorithm: Algorithm, sizes: np.ndarray, target: float) -> np.ndarray:
+def _walk(
+    problem: NoisyQuadratic, algorithm: Algorithm, sizes: np.ndarray, target: float, num_levels: int, max_strides: int
+) -> np.ndarray:
     structure, parts = algorithm.structure, problem_tensors(problem)
     like = pattern(structure)
     per_direction = len(pack(like.matrix)) + len(pack_symmetric(outer(like.noise)))
@@ -84,17 +88,22 @@ def _walk(problem: NoisyQuadratic, algorithm: Algorithm, sizes: np.ndarray, targ
     def run(settings: Algorithm, chunk_sizes: np.ndarray) -> tuple[np.ndarray, ...]:
         tensors = settings_tensors(settings)
         levels = [_first_kernel(structure)(*tensors, *parts)]
-        for _ in range(NUM_LEVELS - 1):
+        for _ in range(num_levels - 1):
             levels.append(_double_kernel(structure)(*levels[-1]))
         table = [
             tuple(tf.stack(entry, axis=1) for entry in zip(*half, strict=True)) for half in zip(*levels, strict=True)
         ]
         found = _walk_kernel(structure)(
-            *table, *tensors, *parts, tf.constant(chunk_sizes), tf.constant(target, tf.float64)
+            tf.constant(max_strides),
+            *table,
+            *tensors,
+            *parts,
+            tf.constant(chunk_sizes),
+            tf.constant(target, tf.float64),
         )
         return (found.numpy(),)
 
-    entries = NUM_LEVELS * per_direction * len(problem.curvature)
+    entries = num_levels * per_direction * len(problem.curvature)
     return in_chunks(run, algorithm, sizes, entries=entries)[0]
 
 
@@ -123,7 +132,7 @@ def _double_kernel(structure: Structure) -> Callable[..., Any]:
 def _walk_kernel(structure: Structure) -> Callable[..., Any]:
     @compiled
     def kernel(  # type: ignore[no-untyped-def]
-        powers, grams, rate, momentum, decay, power, curvature, starts, noises, sizes, target
+        max_strides, powers, grams, rate, momentum, decay, power, curvature, starts, noises, sizes, target
     ):
         system = make_tensor_system(structure, (rate, momentum, decay, power), curvature)
         roots = _Roots(system)
@@ -139,18 +148,18 @@ def _walk_kernel(structure: Structure) -> Callable[..., Any]:
             here, there = roots.smallest(system, state, end, a, tf.cast(num_steps, tf.float64)[:, None])
             never = (weigh(there**2, starts) + noise > target) | ~tf.math.is_finite(loss)
             open_ = tf.math.is_nan(found)
-            found = tf.where(open_ & never, INFINITY, found)
+            found = tf.where(open_ & (never | (step >= MAX_STEPS)), INFINITY, found)
             found = tf.where(open_ & (loss <= target), tf.cast(step, tf.float64), found)
             passed = tf.math.is_nan(found) & ((level == 0) | (weigh(here**2, starts) + noise > target))
             state = tuple(tf.where(passed[:, None], new, old) for new, old in zip(end, state, strict=True))
             later = pack_symmetric(add_noise(a, m, g))
             moment = tuple(tf.where(passed[:, None], new, old) for new, old in zip(later, moment, strict=True))
             step = tf.where(passed, step + num_steps, step)
-            level = tf.clip_by_value(tf.where(passed, level + 1, level - 1), 0, NUM_LEVELS - 1)
+            level = tf.clip_by_value(tf.where(passed, level + 1, level - 1), 0, powers[0].shape[1] - 1)
             return count + 1, step, level, found, state, moment
 
         def is_open(count, step, level, found, *_):  # type: ignore[no-untyped-def]
-            return tf.reduce_any(tf.math.is_nan(found)) & (count < MAX_STRIDES)
+            return tf.reduce_any(tf.math.is_nan(found)) & (count < max_strides)
 
         return tf.while_loop(is_open, stride, (tf.constant(0), *first, system.start, nothing))[3]
 
@@ -180,7 +189,7 @@ class _Roots:
         )
         self.size = tf.sqrt(self.real**2 + self.imaginary**2)
         self.angle = tf.atan2(self.imaginary, self.real)
-        self.is_unstable = self.size > 1.0
+        self.is_unstable = self.size >= 1.0
 
     def smallest(
         self, system: LinearSystem, state: Vector, end: Vector, power: Any, num_steps: tf.Tensor

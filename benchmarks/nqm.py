@@ -1,0 +1,179 @@
+"""Time the noisy quadratic model's searches against a straightforward NumPy implementation, cold and warm.
+
+The NumPy implementation takes powers by eigen-decomposition, looks for the step by bisection, and searches a grid of
+rates and momenta for one batch size after the other. It is timed on a part of its grid, and its time for the whole is
+that in proportion. Its steps are grid optima, by bisection also where a loss is not monotone.
+
+Each cold run of tfopt is a process of its own, imports apart. Writes `benchmarks/results/nqm.json`.
+Run with `make bench`, or `python benchmarks/nqm.py --rounds 7`.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import environment
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+SIZES = 4.0 ** np.arange(10)
+TARGET = 0.01
+POWERS = (0.0, 0.25, 0.5, 0.75)
+RATES, MOMENTA = np.geomspace(1e-3, 3.9, 100), 1.0 - np.geomspace(1.0, 1e-3, 20)
+
+
+def numpy_loss(curvature: np.ndarray, count: np.ndarray, rate: float, momentum: float, power: float) -> Any:
+    """Return the loss after t steps of heavy ball as a function, from eigen-decompositions of 3 x 3 matrices.
+
+    Args:
+        curvature: h; the noise variance is the same.
+        count: Multiplicities.
+        rate: a.
+        momentum: beta.
+        power: p.
+
+    Returns:
+        A function of t and B.
+    """
+    step = rate * curvature**-power
+    x = step * curvature
+    # How E theta^2, E theta u and E u^2 follow from theta' = (1 - x) theta - beta u and u' = x theta + beta u.
+    matrix = np.empty((len(x), 3, 3))
+    one = 1 - x
+    matrix[:, 0] = np.stack([one**2, -2 * momentum * one, np.full_like(x, momentum**2)], axis=1)
+    matrix[:, 1] = np.stack([x * one, momentum * (one - x), np.full_like(x, -(momentum**2))], axis=1)
+    matrix[:, 2] = np.stack([x**2, 2 * momentum * x, np.full_like(x, momentum**2)], axis=1)
+    noise = (step**2 * curvature)[:, None] * np.array([1.0, -1.0, 1.0])
+    values, vectors = np.linalg.eig(matrix)
+    inverse = np.linalg.inv(vectors)
+    start, added = inverse[:, :, 0], np.einsum("nij,nj->ni", inverse, noise)
+    weights = 0.5 * count * curvature
+
+    def loss(steps: int, size: float) -> float:
+        powers = values**steps
+        sums = (1 - powers) / (1 - values)
+        moments = np.einsum("ni,ni->n", vectors[:, 0], powers * start + sums * added / size)
+        return float(weights @ moments.real)
+
+    return loss
+
+
+def numpy_search(curvature: np.ndarray, count: np.ndarray, settings: list[tuple[float, float]], power: float) -> Any:
+    """Find the fewest steps for each batch size among some settings, by bisection.
+
+    Args:
+        curvature: h.
+        count: Multiplicities.
+        settings: Rates and momenta.
+        power: p.
+
+    Returns:
+        Steps, of shape (batch sizes,).
+    """
+    fewest = np.full(len(SIZES), np.inf)
+    with np.errstate(all="ignore"):
+        for rate, momentum in settings:
+            loss = numpy_loss(curvature, count, rate, momentum, power)
+            for place, size in enumerate(SIZES):
+                low, high = 0, 2**24
+                if not loss(high, size) <= TARGET:
+                    continue
+                while high - low > 1:
+                    middle = (low + high) // 2
+                    low, high = (low, middle) if loss(middle, size) <= TARGET else (middle, high)
+                fewest[place] = min(fewest[place], high)
+    return fewest
+
+
+def tfopt_run(num_bins: int | None) -> dict[str, Any]:
+    """Run everything twice in this process.
+
+    Args:
+        num_bins: How many bins, or None for the exact spectrum.
+
+    Returns:
+        Seconds, cold and warm, by figure, and the steps found.
+    """
+    from tfopt import nqm
+
+    problem = nqm.NoisyQuadratic.power_law(num_bins=num_bins)
+    parts = {
+        "momentum, 4 powers": lambda: [
+            nqm.optimize(problem, "momentum", SIZES, TARGET, preconditioner_power=power).steps.tolist()
+            for power in POWERS
+        ],
+        "SGD": lambda: [nqm.optimize(problem, "sgd", SIZES, TARGET).steps.tolist()],
+        "averaged SGD": lambda: [nqm.optimize(problem, "ema", SIZES, TARGET).steps.tolist()],
+        "schedules": lambda: [[nqm.optimal_schedule(problem, size, TARGET).num_steps for size in SIZES]],
+    }
+    found: dict[str, Any] = {"cold": {}, "warm": {}, "steps": {}}
+    for run in ("cold", "warm"):
+        for name, compute in parts.items():
+            begin = time.perf_counter()
+            found["steps"][name] = compute()
+            found[run][name] = time.perf_counter() - begin
+    return found
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure and write the results.
+
+    Args:
+        argv: Command-line arguments.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "nqm.json")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.worker:
+        print(json.dumps(tfopt_run(None if arguments.worker == "exact" else int(arguments.worker))))
+        return
+    rng = np.random.default_rng(0)
+    grid = [(rate, momentum) for rate in RATES for momentum in MOMENTA]
+    sample = [grid[place] for place in rng.choice(len(grid), 20, replace=False)]
+    from tfopt.nqm import NoisyQuadratic
+
+    binned = NoisyQuadratic.power_law(num_bins=100)
+    results: dict[str, Any] = {}
+    plain = []
+    for count in range(arguments.rounds):
+        begin = time.perf_counter()
+        numpy_search(binned.curvature, binned.multiplicity, sample, 0.0)
+        plain.append((time.perf_counter() - begin) * len(grid) / len(sample) * len(POWERS))
+        for bins in ("100", "exact"):
+            if bins == "exact" and count >= 3:
+                continue
+            command = [sys.executable, __file__, "--worker", bins]
+            lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+            results.setdefault(bins, []).append(json.loads(lines[-1]))
+    medians = {
+        bins: {
+            run: {name: statistics.median(one[run][name] for one in runs) for name in runs[0][run]}
+            for run in ("cold", "warm")
+        }
+        for bins, runs in results.items()
+    }
+    best = numpy_search(binned.curvature, binned.multiplicity, [s for s in grid if s[1] >= 0.9][::4], 0.0)
+    content = {
+        "environment": environment.describe(["tensorflow", "numpy", "scipy"]),
+        "rounds": arguments.rounds,
+        "numpy_momentum_seconds": statistics.median(plain),
+        "numpy_grid_steps": best.tolist(),
+        "seconds": medians,
+        "steps": {bins: runs[0]["steps"] for bins, runs in results.items()},
+    }
+    arguments.output.write_text(json.dumps(content, indent=1) + "\n")
+    print(json.dumps({name: value for name, value in content.items() if name != "environment"}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Critical batch sizes on curves that are known, and the bound that a Kalman filter attains."""
+
+import numpy as np
+import pytest
+
+from tfopt.nqm import NoisyQuadratic, critical_batch_size, information_bound, optimize
+
+SIZES = 2.0 ** np.arange(-10, 22)
+HYPERBOLA = (SIZES, 500 * (1 + 64 / SIZES))
+
+
+@pytest.mark.parametrize("definition", ["examples", "steps", "asymptotes"])
+def test_the_definitions_agree_on_a_hyperbola(definition):
+    found = critical_batch_size(HYPERBOLA, definition)
+    assert found.batch_size == pytest.approx(64, rel=1e-3)
+    assert found.hyperbola == pytest.approx(64, rel=1e-6)
+    assert found.fit_error < 1e-6
+    assert found.least_examples == pytest.approx(500 * 64, rel=1e-3)
+    assert found.fewest_steps == pytest.approx(500, rel=1e-3)
+    assert found.definition == definition
+
+
+def test_the_order_of_the_batch_sizes_does_not_matter():
+    order = np.random.default_rng(0).permutation(len(SIZES))
+    assert critical_batch_size((SIZES[order], HYPERBOLA[1][order])) == critical_batch_size(HYPERBOLA)
+
+
+def test_the_standard_problem():
+    problem = NoisyQuadratic.power_law(num_bins=100)
+    curve = optimize(problem, "sgd", 4.0 ** np.arange(14), 0.01)
+    dense = optimize(problem, "sgd", 2.0 ** np.arange(8, 13, 0.25), 0.01)
+    found = {name: critical_batch_size(curve, name) for name in ("examples", "steps", "asymptotes")}
+    # Interpolated between powers of 4 as between those of 2^(1/4).
+    sizes, steps = np.append(dense.batch_size, curve.batch_size), np.append(dense.steps, curve.steps)
+    sizes, places = np.unique(sizes, return_index=True)
+    exact = critical_batch_size((sizes, steps[places]))
+    assert found["examples"].batch_size == pytest.approx(exact.batch_size, rel=0.03)
+    assert exact.batch_size == pytest.approx(1240, rel=0.005)
+    assert found["steps"].batch_size == pytest.approx(601, rel=0.08)
+    assert found["asymptotes"].batch_size == pytest.approx(902, rel=0.01)
+    assert 0.02 < found["examples"].fit_error < 0.2  # it is no hyperbola
+
+
+def test_the_bound_is_what_a_kalman_filter_attains():
+    problem = NoisyQuadratic([1.0, 0.3, 0.01], [1.0, 2.0, 0.5], [1, 2, 3], [1.0, 0.5, 2.0])
+    target, size = 0.05, 4.0
+    steps = float(information_bound(problem, size, target))
+    variance = problem.initial_second_moment.copy()
+    losses = []
+    for _ in range(int(np.ceil(steps))):
+        gain = variance / (variance + problem.noise_variance / (size * problem.curvature**2))
+        variance = (1 - gain) * variance
+        losses.append(0.5 * np.sum(problem.multiplicity * problem.curvature * variance))
+    assert losses[-1] <= target < losses[-2]
+
+
+def test_the_bound_on_the_standard_problem():
+    bound = information_bound(NoisyQuadratic.power_law(), [1.0, 1024.0], 0.01)
+    assert np.ceil(bound[0]) == 495_017
+    assert bound[1] == pytest.approx(bound[0] / 1024, rel=1e-14)
+    assert bound[0] == pytest.approx(10_000 / (2 * 0.01), rel=0.011)  # d / (2 C B), which forgets what is known before
+
+
+def test_the_bound_where_nothing_is_to_be_learnt():
+    assert information_bound(NoisyQuadratic([1.0], [1.0]), 1, 0.5) == 0.0
+    assert information_bound(NoisyQuadratic([1.0, 1.0], [0.0, 0.0]), 1, 0.1) == 0.0
+    # One example tells a direction without noise; the other still needs some.
+    both = information_bound(NoisyQuadratic([1.0, 1.0], [0.0, 1.0]), 1, 0.1)
+    assert both == pytest.approx(float(information_bound(NoisyQuadratic([1.0], [1.0]), 1, 0.1)))
+
+
+@pytest.mark.parametrize(
+    ("curve", "definition", "error", "message"),
+    [
+        (HYPERBOLA, "noise", ValueError, "`definition` must be one of 'examples', 'steps', 'asymptotes'"),
+        ("curve", "steps", TypeError, "`curve` must be what `optimize` returned"),
+        (([1, 2], [2, 1]), "steps", ValueError, "`curve` must hold three or more"),
+        (([1, 2, 3], [2, 1]), "steps", ValueError, r"Received shapes \(3,\) and \(2,\)"),
+        (([1, 2, 2], [3, 2, 1]), "steps", ValueError, "distinct"),
+        (([1, 2, 3], [3, 2, np.inf]), "steps", ValueError, "finite"),
+        (([1, 2, 4], [400, 200, 100]), "examples", ValueError, "add larger batch sizes"),
+        (([1, 2, 4], [4, 4, 4]), "steps", ValueError, "add smaller batch sizes"),
+    ],
+)
+def test_bad_curves(curve, definition, error, message):
+    with pytest.raises(error, match=message):
+        critical_batch_size(curve, definition)
