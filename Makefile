@@ -13,7 +13,7 @@ help:
 	@echo "make horovod  build Horovod for the TensorFlow in $(VENV); once, then from the cache"
 	@echo "make test     run all tests, with coverage"
 	@echo "make lint     check style, docstrings and types"
-	@echo "make bench    time optimizers and curvature against other libraries, and what distributing costs"
+	@echo "make bench    time optimizers, curvature and the noisy quadratic model against others, and what distributing costs"
 	@echo "make docs     rebuild the tables of docs/ from benchmarks/results/"
 
 $(BIN)/python:
@@ -59,6 +59,7 @@ bench: $(VENV)/installed-bench $(VENV)/built-horovod
 	$(BIN)/horovodrun -np 2 $(BIN)/python benchmarks/distributed.py
 	$(BIN)/python benchmarks/curvature.py
 	$(BIN)/python benchmarks/callbacks.py
+	$(BIN)/python benchmarks/nqm.py
 	$(BIN)/python benchmarks/tables.py
 
 docs: $(VENV)/installed-plot

@@ -1,7 +1,8 @@
 """Quickstart: train one network on the digits data with SGD, Adam, LARS and Fromage, and compare.
 
 Beside accuracies it shows the curvature of the loss along training, how far gradients can be trusted along the
-optimizers' steps, where the loss of a small regression is provably convex, and how gradients break down with depth.
+optimizers' steps, where the loss of a small regression is provably convex, how gradients break down with depth, and
+how many steps a noisy quadratic problem takes at every batch size.
 Writes tables, figures and a self-contained `report.html` into `runs/quickstart/`. Takes less than a minute on two
 cores. Run it with `make demo`, or `python examples/quickstart.py`, or on two ranks with `horovodrun -np 2 python
 examples/quickstart.py`; the ranks share each batch, so the results are the same to rounding.
@@ -157,7 +158,12 @@ def draw_weight_norms(runs: list[Run], path: Path) -> None:
 
 
 def write_report(
-    runs: list[Run], data: datasets.Dataset, certified: diagnostics.Certified, slopes: list[list[str]], folder: Path
+    runs: list[Run],
+    data: datasets.Dataset,
+    certified: diagnostics.Certified,
+    slopes: list[list[str]],
+    batch_sizes: list[list[str]],
+    folder: Path,
 ) -> None:
     """Write the table as CSV and the HTML page.
 
@@ -166,6 +172,7 @@ def write_report(
         data: What was trained on.
         certified: Where the loss of the small regression is provably convex.
         slopes: The table of breakdown by depth.
+        batch_sizes: The table of steps by batch size.
         folder: Where to.
     """
     header = ["optimizer", "train accuracy", "test accuracy", "seconds"]
@@ -194,7 +201,7 @@ def write_report(
         heading="Weight norms",
     )
     report.add_figure(folder / "weight_norms.png", "Frobenius norm of each variable along training")
-    diagnostics.add_to_report(report, runs, certified, slopes, folder)
+    diagnostics.add_to_report(report, runs, certified, slopes, batch_sizes, folder)
     report.write(folder / "report.html")
 
 
@@ -241,7 +248,14 @@ def main(argv: list[str] | None = None) -> list[Run]:
     draw_weight_norms(runs, arguments.output / "weight_norms.png")
     diagnostics.draw_curvature(runs, arguments.output / "curvature.png")
     slopes = diagnostics.draw_breakdown(data, arguments.output / "breakdown.png", arguments.seed)
-    write_report(runs, data, certified, slopes, arguments.output)
+    batch_sizes = diagnostics.draw_batch_sizes(
+        arguments.output / "batch_sizes.png", num_bins=20 if arguments.smoke else 100
+    )
+    table = Table(*diagnostics.BATCH_HEADER, title="steps to the target of a noisy quadratic problem")
+    for row in batch_sizes:
+        table.add_row(*row)
+    console.print(table)
+    write_report(runs, data, certified, slopes, batch_sizes, arguments.output)
     console.print(f"Report: {arguments.output / 'report.html'}")
     return runs
 

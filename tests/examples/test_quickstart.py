@@ -29,11 +29,11 @@ def test_writes_its_table_figures_and_report(quickstart, tmp_path, capsys):
     rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
     assert [row["optimizer"] for row in rows] == list(quickstart.OPTIMIZERS)
     page = (tmp_path / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 4
-    for part in ("lambda_min", "lambda_max", "16 layers", "certifies strong convexity"):
+    assert page.count("data:image/png;base64,") == 5
+    for part in ("lambda_min", "lambda_max", "16 layers", "certifies strong convexity", "Steps against batch size"):
         assert part in page
     assert not re.findall(r'(?:src|href)="(?!data:)', page), "the page must not need other files"
-    for name in ("learning_curves.png", "weight_norms.png", "curvature.png", "breakdown.png"):
+    for name in ("learning_curves.png", "weight_norms.png", "curvature.png", "breakdown.png", "batch_sizes.png"):
         assert (tmp_path / name).stat().st_size > 10_000
 
 

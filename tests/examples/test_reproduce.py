@@ -50,6 +50,11 @@ def test_norms_overflow_when_they_should(load, tmp_path):
     assert [claim.verdict for claim in run(load, "norms_to_overflow", tmp_path).claims] == ["held"] * 3
 
 
+def test_all_findings_of_the_noisy_quadratic_model_hold_on_a_hundred_bins(load, tmp_path):
+    found = load("nqm_figures").main(["--quick", "--output", str(tmp_path)])
+    assert [claim.verdict for claim in found.claims] == ["held"] * 8
+
+
 def test_entry_into_the_convex_regime(load):
     entry_step = load("convexity_along_paths").entry_step
     assert entry_step([0, 4, 8], [1.0, 2.0, 3.0]) == 0

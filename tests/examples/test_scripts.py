@@ -49,6 +49,17 @@ def test_callbacks_tensorboard(tmp_path, capsys):
     assert "epoch_convexity/loss" in by_epoch
 
 
+def test_nqm_batch_size(tmp_path, capsys):
+    best = load("nqm_batch_size").main(["--smoke", "--output", str(tmp_path)])
+    assert set(best) == {"SGD", "momentum", "averaged SGD"}
+    assert best["averaged SGD"].steps[0] < 0.5 * best["SGD"].steps[0]
+    assert best["momentum"].steps[-1] < 0.1 * best["SGD"].steps[-1]
+    printed = capsys.readouterr().out
+    assert "steps at batch size 64" in printed
+    assert f"{best['SGD'].steps[0]:.0f}" in printed
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_every_example_is_tested(path):
     tests = "".join(test.read_text() for test in Path(__file__).parent.glob("test_*.py"))

@@ -6,7 +6,9 @@ import pytest
 from optimizer_table import TABLE
 
 from tfopt import models
+from tfopt.nqm import NoisyQuadratic
 
+QUADRATIC = NoisyQuadratic([1.0, 0.3, 0.1], 1e-4, 2)
 # Small enough to compile quickly, and everything that a builder can do at least once.
 ZOO = {
     "mlp": lambda: models.mlp(6, (16, 16), 3, residual=True, seed=0),
@@ -17,6 +19,7 @@ ZOO = {
     "resnet8": lambda: models.resnet(8, (8, 8, 2), 3, width=4, seed=0),
     "resnet8_plain": lambda: models.resnet(8, (8, 8, 2), 3, width=4, batch_normalization=False, seed=0),
     "milne_regression": lambda: models.milne_regression(weight_decay=0.01, seed=0),
+    "noisy_quadratic": lambda: models.noisy_quadratic(QUADRATIC, seed=0),
 }
 LARGE = {
     "mlp50": lambda: models.mlp(6, (8,) * 50, 3, residual=True, seed=0),
@@ -30,7 +33,9 @@ def train(model, optimizer, num_steps=12, jit_compile=False):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((32, *model.input_shape[1:])).astype("float32")
     target = x.reshape(32, -1).sum(axis=1)
-    if model.output_shape[-1] == 1:
+    if model.name == "noisy_quadratic":
+        y, loss = np.zeros(32), models.output_as_loss
+    elif model.output_shape[-1] == 1:
         y, loss = np.maximum(x, 0.0), "mse"
     else:
         y, loss = np.digitize(target, np.quantile(target, [1 / 3, 2 / 3])), "sparse_categorical_crossentropy"
@@ -137,12 +142,13 @@ def test_seeds_make_models_reproducible(model):
 
 
 def test_registry():
-    assert models.list_models() == ["convnet", "milne_regression", "mlp", "resnet"]
+    assert models.list_models() == ["convnet", "milne_regression", "mlp", "noisy_quadratic", "resnet"]
     for name, arguments in (
         ("mlp", {"input_shape": 4}),
         ("convnet", {}),
         ("resnet", {"depth": 8}),
         ("milne_regression", {}),
+        ("noisy_quadratic", {"problem": QUADRATIC}),
     ):
         assert isinstance(models.get(name, **arguments), keras.Model)
     with pytest.raises(ValueError, match=r"`name` must be one of .* Received: name='resent'\. Did you mean 'resnet'"):

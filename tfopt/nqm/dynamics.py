@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfopt.nqm.algorithm import Algorithm, Structure, check_batch_size
 from tfopt.nqm.kernels import (
-    compiled,
+    CompiledByShape,
     finite_or_infinite,
     in_chunks,
     make_tensor_system,
@@ -145,7 +145,7 @@ def flatten_with(algorithm: Algorithm, batch_size: np.ndarray) -> tuple[Algorith
 # t steps by repeated squaring: the bits of t say which powers A^(2^j) take part.
 @functools.cache
 def _power_kernel(structure: Structure) -> Callable[..., Any]:
-    @compiled
+    @CompiledByShape
     def kernel(rate, momentum, decay, power, steps, curvature, starts, noises):  # type: ignore[no-untyped-def]
         system = make_tensor_system(structure, (rate, momentum, decay, power), curvature)
         first = pack_symmetric(outer(system.noise))
@@ -168,7 +168,7 @@ def _power_kernel(structure: Structure) -> Callable[..., Any]:
 # Losses at 1, 2 and 3 steps; then A and the noise of one step, and the state after 4.
 @functools.cache
 def _first_octave_kernel(structure: Structure) -> Callable[..., Any]:
-    @compiled
+    @CompiledByShape
     def kernel(rate, momentum, decay, power, curvature, starts, noises):  # type: ignore[no-untyped-def]
         system = make_tensor_system(structure, (rate, momentum, decay, power), curvature)
         gram = moment = outer(system.noise)
@@ -186,7 +186,7 @@ def _first_octave_kernel(structure: Structure) -> Callable[..., Any]:
 # From A^q with its noise, and the state after 4 q steps: losses at 4, 5, 6, 7 q, and the same for 2 q.
 @functools.cache
 def _octave_kernel(structure: Structure) -> Callable[..., Any]:
-    @compiled
+    @CompiledByShape
     def kernel(powers, grams, state, moment, curvature, starts, noises):  # type: ignore[no-untyped-def]
         like = pattern(structure)
         a, g, m = unpack(powers, like.matrix), unpack_symmetric(grams), unpack_symmetric(moment)

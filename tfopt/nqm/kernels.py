@@ -14,7 +14,7 @@ MAX_ENTRIES = 2**22  # numbers that a kernel holds at once: 32 MiB
 CHUNKS = (8, 128)  # few sizes, so that few kernels are compiled; 1 where these do not fit
 
 
-class compiled:  # noqa: N801 - a decorator
+class CompiledByShape:
     """A function of float64 tensors that is compiled once for each of their shapes.
 
     Args:

@@ -9,7 +9,7 @@ import tensorflow as tf
 from scipy.optimize import minimize
 
 from tfopt.nqm.algorithm import largest_stable_learning_rate
-from tfopt.nqm.kernels import compiled, problem_tensors
+from tfopt.nqm.kernels import CompiledByShape, problem_tensors
 from tfopt.nqm.problem import NoisyQuadratic
 
 OPTIONS = {"maxiter": 2000, "maxfun": 4000, "ftol": 1e-13, "gtol": 1e-9, "maxcor": 30}
@@ -81,7 +81,7 @@ class ScheduleSolver:
 # Logarithm of the final loss and its gradient in the logarithms of the rates.
 @functools.cache
 def _schedule_kernel() -> Callable[..., Any]:
-    @compiled
+    @CompiledByShape
     def kernel(logs, lengths, curvature, starts, noises, scaled, batch_size):  # type: ignore[no-untyped-def]
         with tf.GradientTape() as tape:
             tape.watch(logs)

@@ -1,7 +1,6 @@
 """The first step at which the expected loss reaches a target, exactly, without looking at every step."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +9,18 @@ import tensorflow as tf
 
 from tfopt._checks import check_number
 from tfopt.nqm.algorithm import Algorithm, Structure, check_batch_size
+from tfopt.nqm.bounds import TransientBounds
 from tfopt.nqm.dynamics import flatten_with
-from tfopt.nqm.kernels import compiled, in_chunks, make_tensor_system, pattern, problem_tensors, settings_tensors, weigh
+from tfopt.nqm.kernels import (
+    CompiledByShape,
+    in_chunks,
+    make_tensor_system,
+    pattern,
+    problem_tensors,
+    settings_tensors,
+    weigh,
+)
 from tfopt.nqm.linear_system import (
-    LinearSystem,
-    Vector,
     add_noise,
     apply,
     multiply,
@@ -29,7 +35,7 @@ from tfopt.nqm.problem import NoisyQuadratic
 # Number of stride lengths 1, 2, 4, ..., and how many strides to try with them: the second table is for what creeps.
 TABLES = ((26, 20_000), (52, 10_000_000))
 MAX_STEPS = 2**52
-INFINITY, NAN = np.float64(math.inf), np.float64(math.nan)
+INFINITY, NAN = np.float64(np.inf), np.float64(np.nan)
 
 
 def steps_to_target(problem: NoisyQuadratic, algorithm: Algorithm, batch_size: Any, target_loss: float) -> np.ndarray:
@@ -109,7 +115,7 @@ def _walk(
 
 @functools.cache
 def _first_kernel(structure: Structure) -> Callable[..., Any]:
-    @compiled
+    @CompiledByShape
     def kernel(rate, momentum, decay, power, curvature, starts, noises):  # type: ignore[no-untyped-def]
         system = make_tensor_system(structure, (rate, momentum, decay, power), curvature)
         return pack(system.matrix), pack_symmetric(outer(system.noise))
@@ -119,7 +125,7 @@ def _first_kernel(structure: Structure) -> Callable[..., Any]:
 
 @functools.cache
 def _double_kernel(structure: Structure) -> Callable[..., Any]:
-    @compiled
+    @CompiledByShape
     def kernel(powers, grams):  # type: ignore[no-untyped-def]
         a, g = unpack(powers, pattern(structure).matrix), unpack_symmetric(grams)
         return pack(multiply(a, a)), pack_symmetric(add_noise(a, g, g))
@@ -130,12 +136,12 @@ def _double_kernel(structure: Structure) -> Callable[..., Any]:
 # Walk along every setting's steps in strides, doubled where the bound held and halved where it did not.
 @functools.cache
 def _walk_kernel(structure: Structure) -> Callable[..., Any]:
-    @compiled
+    @CompiledByShape
     def kernel(  # type: ignore[no-untyped-def]
         max_strides, powers, grams, rate, momentum, decay, power, curvature, starts, noises, sizes, target
     ):
         system = make_tensor_system(structure, (rate, momentum, decay, power), curvature)
-        roots = _Roots(system)
+        bounds = TransientBounds(system)
         first = (tf.zeros_like(sizes, tf.int64), tf.zeros_like(sizes, tf.int32), tf.fill(tf.shape(sizes), NAN))
         nothing = tuple(map(tf.zeros_like, pack_symmetric(outer(system.noise))))
 
@@ -145,7 +151,7 @@ def _walk_kernel(structure: Structure) -> Callable[..., Any]:
             noise = weigh(m[system.readout][system.readout], noises) / sizes
             loss = weigh(state[system.readout] ** 2, starts) + noise
             end, num_steps = apply(a, state), tf.bitwise.left_shift(tf.ones_like(step), tf.cast(level, tf.int64))
-            here, there = roots.smallest(system, state, end, a, tf.cast(num_steps, tf.float64)[:, None])
+            here, there = bounds.smallest(system, state, end, a, tf.cast(num_steps, tf.float64)[:, None])
             never = (weigh(there**2, starts) + noise > target) | ~tf.math.is_finite(loss)
             open_ = tf.math.is_nan(found)
             found = tf.where(open_ & (never | (step >= MAX_STEPS)), INFINITY, found)
@@ -164,86 +170,6 @@ def _walk_kernel(structure: Structure) -> Callable[..., Any]:
         return tf.while_loop(is_open, stride, (tf.constant(0), *first, system.start, nothing))[3]
 
     return kernel
-
-
-class _Roots:
-    """Bounds on the transient along each direction, over a stride and for ever after.
-
-    Args:
-        system: The system; the roots are those of its first two rows and columns.
-    """
-
-    def __init__(self, system: LinearSystem) -> None:
-        a = system.matrix
-        if len(a) == 1:
-            self.trace, self.determinant = a[0][0], tf.zeros_like(a[0][0])
-        else:
-            corner = 0.0 if a[0][1] is None else a[0][1] * a[1][0]
-            self.trace, self.determinant = a[0][0] + a[1][1], a[0][0] * a[1][1] - corner
-        discriminant = self.trace**2 - 4.0 * self.determinant
-        self.is_complex = discriminant < 0.0
-        self.imaginary = 0.5 * tf.sqrt(tf.maximum(-discriminant, 0.0))
-        swing = tf.sqrt(tf.maximum(discriminant, 0.0))
-        self.real = tf.where(
-            self.is_complex, 0.5 * self.trace, 0.5 * (self.trace + tf.where(self.trace < 0.0, -swing, swing))
-        )
-        self.size = tf.sqrt(self.real**2 + self.imaginary**2)
-        self.angle = tf.atan2(self.imaginary, self.real)
-        self.is_unstable = self.size >= 1.0
-
-    def smallest(
-        self, system: LinearSystem, state: Vector, end: Vector, power: Any, num_steps: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Bound the size of the readout from below.
-
-        A sum of two powers of numbers of the same sign is, between changes of its sign, either a power times a concave
-        function, or falls throughout: so it is smallest at an end. Every second step of any such sum has this form,
-        whence both parities; for complex roots its logarithm is concave between zeros, which are pi / angle apart.
-        Along an unstable direction the sum grows for ever once it has grown.
-
-        Args:
-            system: The system.
-            state: z at the stride's start.
-            end: z at its end.
-            power: A to the power of the stride.
-            num_steps: The stride's length, of shape (k, 1).
-
-        Returns:
-            Bounds over the stride's steps, and over all steps from its start on, of shape (k, n) each.
-        """
-        second, beyond = apply(system.matrix, state), apply(system.matrix, end)
-        third = apply(system.matrix, second)
-        fourth = apply(system.matrix, third)
-        place = 0 if len(state) == 3 else system.readout
-        ends = [vector[place] for vector in (state, second, end, beyond)]
-        sizes = [tf.abs(value) for value in ends]
-        grows = self.is_unstable & (tf.abs(third[place]) >= sizes[0]) & (tf.abs(fourth[place]) >= sizes[1])
-        for_ever = tf.where(grows, tf.minimum(sizes[0], sizes[1]), 0.0)
-        keeps_sign = (ends[0] * ends[2] > 0.0) & (ends[1] * ends[3] > 0.0)
-        keeps_sign &= ~self.is_complex | (self.angle * (num_steps + 1.0) < math.pi)
-        bound = tf.where(keeps_sign, functools.reduce(tf.minimum, sizes), 0.0)
-        bound = tf.where(self.is_unstable, for_ever, bound)
-        if len(state) < 3:
-            return bound, for_ever
-        return self._smallest_average(state, second, power[2][2], num_steps, bound, keeps_sign), tf.zeros_like(bound)
-
-    def _smallest_average(
-        self,
-        state: Vector,
-        second: Vector,
-        kept: tf.Tensor,
-        num_steps: tf.Tensor,
-        bound: tf.Tensor,
-        keeps_sign: tf.Tensor,
-    ) -> tf.Tensor:
-        # The average moves towards theta: no further than to `bound`, or to the largest theta of the other sign.
-        theta, average = state[0], tf.abs(state[2])
-        together = keeps_sign & (theta * state[2] > 0.0) & (theta * second[0] > 0.0)
-        towards = tf.minimum(average, kept * average + (1.0 - kept) * bound)
-        rest = tf.sqrt((second[0] - self.real * theta) ** 2 + (self.imaginary * theta) ** 2)
-        largest = tf.abs(theta) + rest * tf.minimum(num_steps, 1.0 / (1.0 - self.size))
-        away = tf.maximum(kept * average - (1.0 - kept) * largest, 0.0)
-        return tf.where(~self.is_unstable, tf.maximum(away, tf.where(together, towards, 0.0)), 0.0)
 
 
 def _select(entries: tuple[tf.Tensor, ...], level: tf.Tensor) -> tuple[tf.Tensor, ...]:
