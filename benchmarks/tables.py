@@ -124,12 +124,34 @@ def callbacks_table(result: dict) -> str:
     return "\n".join(lines)
 
 
+def nqm_table(result: dict) -> str:
+    """Return what the searches of the noisy quadratic model cost.
+
+    Args:
+        result: The contents of `nqm.json`.
+
+    Returns:
+        A Markdown table.
+    """
+    seconds = result["seconds"]
+    lines = [
+        "| seconds | 100 bins, cold | warm | 10,000 curvatures, cold | warm |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name in seconds["100"]["cold"]:
+        cells = [f"{seconds[bins][run][name]:.2f}" for bins in ("100", "exact") for run in ("cold", "warm")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    plain = result["numpy_momentum_seconds"]
+    lines.append(f"| NumPy, grid for momentum, 4 powers | {plain:.0f} | {plain:.0f} | | |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Rewrite the generated parts of the page."""
     page = ROOT / "docs" / "benchmarks.md"
-    result, distributed, curvature, callbacks = (
+    result, distributed, curvature, callbacks, nqm = (
         json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
-        for name in ("optimizers", "distributed", "curvature", "callbacks")
+        for name in ("optimizers", "distributed", "curvature", "callbacks", "nqm")
     )
     parts = {
         "environment": environment_line(result["environment"]),
@@ -141,6 +163,8 @@ def main() -> None:
         "curvature eigenvalues": eigenvalue_table(curvature),
         "callbacks environment": environment_line(callbacks["environment"]),
         "callbacks": callbacks_table(callbacks),
+        "nqm environment": environment_line(nqm["environment"]),
+        "nqm": nqm_table(nqm),
     }
     text = page.read_text()
     for name, content in parts.items():

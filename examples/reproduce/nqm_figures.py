@@ -203,7 +203,7 @@ def draw_training(problem: nqm.NoisyQuadratic, found: Found, ax: Any) -> None:
         found: The results.
         ax: Where to draw.
     """
-    steps = np.unique(np.geomspace(1, 30_000, 120).astype(int))
+    steps = np.unique(np.geomspace(1, 1_000_000, 200).astype(int))
     curves: dict[str, Any] = {}
     for size in CURVES_AT:
         place = int(np.argmin(np.abs(np.log(found.sizes / size))))

@@ -127,6 +127,7 @@ def plot_training_curves(
         ax.axhline(target_loss, color="0.5", linestyle=":", linewidth=1)
     ax.set(xlabel="step", ylabel="loss", yscale="log")
     ax.set_xscale("symlog", linthresh=1.0)
+    ax.set_xlim(left=0.0)
     ax.legend(fontsize="small")
     return ax
 
