@@ -59,8 +59,7 @@ def steps_to_target(problem: NoisyQuadratic, algorithm: Algorithm, batch_size: A
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: An argument is out of its range, or shapes do not broadcast.
-        RuntimeError: It could not be decided in ten million strides, as for averaged momentum in a direction that is
-            barely unstable and has no noise.
+        RuntimeError: It could not be decided in ten million strides; not seen yet.
 
     Example:
         >>> problem = NoisyQuadratic(curvature=[1.0, 0.1], noise_variance=[1.0, 0.1])
