@@ -78,6 +78,7 @@ def test_the_bound_where_nothing_is_to_be_learnt():
         (([1, 2, 3], [2, 1]), "steps", ValueError, r"Received shapes \(3,\) and \(2,\)"),
         (([1, 2, 2], [3, 2, 1]), "steps", ValueError, "distinct"),
         (([1, 2, 3], [3, 2, np.inf]), "steps", ValueError, "finite"),
+        ((["a", "b", "c"], [3, 2, 1]), "steps", TypeError, "`curve` must hold finite numbers"),
         (([1, 2, 4], [400, 200, 100]), "examples", ValueError, "add larger batch sizes"),
         (([1, 2, 4], [4, 4, 4]), "steps", ValueError, "add smaller batch sizes"),
     ],

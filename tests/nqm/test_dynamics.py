@@ -11,6 +11,7 @@ from tfopt.nqm import (
     expected_loss,
     largest_stable_learning_rate,
     steady_state_loss,
+    steps_to_target,
 )
 
 PROBLEM = NoisyQuadratic(1 / np.arange(1, 9), 1 / np.arange(1, 9) ** 0.5, np.arange(1, 9), np.linspace(0.5, 2, 8))
@@ -169,6 +170,14 @@ def test_what_is_unstable_is_infinite_and_never_nan():
     )
 
 
+def test_a_direction_in_which_nothing_ever_moves_cannot_diverge():
+    problem = NoisyQuadratic([1.0, 1e-3], [0.0, 0.0], 1.0, [0.0, 1.0])
+    found = float(expected_loss(problem, Algorithm(3.0), 1, 2000))
+    assert found == pytest.approx(0.5e-3 * (1 - 3e-3) ** 4000, rel=1e-9)
+    assert float(steady_state_loss(problem, Algorithm(3.0), 1)) == 0.0
+    assert np.isfinite(steps_to_target(problem, Algorithm(3.0), 1, 1e-9))
+
+
 def test_a_rate_of_zero_stays_where_it_is():
     assert float(steady_state_loss(PROBLEM, Algorithm(0.0), 4)) == PROBLEM.initial_loss
 
@@ -185,6 +194,7 @@ def test_a_rate_of_zero_stays_where_it_is():
         ((0.1, 0.5, 1), TypeError, "`nesterov` must be True or False"),
         ((0.1, 0.5, False, 1.0), ValueError, "`ema_decay` must hold finite numbers >= 0 and < 1"),
         ((0.1, 0.5, False, 0.0, 1.5), ValueError, "`preconditioner_power` must hold finite numbers >= 0 and <= 1"),
+        (([],), ValueError, "`learning_rate` must hold one or more finite numbers"),
         (([0.1, 0.2], [0.5, 0.6, 0.7]), ValueError, "must have shapes that broadcast"),
     ],
 )
@@ -202,8 +212,25 @@ def test_bad_settings(arguments, error, message):
         ([1, 2, 3], 1, ValueError, r"`batch_size` must broadcast with the settings' shape \(2,\)"),
         (1, 1.5, TypeError, "`steps` must hold integers >= 0"),
         (1, [-1], ValueError, "`steps` must hold integers >= 0"),
+        (1, np.uint64(2**63), ValueError, "`steps` must hold integers >= 0 and <= "),
+        (1, [], ValueError, "`steps` must hold one or more integers"),
+        ([], 1, ValueError, "`batch_size` must hold one or more finite numbers > 0"),
     ],
 )
 def test_bad_batch_sizes_and_steps(batch_size, steps, error, message):
     with pytest.raises(error, match=message):
         expected_loss(PROBLEM, Algorithm([0.1, 0.2]), batch_size, steps)
+
+
+def test_arguments_in_the_wrong_place():
+    for call in (expected_loss, steps_to_target):
+        with pytest.raises(TypeError, match="`problem` must be a tfopt.nqm.NoisyQuadratic"):
+            call(Algorithm(0.1), PROBLEM, 1, 1)
+        with pytest.raises(TypeError, match="`algorithm` must be a tfopt.nqm.Algorithm"):
+            call(PROBLEM, 0.1, 1, 1)
+    with pytest.raises(TypeError, match="`problem` must be"):
+        steady_state_loss(5, Algorithm(0.1), 1)
+    with pytest.raises(TypeError, match="`problem` must be"):
+        largest_stable_learning_rate(5)
+    with pytest.raises(ValueError, match="`momentum` and `preconditioner_power` must have shapes that broadcast"):
+        largest_stable_learning_rate(PROBLEM, [0.1, 0.2], preconditioner_power=[0.1, 0.2, 0.3])

@@ -73,6 +73,13 @@ def test_any_update_rule():
     assert difference > 8 * (ends["normal"].standard_error[-1] + ends["mixture"].standard_error[-1])
 
 
+def test_what_diverges_is_infinite():
+    found = monte_carlo(PROBLEM, Algorithm(50.0), 4, 600, num_trajectories=5, record_every=600)
+    assert found.mean[0] == pytest.approx(PROBLEM.initial_loss)
+    assert found.mean[1] == np.inf
+    assert np.isnan(found.standard_error[1])
+
+
 def test_seeds_make_trajectories_reproducible():
     first, again, other = (
         monte_carlo(PROBLEM, Algorithm(0.3), 8, 5, num_trajectories=3, seed=seed).losses for seed in (0, 0, 1)
@@ -156,6 +163,10 @@ class Named:
         ({"num_steps": 0}, ValueError, "`num_steps`"),
         ({"num_trajectories": 1}, ValueError, "`num_trajectories`"),
         ({"record_every": 0}, ValueError, "`record_every`"),
+        ({"record_every": 2}, ValueError, "`record_every` must be an integer >= 1 and <= 1"),
+        ({"seed": 2**31}, ValueError, "`seed`"),
+        ({"problem": 5}, TypeError, "`problem` must be a tfopt.nqm.NoisyQuadratic"),
+        ({"noise": tfd.Normal}, TypeError, "`noise` must be a distribution"),
         ({"seed": -1}, ValueError, "`seed`"),
         ({"noise": Named()}, TypeError, "`noise` must be a distribution"),
         ({"noise": tfd.Normal(1.0, 1.0)}, ValueError, "`noise` must have mean 0"),
@@ -177,6 +188,8 @@ def test_bad_models_and_batches():
         models.noisy_quadratic(NoisyQuadratic([1.0], [1.0], 0.5))
     with pytest.raises(ValueError, match="`seed`"):
         models.noisy_quadratic(PROBLEM, seed=-1)
+    with pytest.raises(ValueError, match="`seed`"):
+        noise_batches(PROBLEM, 1, seed=2**31)
     for arguments, name in (((0,), "batch_size"), ((1, 0), "num_batches")):
         with pytest.raises(ValueError, match=f"`{name}`"):
             noise_batches(PROBLEM, *arguments)

@@ -102,6 +102,12 @@ def test_keras_follows_the_schedule():
     assert float(one(0)) > 0
 
 
+def test_slow_directions_are_not_rounded_away():
+    problem = NoisyQuadratic([1e6, 1.0, 1e-6], [1e6, 1.0, 1e-6], 1.0, [1e-6, 1.0, 1e6])
+    schedule = optimal_schedule(problem, 1e6, target_loss=0.1)
+    assert schedule.loss_curve()[1][-1] == pytest.approx(schedule.loss, rel=1e-9)
+
+
 def test_fewer_steps_than_pieces():
     schedule = optimal_schedule(PROBLEM, 8, num_steps=3)
     assert schedule.lengths.tolist() == [1, 1, 1]

@@ -92,6 +92,57 @@ def test_small_problems_against_fine_grids():
             assert found <= max(grid + 1, 1.001 * grid), (problem, size)
 
 
+OSCILLATING = [
+    # Settings that were found by drawing thousands of them, on problems of few directions.
+    (NoisyQuadratic([0.02, 0.15, 0.004], [0.009] * 3, [18, 5, 16], [0.5, 0.25, 4.5]), "momentum", 600.0, 6e-5, 1566),
+    (
+        NoisyQuadratic([0.0012, 0.1071, 0.6716], [0.000134, 0.00294, 0.1455], [10, 7, 16], [5.98, 1.83, 0.372]),
+        "momentum",
+        63988.0,
+        0.012069,
+        15,
+    ),
+    (
+        NoisyQuadratic([0.182, 0.379, 0.00563], [0.6745, 1.948, 0.02664], [1, 4, 19], [2.592, 5.705, 0.1724]),
+        "nesterov",
+        12.13,
+        0.0011826,
+        57336,
+    ),
+]
+
+
+@pytest.mark.parametrize(("problem", "family", "size", "target", "known"), OSCILLATING)
+def test_narrow_valleys_are_found(problem, family, size, target, known):
+    assert optimize(problem, family, [size], target).steps[0] <= 1.005 * known
+
+
+def test_what_is_found_for_one_batch_size_serves_the_others():
+    problem = NoisyQuadratic([1.0, 0.1], [1.0, 0.1])
+    apart = [optimize(problem, "momentum", [size], 1e-6).steps[0] for size in (1.0, 100.0)]
+    together = optimize(problem, "momentum", [100.0, 1.0], 1e-6).steps[::-1]
+    assert apart[0] / apart[1] == pytest.approx(100, rel=0.1)
+    np.testing.assert_allclose(together, apart, rtol=0.12)
+    many = optimize(NoisyQuadratic.power_law(num_bins=20), "momentum", np.geomspace(1, 1e6, 25), TARGET)
+    assert (np.diff(many.steps) <= 0).all()
+
+
+def test_decays_as_close_to_1_as_small_batches_ask_for():
+    problem = NoisyQuadratic([1.0, 0.1], [1.0, 0.1])
+    found = optimize(problem, "ema", [1, 100], 1e-8)
+    assert found.steps[0] / found.steps[1] == pytest.approx(100, rel=1e-3)
+    assert found.algorithm.ema_decay[0] > 1 - 1e-7
+
+
+def test_what_oscillates_for_too_long_is_left_out():
+    problem = NoisyQuadratic([1.0, 0.1], [1.0, 0.1])
+    found = optimize(problem, "momentum", [1, 100], 1e-9)
+    assert np.isfinite(found.steps).all()
+    place = found.steps.astype(int)
+    losses = [expected_loss(problem, found.algorithm.take(i), [1, 100][i], place[i]) for i in (0, 1)]
+    assert max(losses) <= 1e-9
+
+
 def test_the_exact_spectrum_differs_from_its_bins(best):
     found = optimize(NoisyQuadratic.power_law(), "momentum", [2.0**20], TARGET)
     assert found.steps[0] <= 151  # published grid: 179; refined: 152 on 100 bins, 150 on the exact spectrum
@@ -170,10 +221,15 @@ def test_unstable_optima_are_marked():
     found = optimize(problem, "sgd", 1.0, 1e-4)
     assert not found.is_stable[0]
     assert found.algorithm.learning_rate[0] > 2
+    assert "unstable" in repr(found)
 
 
 def test_a_target_that_is_reached_already(standard):
-    assert optimize(standard, "momentum_ema", [1, 2], 5.0).steps.tolist() == [0.0, 0.0]
+    found = optimize(standard, "momentum_ema", [1, 2], 5.0)
+    assert found.steps.tolist() == [0.0, 0.0]
+    assert found.algorithm.learning_rate.tolist() == [0.0, 0.0]
+    with pytest.raises(ValueError, match="none are taken where the target is not below"):
+        critical_batch_size(([1, 2, 3], [0, 0, 0]))
 
 
 def test_without_noise_the_batch_size_does_not_matter():
@@ -202,11 +258,12 @@ def test_curvatures_that_differ_too_much():
     ("arguments", "error", "message"),
     [
         (("adam", [1], 0.1), ValueError, "`family` must be one of 'sgd', 'momentum'"),
-        (("sgd", [], 0.1), ValueError, "`batch_sizes` must be a list of numbers > 0"),
+        (("sgd", [], 0.1), ValueError, "`batch_sizes` must hold one or more finite numbers > 0"),
         (("sgd", [[1]], 0.1), ValueError, "`batch_sizes`"),
-        (("sgd", [0], 0.1), ValueError, "`batch_size` must hold finite numbers > 0"),
+        (("sgd", [0], 0.1), ValueError, "`batch_sizes` must hold finite numbers > 0. Received: batch_sizes=0"),
         (("sgd", [1], 0.0), ValueError, "`target_loss`"),
         (("sgd", [1], None), TypeError, "`target_loss`"),
+        (("sgd", "a", 0.1), TypeError, "`batch_sizes`"),
     ],
 )
 def test_bad_arguments(standard, arguments, error, message):
@@ -216,5 +273,7 @@ def test_bad_arguments(standard, arguments, error, message):
         optimize(standard, "sgd", [1], 0.1, preconditioner_power=2.0)
     with pytest.raises(ValueError, match="`largest_momentum` must be a finite number >= 0 and < 1"):
         optimize(standard, "momentum", [1], 0.1, largest_momentum=1.0)
-    with pytest.raises(TypeError, match="`progress`"):
+    with pytest.raises(TypeError, match="`problem` must be a tfopt.nqm.NoisyQuadratic"):
+        optimize(Algorithm(0.1), "sgd", [1], 0.1)
+    with pytest.raises(TypeError, match="`progress` must be True, False or None"):
         optimize(standard, "sgd", [1], 0.1, progress="yes")

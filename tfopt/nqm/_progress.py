@@ -4,8 +4,6 @@ import sys
 from types import TracebackType
 from typing import Any
 
-from tfopt._checks import check_flag
-
 
 class Progress:
     """A spinner with the seconds passed and a word on where the work is; gone when it is done.
@@ -16,7 +14,9 @@ class Progress:
     """
 
     def __init__(self, title: str, enabled: bool | None) -> None:
-        self._enabled = sys.stderr.isatty() if enabled is None else check_flag("progress", enabled)
+        if enabled is not None and not isinstance(enabled, bool):
+            raise TypeError(f"`progress` must be True, False or None. Received: progress={enabled!r}")
+        self._enabled = sys.stderr.isatty() if enabled is None else enabled
         self._title = title
         self._bar: Any = None
 

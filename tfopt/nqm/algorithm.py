@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from tfopt._checks import check_flag
+from tfopt.nqm._checks import check_kind, check_values
 from tfopt.nqm.problem import NoisyQuadratic
 
 Structure = tuple[bool, bool, bool]  # whether there is momentum, whether it is Nesterov's, whether there is an average
@@ -50,7 +51,9 @@ class Algorithm:
             ("ema_decay", True, 1.0),
             ("preconditioner_power", False, 1.0),
         ):
-            object.__setattr__(self, name, _check_setting(name, getattr(self, name), top, below_one))
+            object.__setattr__(
+                self, name, check_values(name, getattr(self, name), maximum=top, exclusive_maximum=below_one)
+            )
         try:
             np.broadcast_shapes(*(np.shape(part) for part in self.settings))
         except ValueError as error:
@@ -118,9 +121,21 @@ def largest_stable_learning_rate(
 
     Returns:
         The limits, of the shape that the arguments broadcast to.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of its range, or the shapes do not broadcast.
     """
-    beta = _check_setting("momentum", momentum, 1.0, True)
-    power = _check_setting("preconditioner_power", preconditioner_power, 1.0, False)
+    beta = check_values("momentum", momentum, maximum=1.0, exclusive_maximum=True)
+    power = check_values("preconditioner_power", preconditioner_power, maximum=1.0)
+    check_kind("problem", problem, NoisyQuadratic)
+    try:
+        beta, power = np.broadcast_arrays(beta, power)
+    except ValueError as error:
+        raise ValueError(
+            "`momentum` and `preconditioner_power` must have shapes that broadcast. Received: "
+            f"{beta.shape} and {power.shape}"
+        ) from error
     limit = 2.0 * (1.0 + beta) / (1.0 + 2.0 * beta if check_flag("nesterov", nesterov) else 1.0)
     return limit / problem.curvature.max() ** (1.0 - power)
 
@@ -139,7 +154,8 @@ def convergence_rate(problem: NoisyQuadratic, algorithm: Algorithm) -> np.ndarra
         The factors, of the settings' shape; 1 or more where the iterates do not settle.
     """
     trace, determinant = trace_and_determinant(problem, algorithm)
-    discriminant = trace * trace - 4.0 * determinant
+    with np.errstate(over="ignore"):
+        discriminant = trace * trace - 4.0 * determinant
     real = 0.5 * (np.abs(trace) + np.sqrt(np.maximum(discriminant, 0.0)))
     roots = np.where(discriminant < 0, np.sqrt(np.maximum(determinant, 0.0)), real)
     slowest = np.max(roots, axis=-1)
@@ -193,8 +209,11 @@ def noise_in_steady_state(problem: NoisyQuadratic, algorithm: Algorithm) -> np.n
         ahead = (ratio + second * gamma) / denominator * plain
         difference = (1.0 - gamma) * (variance - (1.0 - gamma) * ahead)
         spread = variance + 2.0 * lag * beta * (1.0 + beta) * difference
-        loss = np.sum(0.5 * problem.multiplicity * problem.curvature * step**2 * problem.noise_variance * spread, -1)
-    return np.where(_is_stable(trace, determinant), loss, np.inf)
+        noise = 0.5 * problem.multiplicity * problem.curvature * problem.noise_variance
+        loss = np.sum(np.where(noise > 0, noise * step**2 * spread, 0.0), -1)
+    # A direction in which nothing ever moves cannot diverge.
+    moves = (problem.noise_variance > 0) | (problem.initial_second_moment > 0)
+    return np.where(_is_stable(trace, determinant, moves), loss, np.inf)
 
 
 def trace_and_determinant(problem: NoisyQuadratic, algorithm: Algorithm) -> tuple[np.ndarray, np.ndarray]:
@@ -207,6 +226,8 @@ def trace_and_determinant(problem: NoisyQuadratic, algorithm: Algorithm) -> tupl
     Returns:
         Two arrays of the settings' shape + (n,); the roots are those of r^2 - trace r + determinant = 0.
     """
+    check_kind("problem", problem, NoisyQuadratic)
+    check_kind("algorithm", algorithm, Algorithm)
     rate, beta, _, power = (np.asarray(part)[..., None] for part in algorithm.settings)
     x = rate * problem.curvature ** (1.0 - power)
     shape = np.broadcast_shapes(x.shape, (*algorithm.shape, 1))
@@ -215,37 +236,19 @@ def trace_and_determinant(problem: NoisyQuadratic, algorithm: Algorithm) -> tupl
     return np.broadcast_to(1.0 - x + beta, shape), np.broadcast_to(beta + 0.0 * x, shape)
 
 
-def check_batch_size(batch_size: Any) -> np.ndarray:
+def check_batch_size(batch_size: Any, name: str = "batch_size") -> np.ndarray:
     """Check batch sizes.
 
     Args:
         batch_size: Numbers > 0.
+        name: The argument's name, for the message.
 
     Returns:
         A float64 array.
-
-    Raises:
-        TypeError: Not numbers.
-        ValueError: Not finite, or not positive.
     """
-    values = _check_setting("batch_size", batch_size, np.inf, False)
-    if (values <= 0).any():
-        raise ValueError(f"`batch_size` must hold finite numbers > 0. Received: {batch_size!r}")
-    return values
+    return check_values(name, batch_size, positive=True)
 
 
-def _is_stable(trace: np.ndarray, determinant: np.ndarray) -> np.ndarray:
+def _is_stable(trace: np.ndarray, determinant: np.ndarray, moves: np.ndarray) -> np.ndarray:
     inside = (np.abs(trace) < 1.0 + determinant) & (np.abs(determinant) < 1.0)
-    return inside.all(axis=-1)
-
-
-def _check_setting(name: str, value: Any, top: float, below: bool) -> np.ndarray:
-    upper = f" and {'<' if below else '<='} {top:g}" if top < np.inf else ""
-    expected = f"finite numbers >= 0{upper}"
-    values = np.asarray(value)
-    if values.dtype.kind not in "iuf":
-        raise TypeError(f"`{name}` must hold {expected}. Received: {name}={value!r}")
-    values = values.astype(np.float64)
-    if not np.isfinite(values).all() or (values < 0).any() or (values >= top if below else values > top).any():
-        raise ValueError(f"`{name}` must hold {expected}. Received: {name}={value!r}")
-    return values
+    return (inside | ~moves).all(axis=-1)

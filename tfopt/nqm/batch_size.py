@@ -9,6 +9,7 @@ from scipy.interpolate import PchipInterpolator
 from scipy.optimize import brentq, least_squares
 
 from tfopt._checks import check_choice, check_number
+from tfopt.nqm._checks import check_kind, check_values
 from tfopt.nqm.algorithm import check_batch_size
 from tfopt.nqm.problem import NoisyQuadratic
 from tfopt.nqm.search import OptimalSettings
@@ -116,6 +117,7 @@ def information_bound(problem: NoisyQuadratic, batch_size: Any, target_loss: flo
         >>> np.ceil(bound).tolist()
         [495017.0, 484.0]
     """
+    check_kind("problem", problem, NoisyQuadratic)
     sizes = check_batch_size(batch_size)
     check_number("target_loss", target_loss, minimum=0.0, exclusive_minimum=True)
     start = problem.multiplicity * problem.curvature * problem.initial_second_moment
@@ -130,7 +132,7 @@ def information_bound(problem: NoisyQuadratic, batch_size: Any, target_loss: flo
     high = 1.0
     while excess(high) > 0:
         high *= 2.0
-    return brentq(excess, 0.0, high, xtol=1e-12 * high, rtol=1e-14) / sizes
+    return np.asarray(brentq(excess, 0.0, high, xtol=1e-12 * high, rtol=1e-14) / sizes)
 
 
 def _log_hyperbola(logs: np.ndarray, log_size: Any) -> Any:
@@ -155,13 +157,16 @@ def _check_curve(curve: Any) -> tuple[np.ndarray, np.ndarray]:
         raise TypeError(
             f"`curve` must be what `optimize` returned, or a pair of batch sizes and steps. Received: {curve!r}"
         )
-    sizes, steps = (np.asarray(part, np.float64) for part in curve)
+    sizes, steps = (check_values("curve", part) for part in curve)
     if sizes.ndim != 1 or sizes.shape != steps.shape or len(sizes) < 3:
         raise ValueError(
             "`curve` must hold three or more batch sizes and as many steps. Received shapes "
             f"{sizes.shape} and {steps.shape}"
         )
-    if not (np.isfinite(sizes) & np.isfinite(steps) & (sizes > 0) & (steps > 0)).all() or len(set(sizes)) < len(sizes):
-        raise ValueError("`curve` must hold distinct finite batch sizes > 0 and finite steps > 0")
+    if not ((sizes > 0) & (steps > 0)).all() or len(set(sizes)) < len(sizes):
+        raise ValueError(
+            "`curve` must hold distinct batch sizes > 0 and steps > 0; none are taken where the target is not "
+            "below the initial loss"
+        )
     order = np.argsort(sizes)
     return sizes[order], steps[order]

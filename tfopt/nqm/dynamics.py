@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfopt.nqm._checks import check_kind
 from tfopt.nqm.algorithm import Algorithm, Structure, check_batch_size
 from tfopt.nqm.kernels import (
     CompiledByShape,
@@ -33,13 +34,16 @@ from tfopt.nqm.linear_system import (
 )
 from tfopt.nqm.problem import NoisyQuadratic
 
+LARGEST_STEP = 2**62
+
 
 def expected_loss(problem: NoisyQuadratic, algorithm: Algorithm, batch_size: Any, steps: Any) -> np.ndarray:
     """Return the expected loss after some steps, exactly.
 
     Second moments of (theta, velocity, average) along each direction follow a linear recurrence. Its t-th power comes
     from repeated squaring of matrices of at most 3 x 3, which is right for defective matrices too (at critical damping,
-    or where 1 - a h equals the average's decay), where there are not enough eigenvectors.
+    or where 1 - a h equals the average's decay), where there are not enough eigenvectors. Exact means in float64:
+    1 - a h is rounded, by which the logarithm of a transient is off by about 1e-16 for each step.
 
     Args:
         problem: The problem.
@@ -60,6 +64,7 @@ def expected_loss(problem: NoisyQuadratic, algorithm: Algorithm, batch_size: Any
         >>> expected_loss(problem, Algorithm(0.5), batch_size=4, steps=[0, 1, 100]).round(4).tolist()
         [0.5, 0.1562, 0.0417]
     """
+    check_kind("problem", problem, NoisyQuadratic)
     times = _check_steps(steps)
     flat, sizes, shape = flatten_with(algorithm, check_batch_size(batch_size))
     settings = flat.take(np.repeat(np.arange(len(sizes)), times.size))
@@ -132,6 +137,7 @@ def flatten_with(algorithm: Algorithm, batch_size: np.ndarray) -> tuple[Algorith
     Raises:
         ValueError: The shapes do not broadcast.
     """
+    check_kind("algorithm", algorithm, Algorithm)
     try:
         shape = np.broadcast_shapes(algorithm.shape, batch_size.shape)
     except ValueError as error:
@@ -209,8 +215,10 @@ def _losses(
 
 def _check_steps(steps: Any) -> np.ndarray:
     values = np.asarray(steps)
+    if values.size == 0:
+        raise ValueError("`steps` must hold one or more integers >= 0. Received an empty list")
     if values.dtype.kind not in "iu":
         raise TypeError(f"`steps` must hold integers >= 0. Received: steps={steps!r}")
-    if (values < 0).any():
-        raise ValueError(f"`steps` must hold integers >= 0. Received: steps={steps!r}")
+    if (values < 0).any() or (values > LARGEST_STEP).any():
+        raise ValueError(f"`steps` must hold integers >= 0 and <= {LARGEST_STEP}. Received: steps={steps!r}")
     return values.astype(np.int64)

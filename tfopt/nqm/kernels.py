@@ -65,11 +65,15 @@ def problem_tensors(problem: NoisyQuadratic) -> tuple[tf.Tensor, ...]:
 
     Returns:
         h, and with multiplicities k the weights 1/2 k h m of the squared transients and 1/2 k h c of the noise's second
-        moments; float64 of shape (n,).
+        moments; float64 of shape (n',), n' being n rounded up.
     """
     half = 0.5 * problem.multiplicity * problem.curvature
-    parts = (problem.curvature, half * problem.initial_second_moment, half * problem.noise_variance)
-    return tuple(tf.constant(part) for part in parts)
+    count = len(half)
+    # Filled up with directions of no weight, so that few sizes are compiled.
+    missing = -count % (8 if count < 512 else 128)
+    curvature = np.pad(problem.curvature, (0, missing), mode="edge")
+    weights = (half * problem.initial_second_moment, half * problem.noise_variance)
+    return tuple(map(tf.constant, (curvature, *(np.pad(part, (0, missing)) for part in weights))))
 
 
 def make_tensor_system(structure: Structure, settings: tuple[tf.Tensor, ...], curvature: tf.Tensor) -> LinearSystem:
@@ -126,7 +130,8 @@ def weigh(values: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     Returns:
         Sums, of shape (k,).
     """
-    return tf.reduce_sum(values * weights, axis=-1)
+    # A direction of no weight may overflow.
+    return tf.reduce_sum(tf.where(weights > 0.0, values * weights, 0.0), axis=-1)
 
 
 def in_chunks(

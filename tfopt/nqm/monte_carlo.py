@@ -7,8 +7,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt._checks import check_integer, check_number
-from tfopt.nqm.algorithm import Algorithm, check_batch_size
-from tfopt.nqm.noise import UnitNoise
+from tfopt.nqm._checks import check_kind
+from tfopt.nqm.algorithm import Algorithm
+from tfopt.nqm.kernels import finite_or_infinite
+from tfopt.nqm.noise import LARGEST_SEED, UnitNoise
 from tfopt.nqm.problem import NoisyQuadratic
 
 if TYPE_CHECKING:
@@ -16,7 +18,11 @@ if TYPE_CHECKING:
 
 
 class UpdateRule(Protocol):
-    """How an algorithm of yours moves, for `monte_carlo`. The tensors have shape (num_trajectories, dim), float64."""
+    """How an algorithm of yours moves, for `monte_carlo`. The tensors have shape (num_trajectories, dim), float64.
+
+    The methods are traced into a graph: branches on tensors must be `tf.cond` or `tf.where`. A method
+    `readout(theta, state)`, if there is one, returns where the loss is read; without it, that is theta.
+    """
 
     def initial_state(self, theta: tf.Tensor) -> Any:
         """Return what is remembered between steps before the first one.
@@ -25,7 +31,7 @@ class UpdateRule(Protocol):
             theta: Where the trajectories start.
 
         Returns:
-            A structure of tensors.
+            A structure of tensors, such as () or a tuple of them.
         """
         ...
 
@@ -62,8 +68,9 @@ class Trajectories:
 
     @property
     def standard_error(self) -> np.ndarray:
-        """Standard errors of `mean`, of shape (k,); they need noise with a finite fourth moment."""
-        return self.losses.std(axis=1, ddof=1) / np.sqrt(self.losses.shape[1])
+        """Standard errors of `mean`, of shape (k,), NaN where losses overflow; noise needs a finite fourth moment."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            return self.losses.std(axis=1, ddof=1) / np.sqrt(self.losses.shape[1])
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str = "samples") -> "matplotlib.axes.Axes":
         """Draw the mean with its standard error, and the range of nine in ten trajectories.
@@ -102,10 +109,11 @@ def monte_carlo(
         batch_size: B, > 0.
         num_steps: Number of steps, >= 1.
         num_trajectories: Number of trajectories, >= 2. Default 1,000.
-        record_every: Steps between two records, >= 1. Default 1.
+        record_every: Steps between two records, from 1 to `num_steps`; steps after the last full interval are left out.
+            Default 1.
         noise: Shape of the noise: a `tensorflow_probability` distribution of mean 0 and finite variance, scaled to
             variance c / B and drawn independently for each direction and step. None (default) is the normal one.
-        seed: Seed, >= 0; the result is a function of it.
+        seed: Seed, from 0 to 2^31 - 1; the result is a function of it.
 
     Returns:
         The losses, of the averages if there are any.
@@ -120,16 +128,17 @@ def monte_carlo(
         >>> bool(abs(found.mean[-1] - 1 / 24) < 4 * found.standard_error[-1])  # a c / (2 B (2 - a h))
         True
     """
-    size = float(check_batch_size(check_number("batch_size", batch_size)))
+    check_kind("problem", problem, NoisyQuadratic)
+    size = check_number("batch_size", batch_size, minimum=0.0, exclusive_minimum=True)
     check_integer("num_steps", num_steps, minimum=1)
     check_integer("num_trajectories", num_trajectories, minimum=2)
-    check_integer("record_every", record_every, minimum=1)
-    check_integer("seed", seed, minimum=0)
+    check_integer("record_every", record_every, minimum=1, maximum=num_steps)
+    check_integer("seed", seed, minimum=0, maximum=LARGEST_SEED)
     rule = _as_rule(algorithm, problem.expanded())
     trajectories = _Sampler(problem.expanded(), rule, size, num_trajectories, UnitNoise(noise), seed)
     num_records = num_steps // record_every
-    losses = trajectories.run(tf.constant(num_records), tf.constant(record_every)).numpy()
-    return Trajectories(record_every * np.arange(num_records + 1), losses)
+    losses = trajectories.run(tf.constant(num_records), tf.constant(record_every))
+    return Trajectories(record_every * np.arange(num_records + 1), finite_or_infinite(losses))
 
 
 class _Sampler:
@@ -144,6 +153,7 @@ class _Sampler:
         self._start = tf.constant(np.sqrt(problem.initial_second_moment))
         self._scale = tf.constant(np.sqrt(problem.noise_variance / batch_size))
         self.run = tf.function(self._run, autograph=False)
+        self.run._omit_frequent_tracing_warning = True  # one trace for each call is meant
 
     def _run(self, num_records: tf.Tensor, record_every: tf.Tensor) -> tf.Tensor:
         signs = tf.random.stateless_uniform(self._shape, (self._seed, -1), 0, 2, tf.int32)

@@ -6,7 +6,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt._checks import check_integer
+from tfopt.nqm._checks import check_kind
 from tfopt.nqm.problem import NoisyQuadratic
+
+LARGEST_SEED = 2**31 - 1
 
 
 class UnitNoise:
@@ -25,7 +28,9 @@ class UnitNoise:
         self._distribution = distribution
         if distribution is None:
             return
-        if not all(hasattr(distribution, name) for name in ("sample", "mean", "variance", "event_shape")):
+        if isinstance(distribution, type) or not all(
+            hasattr(distribution, name) for name in ("sample", "mean", "variance", "event_shape")
+        ):
             raise TypeError(
                 "`noise` must be a distribution of tensorflow_probability, or None for the normal one. Received: "
                 f"{distribution!r}"
@@ -68,7 +73,7 @@ def noise_batches(
         batch_size: Number of rows in a batch, >= 1.
         num_batches: Number of batches, >= 1; None (default) is no end.
         noise: Distribution of the noise, as `monte_carlo` takes it.
-        seed: Seed, >= 0; the batches are a function of it, the same in every epoch.
+        seed: Seed, from 0 to 2^31 - 1; the batches are a function of it, the same in every epoch.
 
     Returns:
         Pairs of float32 arrays, of shapes (batch_size, dim) and (batch_size, 1).
@@ -78,8 +83,9 @@ def noise_batches(
         ValueError: An argument is out of its range, or a multiplicity is not a whole number.
     """
     rows = check_integer("batch_size", batch_size, minimum=1)
+    check_kind("problem", problem, NoisyQuadratic)
     dim = len(problem.expanded().curvature)
-    check_integer("seed", seed, minimum=0)
+    check_integer("seed", seed, minimum=0, maximum=LARGEST_SEED)
     source = UnitNoise(noise)
     numbers = tf.data.Dataset.counter()
     if num_batches is not None:

@@ -36,10 +36,10 @@ def plot_steps_to_target(
     """
     ax = _plotting.get_axes(ax)
     for place, (label, curve) in enumerate(_check_named("curves", curves).items()):
-        sizes, steps = (curve.batch_size, curve.steps) if isinstance(curve, OptimalSettings) else curve
+        sizes, steps = (curve.batch_size, curve.steps) if isinstance(curve, OptimalSettings) else _pair(label, curve)
         ax.plot(sizes, steps, marker=MARKERS[place % len(MARKERS)], markersize=4, label=label)
     if bound is not None:
-        ax.plot(*bound, color="0.5", linestyle="-", linewidth=1, label="information bound")
+        ax.plot(*_pair("bound", bound), color="0.5", linestyle="-", linewidth=1, label="information bound")
     ax.set(xlabel="batch size", ylabel="steps to the target", xscale="log", yscale="log")
     ax.set_xscale("log", base=2)
     ax.legend(fontsize="small")
@@ -118,7 +118,7 @@ def plot_training_curves(
     ax = _plotting.get_axes(ax)
     for label, curve in _check_named("curves", curves).items():
         if not isinstance(curve, Trajectories):
-            ax.plot(*curve, label=label)
+            ax.plot(*_pair(label, curve), label=label)
             continue
         (line,) = ax.plot(curve.steps, curve.mean, label=f"{label}: mean of {curve.losses.shape[1]}")
         low, high = np.quantile(curve.losses, [0.05, 0.95], axis=1)
@@ -130,6 +130,12 @@ def plot_training_curves(
     ax.set_xlim(left=0.0)
     ax.legend(fontsize="small")
     return ax
+
+
+def _pair(name: str, value: Any) -> tuple[Any, Any]:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TypeError(f"`{name}` must be a pair of lists of numbers, x and y. Received: {value!r}")
+    return value[0], value[1]
 
 
 def _check_named(name: str, value: Any, kind: type = object) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from tfopt import _plotting
 from tfopt._checks import check_integer, check_number
+from tfopt.nqm._checks import check_values
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -46,8 +47,8 @@ class NoisyQuadratic:
     initial_second_moment: Any = 1.0
 
     def __post_init__(self) -> None:
-        curvature = _check_values("curvature", self.curvature, positive=True)
-        if curvature.ndim != 1 or curvature.size == 0:
+        curvature = check_values("curvature", self.curvature, positive=True)
+        if curvature.ndim != 1:
             raise ValueError(f"`curvature` must be a list of one or more numbers. Received shape {curvature.shape}")
         for name, positive in (
             ("curvature", True),
@@ -55,7 +56,7 @@ class NoisyQuadratic:
             ("multiplicity", True),
             ("initial_second_moment", False),
         ):
-            values = _check_values(name, getattr(self, name), positive)
+            values = check_values(name, getattr(self, name), positive=positive)
             if values.shape not in ((), curvature.shape):
                 raise ValueError(
                     f"`{name}` must be a number or have curvature's shape {curvature.shape}. Received: {values.shape}"
@@ -218,19 +219,6 @@ class NoisyQuadratic:
 def _bin(span: np.ndarray, num_intervals: int) -> np.ndarray:
     width = span.max() / num_intervals or 1.0
     return np.minimum((span / width).astype(np.int64), num_intervals - 1)
-
-
-def _check_values(name: str, value: Any, positive: bool) -> np.ndarray:
-    expected = f"finite numbers {'> 0' if positive else '>= 0'}"
-    try:
-        values = np.asarray(value)
-        values = values.astype(np.float64, casting="same_kind" if values.dtype.kind == "f" else "safe")
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"`{name}` must hold {expected}. Received: {value!r}") from error
-    if not np.isfinite(values).all() or (values <= 0 if positive else values < 0).any():
-        wrong = values[~np.isfinite(values) | (values <= 0 if positive else values < 0)]
-        raise ValueError(f"`{name}` must hold {expected}. Received {wrong.flat[0]:g} among {values.size} value(s)")
-    return values
 
 
 def _check_matrix(name: str, value: Any, shape: tuple[int, ...] | None) -> np.ndarray:

@@ -15,23 +15,23 @@ from tfopt.nqm.algorithm import Algorithm
 from tfopt.nqm.dynamics import DoublingTimes, transient_and_noise
 from tfopt.nqm.problem import NoisyQuadratic
 from tfopt.nqm.settings_space import SettingsSpace
-from tfopt.nqm.steps_to_target import steps_to_target
+from tfopt.nqm.steps_to_target import TABLES, first_passages
 
-NUM_STARTS = 3  # local minima that are refined for each batch size
-RIPPLE_STARTS = 6
-RIPPLE_CENTRES = 3
+NUM_STARTS = 3  # local minima of the grid that are refined for each batch size
 MAX_ROUNDS = 20
 STENCILS_PER_ROUND = 8
 WORTHWHILE = 1e-4  # share of the steps that another round must be expected to save
 HOPELESS = 1.05  # a start that is that far behind another is given up
 MAX_STEPS = 2**50
-# Points along each setting, by the number of free settings.
-COARSE_SCAN = {1: (17,), 2: (11, 11), 3: (5, 5, 5)}
-RIPPLE_SCAN = {1: (41,), 2: (41, 21), 3: (41, 5, 3)}
-RIPPLE_WIDTH = np.array([0.04, 0.1, 0.1])
-RIPPLE_PASSES = 2
-RIPPLE_STEPS = 2000  # with more steps the minima are as many as they are alike
-POLISH_WIDTH = 0.005
+FEWEST_HOPS, MAX_HOPS = 4, 12
+HOP_WIDTHS = (2.0, 0.6, 0.2, 0.06, 0.02)  # standard deviations, of the settings' logarithms
+HOPS_PER_WIDTH = {1: 32, 2: 192, 3: 256}  # by the number of free settings
+HOP_STARTS = 3
+MAX_SHARINGS = 4
+HOP_POINTS = 10_000  # of all batch sizes together
+FEW_CURVATURES, FEW_SIZES = 32, 16
+HOP_TABLES = ((26, 3_000),)  # stride lengths and strides, see `first_passages`
+PASSAGE_TABLES = ((26, 20_000),)  # what takes more strides is not worth having
 
 
 class Refinement:
@@ -56,15 +56,14 @@ class Refinement:
         Returns:
             Points, of shape (k, starts, free settings), best first, and their steps, of shape (k, starts).
         """
-        free = self._space.num_free
         points, spacing = self._search_grid(problem)
-        points = self._scan(problem, points, 1.5 * spacing, COARSE_SCAN[free], NUM_STARTS)
         points, steps = _best_first(*self._refine(problem, points, 0.4 * spacing))
-        few = steps.min(axis=1) <= RIPPLE_STEPS
-        if few.any():
-            part = Refinement(self._space, self._sizes[few], self._target, self._bar)
-            found, counts = part._search_ripples(problem, points[few])
-            points[few], steps[few] = found[:, :NUM_STARTS], counts[:, :NUM_STARTS]
+        points, steps = self._share(problem, points[:, :NUM_STARTS], steps[:, :NUM_STARTS])
+        points, steps = self._hop(problem, points, steps)
+        points, steps = self._share(problem, points, steps)
+        open_ = np.flatnonzero(np.isinf(steps[:, 0]))
+        if len(open_):  # all patience for what is left
+            steps[open_, 0] = self._passages(problem, points[open_, 0], self._sizes[open_], TABLES)
         return points, steps
 
     def polish(self, problem: NoisyQuadratic, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -77,18 +76,85 @@ class Refinement:
         Returns:
             Better points, and their steps.
         """
-        return _best_first(*self._refine(problem, points, np.full(points.shape[2], POLISH_WIDTH)))
+        points, steps = self._refine(problem, points, np.full(points.shape[2], 0.25 * HOP_WIDTHS[-1]))
+        return self._share(problem, points, steps)
 
-    def _search_ripples(self, problem: NoisyQuadratic, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        # Where momentum is underdamped, the loss after a few hundred steps ripples with the rate: its many narrow
-        # minima lie pi / steps apart in the angle of the roots.
-        width = RIPPLE_WIDTH[: self._space.num_free]
-        for _ in range(RIPPLE_PASSES):
-            points = self._scan(
-                problem, points[:, :RIPPLE_CENTRES], width, RIPPLE_SCAN[self._space.num_free], RIPPLE_STARTS
-            )
-            points, steps = _best_first(*self._refine(problem, points, width / 40))
+    def _hop(self, problem: NoisyQuadratic, points: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # Where momentum is underdamped, the loss at a fixed step ripples with the settings: there are many valleys.
+        rng = np.random.default_rng(0)
+        going = steps[:, 0] > 1
+        tries = FEWEST_HOPS if len(problem.curvature) <= FEW_CURVATURES and len(points) <= FEW_SIZES else 1
+        for hop in range(MAX_HOPS):
+            rows = np.flatnonzero(going)
+            if not len(rows):
+                break
+            part = Refinement(self._space, self._sizes[rows], self._target, self._bar)
+            landed = part._scatter(problem, points[rows], steps[rows], rng)
+            landed, counts = part._refine(problem, landed, np.full(points.shape[2], HOP_WIDTHS[-1]))
+            together = np.concatenate([points[rows], landed], axis=1), np.concatenate([steps[rows], counts], axis=1)
+            found, counts = _best_first(*together)
+            worthwhile = (counts[:, 0] <= (1.0 - WORTHWHILE) * steps[rows, 0]) & (counts[:, 0] < steps[rows, 0])
+            going[rows] = (worthwhile | (hop + 1 < tries)) & (counts[:, 0] > 1)
+            points[rows], steps[rows] = found[:, :NUM_STARTS], counts[:, :NUM_STARTS]
         return points, steps
+
+    def _scatter(
+        self, problem: NoisyQuadratic, points: np.ndarray, steps: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        # Random points around the best one, and of each width the one that is best there. With few directions, whose
+        # oscillations may all be near zero at once, that is told by the passages themselves.
+        free, few = points.shape[2], len(problem.curvature) <= FEW_CURVATURES
+        count = int(np.clip(HOP_POINTS // (len(points) * len(HOP_WIDTHS)), 16, HOPS_PER_WIDTH[free]))
+        draws = rng.standard_normal((len(HOP_WIDTHS), count, free)) * np.array(HOP_WIDTHS)[:, None, None]
+        trial = points[:, :1, None, :] + draws
+        if few:
+            sizes = np.repeat(self._sizes, len(HOP_WIDTHS) * count)
+            values = self._passages(problem, trial.reshape(-1, free), sizes, HOP_TABLES).reshape(trial.shape[:-1])
+        else:
+            times = np.where(np.isfinite(steps[:, 0]), np.maximum(steps[:, 0] - 1, 1), 1)[:, None, None]
+            values = self._losses(problem, trial, times)
+        places = np.argmin(values, axis=2)
+        best = np.take_along_axis(trial, places[:, :, None, None], axis=2)[:, :, 0]
+        order = np.argsort(values.min(axis=2), axis=1)[:, :HOP_STARTS]
+        return np.take_along_axis(best, order[:, :, None], axis=1)
+
+    def _share(self, problem: NoisyQuadratic, points: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # Tries each batch size's settings at the next ones, as they are and in proportion to the batch size. In the end
+        # no larger batch takes more steps than a smaller one.
+        order = np.argsort(self._sizes)
+        for _ in range(MAX_SHARINGS):
+            lent = self._lend(points[order, 0])[np.argsort(order)]
+            counts = self._steps(problem, lent)
+            place = np.argmin(counts, axis=1)[:, None]
+            best, lent = np.take_along_axis(counts, place, axis=1), np.take_along_axis(lent, place[:, :, None], axis=1)
+            rows = np.flatnonzero(best[:, 0] < steps[:, 0])
+            if not len(rows):
+                break
+            part = Refinement(self._space, self._sizes[rows], self._target, self._bar)
+            lent, best = part._refine(problem, lent[rows], np.full(points.shape[2], HOP_WIDTHS[-1]))
+            before = steps[rows, 0]
+            points[rows, 0], steps[rows, 0] = lent[:, 0], best[:, 0]
+            if (best[:, 0] > (1.0 - WORTHWHILE) * before).all():
+                break
+        for smaller, larger in itertools.pairwise(order):
+            if steps[larger, 0] > steps[smaller, 0]:
+                points[larger, 0], steps[larger, 0] = (
+                    points[smaller, 0],
+                    self._steps_at(problem, points[smaller, 0], larger),
+                )
+        return points, steps
+
+    def _lend(self, points: np.ndarray) -> np.ndarray:
+        # Batch sizes in order. At small batches all settings are in proportion to the batch size, or the rate alone.
+        logs = np.log(np.sort(self._sizes))
+        places = np.arange(len(logs))
+        offers = []
+        for neighbour in (places - 1, places + 1):
+            neighbour = np.clip(neighbour, 0, len(logs) - 1)
+            shift = (logs - logs[neighbour])[:, None]
+            alone = np.eye(1, points.shape[1])
+            offers += [points[neighbour], points[neighbour] + shift * alone, points[neighbour] + shift]
+        return np.stack(offers, axis=1)
 
     def _search_grid(self, problem: NoisyQuadratic) -> tuple[np.ndarray, np.ndarray]:
         axes = self._space.grid(problem, self._sizes, self._target)
@@ -104,27 +170,10 @@ class Refinement:
             if not waiting.any():
                 break
         starts = [_lowest_minima(values.reshape(points.shape[:-1]), NUM_STARTS) for values in losses]
+        if self._space.has_momentum:  # the last in its axis is none, with which the loss does not oscillate
+            plain = np.arange(len(flat)).reshape(points.shape[:-1])[:, -1].ravel()
+            starts = [[*chosen, plain[np.argmin(values[plain])]] for chosen, values in zip(starts, losses, strict=True)]
         return flat[np.array(starts)], np.array([axis[1] - axis[0] for axis in axes])
-
-    def _scan(
-        self, problem: NoisyQuadratic, points: np.ndarray, width: np.ndarray, shape: tuple[int, ...], num_starts: int
-    ) -> np.ndarray:
-        # Keeps each batch size's best point, and adds the lowest minima on lattices around all of them.
-        steps = self._steps(problem, points)
-        lattice = np.array(list(itertools.product(*(np.linspace(-1.0, 1.0, count) for count in shape))))
-        trial = points[:, :, None, :] + lattice * width
-        losses = self._losses(problem, trial, np.maximum(steps.min(axis=1) - 1, 1)[:, None, None])
-        best = np.take_along_axis(points, np.argmin(steps, axis=1)[:, None, None], axis=1)
-        found = np.repeat(best, num_starts, axis=1)
-        for row, (candidates, values) in enumerate(zip(trial, losses, strict=True)):
-            minima = [
-                (start, place)
-                for start in range(len(values))
-                for place in _lowest_minima(values[start].reshape(shape), num_starts)
-            ]
-            minima.sort(key=lambda index: values[index])
-            found[row, 1:] = [candidates[index] for index in minima[: num_starts - 1]]
-        return found
 
     def _refine(
         self, problem: NoisyQuadratic, points: np.ndarray, spacing: np.ndarray
@@ -138,7 +187,7 @@ class Refinement:
                 break
             rows, starts = going
             trial, spacing[rows, starts] = self._lower(problem, going, points, steps, spacing)
-            counts = steps_to_target(problem, self._space.algorithm(trial), self._sizes[rows], self._target)
+            counts = self._passages(problem, trial, self._sizes[rows])
             before = steps[rows, starts]
             better = counts < before
             points[rows[better], starts[better]], steps[rows[better], starts[better]] = trial[better], counts[better]
@@ -169,9 +218,21 @@ class Refinement:
         return here, width
 
     def _steps(self, problem: NoisyQuadratic, points: np.ndarray) -> np.ndarray:
-        algorithm = self._space.algorithm(points.reshape(-1, points.shape[-1]))
         sizes = np.repeat(self._sizes, points.shape[1])
-        return steps_to_target(problem, algorithm, sizes, self._target).reshape(points.shape[:2])
+        return self._passages(problem, points.reshape(-1, points.shape[-1]), sizes).reshape(points.shape[:2])
+
+    def _steps_at(self, problem: NoisyQuadratic, point: np.ndarray, row: int) -> float:
+        return float(self._passages(problem, point[None], self._sizes[[row]])[0])
+
+    def _passages(
+        self,
+        problem: NoisyQuadratic,
+        points: np.ndarray,
+        sizes: np.ndarray,
+        tables: tuple[tuple[int, int], ...] = PASSAGE_TABLES,
+    ) -> np.ndarray:
+        found = first_passages(problem, self._space.algorithm(points), sizes, self._target, tables)
+        return np.where(np.isnan(found), np.inf, found)
 
     def _losses(
         self, problem: NoisyQuadratic, points: np.ndarray, times: np.ndarray, sizes: np.ndarray | None = None

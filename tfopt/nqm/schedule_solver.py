@@ -36,9 +36,10 @@ class ScheduleSolver:
         # Just below the limit, where the noise still has a steady state.
         self._limit = float(np.log(largest_stable_learning_rate(problem, preconditioner_power=power) * (1.0 - 1e-9)))
         self.logarithms = np.zeros(0)
-        scaled = problem.curvature ** (1.0 - power)
-        self._slowest = float(scaled.min())
-        self._arguments = (*problem_tensors(problem), tf.constant(scaled), tf.constant(batch_size, tf.float64))
+        parts = problem_tensors(problem)
+        scaled = parts[0] ** (1.0 - power)
+        self._slowest = float(tf.reduce_min(scaled))
+        self._arguments = (*parts, scaled, tf.constant(batch_size, tf.float64))
 
     def solve(self, num_steps: int) -> tuple[np.ndarray, np.ndarray, float]:
         """Minimise the final loss of some steps.

@@ -8,18 +8,16 @@ import numpy as np
 
 from tfopt import _plotting
 from tfopt._checks import check_integer, check_number
+from tfopt.nqm._checks import check_kind
 from tfopt.nqm._progress import Progress
-from tfopt.nqm.algorithm import check_batch_size
 from tfopt.nqm.batch_size import information_bound
 from tfopt.nqm.problem import NoisyQuadratic
 from tfopt.nqm.schedule_solver import ScheduleSolver
-from tfopt.nqm.search import optimize
+from tfopt.nqm.search import MAX_SEARCH_CURVATURES, optimize
 
 if TYPE_CHECKING:
     import matplotlib.axes
     import pandas
-
-MAX_SEARCH_CURVATURES = 256  # problems with more are solved binned first
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +65,10 @@ class Schedule:
         for length, rate in zip(self.lengths, self.learning_rates, strict=True):
             step = rate * self.problem.curvature**-self.preconditioner_power
             x = step * self.problem.curvature
-            kept = (1.0 - x) ** (2 * int(length))
+            # (1 - x)^2 = 1 - x (2 - x), without rounding a small x.
+            shrink = length * np.log1p(-np.minimum(x * (2.0 - x), 1.0 - 1e-15))
             sustained = step * self.problem.noise_variance / (self.batch_size * self.problem.curvature * (2.0 - x))
-            moment = kept * moment + (1.0 - kept) * sustained
+            moment = np.exp(shrink) * moment - np.expm1(shrink) * sustained
             losses.append(np.sum(weights * moment))
         return np.concatenate([[0], np.cumsum(self.lengths)]), np.array(losses)
 
@@ -136,7 +135,8 @@ def optimal_schedule(
         >>> optimal_schedule(problem, 1, target_loss=0.01, num_pieces=20).num_steps  # the best constant rate takes 553
         146
     """
-    size = float(check_batch_size(check_number("batch_size", batch_size)))
+    check_kind("problem", problem, NoisyQuadratic)
+    size = check_number("batch_size", batch_size, minimum=0.0, exclusive_minimum=True)
     check_integer("num_pieces", num_pieces, minimum=1)
     power = check_number("preconditioner_power", preconditioner_power, minimum=0.0, maximum=1.0)
     if (target_loss is None) == (num_steps is None):
@@ -144,24 +144,24 @@ def optimal_schedule(
             f"one of `target_loss` and `num_steps` must be given. Received: target_loss={target_loss!r}, "
             f"num_steps={num_steps!r}"
         )
-    call = _Call(problem, size, num_pieces, power)
+    search = _ScheduleSearch(problem, size, num_pieces, power)
     if num_steps is not None:
-        return call.best(check_integer("num_steps", num_steps, minimum=1))
+        return search.best(check_integer("num_steps", num_steps, minimum=1))
     target = check_number("target_loss", target_loss, minimum=0.0, exclusive_minimum=True)
     if problem.initial_loss <= target:
         raise ValueError(f"`target_loss` must be below the initial loss {problem.initial_loss:g}. Received: {target:g}")
     with Progress(f"schedule to a loss of {target:g}", progress) as bar:
-        small = _Call(problem.binned(MAX_SEARCH_CURVATURES), size, num_pieces, power)
+        small = _ScheduleSearch(problem.binned(MAX_SEARCH_CURVATURES), size, num_pieces, power)
         constant = optimize(small.problem, "sgd", size, target, preconditioner_power=power, progress=False)
         found = small.fewest_steps(target, int(constant.steps[0]), bar)
         if small.problem is problem:
             return found
-        call.solver.logarithms = np.log(found.learning_rates)
-        return call.fewest_steps(target, found.num_steps, bar)
+        search.solver.logarithms = np.log(found.learning_rates)
+        return search.fewest_steps(target, found.num_steps, bar)
 
 
-class _Call:
-    """What all steps of one search have in common.
+class _ScheduleSearch:
+    """Looks for the fewest steps that the best schedules take.
 
     Args:
         problem: The problem.

@@ -7,6 +7,7 @@ import numpy as np
 
 from tfopt import _plotting
 from tfopt._checks import check_choice, check_number
+from tfopt.nqm._checks import check_kind
 from tfopt.nqm._progress import Progress
 from tfopt.nqm.algorithm import FAMILIES, Algorithm, check_batch_size, largest_stable_learning_rate
 from tfopt.nqm.problem import NoisyQuadratic
@@ -28,7 +29,8 @@ class OptimalSettings:
         family: Which settings were free, see `optimize`.
         target_loss: The target.
         batch_size: B, of shape (k,).
-        steps: The first step at which the loss is at most the target, of shape (k,).
+        steps: The first step at which the loss is at most the target, of shape (k,); infinity where no setting was
+            found that gets there.
         algorithm: The settings, of shape (k,).
         is_stable: Whether the iterates settle; if not, the loss passes the target on its way up. Of shape (k,).
     """
@@ -94,6 +96,8 @@ class OptimalSettings:
             )
         ]
         lines += ["".join(f"{cell:>15}" for cell in row) for row in (header, *cells)]
+        for place in np.flatnonzero(~self.is_stable):
+            lines[2 + place] += "  unstable: passes the target once"
         return "\n".join(lines)
 
 
@@ -111,8 +115,10 @@ def optimize(
 
     The loss after t steps is transient + noise / B, so one grid serves all batch sizes: it is followed in octaves of t
     until some setting has reached the target at each. From the best of it the logarithms of the settings are refined to
-    0.1%, by lowering the loss one step before the best found so far, until that step is out of reach. Step counts are
-    first passages, exactly. Settings beyond the limit of stability take part, since they may pass the target first.
+    0.1%, by lowering the loss one step before the best found so far, until that step is out of reach; random hops look
+    for other valleys, and batch sizes try each other's settings. Step counts are first passages, exactly; that no other
+    setting takes fewer steps is not proven. Settings beyond the limit of stability take part, since they may pass the
+    target first.
 
     Args:
         problem: The problem.
@@ -121,8 +127,9 @@ def optimize(
         batch_sizes: B, numbers > 0, of shape (k,) or a single one.
         target_loss: The target, > 0.
         preconditioner_power: p, in [0, 1]. Default 0.
-        largest_momentum: Largest beta to try, in [0, 1). None (default) means 1 - 1e-7: at small batches the best
-            momentum is one that warms the rate up over the whole training, which no network would forgive.
+        largest_momentum: Largest beta to try, in [0, 1). None (default) means 1 - 1e-10, as for decays: at
+            small batches the best momentum is one that warms the rate up over the whole training, which no network
+            would forgive.
         progress: Whether to show a progress bar; None (default) does in a terminal.
 
     Returns:
@@ -138,8 +145,9 @@ def optimize(
         [553.0, 6.0]
     """
     check_choice("family", family, FAMILIES)
-    sizes = np.atleast_1d(check_batch_size(batch_sizes))
-    if sizes.ndim != 1 or not len(sizes):
+    check_kind("problem", problem, NoisyQuadratic)
+    sizes = np.atleast_1d(check_batch_size(batch_sizes, "batch_sizes"))
+    if sizes.ndim != 1:
         raise ValueError(f"`batch_sizes` must be a list of numbers > 0. Received shape {sizes.shape}")
     check_number("target_loss", target_loss, minimum=0.0, exclusive_minimum=True)
     check_number("preconditioner_power", preconditioner_power, minimum=0.0, maximum=1.0)
@@ -148,8 +156,9 @@ def optimize(
     check_number("largest_momentum", largest_momentum, minimum=0.0, maximum=1.0, exclusive_maximum=True)
     space = SettingsSpace(family, preconditioner_power, largest_momentum)
     if problem.initial_loss <= target_loss:
-        settings = space.algorithm(np.zeros((len(sizes), space.num_free))).take(np.zeros(len(sizes), np.int64))
-        return OptimalSettings(family, target_loss, sizes, np.zeros(len(sizes)), settings, np.ones(len(sizes), bool))
+        nothing = np.zeros(len(sizes))  # no step is taken
+        settings = Algorithm(nothing, nothing, space.nesterov, nothing, nothing + preconditioner_power)
+        return OptimalSettings(family, float(target_loss), sizes, nothing, settings, np.ones(len(sizes), bool))
     small = problem.binned(MAX_SEARCH_CURVATURES)
     with Progress(f"steps to a loss of {target_loss:g}: {family}", progress) as bar:
         search = Refinement(space, sizes, target_loss, bar)

@@ -5,7 +5,7 @@ import numpy as np
 from tfopt.nqm.algorithm import Algorithm, largest_stable_learning_rate
 from tfopt.nqm.problem import NoisyQuadratic
 
-CLOSEST_TO_ONE = 1e-7  # of momentum and decay
+CLOSEST_TO_ONE = 1e-10  # of momentum and decay
 
 
 class SettingsSpace:
@@ -47,7 +47,7 @@ class SettingsSpace:
         limit = float(largest_stable_learning_rate(problem, preconditioner_power=self.power))
         noise = float(np.sum(problem.multiplicity * problem.noise_variance * problem.curvature**-self.power))
         least = 0.02 * min(4.0 * sizes.min() * target / noise if noise else limit, limit)
-        counts = {1: (128,), 2: (64, 36), 3: (32, 16, 20)}[self.num_free]
+        counts = {1: (128,), 2: (80, 48), 3: (36, 20, 20)}[self.num_free]
         highest = (np.log(16.0 / curvature.min()), 0.0, 0.0)[: self.num_free]
         lowest = [np.log(least)]
         if self.has_momentum:
