@@ -1,6 +1,10 @@
 """The problem: what it checks, how it is binned, and that full matrices change nothing."""
 
+import copy
+import pickle
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from tfopt.nqm import NoisyQuadratic
@@ -41,9 +45,11 @@ def test_binning_equal_curvatures():
 
 
 def test_arrays_cannot_be_changed():
-    problem = NoisyQuadratic([1.0], [1.0])
-    with pytest.raises(ValueError, match="read-only"):
-        problem.curvature[0] = 2.0
+    problem = NoisyQuadratic([1.0, 2.0], [3.0, 4.0], [5, 6], [7.0, 8.0])
+    for one in (problem, copy.deepcopy(problem), pickle.loads(pickle.dumps(problem))):
+        with pytest.raises(ValueError, match="read-only"):
+            one.curvature[0] = 2.0
+        pd.testing.assert_frame_equal(one.to_dataframe(), problem.to_dataframe())
 
 
 def test_expanded_counts_directions_one_by_one():

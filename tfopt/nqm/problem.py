@@ -208,6 +208,10 @@ class NoisyQuadratic:
         ax.legend()
         return ax
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Made anew, so that copies are read-only too.
+        return type(self), (self.curvature, self.noise_variance, self.multiplicity, self.initial_second_moment)
+
     def __repr__(self) -> str:
         low, high = self.curvature.min(), self.curvature.max()
         return (
