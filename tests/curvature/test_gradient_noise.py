@@ -63,7 +63,7 @@ def test_standard_errors_are_those_of_other_draws():
     model, _, _ = oracles.make("dense")
     rng = np.random.default_rng(0)
     draws = []
-    for _ in range(40):
+    for _ in range(24):
         x, y = rng.normal(size=(60, 3)), rng.normal(size=(60, 2))
         draws.append(gradient_noise(model, "mse", x, y, directions=[np.ones(26)], num_hessian_groups=20))
     for of in (
