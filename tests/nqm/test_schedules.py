@@ -12,7 +12,9 @@ from tfopt.nqm import (
     largest_stable_learning_rate,
     optimal_schedule,
     optimize,
+    schedules,
 )
+from tfopt.nqm._progress import Progress
 
 PROBLEM = NoisyQuadratic([1.0, 0.3, 0.05], [1.0, 0.5, 0.1], [1, 2, 4], [1.0, 2.0, 0.5])
 
@@ -72,6 +74,20 @@ def test_the_fewest_steps_to_a_target():
     assert optimal_schedule(PROBLEM, 8, num_steps=found.num_steps - 1, num_pieces=25).loss > 0.02
     constant = optimize(PROBLEM, "sgd", 8, 0.02).steps[0]
     assert float(information_bound(PROBLEM, 8, 0.02)) <= found.num_steps < 0.8 * constant
+
+
+def test_large_problems_are_solved_in_bins_first():
+    problem = NoisyQuadratic.power_law(1000)
+    found = optimal_schedule(problem, 64, target_loss=0.05, num_pieces=10)
+    assert losses_of(problem, 64, np.repeat(found.learning_rates, found.lengths))[-1] <= 0.05
+    assert optimal_schedule(problem, 64, num_steps=found.num_steps - 1, num_pieces=10).loss > 0.05
+
+
+@pytest.mark.parametrize("guess", [1, 20, 5000])
+def test_the_fewest_steps_do_not_depend_on_the_guess(guess):
+    search = schedules._ScheduleSearch(PROBLEM, 8, 25, 0.0)
+    expected = optimal_schedule(PROBLEM, 8, target_loss=0.02, num_pieces=25).num_steps
+    assert search.fewest_steps(0.02, guess, Progress("", False)).num_steps == expected
 
 
 def test_the_published_shape():

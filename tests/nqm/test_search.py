@@ -11,8 +11,11 @@ from tfopt.nqm import (
     expected_loss,
     information_bound,
     optimize,
+    refinement,
     steps_to_target,
 )
+from tfopt.nqm._progress import Progress
+from tfopt.nqm.settings_space import SettingsSpace
 
 TARGET = 0.01
 SIZES = 4.0 ** np.arange(11)
@@ -125,6 +128,26 @@ def test_what_is_found_for_one_batch_size_serves_the_others():
     np.testing.assert_allclose(together, apart, rtol=0.12)
     many = optimize(NoisyQuadratic.power_law(num_bins=20), "momentum", np.geomspace(1, 1e6, 25), TARGET)
     assert (np.diff(many.steps) <= 0).all()
+
+
+def test_no_larger_batch_takes_more_steps_than_a_smaller_one(monkeypatch):
+    problem, sizes = NoisyQuadratic([1.0, 0.1], [1.0, 0.1]), np.array([64.0, 1.0, 16.0])
+    monkeypatch.setattr(refinement, "MAX_SHARINGS", 0)  # the last pass alone
+    search = refinement.Refinement(SettingsSpace("sgd", 0.0), sizes, 0.05, Progress("", False))
+    points = np.log([[[1e-3]], [[0.05]], [[2e-3]]])
+    steps = steps_to_target(problem, Algorithm(np.exp(points[:, 0, 0])), sizes, 0.05)
+    assert steps[1] < steps[2] < steps[0]
+    found, counts = search._share(problem, points, steps[:, None])
+    assert counts[0, 0] <= counts[2, 0] <= counts[1, 0] == steps[1]
+    np.testing.assert_allclose(np.exp(found), 0.05)
+
+
+def test_what_a_search_leaves_undecided_is_decided_in_the_end(monkeypatch):
+    monkeypatch.setattr(refinement, "PASSAGE_TABLES", ((26, 2),))
+    problem = NoisyQuadratic([1.0, 0.1], [1.0, 0.1])
+    found = optimize(problem, "sgd", [4.0], 0.02)
+    curve = loss_curve(problem, 4.0, int(found.steps[0]), learning_rate=float(found.algorithm.learning_rate[0]))
+    assert first_passage(curve, 0.02) == found.steps[0]
 
 
 def test_decays_as_close_to_1_as_small_batches_ask_for():

@@ -198,19 +198,20 @@ def noise_in_steady_state(problem: NoisyQuadratic, algorithm: Algorithm) -> np.n
     step = algorithm.learning_rate[..., None] * problem.curvature ** -algorithm.preconditioner_power[..., None]
     x, beta, gamma = step * problem.curvature, algorithm.momentum[..., None], algorithm.ema_decay[..., None]
     first, second = trace, -determinant
-    lag = 1.0 if algorithm.structure[1] else 0.0  # Nesterov: e(t) enters as (1 + beta) e(t) - beta e(t-1)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         plain = (1.0 - second) / ((1.0 + second) * x * (1.0 + first - second))  # x is 1 - f1 - f2
         denominator = (1.0 - gamma) * (1.0 - gamma * determinant) + gamma * x
         ratio = first / (1.0 - second)  # autocorrelation at lag 1
         filtered = (1.0 + first * gamma * (1.0 + second) / (1.0 - second) + second * gamma**2) / denominator
         variance = plain * filtered * (1.0 - gamma) / (1.0 + gamma)
-        # (1 - gamma)^2 (V(0) - V(1)), with V(1) = gamma V(0) + sum_{k >= 1} gamma^(k-1) R(k)
-        ahead = (ratio + second * gamma) / denominator * plain
-        difference = (1.0 - gamma) * (variance - (1.0 - gamma) * ahead)
-        spread = variance + 2.0 * lag * beta * (1.0 + beta) * difference
+        if algorithm.structure[1]:
+            # Nesterov's e(t) enters as (1 + beta) e(t) - beta e(t-1): that needs (1 - gamma)^2 (V(0) - V(1)) of the
+            # filtered autoregression, with V(1) = gamma V(0) + sum_{k >= 1} gamma^(k-1) R(k).
+            ahead = (ratio + second * gamma) / denominator * plain
+            difference = (1.0 - gamma) * (variance - (1.0 - gamma) * ahead)
+            variance = variance + 2.0 * beta * (1.0 + beta) * difference
         noise = 0.5 * problem.multiplicity * problem.curvature * problem.noise_variance
-        loss = np.sum(np.where(noise > 0, noise * step**2 * spread, 0.0), -1)
+        loss = np.sum(np.where(noise > 0, noise * step**2 * variance, 0.0), -1)
     # A direction in which nothing ever moves cannot diverge.
     moves = (problem.noise_variance > 0) | (problem.initial_second_moment > 0)
     return np.where(_is_stable(trace, determinant, moves), loss, np.inf)
