@@ -27,12 +27,6 @@ def curves():
     return {family: optimize(PROBLEM, family, SIZES, 0.01) for family in ("sgd", "momentum")}
 
 
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
-
-
 def labels(ax):
     return ax.get_legend_handles_labels()[1]
 
