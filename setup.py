@@ -12,6 +12,7 @@ setup(
         "tfopt.distributed",
         "tfopt.nqm",
         "tfopt.optimizers",
+        "tfopt.planning",
         "tfopt.relative_trust",
         "tfopt.callbacks",
         "tfopt.models",

@@ -14,10 +14,18 @@ from tfopt.models import milne_regression, mlp
 
 from tfopt import datasets, nqm
 from tfopt.communicator import SerialCommunicator
+from tfopt.planning import BatchSizePlan, plan_batch_size
 from tfopt.relative_trust import breakdown_profile, largest_safe_step
 
 CURVATURE_HEADER = ["optimizer", "g'Hg / g'g", "lambda_min", "lambda_max", "convex share", "largest breakdown"]
 BATCH_HEADER = ["algorithm", "steps at B = 1", "at B = 512", "at B = 262,144", "critical batch size"]
+PLANNED_SIZES = (4, 32, 256)
+PLAN_HEADER = [
+    "algorithm",
+    *(f"steps at B = {size}" for size in PLANNED_SIZES),
+    "critical batch size",
+    "learning rate there",
+]
 BREAKDOWN_HEADER = ["network", "breakdown at eta = 0.01", "at 0.1", "largest safe step by the model"]
 
 
@@ -171,24 +179,120 @@ def draw_batch_sizes(path: Path, num_bins: int) -> list[list[str]]:
     return rows
 
 
-def add_to_report(
-    report: Report,
-    runs: list[Any],
-    certified: Certified,
-    slopes: list[list[str]],
-    batch_sizes: list[list[str]],
-    folder: Path,
-) -> None:
+def draw_plan(data: datasets.Dataset, path: Path, seed: int, num_runs: int) -> BatchSizePlan:
+    """Plan the batch size of the network on digits after a pilot of three epochs, and draw the plan.
+
+    Args:
+        data: What to train on.
+        path: The PNG file to write.
+        seed: Seed of all randomness.
+        num_runs: Most runs of the fit.
+
+    Returns:
+        The plan.
+    """
+    model = mlp(data.input_shape, (64,), data.num_classes, seed=seed)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    initial_weights = model.get_weights()
+    model.compile(keras.optimizers.SGD(0.1), loss, jit_compile=False)
+    model.fit(data.x_train, data.y_train, epochs=3, batch_size=16, verbose=0)
+    plan = plan_batch_size(
+        model,
+        (data.x_train, data.y_train),
+        loss,
+        budget_seconds=8.0,
+        initial_weights=initial_weights,
+        families=["sgd", "momentum"],
+        num_runs=num_runs,
+        draws=50,
+        seed=seed,
+        progress=False,
+        communicator=SerialCommunicator(),
+    )
+    figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    plan.plot(ax)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return plan
+
+
+def plan_rows(plan: BatchSizePlan) -> list[list[str]]:
+    """Return what the plan says at some batch sizes.
+
+    Args:
+        plan: The plan.
+
+    Returns:
+        A row for each algorithm, under `PLAN_HEADER`.
+    """
+    rows = []
+    for family in plan.families:
+        steps = (f"{plan.suggest(size, family).steps:,.0f}" for size in PLANNED_SIZES)
+        found = plan.suggest(family=family)
+        rows.append([family, *steps, f"{plan.critical_batch_size[family]!r}", f"{found.learning_rate:.2g}"])
+    return rows
+
+
+@dataclass
+class Findings:
+    """What the quickstart finds beside accuracies.
+
+    Attributes:
+        certified: Where the loss of the regression is provably convex.
+        slopes: The rows of the table of breakdown by depth.
+        batch_sizes: The rows of the table of steps by batch size.
+        plan: The plan for the network.
+    """
+
+    certified: Certified
+    slopes: list[list[str]]
+    batch_sizes: list[list[str]]
+    plan: BatchSizePlan
+
+    @property
+    def printed(self) -> list[Any]:
+        """What to print in a terminal."""
+        general = Table(*BATCH_HEADER, title="steps to the target of a noisy quadratic problem")
+        for row in self.batch_sizes:
+            general.add_row(*row)
+        own = Table(*PLAN_HEADER, title=f"predicted for this network: steps to a loss of {self.plan.target_loss:.3g}")
+        for row in plan_rows(self.plan):
+            own.add_row(*row)
+        return [self.certified.sentence, general, own]
+
+
+def find(runs: list[Any], data: datasets.Dataset, folder: Path, seed: int, is_smoke: bool) -> Findings:
+    """Find everything, and draw it.
+
+    Args:
+        runs: The runs, with their callbacks.
+        data: What was trained on.
+        folder: Where figures go.
+        seed: Seed of all randomness.
+        is_smoke: Whether to do little, to see that it runs.
+
+    Returns:
+        The findings.
+    """
+    draw_curvature(runs, folder / "curvature.png")
+    return Findings(
+        certified=certify_regression(seed, num_steps=10 if is_smoke else 100),
+        slopes=draw_breakdown(data, folder / "breakdown.png", seed),
+        batch_sizes=draw_batch_sizes(folder / "batch_sizes.png", num_bins=20 if is_smoke else 100),
+        plan=draw_plan(data, folder / "plan.png", seed, num_runs=4 if is_smoke else 8),
+    )
+
+
+def add_to_report(report: Report, runs: list[Any], findings: Findings, folder: Path) -> None:
     """Add the sections to the report.
 
     Args:
         report: The report.
         runs: The runs, with their callbacks.
-        certified: Where the loss of the regression is provably convex.
-        slopes: The rows of the table of breakdown by depth.
-        batch_sizes: The rows of the table of steps by batch size.
+        findings: The findings.
         folder: Where the figures are.
     """
+    plan = findings.plan
     report.add_text(
         "Measured on 256 training rows by the callbacks Convexity and GradientBreakdown. g'Hg / g'g is the curvature "
         "of the loss along its gradient, lambda_min and lambda_max are the signed ends of the Hessian's spectrum, all "
@@ -201,9 +305,9 @@ def add_to_report(
     report.add_table(CURVATURE_HEADER, curvature_rows(runs))
     report.add_figure(folder / "curvature.png", "Curvature along the gradient and extreme eigenvalues along training")
     report.add_text(
-        f"{certified.sentence} It is the smallest network for which the question makes sense: one input, two hidden "
-        "ReLUs, no biases, squared loss, weight decay. On the certified part any critical point would be an isolated "
-        "local minimum.",
+        f"{findings.certified.sentence} It is the smallest network for which the question makes sense: one input, two "
+        "hidden ReLUs, no biases, squared loss, weight decay. On the certified part any critical point would be an "
+        "isolated local minimum.",
         heading="Where convexity is proven",
     )
     report.add_text(
@@ -212,7 +316,7 @@ def add_to_report(
         "relative trust allows shrinks with it. This is why Fromage takes relative steps, and why small ones.",
         heading="Breakdown of gradients by depth",
     )
-    report.add_table(BREAKDOWN_HEADER, slopes)
+    report.add_table(BREAKDOWN_HEADER, findings.slopes)
     report.add_figure(folder / "breakdown.png", "Relative gradient breakdown along layer-wise normalised steps")
     report.add_text(
         "The noisy quadratic model: 10,000 directions whose curvature falls as 1/i, with noise in proportion; the "
@@ -221,5 +325,14 @@ def add_to_report(
         "twice the examples are used that small batches need. No algorithm can be below the bound.",
         heading="Steps against batch size",
     )
-    report.add_table(BATCH_HEADER, batch_sizes)
+    report.add_table(BATCH_HEADER, findings.batch_sizes)
     report.add_figure(folder / "batch_sizes.png", "Fewest steps to the target against batch size")
+    report.add_text(
+        "The same for the network of this page: after a pilot of three epochs a noisy quadratic was fitted to its "
+        f"loss, in {plan.fit.seconds:.0f} seconds, and predicts the steps from the first weights to the pilot's loss "
+        f"of {plan.target_loss:.3g}. Shaded are intervals from a bootstrap over probes and rows. There are "
+        f"{plan.fit.num_examples:,.0f} rows: a batch of all of them has no noise.",
+        heading="Which batch size for this network",
+    )
+    report.add_table(PLAN_HEADER, plan_rows(plan))
+    report.add_figure(folder / "plan.png", "Predicted steps against batch size, with intervals")

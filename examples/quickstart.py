@@ -1,8 +1,8 @@
 """Quickstart: train one network on the digits data with SGD, Adam, LARS and Fromage, and compare.
 
 Beside accuracies it shows the curvature of the loss along training, how far gradients can be trusted along the
-optimizers' steps, where the loss of a small regression is provably convex, how gradients break down with depth, and
-how many steps a noisy quadratic problem takes at every batch size.
+optimizers' steps, where the loss of a small regression is provably convex, how gradients break down with depth, how
+many steps a noisy quadratic problem takes at every batch size, and how many this network will take.
 Writes tables, figures and a self-contained `report.html` into `runs/quickstart/`. Takes less than a minute on two
 cores. Run it with `make demo`, or `python examples/quickstart.py`, or on two ranks with `horovodrun -np 2 python
 examples/quickstart.py`; the ranks share each batch, so the results are the same to rounding.
@@ -160,9 +160,7 @@ def draw_weight_norms(runs: list[Run], path: Path) -> None:
 def write_report(
     runs: list[Run],
     data: datasets.Dataset,
-    certified: diagnostics.Certified,
-    slopes: list[list[str]],
-    batch_sizes: list[list[str]],
+    findings: diagnostics.Findings,
     folder: Path,
 ) -> None:
     """Write the table as CSV and the HTML page.
@@ -170,9 +168,7 @@ def write_report(
     Args:
         runs: The results.
         data: What was trained on.
-        certified: Where the loss of the small regression is provably convex.
-        slopes: The table of breakdown by depth.
-        batch_sizes: The table of steps by batch size.
+        findings: What was found beside the runs.
         folder: Where to.
     """
     header = ["optimizer", "train accuracy", "test accuracy", "seconds"]
@@ -201,7 +197,7 @@ def write_report(
         heading="Weight norms",
     )
     report.add_figure(folder / "weight_norms.png", "Frobenius norm of each variable along training")
-    diagnostics.add_to_report(report, runs, certified, slopes, batch_sizes, folder)
+    diagnostics.add_to_report(report, runs, findings, folder)
     report.write(folder / "report.html")
 
 
@@ -242,20 +238,12 @@ def main(argv: list[str] | None = None) -> list[Run]:
         table.add_row(run.name, f"{run.train_accuracy:.4f}", f"{run.test_accuracy:.4f}", f"{run.seconds:.1f}")
     console.print(table)
     console.print(diagnostics.curvature_table(runs))
-    certified = diagnostics.certify_regression(arguments.seed, num_steps=10 if arguments.smoke else 100)
-    console.print(certified.sentence)
     draw_learning_curves(runs, arguments.output / "learning_curves.png")
     draw_weight_norms(runs, arguments.output / "weight_norms.png")
-    diagnostics.draw_curvature(runs, arguments.output / "curvature.png")
-    slopes = diagnostics.draw_breakdown(data, arguments.output / "breakdown.png", arguments.seed)
-    batch_sizes = diagnostics.draw_batch_sizes(
-        arguments.output / "batch_sizes.png", num_bins=20 if arguments.smoke else 100
-    )
-    table = Table(*diagnostics.BATCH_HEADER, title="steps to the target of a noisy quadratic problem")
-    for row in batch_sizes:
-        table.add_row(*row)
-    console.print(table)
-    write_report(runs, data, certified, slopes, batch_sizes, arguments.output)
+    findings = diagnostics.find(runs, data, arguments.output, arguments.seed, arguments.smoke)
+    for part in findings.printed:
+        console.print(part)
+    write_report(runs, data, findings, arguments.output)
     console.print(f"Report: {arguments.output / 'report.html'}")
     return runs
 

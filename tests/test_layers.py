@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # Room -> the rooms that it may import from. A room may always import from itself.
-GROUND = {"tfopt._checks", "tfopt._naming", "tfopt._plotting", "tfopt._version"}
+GROUND = {"tfopt._checks", "tfopt._naming", "tfopt._plotting", "tfopt._progress", "tfopt._version"}
 FIRST_FLOOR = GROUND | {"tfopt.numerics", "tfopt.communicator"}
 ALLOWED = {
     "tfopt": {"tfopt._version"},
@@ -16,6 +16,7 @@ ALLOWED = {
     "tfopt._checks": set(),
     "tfopt._naming": set(),
     "tfopt._plotting": set(),
+    "tfopt._progress": set(),
     "tfopt.numerics": GROUND,
     "tfopt.communicator": GROUND,
     "tfopt.curvature": FIRST_FLOOR,
@@ -25,6 +26,7 @@ ALLOWED = {
     "tfopt.optimizers": FIRST_FLOOR,
     "tfopt.models": FIRST_FLOOR | {"tfopt.nqm"},
     "tfopt.relative_trust": FIRST_FLOOR | {"tfopt.curvature"},
+    "tfopt.planning": FIRST_FLOOR | {"tfopt.curvature", "tfopt.nqm"},
     "tfopt.callbacks": FIRST_FLOOR
     | {
         "tfopt.relative_trust",

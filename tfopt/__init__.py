@@ -8,6 +8,7 @@ Sub-packages are imported on first use, so that `import tfopt` costs nothing and
 * `tfopt.curvature`: Hessian and Gauss-Newton matrices of a model, their extreme eigenvalues, density and trace.
 * `tfopt.relative_trust`: how far a gradient can be trusted along a step.
 * `tfopt.nqm`: the noisy quadratic model: which batch size, learning rate, momentum and schedule reach a loss first.
+* `tfopt.planning`: the same for a Keras model: the noisy quadratic fitted to it, and a batch size to train it with.
 * `tfopt.models`: a zoo of Keras models.
 * `tfopt.datasets`: real and synthetic data, split and standardised the same way every time.
 """
@@ -26,6 +27,7 @@ _SUBPACKAGES = (
     "models",
     "nqm",
     "optimizers",
+    "planning",
     "relative_trust",
 )
 

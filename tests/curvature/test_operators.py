@@ -110,6 +110,22 @@ def test_lists_tensors_and_scipy(operator):
     assert largest == pytest.approx(np.linalg.eigvalsh(dense)[-1], rel=1e-8)
 
 
+@BOTH
+def test_over_other_rows(operator):
+    x, y = (np.random.default_rng(0).standard_normal((24, k)).astype("float32") for k in (3, 1))
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, "tanh"), keras.layers.Dense(1)])
+    first = operator(model, "mse", x[:8], y[:8])
+    first.to_dense()
+    second = first.over(Probe(x[8:], y[8:], batch_size=8))
+    assert second.num_rows == 16
+    assert second.num_matvecs == 0
+    np.testing.assert_allclose(second.to_dense(), operator(model, "mse", x[8:], y[8:]).to_dense(), atol=1e-5)
+    np.testing.assert_allclose(first.to_dense(), operator(model, "mse", x[:8], y[:8]).to_dense(), atol=1e-6)
+    assert first.num_rows == 8
+    assert second._products is first._products
+    assert len(second._products) == 1  # nothing was compiled again
+
+
 def test_loss_and_gradient():
     model, x, y = oracles.make("regularized")
     compute_in("float64")

@@ -1,6 +1,7 @@
 """Each example runs for real, in a small setting."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,15 @@ def test_nqm_batch_size(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "steps at batch size 64" in printed
     assert f"{best['SGD'].steps[0]:.0f}" in printed
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_plan_my_model(tmp_path, capsys):
+    plan = load("plan_my_model").main(["--smoke", "--budget", "5", "--output", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert repr(plan) in printed
+    assert "steps to a loss of" in printed
+    assert json.loads((tmp_path / "plan.json").read_text()) == plan.to_dict()
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 

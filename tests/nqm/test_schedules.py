@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from tfopt._progress import Progress
 from tfopt.nqm import (
     Algorithm,
     NoisyQuadratic,
@@ -14,7 +15,6 @@ from tfopt.nqm import (
     optimize,
     schedules,
 )
-from tfopt.nqm._progress import Progress
 
 PROBLEM = NoisyQuadratic([1.0, 0.3, 0.05], [1.0, 0.5, 0.1], [1, 2, 4], [1.0, 2.0, 0.5])
 

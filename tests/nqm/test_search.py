@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from nqm_oracles import first_passage, loss_curve
 
+from tfopt._progress import Progress
 from tfopt.nqm import (
     Algorithm,
     NoisyQuadratic,
@@ -14,7 +15,6 @@ from tfopt.nqm import (
     refinement,
     steps_to_target,
 )
-from tfopt.nqm._progress import Progress
 from tfopt.nqm.settings_space import SettingsSpace
 
 TARGET = 0.01

@@ -38,3 +38,15 @@ def measure(x, y, communicator):
         results[name] = [estimate.value, estimate.standard_error, estimate.num_draws]
     results["noise"] = [noise.projections[0].value, noise.num_rows]
     return results
+
+
+def make_noisy_rows():
+    """Make 600 rows of a linear regression.
+
+    Returns:
+        Inputs of shape (600, 4) and targets of shape (600, 1), float32.
+    """
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(600, 4))
+    y = x.sum(axis=1, keepdims=True) + rng.normal(size=(600, 1))
+    return x.astype("float32"), y.astype("float32")

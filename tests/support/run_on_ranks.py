@@ -36,6 +36,7 @@ from tfopt import communicator as communicators
 from tfopt.datasets import EpochBatches
 from tfopt.distributed import DistributedOptimizer, shard
 from tfopt.distributed.gradients import mean_gradients, merge_rows
+from tfopt.planning import fit_noisy_quadratic
 
 SUBJECTS = {}
 
@@ -441,6 +442,16 @@ def curvature(ranks, folder):
     x, y, starts = curvature_parity.make_rows(ranks.size)
     mine = slice(*starts[ranks.rank : ranks.rank + 2])
     return curvature_parity.measure(x[mine], y[mine], ranks)
+
+
+@subject
+def a_fit_on_unequal_shards(ranks, folder):
+    x, y = curvature_parity.make_noisy_rows()
+    mine = slice(0, 250) if ranks.rank == 0 else slice(249 + ranks.rank, None, ranks.size - 1)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, kernel_initializer="ones")])
+    found = fit_noisy_quadratic(model, (x[mine], y[mine]), "mse", 20.0, num_runs=4, num_matvecs=6)
+    parts = (found.noise, found.start, found.floors, found.num_examples, found.num_rows)
+    return [np.asarray(part).tolist() for part in parts]
 
 
 # --- callbacks that measure

@@ -235,9 +235,7 @@ class Groups:
         # Once, if they fit; otherwise once for the mean, and again for the distances from it.
         gradients: Any = list(self) if len(self._places) * size * 8 <= KEPT_BYTES else self
         mean = self._mean(gradients, size)
-        if not self._is_checked:
-            self._check()
-            self._is_checked = True
+        self.check()
         draws = []
         for gradient in gradients:
             away = gradient - mean
@@ -272,8 +270,16 @@ class Groups:
         (total,) = self._ranks.allreduce_sum([tf.constant(total)], name="mean_gradient")
         return total.numpy() / self.count
 
-    def _check(self) -> None:
-        # That the gradient of a batch is the mean over its groups: all that follows takes it for granted.
+    def check(self) -> None:
+        """Check that the gradient of a batch is the mean over its groups, which all else takes for granted.
+
+        Where batches are normalised by their own statistics it is not, and is not checked.
+
+        Raises:
+            ValueError: It is not: the loss is no mean over rows.
+        """
+        if self._is_checked:
+            return
         values = self._loss.values()
         is_mean = True
         if self._batches:
@@ -288,6 +294,7 @@ class Groups:
                 "`loss` must be a mean over rows for gradients of single rows to mean something: the gradient of a "
                 "batch is not the mean of those of its rows. Use the reduction 'sum_over_batch_size', without masks"
             )
+        self._is_checked = True
 
     def curved(
         self, hessian: HessianOperator, mean: np.ndarray, count: int, rng: np.random.Generator

@@ -1,6 +1,7 @@
 """Symmetric matrices of a model that are never formed: what all of them have in common."""
 
 import contextlib
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import tensorflow as tf
 from tfopt._checks import check_flag
 from tfopt.communicator import Communicator, SerialCommunicator
 from tfopt.curvature.objective import Objective
+from tfopt.curvature.probe import Probe
 from tfopt.curvature.probe_loss import ProbeLoss, add
 from tfopt.curvature.self_check import check_product
 from tfopt.curvature.split import SplitFunction
@@ -189,6 +191,21 @@ class CurvatureOperator(ABC):
             yield
         finally:
             self._shared = None
+
+    def over(self, probe: Probe) -> "CurvatureOperator":
+        """Return the same matrix over other rows, with what is compiled already for batches of the same form.
+
+        Args:
+            probe: The data of this rank.
+
+        Returns:
+            An operator, which counts its products anew.
+        """
+        other = copy.copy(self)
+        other.probe_loss = self.probe_loss.over(probe)
+        other.probe, other.num_rows = probe, other.probe_loss.num_rows
+        other.num_matvecs, other._shared = 0, None
+        return other
 
     # --- for the self-check
 

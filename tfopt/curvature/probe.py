@@ -1,9 +1,8 @@
 """The fixed set of data on which a model is measured."""
 
-import copy
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,7 +112,7 @@ class Probe:
             )
         if num_batches is not None:
             check_integer("num_batches", num_batches, minimum=1)
-        if _brings_batches(x):
+        if brings_batches(x):
             for name, value in {"y": y, "sample_weight": sample_weight, "batch_size": batch_size}.items():
                 if value is not None:
                     raise ValueError(
@@ -140,10 +139,21 @@ class Probe:
         Returns:
             A probe of one batch.
         """
-        part = copy.copy(self)
-        part.batches = [self.batches[0].rows(0, num_rows)]
-        part.num_rows = part.batches[0].num_rows
-        return part
+        return self.of([self.batches[0].rows(0, num_rows)])
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch]) -> "Probe":
+        """Make a probe of batches of other probes.
+
+        Args:
+            batches: One or more batches, of one form.
+
+        Returns:
+            A probe, whose data are not copied.
+        """
+        probe = cls.__new__(cls)
+        probe.batches, probe.num_rows = list(batches), sum(batch.num_rows for batch in batches)
+        return probe
 
     def __repr__(self) -> str:
         return f"Probe({self.num_rows:,} rows in {len(self.batches)} batches)"
@@ -174,7 +184,15 @@ def as_probe(
     return x
 
 
-def _brings_batches(x: Any) -> bool:
+def brings_batches(x: Any) -> bool:
+    """Say whether data come in batches, with their targets.
+
+    Args:
+        x: The data.
+
+    Returns:
+        True for a data set, a PyDataset or a generator.
+    """
     return isinstance(x, tf.data.Dataset | keras.utils.PyDataset | Iterator)
 
 

@@ -1,5 +1,6 @@
 """The loss of a model on a probe, and its gradient, over the rows of all ranks."""
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,8 +31,7 @@ class ProbeLoss:
         self.objective, self.probe, self.communicator = objective, probe, communicator
         self.variables: list[Any] = list(objective.variables if variables is None else variables)
         self.dtypes = [tf.as_dtype(objective.dtype or v.dtype) for v in self.variables]
-        (rows,) = communicator.allreduce_sum([tf.constant(probe.num_rows, tf.int64)], name="rows")
-        self.num_rows = int(rows)
+        self.num_rows = self._count_rows()
         self.loss_and_gradient_of = compiled(self.trace)
         self._loss_of = compiled(lambda values, batch: self.objective.loss(values, batch, self.variables))
 
@@ -70,6 +70,24 @@ class ProbeLoss:
         probe = as_probe(x, y, sample_weight, batch_size, class_weight)
         objective = Objective(model, loss, probe, batch_norm)
         return cls(objective, probe, check_trainable(objective, variables), check_communicator(communicator))
+
+    def over(self, probe: Probe) -> "ProbeLoss":
+        """Return the same loss over other rows, with what is compiled already.
+
+        Args:
+            probe: The data of this rank, of the same form.
+
+        Returns:
+            The loss.
+        """
+        other = copy.copy(self)
+        other.probe = probe
+        other.num_rows = other._count_rows()
+        return other
+
+    def _count_rows(self) -> int:
+        (rows,) = self.communicator.allreduce_sum([tf.constant(self.probe.num_rows, tf.int64)], name="rows")
+        return int(rows)
 
     def values(self) -> list[Any]:
         """Return the values of the variables.

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tfopt.nqm._progress import Progress
+from tfopt._progress import Progress
 from tfopt.nqm.algorithm import Algorithm
 from tfopt.nqm.dynamics import DoublingTimes, transient_and_noise
 from tfopt.nqm.problem import NoisyQuadratic

@@ -8,8 +8,8 @@ import numpy as np
 
 from tfopt import _plotting
 from tfopt._checks import check_integer, check_number
+from tfopt._progress import Progress
 from tfopt.nqm._checks import check_kind
-from tfopt.nqm._progress import Progress
 from tfopt.nqm.batch_size import information_bound
 from tfopt.nqm.problem import NoisyQuadratic
 from tfopt.nqm.schedule_solver import ScheduleSolver

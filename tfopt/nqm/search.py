@@ -7,8 +7,8 @@ import numpy as np
 
 from tfopt import _plotting
 from tfopt._checks import check_choice, check_number
+from tfopt._progress import Progress
 from tfopt.nqm._checks import check_kind
-from tfopt.nqm._progress import Progress
 from tfopt.nqm.algorithm import FAMILIES, Algorithm, check_batch_size, largest_stable_learning_rate
 from tfopt.nqm.problem import NoisyQuadratic
 from tfopt.nqm.refinement import Refinement

@@ -1,0 +1,137 @@
+"""Which batch size should I train my model with? Plan it after a short pilot, then train as planned.
+
+Put your own model, loss and data in the place of those here: a small network on a synthetic stand-in for the HIGGS
+data. A pilot of one epoch at a guessed rate shows where training goes. From there a noisy quadratic is fitted, which
+predicts how many steps every batch size takes to the pilot's loss, with which rate and momentum. The model is then
+trained from its first weights as the plan suggests, and the steps it took are printed beside those predicted.
+
+Writes `figure.png` and `plan.json` into `runs/plan_my_model/`. Run `python examples/plan_my_model.py`; it takes half a
+minute.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from tfopt.models import mlp
+
+from tfopt import datasets
+from tfopt.planning import BatchSizePlan, plan_batch_size
+
+
+class UntilLoss(keras.callbacks.Callback):
+    """Stop training when the loss on some rows is at most a target.
+
+    Args:
+        x: Inputs.
+        y: Targets.
+        target: The loss to stop at.
+        interval: Steps between evaluations.
+    """
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, target: float, interval: int) -> None:
+        super().__init__()
+        self.x, self.y, self.target, self.interval = x, y, target, interval
+        self.steps, self.is_reached = 0, False
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Count, and evaluate.
+
+        Args:
+            batch: Not used.
+            logs: Not used.
+        """
+        self.steps += 1
+        if self.steps % self.interval == 0:
+            loss = self.model.compute_loss(self.x, self.y, self.model(self.x, training=False))
+            self.is_reached = bool(loss <= self.target)
+            self.model.stop_training = self.is_reached
+
+
+def train_as_planned(
+    model: keras.Model, loss: keras.losses.Loss, x: np.ndarray, y: np.ndarray, plan: BatchSizePlan, epochs: int
+) -> UntilLoss:
+    """Train with the suggested batch size and optimizer until the plan's target.
+
+    Args:
+        model: The model, at its first weights.
+        loss: Its loss.
+        x: Inputs.
+        y: Targets.
+        plan: The plan.
+        epochs: Most epochs.
+
+    Returns:
+        Counts steps.
+    """
+    found = plan.suggest()
+    until = UntilLoss(x[:8192], y[:8192], plan.target_loss, interval=max(int(found.steps) // 50, 1))
+    model.compile(plan.make_optimizer(), loss)
+    model.fit(x, y, batch_size=found.batch_size, epochs=epochs, verbose=0, callbacks=[until])
+    return until
+
+
+def main(argv: list[str] | None = None) -> BatchSizePlan:
+    """Pilot, plan, train.
+
+    Args:
+        argv: Command-line arguments.
+
+    Returns:
+        The plan.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/plan_my_model"))
+    parser.add_argument("--budget", type=float, default=15.0, help="seconds for the fit")
+    parser.add_argument("--smoke", action="store_true", help="fewer rows, to see that it runs")
+    arguments = parser.parse_args(argv)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    keras.utils.set_random_seed(0)
+
+    x, y = datasets.make_higgs_like(4_000 if arguments.smoke else 50_000)
+    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    model = mlp(28, (32,), 2, seed=0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    initial_weights = model.get_weights()
+    model.compile(keras.optimizers.SGD(0.3), loss)
+    model.fit(x, y, epochs=1, batch_size=64, verbose=0)  # the pilot
+
+    plan = plan_batch_size(
+        model,
+        (x, y),
+        loss,
+        budget_seconds=arguments.budget,
+        initial_weights=initial_weights,
+        families=["sgd", "momentum"],
+    )
+    print(plan.fit)
+    print(plan)
+    figure, panels = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    plan.plot(panels[0])
+    plan.fit.plot(panels[1])
+    figure.savefig(arguments.output / "figure.png", dpi=120)
+    plt.close(figure)
+    plan.to_json(arguments.output / "plan.json")
+
+    model.set_weights(initial_weights)
+    found = plan.suggest()
+    until = train_as_planned(model, loss, x, y, plan, epochs=20)
+    print(
+        f"Trained with batch size {found.batch_size}, learning rate {found.learning_rate:.3g} and momentum "
+        f"{found.momentum:.2g}: {until.steps if until.is_reached else 'more than ' + str(until.steps)} steps to a loss "
+        f"of {plan.target_loss:.4g}; {found.steps:.0f} were predicted"
+    )
+    return plan
+
+
+if __name__ == "__main__":
+    main()

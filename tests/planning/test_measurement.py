@@ -1,0 +1,153 @@
+"""What a run measures, on rows of its own."""
+
+import keras
+import numpy as np
+import pytest
+from tfopt.models import mlp
+
+from tfopt.communicator import SerialCommunicator
+from tfopt.curvature import GaussNewtonOperator, Probe
+from tfopt.planning.measurement import FEWEST_MATVECS, FEWEST_RUNS, Effort, Measurement, Rows
+
+NUM_INPUTS = 3
+
+
+def make_data(num_rows, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((num_rows, NUM_INPUTS)).astype("float32")
+    return x, (x.sum(axis=1, keepdims=True) + rng.standard_normal((num_rows, 1))).astype("float32")
+
+
+def make_rows(probe, num_runs, num_wanted=1, may_share=False):
+    return Rows(probe, num_runs, num_wanted, may_share, np.random.default_rng(0), SerialCommunicator())
+
+
+@pytest.fixture
+def linear():
+    """A linear regression, whose rows have gradients that fit on a line of NumPy."""
+    x, y = make_data(256)
+    model = mlp(NUM_INPUTS, (), 1, seed=0)
+    operator = GaussNewtonOperator(model, "mse", x, y)
+    ones = np.column_stack([x, np.ones(len(x))])
+    weights = np.concatenate([part.ravel() for part in model.get_weights()])
+    gradients = 2.0 * (ones @ weights[:, None] - y) * ones
+    return operator, x, gradients.astype(np.float64)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "batch_size", "num_runs"), [(1000, 512, 8), (64, 512, 8), (5000, 64, 4), (97, 20, 4)]
+)
+def test_runs_have_rows_of_their_own(num_rows, batch_size, num_runs):
+    numbers = np.arange(num_rows)[:, None]
+    rows = make_rows(Probe(numbers, batch_size=batch_size), num_runs)
+    seen = [np.concatenate([p.x.numpy() for p in rows.pieces(run, rows.num_pieces)]) for run in range(num_runs)]
+    everything = np.concatenate(seen).ravel()
+    assert len(set(everything)) == len(everything)  # no row twice
+    assert len(everything) > 0.7 * num_rows
+    sizes = {p.num_rows for run in range(num_runs) for p in rows.pieces(run, 99)}
+    assert sizes == {rows.piece_size}
+    assert rows.piece_size % rows.group_size == 0
+    # Batches for products have the same rows, and one size.
+    batches = rows.batches(1, 99)
+    assert set(np.concatenate([b.x.numpy() for b in batches]).ravel()) <= set(seen[1].ravel())
+    assert len({b.num_rows for b in batches}) == 1
+    assert batches[0].num_rows <= 512
+    assert len(rows.batches(1, 1)) == 1
+
+
+def test_runs_share_rows_where_they_may():
+    numbers = np.arange(1000)[:, None]
+    for num_wanted, at_least in ((1, 100), (500, 450), (5000, 950)):
+        rows = make_rows(Probe(numbers), 8, num_wanted, may_share=True)
+        for run in range(8):
+            mine = np.concatenate([p.x.numpy() for p in rows.pieces(run, 999)]).ravel()
+            assert at_least <= len(set(mine)) == len(mine) <= max(num_wanted, 125)
+            batches = np.concatenate([b.x.numpy() for b in rows.batches(run, 999)]).ravel()
+            assert sorted(batches) == sorted(mine)
+        if at_least > 100:  # the same rows, but not in the same groups
+            first, second = (rows.pieces(run, 1)[0].x.numpy().ravel() for run in (0, 1))
+            assert len(set(first) & set(second)) < len(first)
+
+
+def test_too_few_rows_are_refused():
+    with pytest.raises(ValueError, match=r"`data` must have at least 8 rows for each of 8 runs.* Received: 63 rows"):
+        make_rows(Probe(np.zeros((63, 1))), 8)
+    with pytest.raises(ValueError, match=r"`data` must have batches of equal size and two rows or more.*can be cut"):
+        make_rows(Probe(iter([np.zeros((1, 1))] * 60 + [np.zeros((8, 1))]), num_batches=61), 8)
+
+
+def test_noise_vectors_have_the_covariance_of_single_rows(linear):
+    operator, x, gradients = linear
+    rows = make_rows(operator.probe, 4)
+    picked = np.concatenate([piece.x.numpy() for piece in rows.pieces(0, 99)])
+    mine = gradients[[int(np.flatnonzero((x == row).all(axis=1))[0]) for row in picked]]
+    covariance = np.cov(mine.T)
+    vectors = []
+    for seed in range(150):
+        run = Measurement(operator, rows, None, seed)._gradient_and_noise(rows.pieces(0, 99), 0)
+        _, gradient, noise, trace, num_rows = run
+        vectors.append(noise)
+    np.testing.assert_allclose(gradient, mine.mean(axis=0), rtol=1e-4, atol=1e-6)
+    assert num_rows == len(mine)
+    assert rows.group_size == 2  # 64 rows in 32 groups
+    groups = mine.reshape(-1, 2, 4).mean(axis=1)
+    exact = 2 * np.cov(groups.T)  # of single rows, as groups of two show it
+    assert trace == pytest.approx(np.trace(exact), rel=1e-4)
+    found = np.mean([np.outer(v, v) for v in vectors], axis=0)
+    assert np.linalg.norm(found - exact) < 0.4 * np.linalg.norm(exact)
+    assert np.linalg.norm(exact - covariance) < np.linalg.norm(covariance)
+
+
+def test_masses_add_up_to_squared_norms(linear):
+    operator, _, _ = linear
+    rows = make_rows(operator.probe, 4)
+    displacement = np.array([1.0, 2.0, 3.0, 4.0])
+    run = Measurement(operator, rows, displacement, 0).run(1, Effort(4, 1, 99))
+    _, gradient, noise, _, _ = Measurement(operator, rows, displacement, 0)._gradient_and_noise(rows.pieces(1, 99), 1)
+    matrix = operator.over(Probe.of(rows.batches(1, 1))).to_dense()
+    assert run.gradient.masses.sum() == pytest.approx(gradient @ gradient, rel=1e-4)
+    assert run.noise.masses.sum() == pytest.approx(noise @ noise, rel=1e-4)
+    start = gradient + matrix @ displacement
+    assert run.start.masses.sum() == pytest.approx(start @ start, rel=1e-4)
+    eigenvalues, vectors = np.linalg.eigh(matrix)
+    np.testing.assert_allclose(run.start.nodes, eigenvalues, rtol=1e-3)
+    np.testing.assert_allclose(run.start.masses, (vectors.T @ start) ** 2, rtol=2e-3)
+    model = operator.objective.model
+    before = model.get_weights()
+    model.set_weights([before[0] + displacement[:3, None], before[1] + displacement[3:]])
+    here = operator.over(Probe.of(rows.batches(1, 1))).loss_and_gradient()[0]
+    assert run.initial_loss == pytest.approx(here, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (1e9, Effort(50, 4, 12)),  # all that is wanted
+        (4 * (0.6 + 3 * 50 * 2 * 0.1) * 1.01, Effort(50, 2, 12)),  # fewer rows in products
+        (4 * 10.0, Effort(31, 1, 12)),  # then fewer products
+        (0.1, Effort(FEWEST_MATVECS, 1, 2)),  # and never less than this
+    ],
+)
+def test_effort_follows_from_the_time_there_is(linear, monkeypatch, seconds, expected):
+    operator, _, _ = linear
+    measurement = Measurement(operator, make_rows(operator.probe, 4), None, 0)
+    monkeypatch.setattr(measurement, "_time_parts", lambda: (0.05, 0.1))
+    effort, of_a_run = measurement.choose_effort(Effort(50, 4, 12), seconds)
+    assert effort == expected
+    assert of_a_run == pytest.approx(0.05 * effort.num_pieces + 0.3 * effort.num_matvecs * effort.num_batches)
+    assert effort.num_matvecs == FEWEST_MATVECS or FEWEST_RUNS * of_a_run <= seconds * 1.0001
+
+
+def test_times_are_measured(linear):
+    operator, _, _ = linear
+    measurement = Measurement(operator, make_rows(operator.probe, 4), None, 0)
+    assert all(0.0 < seconds < 5.0 for seconds in measurement._time_parts())
+
+
+def test_losses_that_are_no_means_are_refused():
+    x, y = make_data(128)
+    model = mlp(NUM_INPUTS, (), 1, seed=0)
+    loss = keras.losses.MeanSquaredError(reduction="sum")
+    operator = GaussNewtonOperator(model, loss, x, y)
+    with pytest.raises(ValueError, match="`loss` must be a mean over rows"):
+        Measurement(operator, make_rows(operator.probe, 4), None, 0).check()

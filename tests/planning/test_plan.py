@@ -1,0 +1,218 @@
+"""Plans say what the noisy quadratic model says, and build what trains."""
+
+import dataclasses
+import json
+import math
+
+import keras
+import numpy as np
+import pytest
+
+from tfopt import models, nqm
+from tfopt.planning import BatchSizePlan, fit_noisy_quadratic, plan_batch_size
+
+SIZES = [2**k for k in range(15)]
+KNOWN = nqm.NoisyQuadratic(np.geomspace(1e-2, 1.0, 5), 2 * np.geomspace(1e-2, 1.0, 5), [8, 6, 4, 3, 2])
+TARGET = 0.02 * KNOWN.initial_loss
+
+
+@pytest.fixture(scope="module")
+def fit():
+    """A fit to a known noisy quadratic, at its start; of a dozen seeds one misses its intervals."""
+    rows = np.random.default_rng(1).standard_normal((8192, int(KNOWN.dim))).astype("float32")
+    data = (rows, np.zeros((len(rows), 1), "float32"))
+    model = models.noisy_quadratic(KNOWN, seed=0)
+    return fit_noisy_quadratic(
+        model, data, models.output_as_loss, None, matrix="hessian", num_examples=math.inf, num_curvature_rows=64
+    )
+
+
+@pytest.fixture(scope="module")
+def plan(fit):
+    return BatchSizePlan.of(fit, TARGET, batch_sizes=SIZES)
+
+
+@pytest.mark.parametrize("family", ["sgd", "momentum", "ema"])
+def test_predictions_hold_those_of_the_known_problem(plan, family):
+    known = nqm.optimize(KNOWN, family, SIZES, TARGET, largest_momentum=0.9)
+    steps = plan.steps[family]
+    held = (steps.low <= known.steps) & (known.steps <= steps.high)
+    assert held.mean() >= 0.8
+    np.testing.assert_allclose(steps.value + 1, known.steps + 1, rtol=0.35)
+    critical = plan.critical_batch_size[family]
+    assert critical.low <= nqm.critical_batch_size(known).batch_size <= critical.high
+    assert critical.high < 4 * critical.low
+
+
+def test_predictions_are_the_best_settings_of_the_fitted_problem(plan, fit):
+    level = TARGET - fit.floor
+    best = nqm.optimize(fit.problem, "momentum", SIZES, level, largest_momentum=0.9)
+    np.testing.assert_array_equal(plan.curves["momentum"].steps, best.steps)
+    np.testing.assert_array_equal(plan.steps["momentum"].value, best.steps)
+    assert (plan.curves["momentum"].algorithm.momentum <= 0.9).all()
+    assert plan.curves["momentum"].target_loss == TARGET
+    expected = nqm.critical_batch_size((SIZES, best.steps)).batch_size
+    assert plan.critical_batch_size["momentum"].value == expected
+    for found in plan.steps.values():
+        assert (found.low <= found.high).all()
+        assert (found.low <= found.value * 1.02).all()
+
+
+def test_intervals_widen_with_their_level(fit):
+    wide, narrow = (
+        BatchSizePlan.of(fit, TARGET, batch_sizes=SIZES, families=["sgd"], level=level).steps["sgd"]
+        for level in (0.95, 0.5)
+    )
+    assert wide.level == 0.95
+    assert (np.log(wide.high / wide.low)[:6] > 1.5 * np.log(narrow.high / narrow.low)[:6]).all()
+
+
+def test_finite_data_have_less_noise_at_large_batches(fit):
+    finite = BatchSizePlan.of(dataclasses.replace(fit, num_examples=8192.0), TARGET, families=["sgd"], draws=20)
+    assert finite.batch_sizes[-1] == 8192
+    endless = BatchSizePlan.of(fit, TARGET, batch_sizes=finite.batch_sizes.tolist(), families=["sgd"], draws=20)
+    steps, more = finite.steps["sgd"].value, endless.steps["sgd"].value
+    assert (steps <= more).all()
+    exact = nqm.optimize(fit.problem, "sgd", [4096 / (1 - 0.5)], TARGET - fit.floor).steps
+    assert steps[-2] == exact[0]
+    silent = nqm.NoisyQuadratic(fit.curvature, 0.0, fit.problem.multiplicity, fit.problem.initial_second_moment)
+    assert steps[-1] == nqm.optimize(silent, "sgd", [1.0], TARGET - fit.floor).steps[0]
+
+
+def test_default_targets(fit):
+    here = BatchSizePlan.of(fit, families=["sgd"], draws=20)
+    assert here.target_loss == pytest.approx(fit.floor + 0.1 * fit.problem.initial_loss)
+    assert here.batch_sizes.tolist() == [2**k for k in range(17)]
+    away = dataclasses.replace(fit, is_displaced=True, loss=fit.loss * 0.5)
+    assert BatchSizePlan.of(away, families=["sgd"], draws=20).target_loss == pytest.approx(0.5 * fit.loss.mean())
+
+
+# --- what to train with
+
+
+def test_suggestions(plan):
+    found = plan.suggest()
+    critical = plan.critical_batch_size["momentum"].value
+    assert found.batch_size == max(size for size in SIZES if size <= critical)
+    place = SIZES.index(found.batch_size)
+    assert found.steps == plan.steps["momentum"].value[place]
+    assert found.examples == found.steps * found.batch_size
+    assert found.learning_rate == plan.curves["momentum"].algorithm.learning_rate[place]
+    between = plan.suggest(24, "sgd")  # no power of two
+    smaller, larger = plan.suggest(16, "sgd"), plan.suggest(32, "sgd")
+    assert larger.steps < between.steps < smaller.steps
+    assert smaller.learning_rate < between.learning_rate < larger.learning_rate
+
+
+@pytest.mark.parametrize("family", ["sgd", "momentum", "ema"])
+def test_optimizers_are_what_was_suggested(plan, family):
+    found, optimizer = plan.suggest(64, family), plan.make_optimizer(64, family)
+    assert isinstance(optimizer, keras.optimizers.SGD)
+    assert float(optimizer.learning_rate) == pytest.approx(found.learning_rate)
+    assert optimizer.momentum == pytest.approx(found.momentum)
+    assert optimizer.use_ema == (family == "ema")
+    if family == "ema":
+        assert optimizer.ema_momentum == pytest.approx(found.ema_decay)
+    # It reaches the target in about the steps predicted; averaged over trainings, as the loss is one of a mean.
+    losses = []
+    for seed in range(12):
+        model = models.noisy_quadratic(KNOWN, seed=seed)
+        model.compile(plan.make_optimizer(64, family), models.output_as_loss, jit_compile=False)
+        noise = nqm.noise_batches(KNOWN, batch_size=64, num_batches=int(found.steps), seed=seed)
+        model.fit(noise, shuffle=False, verbose=0)
+        losses.append(float(model(np.zeros((1, int(KNOWN.dim)), "float32"))[0, 0]))
+    assert np.mean(losses) == pytest.approx(TARGET, rel=0.35)
+
+
+def test_schedules_take_fewer_steps(plan, fit):
+    schedule = plan.make_schedule(4)
+    assert schedule.num_steps < plan.suggest(4, "sgd").steps
+    keras.optimizers.SGD(schedule.to_keras())
+    assert plan.make_schedule(num_pieces=3).learning_rates.shape == (3,)
+
+
+# --- what a plan gives
+
+
+def test_plans_print_plot_and_export(plan, tmp_path):
+    text = repr(plan)
+    assert len(text.splitlines()) == 1 + 3 + 1 + 2 + len(SIZES)
+    assert "critical batch size, momentum:" in text
+    frame = plan.to_dataframe()
+    assert len(frame) == 3 * len(SIZES)
+    assert set(frame["family"]) == {"sgd", "momentum", "ema"}
+    ax = plan.plot()
+    assert ax.get_legend_handles_labels()[1] == ["sgd", "momentum", "ema", "simple noise scale", "critical batch size"]
+    plan.to_json(tmp_path / "plan.json")
+    content = json.loads((tmp_path / "plan.json").read_text())
+    assert content == plan.to_dict()
+    assert content["predictions"][0]["steps"] == plan.steps["sgd"].value[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_targets_that_small_batches_never_reach(fit):
+    noisy = dataclasses.replace(fit, noise=1e3 * fit.noise)
+    found = BatchSizePlan.of(noisy, TARGET, batch_sizes=[1, 2, 4, 8], families=["momentum"], draws=20)
+    assert found.critical_batch_size["momentum"].value == math.inf
+    assert "beyond the largest" in repr(found)
+    assert found.to_dict()["critical_batch_size"]["momentum"]["value"] is None
+    assert found.suggest().batch_size == 8
+    found.plot()
+
+
+def test_from_a_model_in_one_call():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2048, 4)).astype("float32")
+    y = x.sum(axis=1, keepdims=True) + rng.standard_normal((2048, 1)).astype("float32")
+    model = models.mlp(4, (), 1, seed=0)
+    found = plan_batch_size(model, (x, y), "mse", families=["sgd"], draws=20, num_runs=4, num_matvecs=10, seed=3)
+    assert found.families == ("sgd",)
+    assert found.batch_sizes[-1] == 2048
+    assert found.suggest().family == "sgd"
+    again = fit_noisy_quadratic(model, (x, y), "mse", num_runs=4, num_matvecs=10, seed=3)
+    np.testing.assert_array_equal(found.fit.noise, again.noise)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"families": "sgd"}, ValueError, "`families` must be a list"),
+        ({"families": []}, ValueError, "`families` must be a list"),
+        ({"families": ["adam"]}, ValueError, "`families` must be one of 'sgd'"),
+        ({"batch_sizes": [1, 2]}, ValueError, "`batch_sizes` must be three or more, rising"),
+        ({"batch_sizes": [1, 4, 2]}, ValueError, "`batch_sizes` must be three or more, rising"),
+        ({"batch_sizes": [0, 1, 2]}, ValueError, "`batch_sizes` must be"),
+        ({"batch_sizes": 64}, TypeError, "`batch_sizes` must"),
+        ({"largest_momentum": 1.0}, ValueError, "`largest_momentum` must be"),
+        ({"level": 0.0}, ValueError, "`level` must be"),
+        ({"draws": 5}, ValueError, "`draws` must be an integer >= 20"),
+        ({"seed": 1.5}, TypeError, "`seed` must be"),
+        ({"target_loss": math.nan}, ValueError, "`target_loss` must be a finite number"),
+        ({"target_loss": -1.0}, ValueError, "floor, .* Received: target_loss=-1. Fit after a longer pilot"),
+        ({"target_loss": 1e3}, ValueError, "It is reached before the first step"),
+        ({"progress": 1}, TypeError, "`progress` must be"),
+    ],
+)
+def test_bad_arguments_are_named(fit, options, error, message):
+    with pytest.raises(error, match=message):
+        BatchSizePlan.of(fit, **options)
+
+
+def test_bad_arguments_are_found_before_any_work():
+    for options, error in (({"families": ["adam"]}, ValueError), ({"target_loss": "low"}, TypeError)):
+        with pytest.raises(error, match="`(families|target_loss)` must be"):
+            plan_batch_size("no model", None, **options)
+    with pytest.raises(TypeError, match="`fit` must be what fit_noisy_quadratic returned"):
+        BatchSizePlan.of(KNOWN)
+
+
+def test_bad_batch_sizes_are_named(plan, fit):
+    with pytest.raises(ValueError, match="`batch_size` must be an integer >= 1"):
+        plan.suggest(0)
+    with pytest.raises(TypeError, match="`batch_size` must be an integer"):
+        plan.make_schedule(1.5)
+    with pytest.raises(ValueError, match="`family` must be one of 'sgd', 'momentum', 'ema'"):
+        plan.suggest(8, "nesterov")
+    finite = dataclasses.replace(plan, fit=dataclasses.replace(fit, num_examples=8192.0))
+    with pytest.raises(ValueError, match="`batch_size` must be an integer >= 1 and <= 8192"):
+        finite.make_optimizer(10_000)

@@ -1,0 +1,22 @@
+"""Which batch size for my model? The noisy quadratic model, fitted to a Keras model where it stands.
+
+Measured are the curvature of the loss, the noise of its gradients and what is left to gain, each along the spectrum of
+the Gauss-Newton or Hessian matrix. `tfopt.nqm` then says how many steps each batch size takes, at which learning rate.
+"""
+
+from tfopt._checks import check_keras_3
+
+check_keras_3()
+
+from tfopt.planning.fit import NoisyQuadraticFit, fit_noisy_quadratic  # noqa: E402
+from tfopt.planning.interval import Interval  # noqa: E402
+from tfopt.planning.plan import BatchSizePlan, Suggestion, plan_batch_size  # noqa: E402
+
+__all__ = [
+    "BatchSizePlan",
+    "Interval",
+    "NoisyQuadraticFit",
+    "Suggestion",
+    "fit_noisy_quadratic",
+    "plan_batch_size",
+]

@@ -1,0 +1,435 @@
+"""The noisy quadratic that a Keras model's loss looks like from where the model stands."""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+
+from tfopt import _plotting
+from tfopt._checks import check_choice, check_integer, check_number
+from tfopt._progress import Progress
+from tfopt.communicator import Communicator
+from tfopt.curvature import GaussNewtonOperator, HessianOperator, Probe
+from tfopt.curvature.probe import as_probe, brings_batches, map_arrays
+from tfopt.nqm import NoisyQuadratic
+from tfopt.planning.interval import Interval, bootstrap
+from tfopt.planning.measurement import FEWEST_RUNS, LARGEST_BATCH, Effort, Measurement, Rows, Run, flatten
+from tfopt.planning.spectral_measure import Bins
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import pandas
+
+MATRICES = {"gauss_newton": GaussNewtonOperator, "hessian": HessianOperator}
+SMALLEST_CURVATURE = 1e-6  # of the largest, below which float32 resolves nothing
+SMALLEST_COUNT = 1e-3  # of directions in a bin that no random vector has hit
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class NoisyQuadraticFit:
+    """A noisy quadratic fitted to a model, as measured in several independent runs.
+
+    Each run has measured everything on rows of its own with random vectors of its own; what is estimated are means over
+    runs, and runs drawn with replacement give intervals. Arrays hold one row for each run and one column for each bin
+    of the spectrum.
+
+    Attributes:
+        curvature: The bins' curvatures (h), of shape (k,), rising.
+        counts: Number of directions in each bin.
+        noise: Sum over these of the variance of a single row's gradient (c).
+        gradient: Sum over these of the squared gradient at the model's weights, without what is owed to noise; may be
+            negative.
+        start: The same of the quadratic's gradient where training starts.
+        flat_share: Which share of the noise, of the gradient and of the start's gradient lies in directions too flat
+            to be resolved, or of negative curvature, of shape (num_runs, 3).
+        loss: At the model's weights, on the rows of each run, of shape (num_runs,).
+        floors: The quadratic's smallest loss by each run.
+        initial_loss: Where training starts.
+        covariance_trace: Trace of the covariance of a single row's gradient.
+        num_examples: Rows that training draws its batches from; infinity for an endless stream.
+        num_rows: Rows whose gradients were measured, in all runs.
+        num_parameters: Entries of the model's trainable variables.
+        is_displaced: Whether training starts elsewhere than where the model stands.
+        seconds: What it took.
+    """
+
+    curvature: np.ndarray
+    counts: np.ndarray
+    noise: np.ndarray
+    gradient: np.ndarray
+    start: np.ndarray
+    flat_share: np.ndarray
+    loss: np.ndarray
+    floors: np.ndarray
+    initial_loss: np.ndarray
+    covariance_trace: np.ndarray
+    num_examples: float
+    num_rows: int
+    num_parameters: int
+    is_displaced: bool
+    seconds: float
+
+    @property
+    def num_runs(self) -> int:
+        """Number of runs."""
+        return len(self.loss)
+
+    @property
+    def problem(self) -> NoisyQuadratic:
+        """The noisy quadratic; its losses count from `floor`."""
+        counts = np.maximum(self.counts.mean(axis=0), SMALLEST_COUNT)
+        distance = np.maximum(self.start.mean(axis=0), 0.0) / self.curvature**2
+        return NoisyQuadratic(self.curvature, self.noise.mean(axis=0) / counts, counts, distance / counts)
+
+    @property
+    def floor(self) -> float:
+        """The quadratic's smallest loss: the model's loss - 1/2 g' H^-1 g."""
+        return float(self.floors.mean())
+
+    @property
+    def noise_scale(self) -> float:
+        """The simple noise scale tr C / |G|^2 at the model's weights, in rows; NaN if the data are too few to tell."""
+        trace, signal = float(self.covariance_trace.mean()), float(self.gradient.mean(axis=0).sum())
+        return trace / signal if signal > 0.0 else math.nan
+
+    @property
+    def hessian_covariance_trace(self) -> float:
+        """Tr(H C), which the loss of SGD with a small rate a settles at, times a / (4 B)."""
+        return float(self.noise.mean(axis=0) @ self.curvature)
+
+    def take(self, runs: Any) -> "NoisyQuadraticFit":
+        """Return the fit from some of the runs.
+
+        Args:
+            runs: Indices, which may repeat.
+
+        Returns:
+            A fit with these runs.
+        """
+        names: tuple[str, ...] = ("counts", "noise", "gradient", "start", "flat_share", "loss", "floors")
+        names += ("initial_loss", "covariance_trace")
+        return replace(self, **{name: getattr(self, name)[runs] for name in names})
+
+    def interval(
+        self, function: Callable[["NoisyQuadraticFit"], Any], level: float = 0.9, draws: int = 200, seed: int = 0
+    ) -> Interval:
+        """Estimate anything from the fit, with a bootstrap interval over its runs.
+
+        Args:
+            function: Takes a fit, and returns a number or an array.
+            level: With which probability the interval shall hold the truth, in (0, 1). Default 0.9.
+            draws: How many times to draw runs with replacement, >= 20. Default 200.
+            seed: Seed of the draws, an integer >= 0. Default 0.
+
+        Returns:
+            The estimate and its interval. It covers the chance of rows and random vectors, not that a network is no
+            quadratic.
+
+        Example:
+            >>> fit.interval(lambda fit: fit.noise_scale)  # doctest: +SKIP
+            43.1 (38.2 to 49.7)
+        """
+        check_number("level", level, minimum=0.0, maximum=1.0, exclusive_minimum=True, exclusive_maximum=True)
+        check_integer("draws", draws, minimum=20)
+        check_integer("seed", seed, minimum=0)
+        return bootstrap(lambda runs: function(self.take(runs)), self.num_runs, level, draws, seed)
+
+    def effective_batch_size(self, batch_size: Any) -> np.ndarray:
+        """Return the batch size from endless data whose gradient is as noisy.
+
+        Batches drawn without replacement from N rows have the noise C / B (1 - B / N).
+
+        Args:
+            batch_size: B, from 1 to N.
+
+        Returns:
+            B / (1 - B / N), of B's shape; 1e15 where B is N.
+        """
+        size = np.asarray(batch_size, np.float64)
+        rest = 1.0 - size / self.num_examples
+        return np.where(rest > 0.0, size / np.maximum(rest, 1e-15), 1e15)
+
+    def to_dataframe(self, level: float = 0.9) -> "pandas.DataFrame":
+        """Return a table with one row for each bin of the spectrum.
+
+        Args:
+            level: Of the intervals.
+
+        Returns:
+            Curvature; number of directions, noise variance summed over them, and squared distance that training has to
+            go, each with its interval.
+        """
+        columns = {"curvature": self.curvature}
+        for name, function in {
+            "directions": lambda fit: fit.counts.mean(axis=0),
+            "noise_variance": lambda fit: fit.noise.mean(axis=0),
+            "squared_distance": lambda fit: fit.problem.initial_second_moment * fit.problem.multiplicity,
+        }.items():
+            found = self.interval(function, level)
+            columns |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+        return _plotting.make_dataframe(columns)
+
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+        """Draw what lies above each curvature: directions, noise, and loss still to be gained, as shares of all.
+
+        Args:
+            ax: Axes to draw into; None makes new ones.
+
+        Returns:
+            The axes.
+        """
+        ax = _plotting.get_axes(ax)
+        problem = self.problem
+        parts = {
+            "directions": problem.multiplicity,
+            "gradient noise": problem.multiplicity * problem.noise_variance,
+            "loss to be gained": problem.multiplicity * problem.curvature * problem.initial_second_moment,
+        }
+        for label, part in parts.items():
+            ax.plot(self.curvature, np.cumsum(part[::-1])[::-1] / part.sum(), drawstyle="steps-pre", label=label)
+        ax.set(xlabel="curvature", ylabel="share at this curvature or above", xscale="log", ylim=(0.0, 1.05))
+        ax.legend(fontsize="small")
+        return ax
+
+    def __repr__(self) -> str:
+        scale = self.interval(lambda fit: fit.noise_scale)
+        floor = self.interval(lambda fit: fit.floor)
+        lines = [
+            f"NoisyQuadraticFit({self.num_parameters:,} parameters, {self.num_runs} runs on {self.num_rows:,} rows, "
+            f"{self.seconds:.1f} s)",
+            f"  loss now {self.loss.mean():.4g}; the quadratic's floor {floor}",
+        ]
+        if self.is_displaced:
+            lines.append(
+                f"  loss at the start {self.initial_loss.mean():.4g}; by the quadratic "
+                f"{self.floor + self.problem.initial_loss:.4g}"
+            )
+        lines.append(
+            f"  largest curvature {self.curvature[-1]:.4g}, {self.counts.mean(axis=0).sum():,.0f} directions above "
+            f"{self.curvature[0]:.2g}"
+        )
+        lines.append(f"  simple noise scale {scale}, tr(H C) {self.hessian_covariance_trace:.4g}")
+        return "\n".join(lines)
+
+
+def fit_noisy_quadratic(
+    model: keras.Model,
+    data: Any,
+    loss: Any = None,
+    budget_seconds: float | None = 30.0,
+    *,
+    initial_weights: Sequence[Any] | None = None,
+    num_examples: float | None = None,
+    matrix: str = "gauss_newton",
+    batch_norm: str = "moving",
+    num_runs: int = 8,
+    num_matvecs: int = 50,
+    num_curvature_rows: int = 2048,
+    num_bins: int = 64,
+    seed: int = 0,
+    progress: bool | None = None,
+    communicator: Communicator | None = None,
+) -> NoisyQuadraticFit:
+    """Fit the noisy quadratic model to a Keras model's loss, where the model stands.
+
+    The loss is taken for L(w) + g'd + 1/2 d'H d, with the model's gradient g and Gauss-Newton matrix H, and mini-batch
+    gradients for noise of covariance C / B, as single rows show it at the model's weights. Where training starts
+    elsewhere, `initial_weights` says where. Best train a short pilot, about to the loss that is asked for, and fit
+    there: curvature and noise near the end decide about steps and batch sizes, and both differ at the beginning by
+    factors.
+
+    What is needed of H, C and g lies along the spectrum: how many eigenvalues there are at a curvature, and how much of
+    the noise and of the gradient lies along their eigenvectors. Lanczos's iteration gives the three from a random
+    vector, from a randomly signed sum of gradients, whose covariance is C, and from the gradient, without any
+    eigenvector. Each run does so with random vectors of its own, and on rows of its own; only where they are fewer than
+    `num_curvature_rows`, and all rows together are what training draws from, it takes others' as well.
+
+    The model is left as it is. Dropout is off; its noise is not counted.
+
+    Args:
+        model: A Keras model with its variables, compiled or not.
+        data: The training data, or a random part of them: `(x, y)`, `(x, y, sample_weight)`, a data set, or a
+            `tfopt.curvature.Probe`. Arrays are shuffled; batches of data sets must be random.
+        loss: As `compile` takes it. None (default) means the one that the model was compiled with.
+        budget_seconds: About how long it may take; fewer rows, products and runs are used where time is short, and a
+            warning says so where even the least takes longer. None sets no limit. Default 30. The fit depends on the
+            clock where the limit is felt.
+        initial_weights: Where training starts, as `model.get_weights()` gave it there; None (default) means here.
+        num_examples: N, the rows that training draws its batches from, of all ranks; None (default) means those of
+            `data`; `math.inf` for an endless stream.
+        matrix: "gauss_newton" (default), which has no negative curvature, or "hessian", whose negative part is left
+            out.
+        batch_norm: "moving" (default) normalises by the moving averages, "batch" by each batch's own statistics.
+        num_runs: Most independent runs, an integer >= 4. Default 8.
+        num_matvecs: Most products with H for each of three or four vectors in a run, an integer >= 2. Default 50.
+        num_curvature_rows: Most rows for H in a run, of all ranks, an integer >= 1. Default 2048.
+        num_bins: Bins of log curvature, over six decades, an integer >= 2. Default 64.
+        seed: Seed of all randomness, an integer >= 0. Default 0.
+        progress: Whether to show progress; None (default) does in a terminal.
+        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`. Rows of all ranks
+            are taken together.
+
+    Returns:
+        The fit.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of its range; there are too few rows; the loss is no mean over rows; or the model
+            or the data cannot be measured.
+
+    Example:
+        >>> from tfopt import models
+        >>> rng = np.random.default_rng(0)
+        >>> x = rng.standard_normal((512, 4))
+        >>> y = x.sum(axis=1, keepdims=True) + rng.standard_normal((512, 1))
+        >>> model = models.mlp(4, (), 1, seed=0)
+        >>> fit = fit_noisy_quadratic(model, (x, y), "mse")
+        >>> bool(0.5 < fit.floor < 1.5), fit.num_runs
+        (True, 8)
+
+    References:
+        Zhang et al.: Which algorithmic choices matter at which batch sizes? Insights from a noisy quadratic model.
+        NeurIPS 2019, arXiv:1907.04164. The fit to a network is not from there.
+    """
+    begin = time.perf_counter()
+    if budget_seconds is not None:
+        check_number("budget_seconds", budget_seconds, minimum=0.0, exclusive_minimum=True)
+    check_choice("matrix", matrix, tuple(MATRICES))
+    check_integer("num_runs", num_runs, minimum=FEWEST_RUNS)
+    check_integer("num_matvecs", num_matvecs, minimum=2)
+    check_integer("num_curvature_rows", num_curvature_rows, minimum=1)
+    check_integer("num_bins", num_bins, minimum=2)
+    check_integer("seed", seed, minimum=0)
+    rng = np.random.default_rng(seed)
+    probe = _make_probe(data, rng)
+    operator = MATRICES[matrix](model, loss, probe, batch_norm=batch_norm, communicator=communicator)
+    examples = _check_examples(num_examples, operator.num_rows)
+    is_all = examples == operator.num_rows
+    rows = Rows(probe, num_runs, num_curvature_rows, is_all, rng, operator.communicator)
+    displacement = None if initial_weights is None else _displacement(model, initial_weights)
+    measurement = Measurement(operator, rows, displacement, seed)
+    with Progress("fitting a noisy quadratic", progress) as bar:
+        bar.show("compiling")
+        measurement.check()
+        rows_of_a_batch = rows.piece_size * rows.pieces_of_a_batch * operator.communicator.size
+        effort = Effort(num_matvecs, max(num_curvature_rows // rows_of_a_batch, 1), rows.num_pieces)
+        runs = _measure(measurement, effort, num_runs, begin, budget_seconds, bar)
+    return _assemble(runs, operator.shape[0], examples, displacement is not None, num_bins, begin)
+
+
+def _measure(
+    measurement: Measurement, effort: Effort, num_runs: int, begin: float, budget: float | None, bar: Progress
+) -> list[Run]:
+    slowest = 0.0
+    if budget is not None:
+        left = max(budget - (time.perf_counter() - begin), 0.0)
+        effort, expected = measurement.choose_effort(effort, left)
+        if FEWEST_RUNS * expected > 1.5 * left + 0.1 * budget:
+            warnings.warn(
+                f"`budget_seconds` is too short: the least that makes a fit takes about "
+                f"{time.perf_counter() - begin + FEWEST_RUNS * expected:.0f} s. Received: {budget:g}",
+                stacklevel=4,
+            )
+    runs: list[Run] = []
+    for index in range(num_runs):
+        start = time.perf_counter()
+        bar.show(f"run {index + 1} of {num_runs}")
+        runs.append(measurement.run(index, effort))
+        slowest = max(slowest, time.perf_counter() - start)
+        enough = len(runs) >= FEWEST_RUNS
+        if budget is not None and enough and measurement.is_over(time.perf_counter() - begin + slowest, budget):
+            break
+    return runs
+
+
+def _assemble(
+    runs: list[Run], num_parameters: int, examples: float, is_displaced: bool, num_bins: int, begin: float
+) -> NoisyQuadraticFit:
+    bins = Bins.around([measure for run in runs for measure in run.measures], num_bins, SMALLEST_CURVATURE)
+    filled = [[bins.fill(measure) for measure in run.measures] for run in runs]
+    counts, noise, gradient, start = (np.array([run[kind][1] for run in filled]) for kind in range(4))
+    below = np.array([[run[kind][0] for kind in (1, 2, 3)] for run in filled])
+    whole = below + np.stack([part.sum(axis=1) for part in (noise, gradient, start)], axis=1)
+    # The squared gradient of n rows exceeds that of all N by the noise, 1/n - 1/N.
+    shares = np.array([1.0 / run.num_rows - 1.0 / examples for run in runs])
+    excess = noise * shares[:, None]
+    smallest = bins.edges[0]
+    decrements = [
+        run.gradient.moment(-1, smallest) - share * run.noise.moment(-1, smallest)
+        for run, share in zip(runs, shares, strict=True)
+    ]
+    losses = np.array([run.loss for run in runs])
+    return NoisyQuadraticFit(
+        curvature=bins.curvature,
+        counts=counts,
+        noise=noise,
+        gradient=gradient - excess,
+        start=start - excess,
+        flat_share=np.divide(below, whole, out=np.zeros_like(below), where=whole > 0.0),
+        loss=losses,
+        floors=losses - 0.5 * np.array(decrements),
+        initial_loss=np.array([run.initial_loss for run in runs]),
+        covariance_trace=np.array([run.covariance_trace for run in runs]),
+        num_examples=examples,
+        num_rows=sum(run.num_rows for run in runs),
+        num_parameters=num_parameters,
+        is_displaced=is_displaced,
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _make_probe(data: Any, rng: np.random.Generator) -> Probe:
+    parts = data if isinstance(data, tuple) else (data,)
+    if isinstance(data, list) or not 1 <= len(parts) <= 3:
+        raise TypeError(
+            "`data` must be (x, y), (x, y, sample_weight), a data set or a tfopt.curvature.Probe. "
+            f"Received: a {type(data).__name__} of {len(parts)}"
+        )
+    try:
+        probe = as_probe(*parts)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"`data` must be what a Probe can hold: {error}") from error
+    if not (isinstance(parts[0], Probe) or brings_batches(parts[0])):  # arrays, in an order that may mean something
+        order = rng.permutation(probe.num_rows)
+        shuffled = (map_arrays(lambda leaf: np.asarray(leaf)[order], part) for part in parts)
+        probe = Probe(*shuffled, batch_size=LARGEST_BATCH)
+    return probe
+
+
+def _check_examples(num_examples: Any, num_rows: int) -> float:
+    if num_examples is None:
+        return float(num_rows)
+    if num_examples == math.inf:
+        return math.inf
+    check_number("num_examples", num_examples, minimum=num_rows)
+    return float(num_examples)
+
+
+def _displacement(model: keras.Model, initial_weights: Any) -> np.ndarray:
+    variables = model.trainable_variables
+    shapes = [tuple(v.shape) for v in model.weights]
+    try:
+        arrays = [np.asarray(part, np.float64) for part in initial_weights]
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"`initial_weights` must be what model.get_weights() gave. Received: {initial_weights!r}"
+        ) from error
+    if [array.shape for array in arrays] != shapes:
+        raise ValueError(
+            f"`initial_weights` must be what model.get_weights() gave, of shapes {shapes}. "
+            f"Received: {[array.shape for array in arrays]}"
+        )
+    by_variable = {id(v): array for v, array in zip(model.weights, arrays, strict=True)}
+    displacement = flatten([by_variable[id(v)] - np.asarray(v.value, np.float64) for v in variables])
+    if not np.isfinite(displacement).all():
+        raise ValueError("`initial_weights` and the model's weights must be finite")
+    if not displacement.any():
+        raise ValueError(
+            "`initial_weights` must differ from the model's weights: train a pilot between the two, or pass None"
+        )
+    return displacement

@@ -1,0 +1,317 @@
+"""Measuring runs: spectrum, gradient noise and what is left to gain, each time on rows of their own."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfopt.communicator import Communicator
+from tfopt.curvature.gradient_noise import Groups
+from tfopt.curvature.operator import CurvatureOperator
+from tfopt.curvature.probe import Batch, Probe, map_arrays
+from tfopt.planning.spectral_measure import SpectralMeasure, spectral_measure
+
+FEWEST_RUNS = 4  # for intervals that mean anything
+FEWEST_MATVECS = 20
+NUM_GROUPS = 32  # of gradients in a run, at least
+LARGEST_BATCH = 512  # rows of a product at once
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much goes into one run.
+
+    Attributes:
+        num_matvecs: Products for each vector.
+        num_batches: Batches of rows in each product.
+        num_pieces: Pieces of rows whose gradients are taken.
+    """
+
+    num_matvecs: int
+    num_batches: int
+    num_pieces: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run has measured.
+
+    Attributes:
+        counts: Of a random vector of independent standard normal entries: expected masses count eigenvalues.
+        noise: Of a random vector whose covariance is that of a single row's gradient.
+        gradient: Of the gradient at the model's weights.
+        start: Of the quadratic's gradient at the weights where training starts.
+        num_rows: Rows whose gradients were taken.
+        covariance_trace: Trace of the covariance of a single row's gradient.
+        loss: At the model's weights.
+        initial_loss: Where training starts.
+    """
+
+    counts: SpectralMeasure
+    noise: SpectralMeasure
+    gradient: SpectralMeasure
+    start: SpectralMeasure
+    num_rows: int
+    covariance_trace: float
+    loss: float
+    initial_loss: float
+
+    @property
+    def measures(self) -> tuple[SpectralMeasure, ...]:
+        """The four measures."""
+        return self.counts, self.noise, self.gradient, self.start
+
+
+class Rows:
+    """All rows of this rank, cut into pieces of equal size in random order, and dealt to the runs.
+
+    Args:
+        probe: The rows.
+        num_runs: Number of runs.
+        num_wanted: Rows that a run should have at least, of all ranks.
+        may_share: Whether runs may take rows of other runs where they have fewer. They may where these rows are all
+            that training draws from: to have seen them all leaves no chance to their choice.
+        rng: Shuffles the pieces.
+        communicator: The job's communicator; all ranks deal in the same way.
+
+    Attributes:
+        piece_size: Rows in a piece.
+        group_size: Rows in a group of gradients, of which a piece has several.
+        num_rows: Rows of all ranks.
+        num_pieces: Pieces that each run has, on each rank.
+        pieces_of_a_batch: How many pieces make a batch for products.
+
+    Raises:
+        ValueError: There are too few rows.
+    """
+
+    def __init__(
+        self,
+        probe: Probe,
+        num_runs: int,
+        num_wanted: int,
+        may_share: bool,
+        rng: np.random.Generator,
+        communicator: Communicator,
+    ) -> None:
+        largest = max(batch.num_rows for batch in probe.batches)
+        everyone = np.array(communicator.allgather_object((probe.num_rows, largest), "rows"))
+        (fewest, largest), self.num_rows = everyone.min(axis=0).tolist(), int(everyone[:, 0].sum())
+        own = fewest // num_runs
+        if own < 8:
+            raise ValueError(
+                f"`data` must have at least 8 rows for each of {num_runs} runs on every rank. Received: {fewest} rows"
+            )
+        wanted = max(own, min(-(-num_wanted // communicator.size), fewest)) if may_share else own
+        size = min(LARGEST_BATCH, largest, max(own // 4, 2))
+        group = max(min(wanted // NUM_GROUPS, size // 2), 1)
+        self.group_size = 1 << (group.bit_length() - 1)  # a power of two, so that few rows are left over
+        self.piece_size = size = size // self.group_size * self.group_size
+        pieces = [b.rows(at, at + size) for b in probe.batches for at in range(0, b.num_rows - size + 1, size)]
+        fewest = min(communicator.allgather_object(len(pieces), "pieces"))
+        if size < 2 or fewest < 2 * num_runs:
+            raise ValueError(
+                f"`data` must have batches of equal size and two rows or more, several for each of {num_runs} runs. "
+                f"Received: {probe!r}, of which {fewest} pieces of {size} rows can be cut"
+            )
+        self._num_own = fewest // num_runs
+        count = max(self._num_own, min(wanted // size, fewest)) if may_share else self._num_own
+        num_batches = -(-count // max(LARGEST_BATCH // size, 1))
+        self.pieces_of_a_batch = count // num_batches
+        self.num_pieces = num_batches * self.pieces_of_a_batch  # so that products can have them all
+        self._pieces = [pieces[at] for at in rng.permutation(len(pieces))]
+        self._seed = int(rng.integers(2**31))
+
+    def pieces(self, index: int, count: int) -> list[Batch]:
+        """Return the pieces of a run: its own rows, and where it has more, those of the following runs.
+
+        Args:
+            index: Which run.
+            count: How many, at most.
+
+        Returns:
+            The pieces.
+        """
+        first = index * self._num_own
+        turned = (self._pieces[first:] + self._pieces[:first])[: self.num_pieces]
+        if self.num_pieces > self._num_own:  # cut anew: groups of the same rows in every run would err in the same way
+            whole, size = _join(turned), self.piece_size
+            order = np.random.default_rng([self._seed, index]).permutation(whole.num_rows)
+            parts = (map_arrays(lambda leaf: tf.gather(leaf, order), part) for part in whole.tensors)
+            whole = Batch(*parts, num_rows=whole.num_rows)
+            turned = [whole.rows(at, at + size) for at in range(0, whole.num_rows, size)]
+        return turned[:count]
+
+    def batches(self, index: int, count: int) -> list[Batch]:
+        """Return batches for products, of the pieces of a run.
+
+        Args:
+            index: Which run.
+            count: How many, at most.
+
+        Returns:
+            One batch or more, all of one size.
+        """
+        each = self.pieces_of_a_batch
+        pieces = self.pieces(index, max(count, 1) * each)
+        return [_join(pieces[at : at + each]) for at in range(0, len(pieces) - each + 1, each)]
+
+
+class Measurement:
+    """Measures runs within a time.
+
+    Args:
+        operator: The matrix, over any rows of this form.
+        rows: The rows.
+        displacement: Weights where training starts minus the model's, of shape (n,); None if it starts here.
+        seed: Seed of the random vectors.
+    """
+
+    def __init__(self, operator: CurvatureOperator, rows: Rows, displacement: np.ndarray | None, seed: int) -> None:
+        self._operator, self._rows, self._displacement, self._seed = operator, rows, displacement, seed
+        self._ranks = operator.communicator
+
+    def choose_effort(self, most: Effort, seconds: float) -> tuple[Effort, float]:
+        """Find out how much can be done in each of the fewest runs.
+
+        Args:
+            most: The most that is wanted.
+            seconds: The time for all of the fewest runs.
+
+        Returns:
+            The effort, and the seconds that a run will take about.
+        """
+        of_a_piece, of_a_product = self._time_parts()
+        # All ranks must choose the same.
+        seconds = min(self._ranks.allgather_object(seconds, "seconds"))
+        most = Effort(*np.min(self._ranks.allgather_object(astuple(most), "effort"), axis=0).tolist())
+        share, vectors = seconds / FEWEST_RUNS, 3 if self._displacement is None else 4
+        pieces = int(np.clip(0.3 * share / of_a_piece, 2, most.num_pieces))
+        products = max(share - pieces * of_a_piece, 0.0) / (vectors * of_a_product)
+        batches = int(np.clip(products / most.num_matvecs, 1, most.num_batches))
+        matvecs = int(np.clip(products / batches, min(FEWEST_MATVECS, most.num_matvecs), most.num_matvecs))
+        return Effort(matvecs, batches, pieces), pieces * of_a_piece + vectors * matvecs * batches * of_a_product
+
+    def _time_parts(self) -> tuple[float, float]:
+        # Seconds for the gradients of a piece, and for a product of one batch, after they have been compiled.
+        operator = self._operator.over(Probe.of(self._rows.batches(0, 1)))
+        vector = np.ones(operator.shape[0], operator.dtype)
+        piece = self._rows.pieces(0, 1)
+        seconds = np.full((2, 3), np.inf)
+        operator.matvec(vector)
+        with operator.shared():
+            for attempt in range(3):
+                begin = time.perf_counter()
+                list(self._gradients(piece))
+                middle = time.perf_counter()
+                operator.matvec(vector)
+                seconds[:, attempt] = middle - begin, time.perf_counter() - middle
+        slowest = np.max(self._ranks.allgather_object(np.median(seconds, axis=1), "seconds"), axis=0)
+        return float(slowest[0]), float(slowest[1])
+
+    def run(self, index: int, effort: Effort) -> Run:
+        """Measure on the rows of one run.
+
+        Args:
+            index: Which run.
+            effort: How much to do.
+
+        Returns:
+            What was measured.
+        """
+        pieces = self._rows.pieces(index, effort.num_pieces)
+        operator = self._operator.over(Probe.of(self._rows.batches(index, effort.num_batches)))
+        loss, gradient, noise, trace, num_rows = self._gradient_and_noise(pieces, index)
+        normal = np.random.default_rng([self._seed, index]).standard_normal(operator.shape[0])
+        vectors = {"counts": normal, "noise": noise, "gradient": gradient}
+        initial_loss = loss
+        with operator.shared():
+            if self._displacement is not None:
+                moved = np.asarray(operator.matvec(self._displacement.astype(operator.dtype)), np.float64)
+                vectors["start"] = gradient + moved
+                initial_loss = self._initial_loss(operator, self._displacement)
+            found = {name: spectral_measure(operator, v, effort.num_matvecs) for name, v in vectors.items()}
+        found.setdefault("start", found["gradient"])
+        return Run(**found, num_rows=num_rows, covariance_trace=trace, loss=loss, initial_loss=initial_loss)
+
+    def is_over(self, seconds: float, budget: float) -> bool:
+        """Say whether the slowest rank is over its time.
+
+        Args:
+            seconds: What this rank has used, or will have.
+            budget: The limit.
+
+        Returns:
+            The same on every rank.
+        """
+        return max(self._ranks.allgather_object(seconds, "seconds")) > budget
+
+    def check(self) -> None:
+        """Check that the loss is a mean over rows.
+
+        Raises:
+            ValueError: It is not.
+        """
+        loss = self._operator.probe_loss.over(Probe.of(self._rows.pieces(0, 1)))
+        Groups(loss, self._rows.group_size).check()
+
+    def _gradients(self, pieces: Sequence[Batch]) -> Iterator[tuple[float, np.ndarray]]:
+        loss, size = self._operator.probe_loss, self._rows.group_size
+        values = loss.values()
+        for piece in pieces:
+            for at in range(0, piece.num_rows, size):
+                value, gradient = loss.loss_and_gradient_of(values, piece.rows(at, at + size).tensors)
+                yield float(value), flatten(gradient)
+
+    def _gradient_and_noise(
+        self, pieces: Sequence[Batch], index: int
+    ) -> tuple[float, np.ndarray, np.ndarray, float, int]:
+        # With groups of b rows: sqrt(b / (M - 1)) sum_j s_j (g_j - g), random signs s_j, has the covariance C of a row.
+        rng = np.random.default_rng([self._seed, index, self._ranks.rank, 1])
+        signed = total = np.zeros(self._operator.shape[0])
+        scalars = np.zeros(4)  # of losses, of squares, of signs, of groups
+        for loss, gradient in self._gradients(pieces):
+            sign = rng.choice([-1.0, 1.0])
+            signed, total = signed + sign * gradient, total + gradient
+            scalars += loss, gradient @ gradient, sign, 1.0
+        sums = self._ranks.allreduce_sum([tf.constant(part) for part in (signed, total, scalars)], name="gradients")
+        signed, total, scalars = (np.asarray(part) for part in sums)
+        losses, squares, signs, count = map(float, scalars)
+        mean, size = total / count, self._rows.group_size
+        noise = np.sqrt(size / (count - 1.0)) * (signed - signs * mean)
+        trace = size * max(squares - count * float(mean @ mean), 0.0) / (count - 1.0)
+        return losses / count, mean, noise, trace, int(count) * size
+
+    def _initial_loss(self, operator: CurvatureOperator, displacement: np.ndarray) -> float:
+        loss = operator.probe_loss
+        values, at = [], 0
+        for value in loss.values():
+            size = int(np.prod(value.shape))
+            moved = displacement[at : at + size].reshape(value.shape)
+            values.append(value + tf.cast(tf.constant(moved), value.dtype))
+            at += size
+        return loss.loss(values)
+
+
+def flatten(parts: Sequence[Any]) -> np.ndarray:
+    """Join arrays to one vector.
+
+    Args:
+        parts: Arrays or tensors.
+
+    Returns:
+        A float64 vector.
+    """
+    return np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in parts])
+
+
+def _join(pieces: Sequence[Batch]) -> Batch:
+    def join(*parts: Any) -> Any:
+        return None if parts[0] is None else tf.concat(parts, axis=0)
+
+    tensors = (keras.tree.map_structure(join, *parts) for parts in zip(*(p.tensors for p in pieces), strict=True))
+    return Batch(*tensors, num_rows=sum(piece.num_rows for piece in pieces))

@@ -1,0 +1,512 @@
+"""Which batch size to train a model with, at which learning rate, and what it costs."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+
+from tfopt import _plotting, nqm
+from tfopt._checks import check_choice, check_integer, check_number, check_shape
+from tfopt._progress import Progress
+from tfopt.planning.fit import NoisyQuadraticFit, fit_noisy_quadratic
+from tfopt.planning.interval import Interval
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import pandas
+
+FAMILIES = ("sgd", "momentum", "nesterov", "ema", "momentum_ema")
+LARGEST_BATCH = 2**16
+RATES_AROUND = 2.0 ** np.arange(-1.0, 1.5, 0.5)  # tried when runs are drawn again
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Settings for one batch size.
+
+    Attributes:
+        family: Which kind of algorithm, see `plan_batch_size`.
+        batch_size: B.
+        learning_rate: For Keras's SGD.
+        momentum: For Keras's SGD; 0 for none.
+        nesterov: Whether momentum is Nesterov's.
+        ema_decay: Decay of the average of weights; 0 for none.
+        steps: Predicted steps to the target; infinity if it is out of reach.
+        examples: Predicted examples, steps times B.
+    """
+
+    family: str
+    batch_size: int
+    learning_rate: float
+    momentum: float
+    nesterov: bool
+    ema_decay: float
+    steps: float
+    examples: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BatchSizePlan:
+    """Predicted steps to a target loss for every batch size, with intervals, and what to train with.
+
+    Intervals cover the chance of rows and random vectors in the fit. That a network's loss is no quadratic is not in
+    them.
+
+    Attributes:
+        fit: The fit that all comes from.
+        target_loss: The model's loss to be reached.
+        batch_sizes: B, of shape (k,).
+        curves: For each family its best settings, of shape (k,), as `tfopt.nqm.optimize` returns them, but for B.
+        steps: For each family the steps, of shape (k,).
+        critical_batch_size: For each family where the examples used are twice the fewest; infinity if beyond the
+            largest batch size.
+        noise_scale: The simple noise scale, for comparison.
+        largest_momentum: Largest momentum that was tried.
+    """
+
+    fit: NoisyQuadraticFit
+    target_loss: float
+    batch_sizes: np.ndarray
+    curves: dict[str, nqm.OptimalSettings]
+    steps: dict[str, Interval] = field(repr=False)
+    critical_batch_size: dict[str, Interval]
+    noise_scale: Interval
+    largest_momentum: float
+
+    @classmethod
+    def of(
+        cls,
+        fit: NoisyQuadraticFit,
+        target_loss: float | None = None,
+        *,
+        batch_sizes: Sequence[int] | None = None,
+        families: Sequence[str] = ("sgd", "momentum", "ema"),
+        largest_momentum: float = 0.9,
+        level: float = 0.9,
+        draws: int = 100,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> "BatchSizePlan":
+        """Plan from a fit, with arguments as for `plan_batch_size`.
+
+        Args:
+            fit: What `fit_noisy_quadratic` returned.
+            target_loss: The loss to be reached.
+            batch_sizes: B.
+            families: Kinds of algorithms.
+            largest_momentum: Largest momentum to try.
+            level: Of the intervals.
+            draws: How many times to draw runs with replacement.
+            seed: Seed of the draws.
+            progress: Whether to show progress.
+
+        Returns:
+            The plan.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: An argument is out of its range; the message says in which range the target must be.
+        """
+        if not isinstance(fit, NoisyQuadraticFit):
+            raise TypeError(f"`fit` must be what fit_noisy_quadratic returned. Received: {fit!r}")
+        options = _check_options(batch_sizes, families, largest_momentum, level, draws, seed, fit.num_examples)
+        target = _check_target(target_loss, fit)
+        sizes, families = options
+        effective = fit.effective_batch_size(sizes)
+        curves, steps, critical = {}, {}, {}
+        with Progress(f"steps to a loss of {target:.4g}", progress) as bar:
+            for family in families:
+                bar.show(family)
+                best = nqm.optimize(
+                    fit.problem,
+                    family,
+                    effective,
+                    target - fit.floor,
+                    largest_momentum=largest_momentum,
+                    progress=False,
+                )
+                curves[family] = replace(best, batch_size=sizes.astype(np.float64), target_loss=target)
+                bar.show(f"{family}, intervals")
+                steps[family], critical[family] = _intervals(fit, best, sizes, target, level, draws, seed)
+        scale = fit.interval(lambda part: part.noise_scale, level, max(draws, 100), seed)
+        return cls(fit, target, sizes, curves, steps, critical, scale, largest_momentum)
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """The kinds of algorithms in the plan."""
+        return tuple(self.curves)
+
+    def suggest(self, batch_size: int | None = None, family: str | None = None) -> Suggestion:
+        """Return settings to train with.
+
+        Args:
+            batch_size: B; None (default) means the largest of the plan's batch sizes up to the critical one: beyond it,
+                twice the examples or more are used.
+            family: One of the plan's; None (default) means "momentum" if it is in the plan, its first otherwise.
+
+        Returns:
+            The settings.
+
+        Raises:
+            TypeError: `batch_size` is no integer.
+            ValueError: An argument is out of its range, or the target is out of reach at this batch size.
+        """
+        family = self._check_family(family)
+        curve = self.curves[family]
+        if batch_size is None:
+            allowed = np.flatnonzero(self.batch_sizes <= self.critical_batch_size[family].value)
+            place = int(allowed[-1]) if len(allowed) else 0
+        else:
+            self._check_size(batch_size)
+            place = int(np.argmax(self.batch_sizes == batch_size))
+            if self.batch_sizes[place] != batch_size:
+                curve, place = self._search(batch_size, family), 0
+        size = int(self.batch_sizes[place]) if batch_size is None else batch_size
+        if not np.isfinite(curve.steps[place]):
+            raise ValueError(
+                f"No setting reaches a loss of {self.target_loss:g} at batch_size={size}: take a larger one"
+            )
+        chosen = curve.algorithm.take([place])
+        rate, momentum, decay, _ = (float(part[0]) for part in chosen.settings)
+        steps = float(curve.steps[place])
+        return Suggestion(family, size, rate, momentum, chosen.nesterov, decay, steps, steps * size)
+
+    def make_optimizer(self, batch_size: int | None = None, family: str | None = None) -> keras.optimizers.SGD:
+        """Build the suggested optimizer.
+
+        Args:
+            batch_size: As for `suggest`.
+            family: As for `suggest`.
+
+        Returns:
+            A Keras optimizer for `model.compile`. With averaged weights it keeps the average itself, and Keras puts it
+            into the model when `fit` ends.
+
+        Raises:
+            TypeError: As for `suggest`.
+            ValueError: As for `suggest`.
+        """
+        found = self.suggest(batch_size, family)
+        averaging = {"use_ema": True, "ema_momentum": found.ema_decay} if found.ema_decay else {}
+        return keras.optimizers.SGD(found.learning_rate, found.momentum, nesterov=found.nesterov, **averaging)
+
+    def make_schedule(self, batch_size: int | None = None, num_pieces: int = 10) -> nqm.Schedule:
+        """Find the best piecewise constant learning rate for plain SGD at one batch size.
+
+        Args:
+            batch_size: As for `suggest`.
+            num_pieces: Most pieces, an integer >= 1. Default 10.
+
+        Returns:
+            The schedule, whose `to_keras()` is a learning rate for Keras's SGD.
+
+        Raises:
+            TypeError: As for `suggest`.
+            ValueError: As for `suggest`.
+        """
+        if batch_size is None:
+            batch_size = self.suggest().batch_size
+        self._check_size(batch_size)
+        return nqm.optimal_schedule(
+            self.fit.problem,
+            float(self.fit.effective_batch_size(batch_size)),
+            self.target_loss - self.fit.floor,
+            num_pieces=num_pieces,
+            progress=False,
+        )
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """Return a table with one row for each family and batch size.
+
+        Returns:
+            Steps with their intervals, examples and settings.
+        """
+        rows = self.to_dict()["predictions"]
+        return _plotting.make_dataframe({name: [row[name] for row in rows] for name in rows[0]})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as numbers and strings that JSON can hold, infinities as null.
+
+        Returns:
+            The target, critical batch sizes, noise scale and predictions.
+        """
+        predictions = []
+        for family, curve in self.curves.items():
+            for place, size in enumerate(self.batch_sizes.tolist()):
+                rate, momentum, decay, _ = (part[0] for part in curve.algorithm.take([place]).settings)
+                ends = {end: float(getattr(self.steps[family], end)[place]) for end in ("value", "low", "high")}
+                predictions.append({
+                    "family": family,
+                    "batch_size": size,
+                    "steps": _finite(ends["value"]),
+                    "steps_low": _finite(ends["low"]),
+                    "steps_high": _finite(ends["high"]),
+                    "examples": _finite(ends["value"] * size),
+                    "learning_rate": float(rate),
+                    "momentum": float(momentum),
+                    "ema_decay": float(decay),
+                })
+        return {
+            "target_loss": self.target_loss,
+            "floor": self.fit.floor,
+            "loss": float(self.fit.loss.mean()),
+            "initial_loss": float(self.fit.initial_loss.mean()),
+            "num_examples": _finite(self.fit.num_examples),
+            "level": self.noise_scale.level,
+            "noise_scale": _ends(self.noise_scale),
+            "critical_batch_size": {family: _ends(found) for family, found in self.critical_batch_size.items()},
+            "predictions": predictions,
+        }
+
+    def to_json(self, path: Any) -> None:
+        """Write the plan to a file, at once or not at all.
+
+        Args:
+            path: The file.
+        """
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        partial.replace(path)
+
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+        """Draw steps against batch size with their intervals, critical batch sizes, and the simple noise scale.
+
+        Args:
+            ax: Axes to draw into; None makes new ones.
+
+        Returns:
+            The axes.
+        """
+        ax = nqm.plot_steps_to_target(dict(self.curves), ax=ax)
+        lines = dict(zip(self.curves, ax.lines[-len(self.curves) :], strict=True))
+        for family, line in lines.items():
+            steps, critical = self.steps[family], self.critical_batch_size[family].value
+            ax.fill_between(self.batch_sizes, steps.low, steps.high, color=line.get_color(), alpha=0.2, linewidth=0)
+            if math.isfinite(critical):
+                height = np.exp(np.interp(np.log(critical), np.log(self.batch_sizes), np.log(steps.value)))
+                ax.plot([critical], [height], "*", color=line.get_color(), markersize=12)
+        if math.isfinite(self.noise_scale.value):
+            ax.axvline(self.noise_scale.value, color="0.5", linestyle=":", label="simple noise scale")
+        ax.plot([], [], "*", color="0.3", linestyle="none", markersize=10, label="critical batch size")
+        ax.set(ylabel=f"steps to a loss of {self.target_loss:.3g}")
+        ax.legend(fontsize="small")
+        return ax
+
+    def __repr__(self) -> str:
+        start = self.fit.initial_loss.mean()
+        lines = [f"BatchSizePlan: from a loss of {start:.4g} to {self.target_loss:.4g}"]
+        for family in self.families:
+            lines.append(f"  critical batch size, {family + ':':14}{_describe(self.critical_batch_size[family])}")
+        lines.append(f"  simple noise scale: {'':15}{_describe(self.noise_scale)}")
+        found = self._check_family(None)
+        curve, steps = self.curves[found], self.steps[found]
+        lines.append(f"  {found}, with intervals at level {steps.level:g}:")
+        header = ("batch size", "steps", "from", "to", "examples", "learning rate", "momentum")
+        lines.append("".join(f"{cell:>14}" for cell in header))
+        for place, size in enumerate(self.batch_sizes.tolist()):
+            rate, momentum, _, _ = (part[0] for part in curve.algorithm.take([place]).settings)
+            ends = (f"{part[place]:,.0f}" for part in (steps.value, steps.low, steps.high))
+            cells = (f"{size:,}", *ends, f"{steps.value[place] * size:,.0f}", f"{rate:.4g}", f"{momentum:.4g}")
+            lines.append("".join(f"{cell:>14}" for cell in cells))
+        return "\n".join(lines)
+
+    def _search(self, batch_size: int, family: str) -> nqm.OptimalSettings:
+        return nqm.optimize(
+            self.fit.problem,
+            family,
+            self.fit.effective_batch_size([batch_size]),
+            self.target_loss - self.fit.floor,
+            largest_momentum=self.largest_momentum,
+            progress=False,
+        )
+
+    def _check_family(self, family: str | None) -> str:
+        if family is None:
+            return "momentum" if "momentum" in self.curves else self.families[0]
+        return check_choice("family", family, self.families)
+
+    def _check_size(self, batch_size: Any) -> None:
+        most = None if math.isinf(self.fit.num_examples) else int(self.fit.num_examples)
+        check_integer("batch_size", batch_size, minimum=1, maximum=most)
+
+
+def plan_batch_size(
+    model: keras.Model,
+    data: Any,
+    loss: Any = None,
+    target_loss: float | None = None,
+    budget_seconds: float | None = 30.0,
+    *,
+    batch_sizes: Sequence[int] | None = None,
+    families: Sequence[str] = ("sgd", "momentum", "ema"),
+    largest_momentum: float = 0.9,
+    level: float = 0.9,
+    draws: int = 100,
+    progress: bool | None = None,
+    seed: int = 0,
+    **fit_options: Any,
+) -> BatchSizePlan:
+    """Predict steps to a target loss for every batch size, from a noisy quadratic fitted to a Keras model.
+
+    Best train a short pilot, about to the target, and pass the weights before it as `initial_weights`; see
+    `fit_noisy_quadratic`.
+
+    Args:
+        model: A Keras model with its variables, compiled or not.
+        data: The training data, or a random part of them, see `fit_noisy_quadratic`.
+        loss: As `compile` takes it. None (default) means the one that the model was compiled with.
+        target_loss: The training loss to be reached, dropout off, regularisation included. It must lie above the fitted
+            quadratic's floor. None (default) means the model's loss now if `initial_weights` is given; otherwise a
+            tenth of what lies between the model's loss and the floor.
+        budget_seconds: About how long the fit may take. The search comes on top, with two or three seconds a family.
+        batch_sizes: B, distinct integers >= 1, in rising order, three or more. None (default) means all powers of two
+            up to 65,536, or N.
+        families: Kinds of algorithms, of "sgd", "momentum", "nesterov", "ema" and "momentum_ema", see
+            `tfopt.nqm.optimize`.
+        largest_momentum: Largest momentum to try, in [0, 1). Default 0.9.
+        level: With which probability intervals shall hold what is estimated, in (0, 1). Default 0.9.
+        draws: How many times to draw the fit's runs with replacement, an integer >= 20. Default 100.
+        progress: Whether to show progress; None (default) does in a terminal.
+        seed: Seed of all randomness, an integer >= 0. Default 0.
+        **fit_options: Further arguments of `fit_noisy_quadratic`: `initial_weights`, `num_examples`, and more.
+
+    Returns:
+        The plan.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of its range, or the model or the data cannot be measured.
+
+    Example:
+        >>> from tfopt import models
+        >>> rng = np.random.default_rng(0)
+        >>> x = rng.standard_normal((4096, 4))
+        >>> y = x.sum(axis=1, keepdims=True) + rng.standard_normal((4096, 1))
+        >>> model = models.mlp(4, (), 1, seed=0)
+        >>> plan = plan_batch_size(model, (x, y), "mse", families=["sgd"], draws=20)
+        >>> bool(plan.steps["sgd"].value[0] > plan.steps["sgd"].value[-1])
+        True
+        >>> model.compile(plan.make_optimizer(batch_size=64), loss="mse")
+    """
+    _check_options(batch_sizes, families, largest_momentum, level, draws, seed, math.inf)
+    if target_loss is not None:
+        check_number("target_loss", target_loss)
+    fit = fit_noisy_quadratic(model, data, loss, budget_seconds, seed=seed, progress=progress, **fit_options)
+    return BatchSizePlan.of(
+        fit,
+        target_loss,
+        batch_sizes=batch_sizes,
+        families=families,
+        largest_momentum=largest_momentum,
+        level=level,
+        draws=draws,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def _check_options(
+    batch_sizes: Any, families: Any, largest_momentum: Any, level: Any, draws: Any, seed: Any, num_examples: float
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    if isinstance(families, str) or not len(families):
+        raise ValueError(f"`families` must be a list of {', '.join(map(repr, FAMILIES))}. Received: {families!r}")
+    for family in families:
+        check_choice("families", family, FAMILIES)
+    check_number("largest_momentum", largest_momentum, minimum=0.0, maximum=1.0, exclusive_maximum=True)
+    check_number("level", level, minimum=0.0, maximum=1.0, exclusive_minimum=True, exclusive_maximum=True)
+    check_integer("draws", draws, minimum=20)
+    check_integer("seed", seed, minimum=0)
+    if batch_sizes is None:
+        most = int(min(num_examples, LARGEST_BATCH))
+        sizes = 2 ** np.arange(most.bit_length())
+    else:
+        sizes = np.array(check_shape("batch_sizes", batch_sizes))
+    if len(sizes) < 3 or (np.diff(sizes) <= 0).any() or sizes[-1] > num_examples:
+        raise ValueError(
+            f"`batch_sizes` must be three or more, rising, up to the {num_examples:g} rows of the data. "
+            f"Received: {sizes.tolist()}"
+        )
+    return sizes, tuple(dict.fromkeys(families))
+
+
+def _check_target(target_loss: Any, fit: NoisyQuadraticFit) -> float:
+    floor, start = fit.floor, fit.floor + fit.problem.initial_loss
+    if target_loss is None:
+        target_loss = float(fit.loss.mean()) if fit.is_displaced else floor + 0.1 * fit.problem.initial_loss
+    check_number("target_loss", target_loss)
+    if not floor < target_loss < start:
+        hint = (
+            "Fit after a longer pilot, from where lower losses are in sight"
+            if target_loss <= floor
+            else "It is reached before the first step"
+        )
+        raise ValueError(
+            f"`target_loss` must lie between the fitted quadratic's floor, {floor:.4g}, and its loss where training "
+            f"starts, {start:.4g}. Received: target_loss={target_loss:.4g}. {hint}"
+        )
+    return float(target_loss)
+
+
+def _intervals(
+    fit: NoisyQuadraticFit,
+    best: nqm.OptimalSettings,
+    sizes: np.ndarray,
+    target: float,
+    level: float,
+    draws: int,
+    seed: int,
+) -> tuple[Interval, Interval]:
+    around = _settings_around(best.algorithm)
+
+    def predict(part: NoisyQuadraticFit) -> np.ndarray:
+        if part is fit:
+            steps = best.steps
+        elif target <= part.floor:
+            steps = np.full(len(sizes), np.inf)
+        else:
+            steps = nqm.steps_to_target(part.problem, around, best.batch_size, target - part.floor).min(axis=0)
+        return np.append(steps, _critical(sizes, steps))
+
+    replicates = fit.interval(predict, level, draws, seed)
+    value = predict(fit)
+    parts = [Interval(value[at], replicates.low[at], replicates.high[at], level) for at in (slice(-1), -1)]
+    return parts[0], parts[1]
+
+
+def _settings_around(settings: nqm.Algorithm) -> nqm.Algorithm:
+    # When runs are drawn again, the best settings are looked for among those found for neighbouring batch sizes, at
+    # rates around theirs, in place of the whole space. Of shape (number tried, number of batch sizes).
+    last = len(settings.learning_rate) - 1
+    places = np.clip(np.arange(last + 1) + np.array([[-1], [0], [1]]), 0, last)
+    rate, momentum, decay = (part[places] for part in (settings.learning_rate, settings.momentum, settings.ema_decay))
+    rates = (RATES_AROUND[:, None, None] * rate).reshape(-1, last + 1)
+    momentum, decay = (np.tile(part, (len(RATES_AROUND), 1)) for part in (momentum, decay))
+    return nqm.Algorithm(rates, momentum, settings.nesterov, decay)
+
+
+def _critical(sizes: np.ndarray, steps: np.ndarray) -> float:
+    reached = np.isfinite(steps) & (steps > 0)
+    if reached.sum() < 3:
+        return math.nan
+    try:
+        return nqm.critical_batch_size((sizes[reached], steps[reached])).batch_size
+    except ValueError:
+        return math.inf
+
+
+def _finite(number: float) -> float | None:
+    return float(number) if math.isfinite(number) else None
+
+
+def _ends(interval: Interval) -> dict[str, float | None]:
+    return {name: _finite(getattr(interval, name)) for name in ("value", "low", "high")}
+
+
+def _describe(interval: Interval) -> str:
+    return repr(interval).replace("inf", "beyond the largest").replace("nan", "unknown")

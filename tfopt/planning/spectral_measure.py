@@ -1,0 +1,114 @@
+"""How the square of a vector is spread over the spectrum of a matrix."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tfopt.curvature.lanczos import lanczos
+
+
+@dataclass(frozen=True)
+class SpectralMeasure:
+    """Masses at points: an approximation of sum_i (q_i'v)^2 at h_i, with eigenvalues h_i and eigenvectors q_i.
+
+    Attributes:
+        nodes: Points, of shape (m,).
+        masses: Masses, of shape (m,), >= 0; they add up to |v|^2.
+    """
+
+    nodes: np.ndarray
+    masses: np.ndarray
+
+    def moment(self, power: int, smallest: float) -> float:
+        """Return sum_i h_i^power (q_i'v)^2 over all but the flattest directions.
+
+        Args:
+            power: The power, which may be negative.
+            smallest: Points below this are left out, > 0.
+
+        Returns:
+            The sum.
+        """
+        kept = self.nodes >= smallest
+        return float(self.masses[kept] @ self.nodes[kept] ** float(power))
+
+
+def spectral_measure(operator: Any, vector: np.ndarray, num_matvecs: int) -> SpectralMeasure:
+    """Measure by Lanczos's iteration from the vector: the nodes and weights of Gauss's quadrature.
+
+    Exact for polynomials up to degree 2 m - 1 (Golub and Meurant, "Matrices, moments and quadrature", 2010, chapter 6).
+
+    Args:
+        operator: A symmetric matrix, as `tfopt.curvature.lanczos` takes it.
+        vector: v, of shape (n,).
+        num_matvecs: m, number of products.
+
+    Returns:
+        The measure; without points if v is zero.
+    """
+    square = float(vector @ vector)
+    if square == 0.0:
+        return SpectralMeasure(np.empty(0), np.empty(0))
+    nodes, vectors, _ = lanczos(operator, num_matvecs, start=vector).ritz()
+    return SpectralMeasure(nodes, square * vectors[0] ** 2)
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Intervals of log curvature, and a curvature for each that stands for all in it.
+
+    Attributes:
+        edges: Of shape (k + 1,), rising.
+        used: Which intervals hold anything, of shape (k,).
+        curvature: Mean of the points in each of these, of shape (number used,), rising.
+    """
+
+    edges: np.ndarray
+    used: np.ndarray
+    curvature: np.ndarray
+
+    @classmethod
+    def around(cls, measures: Sequence[SpectralMeasure], num_bins: int, smallest: float) -> "Bins":
+        """Make bins for some measures.
+
+        Args:
+            measures: The measures, each of which has the same say in the bins' curvatures.
+            num_bins: Number of intervals.
+            smallest: Where the first begins, relative to the largest point of all.
+
+        Returns:
+            The bins.
+
+        Raises:
+            ValueError: No point is positive.
+        """
+        largest = max((measure.nodes.max() for measure in measures if len(measure.nodes)), default=0.0)
+        if not largest > 0.0:
+            raise ValueError(f"`model` must have a direction of positive curvature. Received: at most {largest:g}")
+        edges = np.geomspace(smallest * largest, largest, num_bins + 1)
+        edges[-1] = np.nextafter(largest, np.inf)  # within the last, in spite of rounding
+        bins = cls(edges, np.ones(num_bins, bool), np.zeros(0))
+        shares = [_scaled(measure) for measure in measures if len(measure.nodes)]
+        mass = np.sum([bins.fill(share)[1] for share in shares], axis=0)
+        moment = np.sum([bins.fill(SpectralMeasure(s.nodes, s.masses * s.nodes))[1] for s in shares], axis=0)
+        used = mass > 0.0
+        return cls(edges, used, np.clip(moment[used] / mass[used], edges[:-1][used], edges[1:][used]))
+
+    def fill(self, measure: SpectralMeasure) -> tuple[float, np.ndarray]:
+        """Add up masses.
+
+        Args:
+            measure: The measure.
+
+        Returns:
+            What lies below the first bin, and in each of the bins used, of shape (number used,).
+        """
+        places = np.clip(np.searchsorted(self.edges, measure.nodes, side="right"), 0, len(self.edges) - 1)
+        totals = np.bincount(places, weights=measure.masses, minlength=len(self.edges))
+        return float(totals[0]), totals[1:][self.used]
+
+
+def _scaled(measure: SpectralMeasure) -> SpectralMeasure:
+    return SpectralMeasure(measure.nodes, measure.masses / measure.masses.sum())
