@@ -78,7 +78,6 @@ def test_recovers_a_noisy_quadratic_within_its_intervals(is_displaced):
             budget_seconds=None,
             matrix="hessian",
             num_examples=math.inf,
-            num_curvature_rows=64,
             seed=seed,
             **displaced,
         )
@@ -269,7 +268,7 @@ def test_fits_print_plot_and_export(fitted):
         ({"batch_norm": "none"}, ValueError, "`batch_norm` must be one of"),
         ({"num_runs": 3}, ValueError, "`num_runs` must be an integer >= 4"),
         ({"num_matvecs": 1}, ValueError, "`num_matvecs` must be an integer >= 2"),
-        ({"num_curvature_rows": 0}, ValueError, "`num_curvature_rows` must be"),
+        ({"num_rows_per_run": 0}, ValueError, "`num_rows_per_run` must be"),
         ({"num_bins": 1.5}, TypeError, "`num_bins` must be an integer"),
         ({"seed": -1}, ValueError, "`seed` must be"),
         ({"num_examples": 10}, ValueError, "`num_examples` must be a finite number >= 2000"),

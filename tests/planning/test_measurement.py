@@ -7,7 +7,7 @@ from tfopt.models import mlp
 
 from tfopt.communicator import SerialCommunicator
 from tfopt.curvature import GaussNewtonOperator, Probe
-from tfopt.planning.measurement import FEWEST_MATVECS, FEWEST_RUNS, Effort, Measurement, Rows
+from tfopt.planning.measurement import FEWEST_MATVECS, SIZED_FOR, Effort, Measurement, Rows
 
 NUM_INPUTS = 3
 
@@ -40,7 +40,7 @@ def linear():
 def test_runs_have_rows_of_their_own(num_rows, batch_size, num_runs):
     numbers = np.arange(num_rows)[:, None]
     rows = make_rows(Probe(numbers, batch_size=batch_size), num_runs)
-    seen = [np.concatenate([p.x.numpy() for p in rows.pieces(run, rows.num_pieces)]) for run in range(num_runs)]
+    seen = [np.concatenate([p.x.numpy() for p in rows.pieces(run, 99)]) for run in range(num_runs)]
     everything = np.concatenate(seen).ravel()
     assert len(set(everything)) == len(everything)  # no row twice
     assert len(everything) > 0.7 * num_rows
@@ -49,10 +49,12 @@ def test_runs_have_rows_of_their_own(num_rows, batch_size, num_runs):
     assert rows.piece_size % rows.group_size == 0
     # Batches for products have the same rows, and one size.
     batches = rows.batches(1, 99)
-    assert set(np.concatenate([b.x.numpy() for b in batches]).ravel()) <= set(seen[1].ravel())
+    np.testing.assert_array_equal(np.concatenate([b.x.numpy() for b in batches]), seen[1])
     assert len({b.num_rows for b in batches}) == 1
     assert batches[0].num_rows <= 512
     assert len(rows.batches(1, 1)) == 1
+    assert len(rows.batches(1, 99)) == rows.num_batches
+    assert batches[0].num_rows == rows.batch_size
 
 
 def test_runs_share_rows_where_they_may():
@@ -65,7 +67,7 @@ def test_runs_share_rows_where_they_may():
             batches = np.concatenate([b.x.numpy() for b in rows.batches(run, 999)]).ravel()
             assert sorted(batches) == sorted(mine)
         if at_least > 100:  # the same rows, but not in the same groups
-            first, second = (rows.pieces(run, 1)[0].x.numpy().ravel() for run in (0, 1))
+            first, second = (rows.pieces(run, 99)[0].x.numpy().ravel() for run in (0, 1))
             assert len(set(first) & set(second)) < len(first)
 
 
@@ -102,9 +104,9 @@ def test_masses_add_up_to_squared_norms(linear):
     operator, _, _ = linear
     rows = make_rows(operator.probe, 4)
     displacement = np.array([1.0, 2.0, 3.0, 4.0])
-    run = Measurement(operator, rows, displacement, 0).run(1, Effort(4, 1, 99))
+    run = Measurement(operator, rows, displacement, 0).run(1, Effort(4, 99))
     _, gradient, noise, _, _ = Measurement(operator, rows, displacement, 0)._gradient_and_noise(rows.pieces(1, 99), 1)
-    matrix = operator.over(Probe.of(rows.batches(1, 1))).to_dense()
+    matrix = operator.over(Probe.of(rows.batches(1, 99))).to_dense()
     assert run.gradient.masses.sum() == pytest.approx(gradient @ gradient, rel=1e-4)
     assert run.noise.masses.sum() == pytest.approx(noise @ noise, rel=1e-4)
     start = gradient + matrix @ displacement
@@ -115,27 +117,27 @@ def test_masses_add_up_to_squared_norms(linear):
     model = operator.objective.model
     before = model.get_weights()
     model.set_weights([before[0] + displacement[:3, None], before[1] + displacement[3:]])
-    here = operator.over(Probe.of(rows.batches(1, 1))).loss_and_gradient()[0]
+    here = operator.over(Probe.of(rows.batches(1, 99))).loss_and_gradient()[0]
     assert run.initial_loss == pytest.approx(here, rel=1e-5)
 
 
 @pytest.mark.parametrize(
     ("seconds", "expected"),
     [
-        (1e9, Effort(50, 4, 12)),  # all that is wanted
-        (4 * (0.6 + 3 * 50 * 2 * 0.1) * 1.01, Effort(50, 2, 12)),  # fewer rows in products
-        (4 * 10.0, Effort(31, 1, 12)),  # then fewer products
-        (0.1, Effort(FEWEST_MATVECS, 1, 2)),  # and never less than this
+        (1e9, Effort(50, 4)),  # all that is wanted
+        (SIZED_FOR * 2 * (0.5 + 3 * 50 * 0.1) * 1.01, Effort(50, 2)),  # fewer rows
+        (SIZED_FOR * 10.0, Effort(31, 1)),  # then fewer products
+        (0.1, Effort(FEWEST_MATVECS, 1)),  # and never less than this
     ],
 )
 def test_effort_follows_from_the_time_there_is(linear, monkeypatch, seconds, expected):
     operator, _, _ = linear
     measurement = Measurement(operator, make_rows(operator.probe, 4), None, 0)
-    monkeypatch.setattr(measurement, "_time_parts", lambda: (0.05, 0.1))
-    effort, of_a_run = measurement.choose_effort(Effort(50, 4, 12), seconds)
+    monkeypatch.setattr(measurement, "_time_parts", lambda: (0.5, 0.1))
+    effort, of_a_run = measurement.choose_effort(Effort(50, 4), seconds)
     assert effort == expected
-    assert of_a_run == pytest.approx(0.05 * effort.num_pieces + 0.3 * effort.num_matvecs * effort.num_batches)
-    assert effort.num_matvecs == FEWEST_MATVECS or FEWEST_RUNS * of_a_run <= seconds * 1.0001
+    assert of_a_run == pytest.approx(effort.num_batches * (0.5 + 0.3 * effort.num_matvecs))
+    assert effort.num_matvecs == FEWEST_MATVECS or SIZED_FOR * of_a_run <= seconds
 
 
 def test_times_are_measured(linear):

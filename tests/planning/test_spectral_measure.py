@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tfopt.planning.spectral_measure import Bins, SpectralMeasure, spectral_measure
+from tfopt.planning.spectral_measure import Bins, SpectralMeasure, spectral_measure, without_negatives
 
 
 def make_matrix(eigenvalues, seed=0):
@@ -59,3 +59,15 @@ def test_bins_keep_masses_and_stand_at_their_mean():
 def test_a_spectrum_without_positive_curvature_is_refused():
     with pytest.raises(ValueError, match="direction of positive curvature"):
         Bins.around([SpectralMeasure(np.array([-1.0, 0.0]), np.ones(2))], 10, 1e-6)
+
+
+def test_negative_parts_are_taken_from_their_neighbours():
+    np.testing.assert_allclose(without_negatives(np.array([1.0, 2.0, 0.0, 3.0])), [1.0, 2.0, 0.0, 3.0])
+    # Running sums from the end, 4, 3, 5: the first two are 3.5 on average.
+    np.testing.assert_allclose(without_negatives(np.array([2.0, -1.0, 4.0])), [1.5, 0.0, 3.5])
+    np.testing.assert_array_equal(without_negatives(np.array([-1.0, -2.0])), [0.0, 0.0])
+    rng = np.random.default_rng(0)
+    truth = np.geomspace(1e-3, 1.0, 30)
+    sums = [without_negatives(truth + 0.1 * rng.standard_normal(30)).sum() for _ in range(200)]
+    clipped = [np.maximum(truth + 0.1 * rng.standard_normal(30), 0.0).sum() for _ in range(200)]
+    assert abs(np.mean(sums) / truth.sum() - 1) < 0.5 * abs(np.mean(clipped) / truth.sum() - 1)

@@ -19,7 +19,7 @@ from tfopt.curvature.probe import as_probe, brings_batches, map_arrays
 from tfopt.nqm import NoisyQuadratic
 from tfopt.planning.interval import Interval, bootstrap
 from tfopt.planning.measurement import FEWEST_RUNS, LARGEST_BATCH, Effort, Measurement, Rows, Run, flatten
-from tfopt.planning.spectral_measure import Bins
+from tfopt.planning.spectral_measure import Bins, without_negatives
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MATRICES = {"gauss_newton": GaussNewtonOperator, "hessian": HessianOperator}
 SMALLEST_CURVATURE = 1e-6  # of the largest, below which float32 resolves nothing
+SHARED_ROWS = 2048  # that runs have at least, if need be those of other runs
 SMALLEST_COUNT = 1e-3  # of directions in a bin that no random vector has hit
 
 
@@ -52,7 +53,7 @@ class NoisyQuadraticFit:
         initial_loss: Where training starts.
         covariance_trace: Trace of the covariance of a single row's gradient.
         num_examples: Rows that training draws its batches from; infinity for an endless stream.
-        num_rows: Rows whose gradients were measured, in all runs.
+        num_rows: Rows that were measured on, in all runs.
         num_parameters: Entries of the model's trainable variables.
         is_displaced: Whether training starts elsewhere than where the model stands.
         seconds: What it took.
@@ -83,7 +84,8 @@ class NoisyQuadraticFit:
     def problem(self) -> NoisyQuadratic:
         """The noisy quadratic; its losses count from `floor`."""
         counts = np.maximum(self.counts.mean(axis=0), SMALLEST_COUNT)
-        distance = np.maximum(self.start.mean(axis=0), 0.0) / self.curvature**2
+        gains = without_negatives(self.start.mean(axis=0) / self.curvature)  # twice the loss to be gained
+        distance = gains / self.curvature
         return NoisyQuadratic(self.curvature, self.noise.mean(axis=0) / counts, counts, distance / counts)
 
     @property
@@ -229,7 +231,7 @@ def fit_noisy_quadratic(
     batch_norm: str = "moving",
     num_runs: int = 8,
     num_matvecs: int = 50,
-    num_curvature_rows: int = 2048,
+    num_rows_per_run: int = 8192,
     num_bins: int = 64,
     seed: int = 0,
     progress: bool | None = None,
@@ -247,7 +249,8 @@ def fit_noisy_quadratic(
     the noise and of the gradient lies along their eigenvectors. Lanczos's iteration gives the three from a random
     vector, from a randomly signed sum of gradients, whose covariance is C, and from the gradient, without any
     eigenvector. Each run does so with random vectors of its own, and on rows of its own; only where they are fewer than
-    `num_curvature_rows`, and all rows together are what training draws from, it takes others' as well.
+    2,048, and all rows together are what training draws from, it takes others' as well. Curvature and gradient of a run
+    are those of the same rows, so that what both owe to the choice of rows cancels.
 
     The model is left as it is. Dropout is off; its noise is not counted.
 
@@ -267,7 +270,8 @@ def fit_noisy_quadratic(
         batch_norm: "moving" (default) normalises by the moving averages, "batch" by each batch's own statistics.
         num_runs: Most independent runs, an integer >= 4. Default 8.
         num_matvecs: Most products with H for each of three or four vectors in a run, an integer >= 2. Default 50.
-        num_curvature_rows: Most rows for H in a run, of all ranks, an integer >= 1. Default 2048.
+        num_rows_per_run: Most rows in a run, of all ranks, an integer >= 16. Default 8192. A model with many more
+            parameters needs many rows: directions that rows do not show look flat.
         num_bins: Bins of log curvature, over six decades, an integer >= 2. Default 64.
         seed: Seed of all randomness, an integer >= 0. Default 0.
         progress: Whether to show progress; None (default) does in a terminal.
@@ -302,7 +306,7 @@ def fit_noisy_quadratic(
     check_choice("matrix", matrix, tuple(MATRICES))
     check_integer("num_runs", num_runs, minimum=FEWEST_RUNS)
     check_integer("num_matvecs", num_matvecs, minimum=2)
-    check_integer("num_curvature_rows", num_curvature_rows, minimum=1)
+    check_integer("num_rows_per_run", num_rows_per_run, minimum=16)
     check_integer("num_bins", num_bins, minimum=2)
     check_integer("seed", seed, minimum=0)
     rng = np.random.default_rng(seed)
@@ -310,14 +314,14 @@ def fit_noisy_quadratic(
     operator = MATRICES[matrix](model, loss, probe, batch_norm=batch_norm, communicator=communicator)
     examples = _check_examples(num_examples, operator.num_rows)
     is_all = examples == operator.num_rows
-    rows = Rows(probe, num_runs, num_curvature_rows, is_all, rng, operator.communicator)
+    rows = Rows(probe, num_runs, min(num_rows_per_run, SHARED_ROWS), is_all, rng, operator.communicator)
     displacement = None if initial_weights is None else _displacement(model, initial_weights)
     measurement = Measurement(operator, rows, displacement, seed)
     with Progress("fitting a noisy quadratic", progress) as bar:
         bar.show("compiling")
         measurement.check()
-        rows_of_a_batch = rows.piece_size * rows.pieces_of_a_batch * operator.communicator.size
-        effort = Effort(num_matvecs, max(num_curvature_rows // rows_of_a_batch, 1), rows.num_pieces)
+        wanted = max(num_rows_per_run // (rows.batch_size * operator.communicator.size), 1)
+        effort = Effort(num_matvecs, min(wanted, rows.num_batches))
         runs = _measure(measurement, effort, num_runs, begin, budget_seconds, bar)
     return _assemble(runs, operator.shape[0], examples, displacement is not None, num_bins, begin)
 
@@ -329,7 +333,7 @@ def _measure(
     if budget is not None:
         left = max(budget - (time.perf_counter() - begin), 0.0)
         effort, expected = measurement.choose_effort(effort, left)
-        if FEWEST_RUNS * expected > 1.5 * left + 0.1 * budget:
+        if FEWEST_RUNS * expected > left + 0.2 * budget:
             warnings.warn(
                 f"`budget_seconds` is too short: the least that makes a fit takes about "
                 f"{time.perf_counter() - begin + FEWEST_RUNS * expected:.0f} s. Received: {budget:g}",

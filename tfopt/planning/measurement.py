@@ -17,6 +17,7 @@ from tfopt.planning.spectral_measure import SpectralMeasure, spectral_measure
 
 FEWEST_RUNS = 4  # for intervals that mean anything
 FEWEST_MATVECS = 20
+SIZED_FOR = 6  # runs, where time is short
 NUM_GROUPS = 32  # of gradients in a run, at least
 LARGEST_BATCH = 512  # rows of a product at once
 
@@ -27,13 +28,11 @@ class Effort:
 
     Attributes:
         num_matvecs: Products for each vector.
-        num_batches: Batches of rows in each product.
-        num_pieces: Pieces of rows whose gradients are taken.
+        num_batches: Batches of rows, on which gradients and products are computed.
     """
 
     num_matvecs: int
     num_batches: int
-    num_pieces: int
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Run:
         noise: Of a random vector whose covariance is that of a single row's gradient.
         gradient: Of the gradient at the model's weights.
         start: Of the quadratic's gradient at the weights where training starts.
-        num_rows: Rows whose gradients were taken.
+        num_rows: Rows that it was measured on.
         covariance_trace: Trace of the covariance of a single row's gradient.
         loss: At the model's weights.
         initial_loss: Where training starts.
@@ -81,9 +80,8 @@ class Rows:
     Attributes:
         piece_size: Rows in a piece.
         group_size: Rows in a group of gradients, of which a piece has several.
-        num_rows: Rows of all ranks.
-        num_pieces: Pieces that each run has, on each rank.
-        pieces_of_a_batch: How many pieces make a batch for products.
+        batch_size: Rows in a batch, which is several pieces.
+        num_batches: Batches that each run has, on each rank.
 
     Raises:
         ValueError: There are too few rows.
@@ -121,8 +119,8 @@ class Rows:
         self._num_own = fewest // num_runs
         count = max(self._num_own, min(wanted // size, fewest)) if may_share else self._num_own
         num_batches = -(-count // max(LARGEST_BATCH // size, 1))
-        self.pieces_of_a_batch = count // num_batches
-        self.num_pieces = num_batches * self.pieces_of_a_batch  # so that products can have them all
+        self._num_in_batch = count // num_batches
+        self.num_batches, self.batch_size = num_batches, self._num_in_batch * size
         self._pieces = [pieces[at] for at in rng.permutation(len(pieces))]
         self._seed = int(rng.integers(2**31))
 
@@ -131,34 +129,34 @@ class Rows:
 
         Args:
             index: Which run.
-            count: How many, at most.
+            count: Of how many batches, at most.
 
         Returns:
             The pieces.
         """
         first = index * self._num_own
-        turned = (self._pieces[first:] + self._pieces[:first])[: self.num_pieces]
-        if self.num_pieces > self._num_own:  # cut anew: groups of the same rows in every run would err in the same way
+        num_pieces = self.num_batches * self._num_in_batch
+        turned = (self._pieces[first:] + self._pieces[:first])[:num_pieces]
+        if num_pieces > self._num_own:  # cut anew: groups of the same rows in every run would err in the same way
             whole, size = _join(turned), self.piece_size
             order = np.random.default_rng([self._seed, index]).permutation(whole.num_rows)
             parts = (map_arrays(lambda leaf: tf.gather(leaf, order), part) for part in whole.tensors)
             whole = Batch(*parts, num_rows=whole.num_rows)
             turned = [whole.rows(at, at + size) for at in range(0, whole.num_rows, size)]
-        return turned[:count]
+        return turned[: count * self._num_in_batch]
 
     def batches(self, index: int, count: int) -> list[Batch]:
-        """Return batches for products, of the pieces of a run.
+        """Return the same rows in batches, for products.
 
         Args:
             index: Which run.
             count: How many, at most.
 
         Returns:
-            One batch or more, all of one size.
+            The batches, all of one size.
         """
-        each = self.pieces_of_a_batch
-        pieces = self.pieces(index, max(count, 1) * each)
-        return [_join(pieces[at : at + each]) for at in range(0, len(pieces) - each + 1, each)]
+        pieces, each = self.pieces(index, count), self._num_in_batch
+        return [_join(pieces[at : at + each]) for at in range(0, len(pieces), each)]
 
 
 class Measurement:
@@ -176,37 +174,37 @@ class Measurement:
         self._ranks = operator.communicator
 
     def choose_effort(self, most: Effort, seconds: float) -> tuple[Effort, float]:
-        """Find out how much can be done in each of the fewest runs.
+        """Find out how much can be done in each run.
 
         Args:
             most: The most that is wanted.
-            seconds: The time for all of the fewest runs.
+            seconds: The time for some more than the fewest runs.
 
         Returns:
             The effort, and the seconds that a run will take about.
         """
-        of_a_piece, of_a_product = self._time_parts()
+        of_gradients, of_a_product = self._time_parts()
         # All ranks must choose the same.
         seconds = min(self._ranks.allgather_object(seconds, "seconds"))
         most = Effort(*np.min(self._ranks.allgather_object(astuple(most), "effort"), axis=0).tolist())
-        share, vectors = seconds / FEWEST_RUNS, 3 if self._displacement is None else 4
-        pieces = int(np.clip(0.3 * share / of_a_piece, 2, most.num_pieces))
-        products = max(share - pieces * of_a_piece, 0.0) / (vectors * of_a_product)
-        batches = int(np.clip(products / most.num_matvecs, 1, most.num_batches))
-        matvecs = int(np.clip(products / batches, min(FEWEST_MATVECS, most.num_matvecs), most.num_matvecs))
-        return Effort(matvecs, batches, pieces), pieces * of_a_piece + vectors * matvecs * batches * of_a_product
+        share, vectors = seconds / SIZED_FOR, 3 if self._displacement is None else 4
+        batches = share / (of_gradients + vectors * most.num_matvecs * of_a_product)
+        batches = int(np.clip(batches, 1, most.num_batches))
+        matvecs = (share / batches - of_gradients) / (vectors * of_a_product)
+        matvecs = int(np.clip(matvecs, min(FEWEST_MATVECS, most.num_matvecs), most.num_matvecs))
+        return Effort(matvecs, batches), batches * (of_gradients + vectors * matvecs * of_a_product)
 
     def _time_parts(self) -> tuple[float, float]:
-        # Seconds for the gradients of a piece, and for a product of one batch, after they have been compiled.
+        # Seconds for the gradients of a batch, and for its product, after they have been compiled.
         operator = self._operator.over(Probe.of(self._rows.batches(0, 1)))
         vector = np.ones(operator.shape[0], operator.dtype)
-        piece = self._rows.pieces(0, 1)
+        pieces = self._rows.pieces(0, 1)
         seconds = np.full((2, 3), np.inf)
         operator.matvec(vector)
         with operator.shared():
             for attempt in range(3):
                 begin = time.perf_counter()
-                list(self._gradients(piece))
+                list(self._gradients(pieces))
                 middle = time.perf_counter()
                 operator.matvec(vector)
                 seconds[:, attempt] = middle - begin, time.perf_counter() - middle
@@ -223,7 +221,7 @@ class Measurement:
         Returns:
             What was measured.
         """
-        pieces = self._rows.pieces(index, effort.num_pieces)
+        pieces = self._rows.pieces(index, effort.num_batches)
         operator = self._operator.over(Probe.of(self._rows.batches(index, effort.num_batches)))
         loss, gradient, noise, trace, num_rows = self._gradient_and_noise(pieces, index)
         normal = np.random.default_rng([self._seed, index]).standard_normal(operator.shape[0])
@@ -256,7 +254,7 @@ class Measurement:
         Raises:
             ValueError: It is not.
         """
-        loss = self._operator.probe_loss.over(Probe.of(self._rows.pieces(0, 1)))
+        loss = self._operator.probe_loss.over(Probe.of(self._rows.pieces(0, 1)[:1]))
         Groups(loss, self._rows.group_size).check()
 
     def _gradients(self, pieces: Sequence[Batch]) -> Iterator[tuple[float, np.ndarray]]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 
 from tfopt.curvature.lanczos import lanczos
 
@@ -108,6 +109,22 @@ class Bins:
         places = np.clip(np.searchsorted(self.edges, measure.nodes, side="right"), 0, len(self.edges) - 1)
         totals = np.bincount(places, weights=measure.masses, minlength=len(self.edges))
         return float(totals[0]), totals[1:][self.used]
+
+
+def without_negatives(parts: np.ndarray) -> np.ndarray:
+    """Return the non-negative numbers whose running sums come closest to those of numbers with errors.
+
+    What is negative by chance is taken from its neighbours; cut off it would make the sum too large. Isotonic
+    regression of the sums, from the last to the first.
+
+    Args:
+        parts: Estimates of numbers >= 0, of shape (k,).
+
+    Returns:
+        Numbers >= 0, of shape (k,).
+    """
+    sums = np.maximum(isotonic_regression(np.cumsum(parts[::-1])).x, 0.0)
+    return np.diff(sums, prepend=0.0)[::-1]
 
 
 def _scaled(measure: SpectralMeasure) -> SpectralMeasure:
