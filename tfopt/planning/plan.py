@@ -475,7 +475,8 @@ def _intervals(
 
     replicates = fit.interval(predict, level, draws, seed)
     value = predict(fit)
-    parts = [Interval(value[at], replicates.low[at], replicates.high[at], level) for at in (slice(-1), -1)]
+    low = np.maximum(replicates.low, 0.0)  # where nothing is known
+    parts = [Interval(value[at], low[at], replicates.high[at], level) for at in (slice(-1), -1)]
     return parts[0], parts[1]
 
 
