@@ -3,7 +3,8 @@
 Two networks on 50,000 rows or more: a regression on a teacher network, and a classification of `higgs_like`. Each is
 trained for one short pilot; the noisy quadratic is fitted where the pilot ends, and says how many steps a training
 from the first weights to the pilot's loss takes at every batch size, with plain SGD and with momentum. Then it is
-trained so, at 11 batch sizes, with tuned rates and several seeds. No number of the prediction is tuned.
+trained so, at 11 batch sizes, with the plan's momentum, tuned rates and several seeds. No number of the prediction is
+tuned.
 
 Beside it: the simple noise scale; fits without a pilot, and after shorter and longer ones, as the spectrum moves along
 training; and the plan's schedule in real training, against the best constant rate.
@@ -14,7 +15,7 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
@@ -27,8 +28,7 @@ from tfopt.models import mlp
 from tfopt import datasets, nqm
 from tfopt.planning import BatchSizePlan, fit_noisy_quadratic
 
-MOMENTUM = 0.9
-FAMILIES = {"sgd": 0.0, "momentum": MOMENTUM}
+FAMILIES = ("sgd", "momentum")
 RATE_STEP = 2**0.5
 EVALUATED_AT = 150  # numbers of steps, in geometric progression
 PILOTS = (0.25, 0.5, 2.0)  # in lengths of the usual one
@@ -278,10 +278,10 @@ def measure(trainings: Trainings, plan: BatchSizePlan, target: float, family: st
     Returns:
         What was measured.
     """
-    momentum = FAMILIES[family]
-    rate = float(plan.curves["sgd"].algorithm.learning_rate[-1]) * (1 - momentum)
+    momenta = np.broadcast_to(plan.curves[family].algorithm.momentum, plan.batch_sizes.shape)[::-1].tolist()
+    rate = float(plan.curves["sgd"].algorithm.learning_rate[-1]) * (1 - momenta[0])
     longest, found = 4000.0, []
-    for size in plan.batch_sizes[::-1].tolist():
+    for size, momentum in zip(plan.batch_sizes[::-1].tolist(), momenta, strict=True):
         found.append(tune(trainings, size, momentum, target, rate, int(longest), seeds))
         if np.isfinite(found[-1][0]):
             rate, longest = found[-1][1], 6 * found[-1][0] + 30
@@ -372,8 +372,9 @@ def study(task: Task, run: Reproduction) -> Outcome:
             pilot(task, epochs, run.seed)
             displaced = {"initial_weights": first}
         fit = fit_noisy_quadratic(task.model, (task.x, task.y), task.loss, None, seed=run.seed, **displaced)
+        fit = replace(fit, num_examples=np.inf)  # batches are drawn with replacement here
         try:
-            return BatchSizePlan.of(fit, target, batch_sizes=sizes.tolist(), families=list(FAMILIES))
+            return BatchSizePlan.of(fit, target, batch_sizes=sizes.tolist(), families=FAMILIES)
         except ValueError:
             return None  # the target lies below the quadratic's floor
 
@@ -408,7 +409,7 @@ def try_schedule(
     """
     schedule = plan.make_schedule(SCHEDULE_AT)
     constant = float(sgd.steps[plan.batch_sizes == SCHEDULE_AT][0])
-    for stretch in RATE_STEP ** np.arange(-6, 9):
+    for stretch in 1.05 ** np.arange(-20, 50):
         ends = np.unique(np.maximum(np.cumsum(schedule.lengths) * stretch, 1).round().astype(int))
 
         def rate_from(step: int, ends: np.ndarray = ends) -> float:
@@ -500,7 +501,7 @@ def draw(outcomes: list[Outcome]) -> Any:
             middle = measured.steps[seen]
             low, high = (np.where(np.isfinite(end[seen]), end[seen], middle) for end in (measured.low, measured.high))
             errors = np.maximum([middle - low, high - middle], 0.0)
-            color = panel.lines[list(FAMILIES).index(family)].get_color()
+            color = panel.lines[FAMILIES.index(family)].get_color()
             panel.errorbar(
                 measured.sizes[seen], middle, errors, fmt=marker, color=color, mfc="none", label=f"{family}, measured"
             )

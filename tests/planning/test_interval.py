@@ -41,5 +41,6 @@ def test_what_is_unknown_or_endless_widens_the_interval():
 
 def test_intervals_read_like_numbers():
     assert repr(Interval(43.123, 38.25, 1234.6, 0.9)) == "43.1 (38.2 to 1,235)"
-    assert repr(Interval(np.inf, 4000.0, np.inf, 0.9)) == "inf (4,000 to inf)"
+    assert repr(Interval(np.inf, 4000.0, np.inf, 0.9)) == "infinity (4,000 to infinity)"
+    assert repr(Interval(np.nan, -np.inf, np.inf, 0.9)) == "unknown"
     assert repr(Interval(np.ones(3), np.ones(3), np.ones(3), 0.9)) == "Interval of shape (3,) at level 0.9"

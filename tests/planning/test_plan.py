@@ -81,8 +81,8 @@ def test_default_targets(fit):
     here = BatchSizePlan.of(fit, families=["sgd"], draws=20)
     assert here.target_loss == pytest.approx(fit.floor + 0.1 * fit.problem.initial_loss)
     assert here.batch_sizes.tolist() == [2**k for k in range(17)]
-    away = dataclasses.replace(fit, is_displaced=True, loss=fit.loss * 0.5)
-    assert BatchSizePlan.of(away, families=["sgd"], draws=20).target_loss == pytest.approx(0.5 * fit.loss.mean())
+    away = dataclasses.replace(fit, is_displaced=True, loss=fit.loss * 0.5 + 0.1, gain=fit.gain * 0.5)
+    assert BatchSizePlan.of(away, families=["sgd"], draws=20).target_loss == pytest.approx(0.5 * fit.loss.mean() + 0.1)
 
 
 # --- what to train with
@@ -134,7 +134,8 @@ def test_schedules_take_fewer_steps(plan, fit):
 
 def test_plans_print_plot_and_export(plan, tmp_path):
     text = repr(plan)
-    assert len(text.splitlines()) == 1 + 3 + 1 + 2 + len(SIZES)
+    assert len(text.splitlines()) == 2 + 3 + 1 + 2 + len(SIZES)
+    assert f"down to {plan.fit.floor:.4g} at its minimum" in text
     assert "critical batch size, momentum:" in text
     frame = plan.to_dataframe()
     assert len(frame) == 3 * len(SIZES)
@@ -149,13 +150,28 @@ def test_plans_print_plot_and_export(plan, tmp_path):
 
 
 def test_targets_that_small_batches_never_reach(fit):
-    noisy = dataclasses.replace(fit, noise=1e3 * fit.noise)
-    found = BatchSizePlan.of(noisy, TARGET, batch_sizes=[1, 2, 4, 8], families=["momentum"], draws=20)
+    noisy = dataclasses.replace(fit, noise=1e3 * fit.noise, sampling=0.0 * fit.sampling, loss=fit.loss + 0.1)
+    found = BatchSizePlan.of(noisy, TARGET + 0.1, batch_sizes=[1, 2, 4, 8], families=["momentum"], draws=20)
     assert found.critical_batch_size["momentum"].value == math.inf
     assert "beyond the largest" in repr(found)
-    assert found.to_dict()["critical_batch_size"]["momentum"]["value"] is None
+    assert found.to_dict()["critical_batch_size"]["momentum"]["value"] == "infinity"
     assert found.suggest().batch_size == 8
     found.plot()
+
+
+def test_minima_that_no_loss_has_are_told(fit):
+    deep = dataclasses.replace(fit, loss=fit.loss - fit.floor - 1.0)
+    assert deep.floor == pytest.approx(-1.0)
+    with pytest.warns(UserWarning, match="minimum lies at a loss of -1: unless the model's loss can be negative"):
+        BatchSizePlan.of(deep, 0.1, families=["sgd"], draws=20)
+    with (
+        pytest.warns(UserWarning, match="minimum lies"),
+        pytest.raises(ValueError, match="`target_loss` must be given: a tenth of the way .* train a pilot"),
+    ):
+        BatchSizePlan.of(deep)
+    there = dataclasses.replace(fit, is_displaced=True, gain=0.0 * fit.gain, loss=0.0 * fit.loss)
+    with pytest.raises(ValueError, match="`target_loss` must be given: the model's loss, 0, is that of"):
+        BatchSizePlan.of(there)
 
 
 def test_from_a_model_in_one_call():
@@ -174,8 +190,9 @@ def test_from_a_model_in_one_call():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"families": "sgd"}, ValueError, "`families` must be a list"),
-        ({"families": []}, ValueError, "`families` must be a list"),
+        ({"families": None}, TypeError, "`families` must be a list"),
+        ({"families": "sgd"}, TypeError, "`families` must be a list"),
+        ({"families": []}, TypeError, "`families` must be a list"),
         ({"families": ["adam"]}, ValueError, "`families` must be one of 'sgd'"),
         ({"batch_sizes": [1, 2]}, ValueError, "`batch_sizes` must be three or more, rising"),
         ({"batch_sizes": [1, 4, 2]}, ValueError, "`batch_sizes` must be three or more, rising"),
@@ -200,11 +217,15 @@ def test_bad_arguments_are_found_before_any_work():
     for options, error in (({"families": ["adam"]}, ValueError), ({"target_loss": "low"}, TypeError)):
         with pytest.raises(error, match="`(families|target_loss)` must be"):
             plan_batch_size("no model", None, **options)
+    x = np.zeros((100, 4), "float32")
+    with pytest.raises(ValueError, match="`batch_sizes` must be three or more, rising, up to the 100 rows"):
+        plan_batch_size("no model", (x, x[:, :1]), batch_sizes=[1, 10, 1000])
     with pytest.raises(TypeError, match="`fit` must be what fit_noisy_quadratic returned"):
         BatchSizePlan.of(KNOWN)
 
 
 def test_bad_batch_sizes_are_named(plan, fit):
+    assert type(plan.suggest(np.int64(64)).batch_size) is int
     with pytest.raises(ValueError, match="`batch_size` must be an integer >= 1"):
         plan.suggest(0)
     with pytest.raises(TypeError, match="`batch_size` must be an integer"):

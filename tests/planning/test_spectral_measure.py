@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 
-from tfopt.planning.spectral_measure import Bins, SpectralMeasure, spectral_measure, without_negatives
+from tfopt.planning.spectral_measure import Bins, SpectralMeasure, newton_step, run_lanczos, without_negatives
+
+
+def spectral_measure(matrix, vector, num_matvecs):
+    return SpectralMeasure.of(run_lanczos(matrix, vector, num_matvecs), vector @ vector)
 
 
 def make_matrix(eigenvalues, seed=0):
@@ -29,6 +33,25 @@ def test_few_products_still_give_the_moments():
     for power in range(12):  # exact up to 2 m - 1
         expected = vector @ np.linalg.matrix_power(matrix, power) @ vector
         assert found.masses @ found.nodes**power == pytest.approx(expected, rel=1e-9)
+
+
+def test_newton_steps_go_to_the_minimum():
+    matrix, _ = make_matrix(np.geomspace(0.1, 1.0, 8))
+    vector = np.random.default_rng(3).standard_normal(8)
+    length = np.linalg.norm(vector)
+    step = newton_step(run_lanczos(matrix, vector, 8), length, 1e-6)
+    np.testing.assert_allclose(matrix @ step, -vector, atol=1e-8)
+    # What is flat is left out: a step along the five largest alone.
+    short = newton_step(run_lanczos(matrix, vector, 8), length, 0.3)
+    assert np.linalg.norm(short) < np.linalg.norm(step)
+
+
+def test_iterations_end_when_told():
+    matrix, _ = make_matrix(np.geomspace(1e-4, 1.0, 50))
+    seen = []
+    result = run_lanczos(matrix, np.ones(50), 40, lambda count: seen.append(count) or count >= 7)
+    assert seen == [1, 2, 3, 4, 5, 6, 7]
+    assert len(result.diagonal) == 7
 
 
 def test_moments_leave_out_what_is_flat():
@@ -57,7 +80,7 @@ def test_bins_keep_masses_and_stand_at_their_mean():
 
 
 def test_a_spectrum_without_positive_curvature_is_refused():
-    with pytest.raises(ValueError, match="direction of positive curvature"):
+    with pytest.raises(ValueError, match="`loss` must curve upwards along some direction of `model`"):
         Bins.around([SpectralMeasure(np.array([-1.0, 0.0]), np.ones(2))], 10, 1e-6)
 
 

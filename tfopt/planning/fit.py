@@ -17,8 +17,19 @@ from tfopt.communicator import Communicator
 from tfopt.curvature import GaussNewtonOperator, HessianOperator, Probe
 from tfopt.curvature.probe import as_probe, brings_batches, map_arrays
 from tfopt.nqm import NoisyQuadratic
-from tfopt.planning.interval import Interval, bootstrap
-from tfopt.planning.measurement import FEWEST_RUNS, LARGEST_BATCH, Effort, Measurement, Rows, Run, flatten
+from tfopt.nqm._checks import check_values
+from tfopt.planning.interval import Interval, bootstrap, describe
+from tfopt.planning.measurement import (
+    FEWEST_RUNS,
+    LARGEST_BATCH,
+    SIZED_FOR,
+    SMALLEST_CURVATURE,
+    Effort,
+    Measurement,
+    Rows,
+    Run,
+    flatten,
+)
 from tfopt.planning.spectral_measure import Bins, without_negatives
 
 if TYPE_CHECKING:
@@ -26,8 +37,20 @@ if TYPE_CHECKING:
     import pandas
 
 MATRICES = {"gauss_newton": GaussNewtonOperator, "hessian": HessianOperator}
-SMALLEST_CURVATURE = 1e-6  # of the largest, below which float32 resolves nothing
-SHARED_ROWS = 2048  # that runs have at least, if need be those of other runs
+BY_RUN = (  # attributes with a row for each run
+    "counts",
+    "noise",
+    "start",
+    "flat_share",
+    "loss",
+    "squared_gradient_norm",
+    "gain",
+    "gain_elsewhere",
+    "noise_gain",
+    "sampling",
+    "initial_loss",
+    "covariance_trace",
+)
 SMALLEST_COUNT = 1e-3  # of directions in a bin that no random vector has hit
 
 
@@ -43,13 +66,15 @@ class NoisyQuadraticFit:
         curvature: The bins' curvatures (h), of shape (k,), rising.
         counts: Number of directions in each bin.
         noise: Sum over these of the variance of a single row's gradient (c).
-        gradient: Sum over these of the squared gradient at the model's weights, without what is owed to noise; may be
-            negative.
-        start: The same of the quadratic's gradient where training starts.
-        flat_share: Which share of the noise, of the gradient and of the start's gradient lies in directions too flat
-            to be resolved, or of negative curvature, of shape (num_runs, 3).
+        start: Sum over these of the squared gradient of the quadratic where training starts, on the rows of each run.
+        flat_share: Which share of the noise, and of the start's gradient lies in directions too flat to be resolved, or
+            of negative curvature, of shape (num_runs, 2).
         loss: At the model's weights, on the rows of each run, of shape (num_runs,).
-        floors: The quadratic's smallest loss by each run.
+        squared_gradient_norm: Of the gradient there.
+        gain: 1/2 g'H^-1 g, how far the quadratic of a run's rows lies above its minimum.
+        gain_elsewhere: How much the step there lowers the quadratic of the next run's rows; NaN where there is none.
+        noise_gain: 1/2 tr(H^-1 C).
+        sampling: 1/n - 1/N, with n rows in the run: the share of a single row's noise that is in means over them.
         initial_loss: Where training starts.
         covariance_trace: Trace of the covariance of a single row's gradient.
         num_examples: Rows that training draws its batches from; infinity for an endless stream.
@@ -62,11 +87,14 @@ class NoisyQuadraticFit:
     curvature: np.ndarray
     counts: np.ndarray
     noise: np.ndarray
-    gradient: np.ndarray
     start: np.ndarray
     flat_share: np.ndarray
     loss: np.ndarray
-    floors: np.ndarray
+    squared_gradient_norm: np.ndarray
+    gain: np.ndarray
+    gain_elsewhere: np.ndarray
+    noise_gain: np.ndarray
+    sampling: np.ndarray
     initial_loss: np.ndarray
     covariance_trace: np.ndarray
     num_examples: float
@@ -84,20 +112,41 @@ class NoisyQuadraticFit:
     def problem(self) -> NoisyQuadratic:
         """The noisy quadratic; its losses count from `floor`."""
         counts = np.maximum(self.counts.mean(axis=0), SMALLEST_COUNT)
-        gains = without_negatives(self.start.mean(axis=0) / self.curvature)  # twice the loss to be gained
+        excess = self.chance * self.noise * self.sampling[:, None]
+        # Twice the loss to be gained; without what is gained only on these rows.
+        gains = without_negatives((self.start - excess).mean(axis=0) / self.curvature)
         distance = gains / self.curvature
         return NoisyQuadratic(self.curvature, self.noise.mean(axis=0) / counts, counts, distance / counts)
 
     @property
+    def chance(self) -> float:
+        """The noise at the quadratic's minimum as a share of that at the model's weights, from 0 to 1.
+
+        A sample's minimum lies lower than that of all rows, by 1/2 tr(H^-1 C) / n with the noise at the minimum, and
+        the loss of other rows there higher by as much. Twice that is what `gain` and `gain_elsewhere` differ by.
+        """
+        known = np.isfinite(self.gain_elsewhere)
+        here = float(np.mean(self.noise_gain * self.sampling))
+        if not known.any() or here <= 0.0:
+            return 1.0
+        difference = 0.5 * (self.gain.mean() - self.gain_elsewhere[known].mean())
+        return float(np.clip(difference / here, 0.0, 1.0))
+
+    @property
     def floor(self) -> float:
-        """The quadratic's smallest loss: the model's loss - 1/2 g' H^-1 g."""
-        return float(self.floors.mean())
+        """The quadratic's smallest loss: the model's loss - 1/2 g' H^-1 g, without what is gained only on a sample."""
+        return float(np.mean(self.loss - self.gain + self.chance * self.noise_gain * self.sampling))
+
+    @property
+    def quadratic_initial_loss(self) -> float:
+        """The quadratic's loss where training starts; compare `initial_loss`."""
+        return self.floor + self.problem.initial_loss
 
     @property
     def noise_scale(self) -> float:
-        """The simple noise scale tr C / |G|^2 at the model's weights, in rows; NaN if the data are too few to tell."""
-        trace, signal = float(self.covariance_trace.mean()), float(self.gradient.mean(axis=0).sum())
-        return trace / signal if signal > 0.0 else math.nan
+        """The simple noise scale tr C / |G|^2 at the model's weights, in rows; infinity if noise drowns g."""
+        signal = float(np.mean(self.squared_gradient_norm - self.covariance_trace * self.sampling))
+        return float(self.covariance_trace.mean()) / signal if signal > 0.0 else math.inf
 
     @property
     def hessian_covariance_trace(self) -> float:
@@ -113,9 +162,7 @@ class NoisyQuadraticFit:
         Returns:
             A fit with these runs.
         """
-        names: tuple[str, ...] = ("counts", "noise", "gradient", "start", "flat_share", "loss", "floors")
-        names += ("initial_loss", "covariance_trace")
-        return replace(self, **{name: getattr(self, name)[runs] for name in names})
+        return replace(self, **{name: getattr(self, name)[runs] for name in BY_RUN})
 
     def interval(
         self, function: Callable[["NoisyQuadraticFit"], Any], level: float = 0.9, draws: int = 200, seed: int = 0
@@ -132,10 +179,16 @@ class NoisyQuadraticFit:
             The estimate and its interval. It covers the chance of rows and random vectors, not that a network is no
             quadratic.
 
+        Raises:
+            TypeError: `function` cannot be called.
+            ValueError: An argument is out of its range.
+
         Example:
             >>> fit.interval(lambda fit: fit.noise_scale)  # doctest: +SKIP
             43.1 (38.2 to 49.7)
         """
+        if not callable(function):
+            raise TypeError(f"`function` must take a fit. Received: {function!r}")
         check_number("level", level, minimum=0.0, maximum=1.0, exclusive_minimum=True, exclusive_maximum=True)
         check_integer("draws", draws, minimum=20)
         check_integer("seed", seed, minimum=0)
@@ -151,8 +204,11 @@ class NoisyQuadraticFit:
 
         Returns:
             B / (1 - B / N), of B's shape; 1e15 where B is N.
+
+        Raises:
+            ValueError: A batch size is out of its range.
         """
-        size = np.asarray(batch_size, np.float64)
+        size = check_values("batch_size", batch_size, positive=True, maximum=self.num_examples)
         rest = 1.0 - size / self.num_examples
         return np.where(rest > 0.0, size / np.maximum(rest, 1e-15), 1e15)
 
@@ -199,7 +255,7 @@ class NoisyQuadraticFit:
         return ax
 
     def __repr__(self) -> str:
-        scale = self.interval(lambda fit: fit.noise_scale)
+        scale = describe(self.interval(lambda fit: fit.noise_scale), "too large to tell")
         floor = self.interval(lambda fit: fit.floor)
         lines = [
             f"NoisyQuadraticFit({self.num_parameters:,} parameters, {self.num_runs} runs on {self.num_rows:,} rows, "
@@ -207,10 +263,11 @@ class NoisyQuadraticFit:
             f"  loss now {self.loss.mean():.4g}; the quadratic's floor {floor}",
         ]
         if self.is_displaced:
-            lines.append(
-                f"  loss at the start {self.initial_loss.mean():.4g}; by the quadratic "
-                f"{self.floor + self.problem.initial_loss:.4g}"
-            )
+            start = self.initial_loss.mean()
+            lines.append(f"  loss at the start {start:.4g}; by the quadratic {self.quadratic_initial_loss:.4g}")
+        if self.flat_share.mean(axis=0).max() > 0.01:
+            flat = self.flat_share.mean(axis=0)
+            lines.append(f"  too flat to be resolved: {flat[0]:.0%} of the noise, {flat[1]:.0%} of the gradient")
         lines.append(
             f"  largest curvature {self.curvature[-1]:.4g}, {self.counts.mean(axis=0).sum():,.0f} directions above "
             f"{self.curvature[0]:.2g}"
@@ -248,9 +305,10 @@ def fit_noisy_quadratic(
     What is needed of H, C and g lies along the spectrum: how many eigenvalues there are at a curvature, and how much of
     the noise and of the gradient lies along their eigenvectors. Lanczos's iteration gives the three from a random
     vector, from a randomly signed sum of gradients, whose covariance is C, and from the gradient, without any
-    eigenvector. Each run does so with random vectors of its own, and on rows of its own; only where they are fewer than
-    2,048, and all rows together are what training draws from, it takes others' as well. Curvature and gradient of a run
-    are those of the same rows, so that what both owe to the choice of rows cancels.
+    eigenvector. Each run does so with random vectors of its own, and on rows of its own; only where all rows that
+    training draws from are no more than `num_rows_per_run`, every run has all of them. Curvature and gradient of a run
+    are those of the same rows, so that what both owe to the choice of rows cancels. What is left is found by trying
+    each run's minimum on the next run's rows.
 
     The model is left as it is. Dropout is off; its noise is not counted.
 
@@ -260,8 +318,8 @@ def fit_noisy_quadratic(
             `tfopt.curvature.Probe`. Arrays are shuffled; batches of data sets must be random.
         loss: As `compile` takes it. None (default) means the one that the model was compiled with.
         budget_seconds: About how long it may take; fewer rows, products and runs are used where time is short, and a
-            warning says so where even the least takes longer. None sets no limit. Default 30. The fit depends on the
-            clock where the limit is felt.
+            warning says so where even the least has taken longer. None sets no limit. Default 30. The fit depends on
+            the clock where the limit is felt.
         initial_weights: Where training starts, as `model.get_weights()` gave it there; None (default) means here.
         num_examples: N, the rows that training draws its batches from, of all ranks; None (default) means those of
             `data`; `math.inf` for an endless stream.
@@ -310,11 +368,11 @@ def fit_noisy_quadratic(
     check_integer("num_bins", num_bins, minimum=2)
     check_integer("seed", seed, minimum=0)
     rng = np.random.default_rng(seed)
-    probe = _make_probe(data, rng)
+    probe = make_probe(data, seed)
     operator = MATRICES[matrix](model, loss, probe, batch_norm=batch_norm, communicator=communicator)
-    examples = _check_examples(num_examples, operator.num_rows)
-    is_all = examples == operator.num_rows
-    rows = Rows(probe, num_runs, min(num_rows_per_run, SHARED_ROWS), is_all, rng, operator.communicator)
+    examples = check_examples(num_examples, operator.num_rows)
+    are_shared = examples == operator.num_rows <= num_rows_per_run  # all that training draws from, and not too many
+    rows = Rows(probe, num_runs, are_shared, rng, operator.communicator)
     displacement = None if initial_weights is None else _displacement(model, initial_weights)
     measurement = Measurement(operator, rows, displacement, seed)
     with Progress("fitting a noisy quadratic", progress) as bar:
@@ -323,31 +381,32 @@ def fit_noisy_quadratic(
         wanted = max(num_rows_per_run // (rows.batch_size * operator.communicator.size), 1)
         effort = Effort(num_matvecs, min(wanted, rows.num_batches))
         runs = _measure(measurement, effort, num_runs, begin, budget_seconds, bar)
+    seconds = time.perf_counter() - begin
+    if budget_seconds is not None and seconds > 1.5 * budget_seconds + 1.0:
+        warnings.warn(
+            f"`budget_seconds` was too short: the least that makes a fit took {seconds:.1f} s. "
+            f"Received: {budget_seconds:g}",
+            stacklevel=2,
+        )
     return _assemble(runs, operator.shape[0], examples, displacement is not None, num_bins, begin)
 
 
 def _measure(
     measurement: Measurement, effort: Effort, num_runs: int, begin: float, budget: float | None, bar: Progress
 ) -> list[Run]:
-    slowest = 0.0
+    share = slowest = None if budget is None else 0.0
     if budget is not None:
         left = max(budget - (time.perf_counter() - begin), 0.0)
-        effort, expected = measurement.choose_effort(effort, left)
-        if FEWEST_RUNS * expected > left + 0.2 * budget:
-            warnings.warn(
-                f"`budget_seconds` is too short: the least that makes a fit takes about "
-                f"{time.perf_counter() - begin + FEWEST_RUNS * expected:.0f} s. Received: {budget:g}",
-                stacklevel=4,
-            )
+        share, effort = left / SIZED_FOR, measurement.choose_effort(effort, left)
     runs: list[Run] = []
     for index in range(num_runs):
         start = time.perf_counter()
         bar.show(f"run {index + 1} of {num_runs}")
-        runs.append(measurement.run(index, effort))
-        slowest = max(slowest, time.perf_counter() - start)
-        enough = len(runs) >= FEWEST_RUNS
-        if budget is not None and enough and measurement.is_over(time.perf_counter() - begin + slowest, budget):
-            break
+        runs.append(measurement.run(index, effort, share))
+        if budget is not None and len(runs) >= FEWEST_RUNS:
+            slowest = max(slowest or 0.0, time.perf_counter() - start)
+            if measurement.is_over(time.perf_counter() - begin + slowest, budget):
+                break
     return runs
 
 
@@ -355,28 +414,23 @@ def _assemble(
     runs: list[Run], num_parameters: int, examples: float, is_displaced: bool, num_bins: int, begin: float
 ) -> NoisyQuadraticFit:
     bins = Bins.around([measure for run in runs for measure in run.measures], num_bins, SMALLEST_CURVATURE)
-    filled = [[bins.fill(measure) for measure in run.measures] for run in runs]
-    counts, noise, gradient, start = (np.array([run[kind][1] for run in filled]) for kind in range(4))
-    below = np.array([[run[kind][0] for kind in (1, 2, 3)] for run in filled])
-    whole = below + np.stack([part.sum(axis=1) for part in (noise, gradient, start)], axis=1)
-    # The squared gradient of n rows exceeds that of all N by the noise, 1/n - 1/N.
-    shares = np.array([1.0 / run.num_rows - 1.0 / examples for run in runs])
-    excess = noise * shares[:, None]
+    filled = [[bins.fill(measure) for measure in (run.counts, run.noise, run.start)] for run in runs]
+    counts, noise, start = (np.array([run[kind][1] for run in filled]) for kind in range(3))
+    below = np.array([[run[kind][0] for kind in (1, 2)] for run in filled])
+    whole = below + np.stack([noise.sum(axis=1), start.sum(axis=1)], axis=1)
     smallest = bins.edges[0]
-    decrements = [
-        run.gradient.moment(-1, smallest) - share * run.noise.moment(-1, smallest)
-        for run, share in zip(runs, shares, strict=True)
-    ]
-    losses = np.array([run.loss for run in runs])
     return NoisyQuadraticFit(
         curvature=bins.curvature,
         counts=counts,
         noise=noise,
-        gradient=gradient - excess,
-        start=start - excess,
+        start=start,
         flat_share=np.divide(below, whole, out=np.zeros_like(below), where=whole > 0.0),
-        loss=losses,
-        floors=losses - 0.5 * np.array(decrements),
+        loss=np.array([run.loss for run in runs]),
+        squared_gradient_norm=np.array([run.gradient.masses.sum() for run in runs]),
+        gain=np.array([0.5 * run.gradient.moment(-1, smallest) for run in runs]),
+        gain_elsewhere=np.array([run.gain_elsewhere for run in runs]),
+        noise_gain=np.array([0.5 * run.noise.moment(-1, smallest) for run in runs]),
+        sampling=np.array([1.0 / run.num_rows - 1.0 / examples for run in runs]),
         initial_loss=np.array([run.initial_loss for run in runs]),
         covariance_trace=np.array([run.covariance_trace for run in runs]),
         num_examples=examples,
@@ -387,7 +441,20 @@ def _assemble(
     )
 
 
-def _make_probe(data: Any, rng: np.random.Generator) -> Probe:
+def make_probe(data: Any, seed: int) -> Probe:
+    """Make a probe of all data.
+
+    Args:
+        data: As `fit_noisy_quadratic` takes them.
+        seed: Seed of the order of arrays' rows.
+
+    Returns:
+        The probe.
+
+    Raises:
+        TypeError: The data are of another kind.
+        ValueError: They do not fit together.
+    """
     parts = data if isinstance(data, tuple) else (data,)
     if isinstance(data, list) or not 1 <= len(parts) <= 3:
         raise TypeError(
@@ -399,19 +466,34 @@ def _make_probe(data: Any, rng: np.random.Generator) -> Probe:
     except (TypeError, ValueError) as error:
         raise type(error)(f"`data` must be what a Probe can hold: {error}") from error
     if not (isinstance(parts[0], Probe) or brings_batches(parts[0])):  # arrays, in an order that may mean something
-        order = rng.permutation(probe.num_rows)
+        order = np.random.default_rng([seed, 1]).permutation(probe.num_rows)
         shuffled = (map_arrays(lambda leaf: np.asarray(leaf)[order], part) for part in parts)
         probe = Probe(*shuffled, batch_size=LARGEST_BATCH)
     return probe
 
 
-def _check_examples(num_examples: Any, num_rows: int) -> float:
+def check_examples(num_examples: Any, num_rows: int) -> float:
+    """Check the number of rows that training draws from.
+
+    Args:
+        num_examples: As `fit_noisy_quadratic` takes it.
+        num_rows: Rows of the data, of all ranks.
+
+    Returns:
+        The number, which may be infinite.
+
+    Raises:
+        TypeError: It is neither a number nor None.
+        ValueError: It is less than there are rows, or not whole.
+    """
     if num_examples is None:
         return float(num_rows)
-    if num_examples == math.inf:
+    if isinstance(num_examples, float) and num_examples == math.inf:
         return math.inf
-    check_number("num_examples", num_examples, minimum=num_rows)
-    return float(num_examples)
+    number = check_number("num_examples", num_examples, minimum=num_rows)
+    if number != int(number):
+        raise ValueError(f"`num_examples` must be a whole number or infinity. Received: {num_examples!r}")
+    return number
 
 
 def _displacement(model: keras.Model, initial_weights: Any) -> np.ndarray:

@@ -28,7 +28,7 @@ class Interval:
     def __repr__(self) -> str:
         if np.ndim(self.value):
             return f"Interval of shape {np.shape(self.value)} at level {self.level:g}"
-        return f"{_short(self.value)} ({_short(self.low)} to {_short(self.high)})"
+        return describe(self, "infinity")
 
 
 def bootstrap(function: Callable[[np.ndarray], Any], num_runs: int, level: float, draws: int, seed: int) -> Interval:
@@ -76,5 +76,22 @@ def expanded_percentiles(replicates: np.ndarray, num_runs: int, level: float) ->
     return (low, high) if replicates.ndim > 1 else (float(low), float(high))
 
 
-def _short(number: float) -> str:
-    return f"{number:,.0f}" if 1000 <= abs(number) < math.inf else f"{number:.3g}"
+def describe(interval: Interval, infinity: str) -> str:
+    """Return an interval of a number in words.
+
+    Args:
+        interval: The interval.
+        infinity: What to say for infinity.
+
+    Returns:
+        The estimate and, in brackets, the ends; "unknown" for NaN.
+    """
+
+    def short(number: float) -> str:
+        if math.isinf(number):
+            return infinity if number > 0 else f"minus {infinity}"
+        return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"
+
+    if math.isnan(interval.value):
+        return "unknown"
+    return f"{short(interval.value)} ({short(interval.low)} to {short(interval.high)})"

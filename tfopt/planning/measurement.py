@@ -1,7 +1,7 @@
 """Measuring runs: spectrum, gradient noise and what is left to gain, each time on rows of their own."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -13,10 +13,11 @@ from tfopt.communicator import Communicator
 from tfopt.curvature.gradient_noise import Groups
 from tfopt.curvature.operator import CurvatureOperator
 from tfopt.curvature.probe import Batch, Probe, map_arrays
-from tfopt.planning.spectral_measure import SpectralMeasure, spectral_measure
+from tfopt.planning.spectral_measure import SpectralMeasure, newton_step, run_lanczos
 
 FEWEST_RUNS = 4  # for intervals that mean anything
 FEWEST_MATVECS = 20
+SMALLEST_CURVATURE = 1e-6  # of the largest, below which float32 resolves nothing
 SIZED_FOR = 6  # runs, where time is short
 NUM_GROUPS = 32  # of gradients in a run, at least
 LARGEST_BATCH = 512  # rows of a product at once
@@ -44,6 +45,8 @@ class Run:
         noise: Of a random vector whose covariance is that of a single row's gradient.
         gradient: Of the gradient at the model's weights.
         start: Of the quadratic's gradient at the weights where training starts.
+        gain_elsewhere: How much the step to the previous run's minimum lowers this run's quadratic; NaN where there is
+            no previous run.
         num_rows: Rows that it was measured on.
         covariance_trace: Trace of the covariance of a single row's gradient.
         loss: At the model's weights.
@@ -54,6 +57,7 @@ class Run:
     noise: SpectralMeasure
     gradient: SpectralMeasure
     start: SpectralMeasure
+    gain_elsewhere: float
     num_rows: int
     covariance_trace: float
     loss: float
@@ -71,9 +75,7 @@ class Rows:
     Args:
         probe: The rows.
         num_runs: Number of runs.
-        num_wanted: Rows that a run should have at least, of all ranks.
-        may_share: Whether runs may take rows of other runs where they have fewer. They may where these rows are all
-            that training draws from: to have seen them all leaves no chance to their choice.
+        are_shared: Whether every run may have all rows, in place of its own share of them.
         rng: Shuffles the pieces.
         communicator: The job's communicator; all ranks deal in the same way.
 
@@ -91,8 +93,7 @@ class Rows:
         self,
         probe: Probe,
         num_runs: int,
-        num_wanted: int,
-        may_share: bool,
+        are_shared: bool,
         rng: np.random.Generator,
         communicator: Communicator,
     ) -> None:
@@ -104,9 +105,9 @@ class Rows:
             raise ValueError(
                 f"`data` must have at least 8 rows for each of {num_runs} runs on every rank. Received: {fewest} rows"
             )
-        wanted = max(own, min(-(-num_wanted // communicator.size), fewest)) if may_share else own
+        of_a_run = fewest if are_shared else own
         size = min(LARGEST_BATCH, largest, max(own // 4, 2))
-        group = max(min(wanted // NUM_GROUPS, size // 2), 1)
+        group = max(min(of_a_run // NUM_GROUPS, size // 2), 1)
         self.group_size = 1 << (group.bit_length() - 1)  # a power of two, so that few rows are left over
         self.piece_size = size = size // self.group_size * self.group_size
         pieces = [b.rows(at, at + size) for b in probe.batches for at in range(0, b.num_rows - size + 1, size)]
@@ -116,8 +117,8 @@ class Rows:
                 f"`data` must have batches of equal size and two rows or more, several for each of {num_runs} runs. "
                 f"Received: {probe!r}, of which {fewest} pieces of {size} rows can be cut"
             )
-        self._num_own = fewest // num_runs
-        count = max(self._num_own, min(wanted // size, fewest)) if may_share else self._num_own
+        self._are_shared, self._num_own = are_shared, fewest // num_runs
+        count = fewest if are_shared else self._num_own
         num_batches = -(-count // max(LARGEST_BATCH // size, 1))
         self._num_in_batch = count // num_batches
         self.num_batches, self.batch_size = num_batches, self._num_in_batch * size
@@ -125,7 +126,7 @@ class Rows:
         self._seed = int(rng.integers(2**31))
 
     def pieces(self, index: int, count: int) -> list[Batch]:
-        """Return the pieces of a run: its own rows, and where it has more, those of the following runs.
+        """Return the pieces of a run.
 
         Args:
             index: Which run.
@@ -134,16 +135,16 @@ class Rows:
         Returns:
             The pieces.
         """
-        first = index * self._num_own
-        num_pieces = self.num_batches * self._num_in_batch
-        turned = (self._pieces[first:] + self._pieces[:first])[:num_pieces]
-        if num_pieces > self._num_own:  # cut anew: groups of the same rows in every run would err in the same way
-            whole, size = _join(turned), self.piece_size
-            order = np.random.default_rng([self._seed, index]).permutation(whole.num_rows)
+        most = self.num_batches * self._num_in_batch
+        if not self._are_shared:
+            mine = self._pieces[index * self._num_own :][:most]
+        else:  # cut anew: groups of the same rows in every run would err in the same way
+            whole, size = _join(self._pieces), self.piece_size
+            order = np.random.default_rng([self._seed, index]).permutation(whole.num_rows)[: most * size]
             parts = (map_arrays(lambda leaf: tf.gather(leaf, order), part) for part in whole.tensors)
-            whole = Batch(*parts, num_rows=whole.num_rows)
-            turned = [whole.rows(at, at + size) for at in range(0, whole.num_rows, size)]
-        return turned[: count * self._num_in_batch]
+            whole = Batch(*parts, num_rows=most * size)
+            mine = [whole.rows(at, at + size) for at in range(0, most * size, size)]
+        return mine[: count * self._num_in_batch]
 
     def batches(self, index: int, count: int) -> list[Batch]:
         """Return the same rows in batches, for products.
@@ -172,8 +173,9 @@ class Measurement:
     def __init__(self, operator: CurvatureOperator, rows: Rows, displacement: np.ndarray | None, seed: int) -> None:
         self._operator, self._rows, self._displacement, self._seed = operator, rows, displacement, seed
         self._ranks = operator.communicator
+        self._previous_step: np.ndarray | None = None
 
-    def choose_effort(self, most: Effort, seconds: float) -> tuple[Effort, float]:
+    def choose_effort(self, most: Effort, seconds: float) -> Effort:
         """Find out how much can be done in each run.
 
         Args:
@@ -181,7 +183,7 @@ class Measurement:
             seconds: The time for some more than the fewest runs.
 
         Returns:
-            The effort, and the seconds that a run will take about.
+            The effort.
         """
         of_gradients, of_a_product = self._time_parts()
         # All ranks must choose the same.
@@ -192,7 +194,7 @@ class Measurement:
         batches = int(np.clip(batches, 1, most.num_batches))
         matvecs = (share / batches - of_gradients) / (vectors * of_a_product)
         matvecs = int(np.clip(matvecs, min(FEWEST_MATVECS, most.num_matvecs), most.num_matvecs))
-        return Effort(matvecs, batches), batches * (of_gradients + vectors * matvecs * of_a_product)
+        return Effort(matvecs, batches)
 
     def _time_parts(self) -> tuple[float, float]:
         # Seconds for the gradients of a batch, and for its product, after they have been compiled.
@@ -211,12 +213,14 @@ class Measurement:
         slowest = np.max(self._ranks.allgather_object(np.median(seconds, axis=1), "seconds"), axis=0)
         return float(slowest[0]), float(slowest[1])
 
-    def run(self, index: int, effort: Effort) -> Run:
+    def run(self, index: int, effort: Effort, seconds: float | None = None) -> Run:
         """Measure on the rows of one run.
 
         Args:
             index: Which run.
             effort: How much to do.
+            seconds: About how long it may take, where that is more than what the fewest products take; None for any
+                time.
 
         Returns:
             What was measured.
@@ -227,34 +231,65 @@ class Measurement:
         normal = np.random.default_rng([self._seed, index]).standard_normal(operator.shape[0])
         vectors = {"counts": normal, "noise": noise, "gradient": gradient}
         initial_loss = loss
+        begin = time.perf_counter()
         with operator.shared():
+            gain_elsewhere = self._gain(operator, gradient)
             if self._displacement is not None:
                 moved = np.asarray(operator.matvec(self._displacement.astype(operator.dtype)), np.float64)
                 vectors["start"] = gradient + moved
                 initial_loss = self._initial_loss(operator, self._displacement)
-            found = {name: spectral_measure(operator, v, effort.num_matvecs) for name, v in vectors.items()}
+            found = {}
+            for place, (name, vector) in enumerate(vectors.items()):
+                end = None if seconds is None else begin + (place + 1) / len(vectors) * seconds
+                result = run_lanczos(operator, vector, effort.num_matvecs, self._clock(end))
+                found[name] = SpectralMeasure.of(result, float(vector @ vector))
+                if name == "gradient" and result is not None:
+                    self._previous_step = newton_step(result, float(np.linalg.norm(vector)), SMALLEST_CURVATURE)
         found.setdefault("start", found["gradient"])
-        return Run(**found, num_rows=num_rows, covariance_trace=trace, loss=loss, initial_loss=initial_loss)
+        return Run(
+            **found,
+            gain_elsewhere=gain_elsewhere,
+            num_rows=num_rows,
+            covariance_trace=trace,
+            loss=loss,
+            initial_loss=initial_loss,
+        )
+
+    def _gain(self, operator: CurvatureOperator, gradient: np.ndarray) -> float:
+        # What the previous run takes for the minimum, by the quadratic of these rows.
+        step = self._previous_step
+        if step is None:
+            return float("nan")
+        product = np.asarray(operator.matvec(step.astype(operator.dtype)), np.float64)
+        return -float(gradient @ step + 0.5 * step @ product)
+
+    def _clock(self, end: float | None) -> Callable[[int], bool] | None:
+        if end is None:
+            return None
+        return lambda count: count >= FEWEST_MATVECS and self.is_over(time.perf_counter(), end)
 
     def is_over(self, seconds: float, budget: float) -> bool:
-        """Say whether the slowest rank is over its time.
+        """Say whether one of the ranks is over its time.
 
         Args:
-            seconds: What this rank has used, or will have.
-            budget: The limit.
+            seconds: This rank's time.
+            budget: This rank's limit.
 
         Returns:
             The same on every rank.
         """
-        return max(self._ranks.allgather_object(seconds, "seconds")) > budget
+        return any(self._ranks.allgather_object(seconds > budget, "seconds"))
 
     def check(self) -> None:
-        """Check that the loss is a mean over rows.
+        """Check that the loss is finite, and a mean over rows.
 
         Raises:
             ValueError: It is not.
         """
         loss = self._operator.probe_loss.over(Probe.of(self._rows.pieces(0, 1)[:1]))
+        value, gradient = loss.loss_and_gradient()
+        if not (np.isfinite(value) and np.isfinite(flatten(gradient)).all()):
+            raise ValueError(f"`model` must have a finite loss and gradient on `data`. Received: a loss of {value:g}")
         Groups(loss, self._rows.group_size).check()
 
     def _gradients(self, pieces: Sequence[Batch]) -> Iterator[tuple[float, np.ndarray]]:

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,9 @@ import numpy as np
 from tfopt import _plotting, nqm
 from tfopt._checks import check_choice, check_integer, check_number, check_shape
 from tfopt._progress import Progress
-from tfopt.planning.fit import NoisyQuadraticFit, fit_noisy_quadratic
-from tfopt.planning.interval import Interval
+from tfopt.communicator import check_communicator
+from tfopt.planning.fit import NoisyQuadraticFit, check_examples, fit_noisy_quadratic, make_probe
+from tfopt.planning.interval import Interval, describe
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -114,9 +116,8 @@ class BatchSizePlan:
         """
         if not isinstance(fit, NoisyQuadraticFit):
             raise TypeError(f"`fit` must be what fit_noisy_quadratic returned. Received: {fit!r}")
-        options = _check_options(batch_sizes, families, largest_momentum, level, draws, seed, fit.num_examples)
+        sizes, families = _check_options(batch_sizes, families, largest_momentum, level, draws, seed, fit.num_examples)
         target = _check_target(target_loss, fit)
-        sizes, families = options
         effective = fit.effective_batch_size(sizes)
         curves, steps, critical = {}, {}, {}
         with Progress(f"steps to a loss of {target:.4g}", progress) as bar:
@@ -159,10 +160,11 @@ class BatchSizePlan:
         family = self._check_family(family)
         curve = self.curves[family]
         if batch_size is None:
+            # NaN, where nothing is known, allows the smallest.
             allowed = np.flatnonzero(self.batch_sizes <= self.critical_batch_size[family].value)
             place = int(allowed[-1]) if len(allowed) else 0
         else:
-            self._check_size(batch_size)
+            batch_size = self._check_size(batch_size)
             place = int(np.argmax(self.batch_sizes == batch_size))
             if self.batch_sizes[place] != batch_size:
                 curve, place = self._search(batch_size, family), 0
@@ -199,7 +201,7 @@ class BatchSizePlan:
         """Find the best piecewise constant learning rate for plain SGD at one batch size.
 
         Args:
-            batch_size: As for `suggest`.
+            batch_size: As for `suggest`, for "sgd" if that is in the plan.
             num_pieces: Most pieces, an integer >= 1. Default 10.
 
         Returns:
@@ -210,7 +212,7 @@ class BatchSizePlan:
             ValueError: As for `suggest`.
         """
         if batch_size is None:
-            batch_size = self.suggest().batch_size
+            batch_size = self.suggest(family="sgd" if "sgd" in self.curves else None).batch_size
         self._check_size(batch_size)
         return nqm.optimal_schedule(
             self.fit.problem,
@@ -230,11 +232,13 @@ class BatchSizePlan:
         return _plotting.make_dataframe({name: [row[name] for row in rows] for name in rows[0]})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plan as numbers and strings that JSON can hold, infinities as null.
+        """Return the plan as what JSON can hold.
 
         Returns:
-            The target, critical batch sizes, noise scale and predictions.
+            The target, critical batch sizes, noise scale and predictions, and what they come from: losses, and the
+            fitted problem. Infinity is the string "infinity", and what is unknown None.
         """
+        problem = self.fit.problem
         predictions = []
         for family, curve in self.curves.items():
             for place, size in enumerate(self.batch_sizes.tolist()):
@@ -256,11 +260,19 @@ class BatchSizePlan:
             "floor": self.fit.floor,
             "loss": float(self.fit.loss.mean()),
             "initial_loss": float(self.fit.initial_loss.mean()),
+            "quadratic_initial_loss": self.fit.quadratic_initial_loss,
             "num_examples": _finite(self.fit.num_examples),
+            "largest_momentum": self.largest_momentum,
             "level": self.noise_scale.level,
             "noise_scale": _ends(self.noise_scale),
             "critical_batch_size": {family: _ends(found) for family, found in self.critical_batch_size.items()},
             "predictions": predictions,
+            "problem": {
+                "curvature": problem.curvature.tolist(),
+                "noise_variance": problem.noise_variance.tolist(),
+                "multiplicity": problem.multiplicity.tolist(),
+                "initial_second_moment": problem.initial_second_moment.tolist(),
+            },
         }
 
     def to_json(self, path: Any) -> None:
@@ -299,14 +311,18 @@ class BatchSizePlan:
         return ax
 
     def __repr__(self) -> str:
-        start = self.fit.initial_loss.mean()
-        lines = [f"BatchSizePlan: from a loss of {start:.4g} to {self.target_loss:.4g}"]
+        fit = self.fit
+        lines = [
+            f"BatchSizePlan: from a loss of {fit.initial_loss.mean():.4g} to {self.target_loss:.4g}",
+            f"  the quadratic: from {fit.quadratic_initial_loss:.4g}, and down to {fit.floor:.4g} at its minimum",
+        ]
         for family in self.families:
-            lines.append(f"  critical batch size, {family + ':':14}{_describe(self.critical_batch_size[family])}")
-        lines.append(f"  simple noise scale: {'':15}{_describe(self.noise_scale)}")
-        found = self._check_family(None)
-        curve, steps = self.curves[found], self.steps[found]
-        lines.append(f"  {found}, with intervals at level {steps.level:g}:")
+            found = describe(self.critical_batch_size[family], "beyond the largest")
+            lines.append(f"  critical batch size, {family + ':':14}{found}")
+        lines.append(f"  simple noise scale: {'':15}{describe(self.noise_scale, 'too large to tell')}")
+        family = self._check_family(None)
+        curve, steps = self.curves[family], self.steps[family]
+        lines.append(f"  {family}, with intervals at level {steps.level:g}:")
         header = ("batch size", "steps", "from", "to", "examples", "learning rate", "momentum")
         lines.append("".join(f"{cell:>14}" for cell in header))
         for place, size in enumerate(self.batch_sizes.tolist()):
@@ -331,9 +347,9 @@ class BatchSizePlan:
             return "momentum" if "momentum" in self.curves else self.families[0]
         return check_choice("family", family, self.families)
 
-    def _check_size(self, batch_size: Any) -> None:
+    def _check_size(self, batch_size: Any) -> int:
         most = None if math.isinf(self.fit.num_examples) else int(self.fit.num_examples)
-        check_integer("batch_size", batch_size, minimum=1, maximum=most)
+        return check_integer("batch_size", batch_size, minimum=1, maximum=most)
 
 
 def plan_batch_size(
@@ -364,9 +380,10 @@ def plan_batch_size(
         target_loss: The training loss to be reached, dropout off, regularisation included. It must lie above the fitted
             quadratic's floor. None (default) means the model's loss now if `initial_weights` is given; otherwise a
             tenth of what lies between the model's loss and the floor.
-        budget_seconds: About how long the fit may take. The search comes on top, with two or three seconds a family.
+        budget_seconds: About how long the fit may take. The search comes on top, with about five seconds a family the
+            first time, compilation included, and two or three then.
         batch_sizes: B, distinct integers >= 1, in rising order, three or more. None (default) means all powers of two
-            up to 65,536, or N.
+            up to N, or 65,536.
         families: Kinds of algorithms, of "sgd", "momentum", "nesterov", "ema" and "momentum_ema", see
             `tfopt.nqm.optimize`.
         largest_momentum: Largest momentum to try, in [0, 1). Default 0.9.
@@ -397,7 +414,11 @@ def plan_batch_size(
     _check_options(batch_sizes, families, largest_momentum, level, draws, seed, math.inf)
     if target_loss is not None:
         check_number("target_loss", target_loss)
-    fit = fit_noisy_quadratic(model, data, loss, budget_seconds, seed=seed, progress=progress, **fit_options)
+    probe = make_probe(data, seed)
+    ranks = check_communicator(fit_options.get("communicator"))
+    examples = check_examples(fit_options.get("num_examples"), sum(ranks.allgather_object(probe.num_rows, "rows")))
+    _check_options(batch_sizes, families, largest_momentum, level, draws, seed, examples)
+    fit = fit_noisy_quadratic(model, probe, loss, budget_seconds, seed=seed, progress=progress, **fit_options)
     return BatchSizePlan.of(
         fit,
         target_loss,
@@ -414,8 +435,8 @@ def plan_batch_size(
 def _check_options(
     batch_sizes: Any, families: Any, largest_momentum: Any, level: Any, draws: Any, seed: Any, num_examples: float
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    if isinstance(families, str) or not len(families):
-        raise ValueError(f"`families` must be a list of {', '.join(map(repr, FAMILIES))}. Received: {families!r}")
+    if isinstance(families, str) or not isinstance(families, Collection) or not families:
+        raise TypeError(f"`families` must be a list of {', '.join(map(repr, FAMILIES))}. Received: {families!r}")
     for family in families:
         check_choice("families", family, FAMILIES)
     check_number("largest_momentum", largest_momentum, minimum=0.0, maximum=1.0, exclusive_maximum=True)
@@ -436,9 +457,26 @@ def _check_options(
 
 
 def _check_target(target_loss: Any, fit: NoisyQuadraticFit) -> float:
-    floor, start = fit.floor, fit.floor + fit.problem.initial_loss
+    floor, start, here = fit.floor, fit.quadratic_initial_loss, float(fit.loss.mean())
+    if floor < -0.01 * (start - floor) and fit.loss.min() > 0.0:
+        warnings.warn(
+            f"the fitted quadratic's minimum lies at a loss of {floor:.3g}: unless the model's loss can be negative, "
+            "it promises more than there is to gain, and steps will be too few. Fit after a longer pilot, which ends "
+            "where the loss is not on a spike",
+            stacklevel=3,
+        )
     if target_loss is None:
-        target_loss = float(fit.loss.mean()) if fit.is_displaced else floor + 0.1 * fit.problem.initial_loss
+        target_loss = here if fit.is_displaced else floor + 0.1 * (start - floor)
+        if target_loss < 0.0 < here:
+            raise ValueError(
+                f"`target_loss` must be given: a tenth of the way up from the fitted quadratic's minimum, {floor:.4g}, "
+                f"would be {target_loss:.4g}. Better train a pilot, and pass the weights before it as `initial_weights`"
+            )
+        if fit.is_displaced and here <= floor:
+            raise ValueError(
+                f"`target_loss` must be given: the model's loss, {here:.4g}, is that of the fitted quadratic's "
+                "minimum, which is never reached but in the limit"
+            )
     check_number("target_loss", target_loss)
     if not floor < target_loss < start:
         hint = (
@@ -462,7 +500,10 @@ def _intervals(
     draws: int,
     seed: int,
 ) -> tuple[Interval, Interval]:
-    around = _settings_around(best.algorithm)
+    # Drawn anew, the best settings are looked for at rates around those found, in place of the whole space.
+    settings = best.algorithm
+    rates = RATES_AROUND[:, None] * settings.learning_rate
+    around = nqm.Algorithm(rates, settings.momentum, settings.nesterov, settings.ema_decay)
 
     def predict(part: NoisyQuadraticFit) -> np.ndarray:
         if part is fit:
@@ -480,17 +521,6 @@ def _intervals(
     return parts[0], parts[1]
 
 
-def _settings_around(settings: nqm.Algorithm) -> nqm.Algorithm:
-    # When runs are drawn again, the best settings are looked for among those found for neighbouring batch sizes, at
-    # rates around theirs, in place of the whole space. Of shape (number tried, number of batch sizes).
-    last = len(settings.learning_rate) - 1
-    places = np.clip(np.arange(last + 1) + np.array([[-1], [0], [1]]), 0, last)
-    rate, momentum, decay = (part[places] for part in (settings.learning_rate, settings.momentum, settings.ema_decay))
-    rates = (RATES_AROUND[:, None, None] * rate).reshape(-1, last + 1)
-    momentum, decay = (np.tile(part, (len(RATES_AROUND), 1)) for part in (momentum, decay))
-    return nqm.Algorithm(rates, momentum, settings.nesterov, decay)
-
-
 def _critical(sizes: np.ndarray, steps: np.ndarray) -> float:
     reached = np.isfinite(steps) & (steps > 0)
     if reached.sum() < 3:
@@ -501,13 +531,11 @@ def _critical(sizes: np.ndarray, steps: np.ndarray) -> float:
         return math.inf
 
 
-def _finite(number: float) -> float | None:
-    return float(number) if math.isfinite(number) else None
+def _finite(number: float) -> float | str | None:
+    if math.isnan(number):
+        return None
+    return float(number) if math.isfinite(number) else "infinity"
 
 
-def _ends(interval: Interval) -> dict[str, float | None]:
+def _ends(interval: Interval) -> dict[str, float | str | None]:
     return {name: _finite(getattr(interval, name)) for name in ("value", "low", "high")}
-
-
-def _describe(interval: Interval) -> str:
-    return repr(interval).replace("inf", "beyond the largest").replace("nan", "unknown")

@@ -1,13 +1,14 @@
 """How the square of a vector is spread over the spectrum of a matrix."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from tfopt.curvature.lanczos import lanczos
+from tfopt.curvature.lanczos import Tridiagonal, iterate
+from tfopt.curvature.linear_map import as_linear_map
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,25 @@ class SpectralMeasure:
 
     nodes: np.ndarray
     masses: np.ndarray
+
+    @classmethod
+    def of(cls, result: Tridiagonal | None, square: float) -> "SpectralMeasure":
+        """Take the nodes and weights of Gauss's quadrature from Lanczos's iteration.
+
+        Exact for polynomials up to degree 2 m - 1 (Golub and Meurant, "Matrices, moments and quadrature", 2010,
+        chapter 6).
+
+        Args:
+            result: Of the iteration from v; None for v = 0.
+            square: |v|^2.
+
+        Returns:
+            The measure; without points if v is zero.
+        """
+        if result is None:
+            return cls(np.empty(0), np.empty(0))
+        nodes, vectors, _ = result.ritz()
+        return cls(nodes, square * vectors[0] ** 2)
 
     def moment(self, power: int, smallest: float) -> float:
         """Return sum_i h_i^power (q_i'v)^2 over all but the flattest directions.
@@ -36,24 +56,45 @@ class SpectralMeasure:
         return float(self.masses[kept] @ self.nodes[kept] ** float(power))
 
 
-def spectral_measure(operator: Any, vector: np.ndarray, num_matvecs: int) -> SpectralMeasure:
-    """Measure by Lanczos's iteration from the vector: the nodes and weights of Gauss's quadrature.
-
-    Exact for polynomials up to degree 2 m - 1 (Golub and Meurant, "Matrices, moments and quadrature", 2010, chapter 6).
+def run_lanczos(
+    operator: Any, vector: np.ndarray, num_matvecs: int, is_over: Callable[[int], bool] | None = None
+) -> Tridiagonal | None:
+    """Run Lanczos's iteration from a vector.
 
     Args:
         operator: A symmetric matrix, as `tfopt.curvature.lanczos` takes it.
         vector: v, of shape (n,).
         num_matvecs: m, number of products.
+        is_over: Says, when told the number of products so far, whether to end earlier; None for never.
 
     Returns:
-        The measure; without points if v is zero.
+        What it makes of the matrix; None if v is zero.
     """
-    square = float(vector @ vector)
-    if square == 0.0:
-        return SpectralMeasure(np.empty(0), np.empty(0))
-    nodes, vectors, _ = lanczos(operator, num_matvecs, start=vector).ritz()
-    return SpectralMeasure(nodes, square * vectors[0] ** 2)
+    length = np.linalg.norm(vector)
+    if length == 0.0:
+        return None
+    linear = as_linear_map(operator)
+    for result in iterate(linear, (vector / length).astype(linear.dtype), num_matvecs):
+        if is_over is not None and is_over(len(result.diagonal)):
+            break
+    return result
+
+
+def newton_step(result: Tridiagonal, length: float, smallest: float) -> np.ndarray:
+    """Return -H^-1 v within the space that Lanczos's iteration from v has spanned.
+
+    Args:
+        result: Of the iteration.
+        length: |v|.
+        smallest: Curvatures below this, relative to the largest, are left out.
+
+    Returns:
+        A vector of shape (n,).
+    """
+    nodes, vectors, _ = result.ritz()
+    kept = (nodes > 0.0) & (nodes >= smallest * nodes[-1])
+    inverse = np.divide(1.0, nodes, out=np.zeros_like(nodes), where=kept)
+    return -length * np.asarray((vectors @ (inverse * vectors[0])) @ result.basis, np.float64)
 
 
 @dataclass(frozen=True)
@@ -87,7 +128,11 @@ class Bins:
         """
         largest = max((measure.nodes.max() for measure in measures if len(measure.nodes)), default=0.0)
         if not largest > 0.0:
-            raise ValueError(f"`model` must have a direction of positive curvature. Received: at most {largest:g}")
+            raise ValueError(
+                "`loss` must curve upwards along some direction of `model` for a quadratic to have a minimum. "
+                f"Received: curvatures of at most {largest:g}. Losses that are linear in the outputs, such as 'mae', "
+                "have no Gauss-Newton matrix (matrix='hessian' may help), nor have rows without weight"
+            )
         edges = np.geomspace(smallest * largest, largest, num_bins + 1)
         edges[-1] = np.nextafter(largest, np.inf)  # within the last, in spite of rounding
         bins = cls(edges, np.ones(num_bins, bool), np.zeros(0))
