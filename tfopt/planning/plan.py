@@ -2,8 +2,7 @@
 
 import json
 import math
-import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,19 +11,17 @@ import keras
 import numpy as np
 
 from tfopt import _plotting, nqm
-from tfopt._checks import check_choice, check_integer, check_number, check_shape
+from tfopt._checks import check_choice, check_integer, check_number
 from tfopt._progress import Progress
 from tfopt.communicator import check_communicator
-from tfopt.planning.fit import NoisyQuadraticFit, check_examples, fit_noisy_quadratic, make_probe
+from tfopt.planning.fit import check_examples, fit_noisy_quadratic, make_probe
 from tfopt.planning.interval import Interval, describe
+from tfopt.planning.noisy_quadratic_fit import NoisyQuadraticFit
+from tfopt.planning.prediction import check_options, check_target, intervals
 
 if TYPE_CHECKING:
     import matplotlib.axes
     import pandas
-
-FAMILIES = ("sgd", "momentum", "nesterov", "ema", "momentum_ema")
-LARGEST_BATCH = 2**16
-RATES_AROUND = 2.0 ** np.arange(-1.0, 1.5, 0.5)  # tried when runs are drawn again
 
 
 @dataclass(frozen=True)
@@ -116,8 +113,8 @@ class BatchSizePlan:
         """
         if not isinstance(fit, NoisyQuadraticFit):
             raise TypeError(f"`fit` must be what fit_noisy_quadratic returned. Received: {fit!r}")
-        sizes, families = _check_options(batch_sizes, families, largest_momentum, level, draws, seed, fit.num_examples)
-        target = _check_target(target_loss, fit)
+        sizes, families = check_options(batch_sizes, families, largest_momentum, level, draws, seed, fit.num_examples)
+        target = check_target(target_loss, fit)
         effective = fit.effective_batch_size(sizes)
         curves, steps, critical = {}, {}, {}
         with Progress(f"steps to a loss of {target:.4g}", progress) as bar:
@@ -133,7 +130,7 @@ class BatchSizePlan:
                 )
                 curves[family] = replace(best, batch_size=sizes.astype(np.float64), target_loss=target)
                 bar.show(f"{family}, intervals")
-                steps[family], critical[family] = _intervals(fit, best, sizes, target, level, draws, seed)
+                steps[family], critical[family] = intervals(fit, best, sizes, target, level, draws, seed)
         scale = fit.interval(lambda part: part.noise_scale, level, max(draws, 100), seed)
         return cls(fit, target, sizes, curves, steps, critical, scale, largest_momentum)
 
@@ -411,13 +408,13 @@ def plan_batch_size(
         True
         >>> model.compile(plan.make_optimizer(batch_size=64), loss="mse")
     """
-    _check_options(batch_sizes, families, largest_momentum, level, draws, seed, math.inf)
+    check_options(batch_sizes, families, largest_momentum, level, draws, seed, math.inf)
     if target_loss is not None:
         check_number("target_loss", target_loss)
     probe = make_probe(data, seed)
     ranks = check_communicator(fit_options.get("communicator"))
     examples = check_examples(fit_options.get("num_examples"), sum(ranks.allgather_object(probe.num_rows, "rows")))
-    _check_options(batch_sizes, families, largest_momentum, level, draws, seed, examples)
+    check_options(batch_sizes, families, largest_momentum, level, draws, seed, examples)
     fit = fit_noisy_quadratic(model, probe, loss, budget_seconds, seed=seed, progress=progress, **fit_options)
     return BatchSizePlan.of(
         fit,
@@ -430,105 +427,6 @@ def plan_batch_size(
         seed=seed,
         progress=progress,
     )
-
-
-def _check_options(
-    batch_sizes: Any, families: Any, largest_momentum: Any, level: Any, draws: Any, seed: Any, num_examples: float
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    if isinstance(families, str) or not isinstance(families, Collection) or not families:
-        raise TypeError(f"`families` must be a list of {', '.join(map(repr, FAMILIES))}. Received: {families!r}")
-    for family in families:
-        check_choice("families", family, FAMILIES)
-    check_number("largest_momentum", largest_momentum, minimum=0.0, maximum=1.0, exclusive_maximum=True)
-    check_number("level", level, minimum=0.0, maximum=1.0, exclusive_minimum=True, exclusive_maximum=True)
-    check_integer("draws", draws, minimum=20)
-    check_integer("seed", seed, minimum=0)
-    if batch_sizes is None:
-        most = int(min(num_examples, LARGEST_BATCH))
-        sizes = 2 ** np.arange(most.bit_length())
-    else:
-        sizes = np.array(check_shape("batch_sizes", batch_sizes))
-    if len(sizes) < 3 or (np.diff(sizes) <= 0).any() or sizes[-1] > num_examples:
-        raise ValueError(
-            f"`batch_sizes` must be three or more, rising, up to the {num_examples:g} rows of the data. "
-            f"Received: {sizes.tolist()}"
-        )
-    return sizes, tuple(dict.fromkeys(families))
-
-
-def _check_target(target_loss: Any, fit: NoisyQuadraticFit) -> float:
-    floor, start, here = fit.floor, fit.quadratic_initial_loss, float(fit.loss.mean())
-    if floor < -0.01 * (start - floor) and fit.loss.min() > 0.0:
-        warnings.warn(
-            f"the fitted quadratic's minimum lies at a loss of {floor:.3g}: unless the model's loss can be negative, "
-            "it promises more than there is to gain, and steps will be too few. Fit after a longer pilot, which ends "
-            "where the loss is not on a spike",
-            stacklevel=3,
-        )
-    if target_loss is None:
-        target_loss = here if fit.is_displaced else floor + 0.1 * (start - floor)
-        if target_loss < 0.0 < here:
-            raise ValueError(
-                f"`target_loss` must be given: a tenth of the way up from the fitted quadratic's minimum, {floor:.4g}, "
-                f"would be {target_loss:.4g}. Better train a pilot, and pass the weights before it as `initial_weights`"
-            )
-        if fit.is_displaced and here <= floor:
-            raise ValueError(
-                f"`target_loss` must be given: the model's loss, {here:.4g}, is that of the fitted quadratic's "
-                "minimum, which is never reached but in the limit"
-            )
-    check_number("target_loss", target_loss)
-    if not floor < target_loss < start:
-        hint = (
-            "Fit after a longer pilot, from where lower losses are in sight"
-            if target_loss <= floor
-            else "It is reached before the first step"
-        )
-        raise ValueError(
-            f"`target_loss` must lie between the fitted quadratic's floor, {floor:.4g}, and its loss where training "
-            f"starts, {start:.4g}. Received: target_loss={target_loss:.4g}. {hint}"
-        )
-    return float(target_loss)
-
-
-def _intervals(
-    fit: NoisyQuadraticFit,
-    best: nqm.OptimalSettings,
-    sizes: np.ndarray,
-    target: float,
-    level: float,
-    draws: int,
-    seed: int,
-) -> tuple[Interval, Interval]:
-    # Drawn anew, the best settings are looked for at rates around those found, in place of the whole space.
-    settings = best.algorithm
-    rates = RATES_AROUND[:, None] * settings.learning_rate
-    around = nqm.Algorithm(rates, settings.momentum, settings.nesterov, settings.ema_decay)
-
-    def predict(part: NoisyQuadraticFit) -> np.ndarray:
-        if part is fit:
-            steps = best.steps
-        elif target <= part.floor:
-            steps = np.full(len(sizes), np.inf)
-        else:
-            steps = nqm.steps_to_target(part.problem, around, best.batch_size, target - part.floor).min(axis=0)
-        return np.append(steps, _critical(sizes, steps))
-
-    replicates = fit.interval(predict, level, draws, seed)
-    value = predict(fit)
-    low = np.maximum(replicates.low, 0.0)  # where nothing is known
-    parts = [Interval(value[at], low[at], replicates.high[at], level) for at in (slice(-1), -1)]
-    return parts[0], parts[1]
-
-
-def _critical(sizes: np.ndarray, steps: np.ndarray) -> float:
-    reached = np.isfinite(steps) & (steps > 0)
-    if reached.sum() < 3:
-        return math.nan
-    try:
-        return nqm.critical_batch_size((sizes[reached], steps[reached])).batch_size
-    except ValueError:
-        return math.inf
 
 
 def _finite(number: float) -> float | str | None:

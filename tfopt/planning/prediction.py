@@ -1,0 +1,161 @@
+"""What a plan can be asked for, and the steps it predicts, with their intervals."""
+
+import math
+import warnings
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+from tfopt import nqm
+from tfopt._checks import check_choice, check_integer, check_number, check_shape
+from tfopt.nqm.algorithm import FAMILIES
+from tfopt.planning.interval import Interval
+from tfopt.planning.noisy_quadratic_fit import NoisyQuadraticFit
+
+LARGEST_BATCH = 2**16
+RATES_AROUND = 2.0 ** np.arange(-1.0, 1.5, 0.5)  # tried when runs are drawn again
+
+
+def check_options(
+    batch_sizes: Any, families: Any, largest_momentum: Any, level: Any, draws: Any, seed: Any, num_examples: float
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Check what does not depend on the fit.
+
+    Args:
+        batch_sizes: As `plan_batch_size` takes it.
+        families: As `plan_batch_size` takes it.
+        largest_momentum: As `plan_batch_size` takes it.
+        level: As `plan_batch_size` takes it.
+        draws: As `plan_batch_size` takes it.
+        seed: As `plan_batch_size` takes it.
+        num_examples: Rows that training draws from; infinity if that is not known yet.
+
+    Returns:
+        The batch sizes, and the families, each once.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of its range.
+    """
+    if isinstance(families, str) or not isinstance(families, Collection) or not families:
+        raise TypeError(f"`families` must be a list of {', '.join(map(repr, FAMILIES))}. Received: {families!r}")
+    for family in families:
+        check_choice("families", family, FAMILIES)
+    check_number("largest_momentum", largest_momentum, minimum=0.0, maximum=1.0, exclusive_maximum=True)
+    check_number("level", level, minimum=0.0, maximum=1.0, exclusive_minimum=True, exclusive_maximum=True)
+    check_integer("draws", draws, minimum=20)
+    check_integer("seed", seed, minimum=0)
+    if batch_sizes is None:
+        most = int(min(num_examples, LARGEST_BATCH))
+        sizes = 2 ** np.arange(most.bit_length())
+    else:
+        sizes = np.array(check_shape("batch_sizes", batch_sizes))
+    if len(sizes) < 3 or (np.diff(sizes) <= 0).any() or sizes[-1] > num_examples:
+        raise ValueError(
+            f"`batch_sizes` must be three or more, rising, up to the {num_examples:g} rows of the data. "
+            f"Received: {sizes.tolist()}"
+        )
+    return sizes, tuple(dict.fromkeys(families))
+
+
+def check_target(target_loss: Any, fit: NoisyQuadraticFit) -> float:
+    """Check that the fitted quadratic passes the target, and choose one where there is none.
+
+    Args:
+        target_loss: As `plan_batch_size` takes it.
+        fit: The fit.
+
+    Returns:
+        The target.
+
+    Raises:
+        TypeError: The target is no number.
+        ValueError: It is out of reach, or reached already; or none can be chosen.
+    """
+    floor, start, here = fit.floor, fit.quadratic_initial_loss, float(fit.loss.mean())
+    if floor < -0.01 * (start - floor) and fit.loss.min() > 0.0:
+        warnings.warn(
+            f"the fitted quadratic's minimum lies at a loss of {floor:.3g}: unless the model's loss can be negative, "
+            "it promises more than there is to gain, and steps will be too few. Fit after a longer pilot, which ends "
+            "where the loss is not on a spike",
+            stacklevel=3,
+        )
+    if target_loss is None:
+        target_loss = here if fit.is_displaced else floor + 0.1 * (start - floor)
+        if target_loss < 0.0 < here:
+            raise ValueError(
+                f"`target_loss` must be given: a tenth of the way up from the fitted quadratic's minimum, {floor:.4g}, "
+                f"would be {target_loss:.4g}. Better train a pilot, and pass the weights before it as `initial_weights`"
+            )
+        if fit.is_displaced and here <= floor:
+            raise ValueError(
+                f"`target_loss` must be given: the model's loss, {here:.4g}, is that of the fitted quadratic's "
+                "minimum, which is never reached but in the limit"
+            )
+    check_number("target_loss", target_loss)
+    if not floor < target_loss < start:
+        hint = (
+            "Fit after a longer pilot, from where lower losses are in sight"
+            if target_loss <= floor
+            else "It is reached before the first step"
+        )
+        raise ValueError(
+            f"`target_loss` must lie between the fitted quadratic's floor, {floor:.4g}, and its loss where training "
+            f"starts, {start:.4g}. Received: target_loss={target_loss:.4g}. {hint}"
+        )
+    return float(target_loss)
+
+
+def intervals(
+    fit: NoisyQuadraticFit,
+    best: nqm.OptimalSettings,
+    sizes: np.ndarray,
+    target: float,
+    level: float,
+    draws: int,
+    seed: int,
+) -> tuple[Interval, Interval]:
+    """Predict steps and the critical batch size, with their bootstrap intervals.
+
+    Args:
+        fit: The fit.
+        best: The best settings for all batch sizes.
+        sizes: The batch sizes.
+        target: The target loss.
+        level: Of the intervals.
+        draws: How many times to draw runs.
+        seed: Seed of the draws.
+
+    Returns:
+        The steps, for all batch sizes, and the critical batch size.
+    """
+    # Drawn anew, the best settings are looked for at rates around those found, in place of the whole space.
+    settings = best.algorithm
+    rates = RATES_AROUND[:, None] * settings.learning_rate
+    around = nqm.Algorithm(rates, settings.momentum, settings.nesterov, settings.ema_decay)
+
+    def predict(part: NoisyQuadraticFit) -> np.ndarray:
+        if part is fit:
+            steps = best.steps
+        elif target <= part.floor:
+            steps = np.full(len(sizes), np.inf)
+        else:
+            steps = nqm.steps_to_target(part.problem, around, best.batch_size, target - part.floor).min(axis=0)
+        return np.append(steps, _critical(sizes, steps))
+
+    replicates = fit.interval(predict, level, draws, seed)
+    value = predict(fit)
+    low = np.maximum(replicates.low, 0.0)  # where nothing is known
+    parts = [Interval(value[at], low[at], replicates.high[at], level) for at in (slice(-1), -1)]
+    return parts[0], parts[1]
+
+
+def _critical(sizes: np.ndarray, steps: np.ndarray) -> float:
+    reached = np.isfinite(steps) & (steps > 0)
+    if reached.sum() < 3:
+        return math.nan
+    try:
+        return nqm.critical_batch_size((sizes[reached], steps[reached])).batch_size
+    except ValueError:
+        return math.inf
