@@ -74,7 +74,7 @@ def check_target(target_loss: Any, fit: NoisyQuadraticFit) -> float:
         ValueError: It is out of reach, or reached already; or none can be chosen.
     """
     floor, start, here = fit.floor, fit.quadratic_initial_loss, float(fit.loss.mean())
-    if floor < -0.01 * (start - floor) and fit.loss.min() > 0.0:
+    if floor < -0.5 * here < 0.0:  # far below; what is near zero may be chance
         warnings.warn(
             f"the fitted quadratic's minimum lies at a loss of {floor:.3g}: unless the model's loss can be negative, "
             "it promises more than there is to gain, and steps will be too few. Fit after a longer pilot, which ends "
