@@ -1,7 +1,6 @@
 """The fit returns what is known: a noisy quadratic's spectrum and noise, and a linear regression's loss."""
 
 import math
-import time
 
 import keras
 import numpy as np
@@ -253,13 +252,20 @@ def test_a_budget_too_short_is_told_and_still_gives_a_fit(regression):
     assert len(fit.curvature) <= 3 * 20 * 4  # the fewest products
 
 
-def test_long_iterations_end_with_the_budget():
-    """Not the products take long here, but 4,000 vectors that are kept orthogonal."""
-    x, y = make_regression(400)
-    start = time.perf_counter()
-    fit = fit_noisy_quadratic(models.mlp(4, (700,), 1, seed=0), (x, y), "mse", 6.0, num_matvecs=4000)
-    assert fit.num_runs >= 4
-    assert time.perf_counter() - start < 30.0  # and several minutes without a limit
+def test_each_run_has_its_share_of_the_budget(regression, monkeypatch):
+    from tfopt.planning import measurement
+
+    shares, run = [], measurement.Measurement.run
+    monkeypatch.setattr(
+        measurement.Measurement,
+        "run",
+        lambda self, index, effort, seconds: shares.append(seconds) or run(self, index, effort, seconds),
+    )
+    fit_noisy_quadratic(models.mlp(4, (), 1, seed=0), regression, "mse", 60.0, num_runs=4)
+    assert len(shares) == 4
+    assert 0.5 * 60.0 / measurement.SIZED_FOR < shares[0] < 60.0 / measurement.SIZED_FOR
+    quick(models.mlp(4, (), 1, seed=0), regression)
+    assert shares[4:] == [None] * 4
 
 
 def test_runs_end_with_the_budget(regression, monkeypatch):
