@@ -200,7 +200,7 @@ def draw_plan(data: datasets.Dataset, path: Path, seed: int, num_runs: int) -> B
         model,
         (data.x_train, data.y_train),
         loss,
-        budget_seconds=8.0,
+        budget_seconds=12.0,
         initial_weights=initial_weights,
         families=["sgd", "momentum"],
         num_runs=num_runs,

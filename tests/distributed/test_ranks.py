@@ -213,15 +213,14 @@ def test_curvature_is_that_of_all_rows(launch):
 
 
 def test_a_fit_is_that_of_all_rows(launch):
-    _, _, floors, num_examples, num_rows = same_on_all(launch.results("a_fit_on_unequal_shards"))
+    *_, floor, num_examples, num_rows = same_on_all(launch.results("a_fit_on_unequal_shards"))
     assert num_examples == 600
-    assert len(floors) == 4
     x, y = curvature_parity.make_noisy_rows()
     design = np.column_stack([x, np.ones(len(x))])
     least = np.mean((y - design @ np.linalg.lstsq(design, y, rcond=None)[0]) ** 2)
     # Ranks take as many rows as the one with the fewest has.
-    np.testing.assert_allclose(floors, least, rtol=0.15)
-    assert num_rows > 4 * 0.8 * launch.size * min(250, 350 // (launch.size - 1))
+    np.testing.assert_allclose(floor, least, rtol=0.1)
+    assert num_rows > 4 * 0.9 * launch.size * min(250, 350 // (launch.size - 1))
 
 
 # --- callbacks that measure

@@ -450,7 +450,7 @@ def a_fit_on_unequal_shards(ranks, folder):
     mine = slice(0, 250) if ranks.rank == 0 else slice(249 + ranks.rank, None, ranks.size - 1)
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, kernel_initializer="ones")])
     found = fit_noisy_quadratic(model, (x[mine], y[mine]), "mse", 20.0, num_runs=4, num_matvecs=6)
-    parts = (found.noise, found.start, found.floors, found.num_examples, found.num_rows)
+    parts = (found.noise, found.start, found.gain_elsewhere[1:], found.floor, found.num_examples, found.num_rows)
     return [np.asarray(part).tolist() for part in parts]
 
 
