@@ -14,46 +14,23 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
-import tensorflow as tf
+from real_training import Measured, Task, Trainings, measure
 from reproduction import Reproduction, start
 from tfopt.models import mlp
 
-from tfopt import datasets, nqm
+from tfopt import datasets
 from tfopt.planning import BatchSizePlan, fit_noisy_quadratic
 
 FAMILIES = ("sgd", "momentum")
-RATE_STEP = 2**0.5
-EVALUATED_AT = 150  # numbers of steps, in geometric progression
 PILOTS = (0.25, 0.5, 2.0)  # in lengths of the usual one
 SCHEDULE_AT = 16  # batch size
-
-
-@dataclass
-class Task:
-    """A network and its data.
-
-    Attributes:
-        name: For tables and figures.
-        model: The network, at its first weights.
-        loss: What it minimises.
-        x: Inputs.
-        y: Targets.
-        pilot_rate: Learning rate of the pilot.
-    """
-
-    name: str
-    model: keras.Model
-    loss: keras.losses.Loss
-    x: np.ndarray
-    y: np.ndarray
-    pilot_rate: float
 
 
 def teacher_task(num_rows: int, seed: int) -> Task:
@@ -88,234 +65,6 @@ def higgs_task(num_rows: int, seed: int) -> Task:
     x = (x - x.mean(axis=0)) / x.std(axis=0)
     model = mlp(28, (32,), 2, seed=seed + 1)
     return Task("higgs_like", model, keras.losses.SparseCategoricalCrossentropy(from_logits=True), x, y, 0.3)
-
-
-class Trainings:
-    """Many trainings of one network from its first weights, each compiled to a single loop.
-
-    Args:
-        task: The network and its data.
-        num_evaluated: Rows on which losses are evaluated, the first ones.
-    """
-
-    def __init__(self, task: Task, num_evaluated: int = 8192) -> None:
-        self._model, self._loss = task.model, task.loss
-        self._x, self._y = tf.constant(task.x), tf.constant(task.y)
-        self._evaluated = self._x[:num_evaluated], self._y[:num_evaluated]
-        self._start = [tf.identity(v.value) for v in task.model.trainable_variables]
-        self._compiled: dict[int, Any] = {}
-
-    def loss_now(self) -> float:
-        """Return the loss at the network's weights, on the rows on which trainings are evaluated.
-
-        Returns:
-            The loss.
-        """
-        return float(self._loss_of([v.value for v in self._model.trainable_variables], *self._evaluated))
-
-    def _loss_of(self, values: Sequence[Any], x: Any, y: Any) -> Any:
-        with keras.StatelessScope(list(zip(self._model.trainable_variables, values, strict=True))):
-            return self._loss(y, self._model(x, training=False))
-
-    def _compile(self, batch_size: int) -> Any:
-        @tf.function(jit_compile=True, autograph=False)
-        def advance(values: Any, velocity: Any, rate: Any, momentum: Any, seed: Any, first: Any, stop: Any) -> Any:
-            def step(at: Any, values: Any, velocity: Any) -> Any:
-                picked = tf.random.stateless_uniform((batch_size,), tf.stack([seed, at]), 0, len(self._x), tf.int32)
-                with tf.GradientTape() as tape:
-                    tape.watch(values)
-                    loss = self._loss_of(values, tf.gather(self._x, picked), tf.gather(self._y, picked))
-                velocity = [momentum * v + g for v, g in zip(velocity, tape.gradient(loss, values), strict=True)]
-                return at + 1, [value - rate * v for value, v in zip(values, velocity, strict=True)], velocity
-
-            _, values, velocity = tf.while_loop(lambda at, *_: at < stop, step, [first, values, velocity])
-            return values, velocity, self._loss_of(values, *self._evaluated)
-
-        return advance
-
-    def losses(
-        self,
-        batch_size: int,
-        rates: Callable[[int], float],
-        seed: int,
-        steps: Sequence[int],
-        momentum: float,
-        enough: float,
-    ) -> np.ndarray:
-        """Train once.
-
-        Args:
-            batch_size: B.
-            rates: The learning rate from a step on.
-            seed: Seed of the batches, which are drawn with replacement.
-            steps: When to evaluate the loss.
-            momentum: Heavy ball's momentum.
-            enough: A loss at which to stop.
-
-        Returns:
-            The losses, fewer than `steps` if it was stopped or diverged; the last is repeated to the end.
-        """
-        if batch_size not in self._compiled:
-            self._compiled[batch_size] = self._compile(batch_size)
-        values, velocity = self._start, [tf.zeros_like(v) for v in self._start]
-        found: list[float] = []
-        first = 0
-        for stop in steps:
-            values, velocity, loss = self._compiled[batch_size](
-                values,
-                velocity,
-                tf.constant(rates(first), tf.float32),
-                tf.constant(momentum, tf.float32),
-                tf.constant(seed),
-                tf.constant(first),
-                tf.constant(int(stop)),
-            )
-            found.append(float(loss))
-            first = int(stop)
-            if not np.isfinite(found[-1]) or found[-1] < enough:
-                break
-        return np.append(found, np.full(len(steps) - len(found), found[-1]))
-
-
-@dataclass
-class Measured:
-    """Measured steps of one algorithm.
-
-    Attributes:
-        sizes: Batch sizes.
-        steps: First passage of the loss averaged over seeds, with the best rate for each batch size.
-        low: Lower end over seeds drawn with replacement, nine in ten.
-        high: Upper end.
-        rates: The best rates.
-        critical: Critical batch size, with the ends of its interval.
-    """
-
-    sizes: np.ndarray
-    steps: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    rates: np.ndarray
-    critical: tuple[float, float, float]
-
-
-def passage(steps: np.ndarray, losses: np.ndarray, target: float) -> float:
-    """Return when a mean of losses first reaches the target, between two evaluations in logarithms.
-
-    Args:
-        steps: When the losses were evaluated, of shape (k,).
-        losses: One row for each seed.
-        target: The target.
-
-    Returns:
-        The number of steps; infinity for never.
-    """
-    mean = losses.mean(axis=0)
-    reached = np.flatnonzero(mean <= target)
-    if not len(reached):
-        return np.inf
-    place = reached[0]
-    if place == 0:
-        return float(steps[0])
-    share = (mean[place - 1] - target) / (mean[place - 1] - mean[place])
-    return float(np.exp(np.interp(share, [0, 1], np.log(steps[place - 1 : place + 1]))))
-
-
-def tune(
-    trainings: Trainings,
-    batch_size: int,
-    momentum: float,
-    target: float,
-    rate: float,
-    longest: int,
-    seeds: Sequence[int],
-) -> tuple[float, float, np.ndarray, np.ndarray]:
-    """Walk from a rate to better ones, until neither neighbour is better.
-
-    Args:
-        trainings: Runs trainings.
-        batch_size: B.
-        momentum: Heavy ball's momentum.
-        target: The loss to be reached.
-        rate: Where to begin.
-        longest: Most steps.
-        seeds: Seeds to average over.
-
-    Returns:
-        Steps and rate of the best, when it was evaluated, and its losses, one row for each seed.
-    """
-    steps = np.unique(np.geomspace(1, longest, EVALUATED_AT).round().astype(int))
-    done: dict[int, tuple[float, np.ndarray]] = {}
-
-    def look_at(place: int) -> None:
-        if place not in done:
-            a = rate * RATE_STEP**place
-            losses = [trainings.losses(batch_size, lambda _: a, s, steps, momentum, 0.9 * target) for s in seeds]
-            done[place] = passage(steps, np.array(losses), target), np.array(losses)
-
-    best = 0
-    for _ in range(24):
-        for place in (best - 1, best, best + 1):
-            look_at(place)
-        found = min(done, key=lambda place: (done[place][0], abs(place)))
-        if np.isinf(done[found][0]):
-            found = min(done)  # too fast, as it seems
-        if found == best:
-            break
-        best = found
-    return done[best][0], rate * RATE_STEP**best, steps, done[best][1]
-
-
-def measure(trainings: Trainings, plan: BatchSizePlan, target: float, family: str, seeds: Sequence[int]) -> Measured:
-    """Train at every batch size, from the largest to the smallest, with tuned rates.
-
-    Args:
-        trainings: Runs trainings.
-        plan: Batch sizes, and where to begin to look for rates.
-        target: The loss to be reached.
-        family: "sgd" or "momentum".
-        seeds: Seeds to average over.
-
-    Returns:
-        What was measured.
-    """
-    momenta = np.broadcast_to(plan.curves[family].algorithm.momentum, plan.batch_sizes.shape)[::-1].tolist()
-    rate = float(plan.curves["sgd"].algorithm.learning_rate[-1]) * (1 - momenta[0])
-    longest, found = 4000.0, []
-    for size, momentum in zip(plan.batch_sizes[::-1].tolist(), momenta, strict=True):
-        found.append(tune(trainings, size, momentum, target, rate, int(longest), seeds))
-        if np.isfinite(found[-1][0]):
-            rate, longest = found[-1][1], 6 * found[-1][0] + 30
-    found = found[::-1]
-    rng = np.random.default_rng(0)
-    replicates = []
-    for _ in range(200):
-        drawn = rng.integers(len(seeds), size=len(seeds))
-        steps = np.array([passage(at, losses[drawn], target) for _, _, at, losses in found])
-        replicates.append(np.append(steps, critical(plan.batch_sizes, steps)))
-    low, high = np.quantile(replicates, [0.05, 0.95], axis=0, method="nearest")
-    steps = np.array([one[0] for one in found])
-    middle = critical(plan.batch_sizes, steps)
-    rates = np.array([one[1] for one in found])
-    return Measured(plan.batch_sizes, steps, low[:-1], high[:-1], rates, (middle, float(low[-1]), float(high[-1])))
-
-
-def critical(sizes: np.ndarray, steps: np.ndarray) -> float:
-    """Return where the examples used are twice the fewest.
-
-    Args:
-        sizes: Batch sizes.
-        steps: Steps to the target.
-
-    Returns:
-        The critical batch size; infinity if it lies beyond the largest, NaN for too few that reach the target.
-    """
-    reached = np.isfinite(steps)
-    if reached.sum() < 3:
-        return np.nan
-    try:
-        return nqm.critical_batch_size((sizes[reached], steps[reached])).batch_size
-    except ValueError:
-        return np.inf
 
 
 @dataclass

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "reproduce"
-SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "reproduction")
+HELPERS = ("real_training", "reproduction")
+SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in HELPERS)
 
 
 @pytest.fixture(scope="module")

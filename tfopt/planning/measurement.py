@@ -99,7 +99,7 @@ class Rows:
     ) -> None:
         largest = max(batch.num_rows for batch in probe.batches)
         everyone = np.array(communicator.allgather_object((probe.num_rows, largest), "rows"))
-        (fewest, largest), self.num_rows = everyone.min(axis=0).tolist(), int(everyone[:, 0].sum())
+        fewest, largest = everyone.min(axis=0).tolist()
         own = fewest // num_runs
         if own < 8:
             raise ValueError(

@@ -17,7 +17,7 @@ from tfopt.communicator import check_communicator
 from tfopt.planning.fit import check_examples, fit_noisy_quadratic, make_probe
 from tfopt.planning.interval import Interval, describe
 from tfopt.planning.noisy_quadratic_fit import NoisyQuadraticFit
-from tfopt.planning.prediction import check_options, check_target, intervals
+from tfopt.planning.prediction import check_options, check_target, find_best, intervals
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -115,19 +115,11 @@ class BatchSizePlan:
             raise TypeError(f"`fit` must be what fit_noisy_quadratic returned. Received: {fit!r}")
         sizes, families = check_options(batch_sizes, families, largest_momentum, level, draws, seed, fit.num_examples)
         target = check_target(target_loss, fit)
-        effective = fit.effective_batch_size(sizes)
         curves, steps, critical = {}, {}, {}
         with Progress(f"steps to a loss of {target:.4g}", progress) as bar:
             for family in families:
                 bar.show(family)
-                best = nqm.optimize(
-                    fit.problem,
-                    family,
-                    effective,
-                    target - fit.floor,
-                    largest_momentum=largest_momentum,
-                    progress=False,
-                )
+                best = find_best(fit, family, sizes, target, largest_momentum)
                 curves[family] = replace(best, batch_size=sizes.astype(np.float64), target_loss=target)
                 bar.show(f"{family}, intervals")
                 steps[family], critical[family] = intervals(fit, best, sizes, target, level, draws, seed)
@@ -164,7 +156,7 @@ class BatchSizePlan:
             batch_size = self._check_size(batch_size)
             place = int(np.argmax(self.batch_sizes == batch_size))
             if self.batch_sizes[place] != batch_size:
-                curve, place = self._search(batch_size, family), 0
+                curve, place = find_best(self.fit, family, [batch_size], self.target_loss, self.largest_momentum), 0
         size = int(self.batch_sizes[place]) if batch_size is None else batch_size
         if not np.isfinite(curve.steps[place]):
             raise ValueError(
@@ -328,16 +320,6 @@ class BatchSizePlan:
             cells = (f"{size:,}", *ends, f"{steps.value[place] * size:,.0f}", f"{rate:.4g}", f"{momentum:.4g}")
             lines.append("".join(f"{cell:>14}" for cell in cells))
         return "\n".join(lines)
-
-    def _search(self, batch_size: int, family: str) -> nqm.OptimalSettings:
-        return nqm.optimize(
-            self.fit.problem,
-            family,
-            self.fit.effective_batch_size([batch_size]),
-            self.target_loss - self.fit.floor,
-            largest_momentum=self.largest_momentum,
-            progress=False,
-        )
 
     def _check_family(self, family: str | None) -> str:
         if family is None:

@@ -107,6 +107,26 @@ def check_target(target_loss: Any, fit: NoisyQuadraticFit) -> float:
     return float(target_loss)
 
 
+def find_best(
+    fit: NoisyQuadraticFit, family: str, sizes: Any, target: float, largest_momentum: float
+) -> nqm.OptimalSettings:
+    """Find the settings that take the fitted quadratic to the target in the fewest steps.
+
+    Args:
+        fit: The fit.
+        family: Kind of algorithm.
+        sizes: Batch sizes.
+        target: The target loss, above the fit's floor.
+        largest_momentum: Largest momentum to try.
+
+    Returns:
+        The settings, for the batch sizes that are as noisy with endless data, and losses counted from the floor.
+    """
+    effective = fit.effective_batch_size(sizes)
+    level = target - fit.floor
+    return nqm.optimize(fit.problem, family, effective, level, largest_momentum=largest_momentum, progress=False)
+
+
 def intervals(
     fit: NoisyQuadraticFit,
     best: nqm.OptimalSettings,
