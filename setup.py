@@ -7,6 +7,7 @@ from setuptools import setup
 setup(
     packages=[
         "tfopt",
+        "tfopt.bregman",
         "tfopt.curvature",
         "tfopt.datasets",
         "tfopt.distributed",

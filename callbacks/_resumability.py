@@ -1,16 +1,12 @@
-"""Which callbacks and data let training be resumed, and what state the callbacks carry from epoch to epoch."""
+"""Which callbacks and data let training be resumed."""
 
 import warnings
 from typing import Any
 
 import keras
 
-# What Keras's own callbacks carry from one epoch to the next.
-_STATE_OF = {
-    keras.callbacks.ReduceLROnPlateau: ("best", "wait", "cooldown_counter"),
-    keras.callbacks.EarlyStopping: ("best", "wait", "stopped_epoch", "best_epoch", "best_weights"),
-    keras.callbacks.ModelCheckpoint: ("best", "_batches_seen_since_last_saving", "_last_batch_seen"),
-}
+from tfopt._callback_state import STATE_OF
+
 _STATELESS = (
     keras.callbacks.CSVLogger,
     keras.callbacks.History,
@@ -25,37 +21,6 @@ _REFUSED = {
     keras.callbacks.BackupAndRestore: "both would restore the model",
     keras.callbacks.SwapEMAWeights: "it swaps weights behind the checkpoint's back",
 }
-
-
-def get_state(callback: Any) -> dict[str, Any] | None:
-    """Return the state of a callback.
-
-    Args:
-        callback: A callback of Keras, of tfopt, or of the user's.
-
-    Returns:
-        The state; None if it has none.
-    """
-    for cls, names in _STATE_OF.items():
-        if isinstance(callback, cls):
-            return {name: getattr(callback, name) for name in names}
-    if hasattr(callback, "get_state") and hasattr(callback, "set_state"):
-        return callback.get_state() or None
-    return None
-
-
-def set_state(callback: Any, state: dict[str, Any]) -> None:
-    """Give a callback its state back.
-
-    Args:
-        callback: The callback.
-        state: What `get_state` has returned.
-    """
-    if any(isinstance(callback, cls) for cls in _STATE_OF):
-        for name, value in state.items():
-            setattr(callback, name, value)
-    else:
-        callback.set_state(state)
 
 
 def check_callbacks(callbacks: list[Any], checkpoint: Any, stateless: tuple[type, ...]) -> None:
@@ -80,7 +45,7 @@ def check_callbacks(callbacks: list[Any], checkpoint: Any, stateless: tuple[type
         for cls, reason in _REFUSED.items():
             if isinstance(callback, cls):
                 raise ValueError(f"ResumableCheckpoint does not work together with {name}: {reason}")
-        is_known = isinstance(callback, tuple(_STATE_OF)) or hasattr(callback, "get_state")
+        is_known = isinstance(callback, tuple(STATE_OF)) or hasattr(callback, "get_state")
         if is_after and is_known:
             raise ValueError(f"Put ResumableCheckpoint after {name}, whose state at the end of an epoch it must save")
         if not is_known:

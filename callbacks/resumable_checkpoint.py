@@ -2,21 +2,19 @@
 
 import random
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-from tfopt.callbacks import _state_file
 from tfopt.callbacks._callback import Callback
-from tfopt.callbacks._resumability import check_callbacks, check_data, get_state, set_state
+from tfopt.callbacks._resumability import check_callbacks, check_data
 from tfopt.callbacks._running_fit import RunningFit, build_model, epoch_batches_of, find_running_fit
 
+from tfopt._callback_state import get_state, set_state
+from tfopt._checkpoint_files import CheckpointFiles
 from tfopt._checks import check_integer
 from tfopt.communicator import Communicator, check_communicator
-
-_GENERATIONS = 2
 
 
 class ResumableCheckpoint(Callback):
@@ -83,6 +81,7 @@ class ResumableCheckpoint(Callback):
         self.stateless = tuple(stateless)
         self.verbose = check_integer("verbose", verbose, minimum=0, maximum=1)
         self.communicator = check_communicator(communicator)
+        self._files = CheckpointFiles(self.folder, self.communicator, "ResumableCheckpoint")
         self._running = RunningFit([])
         self._history: dict[str, Any] | None = None
         self._arguments: dict[str, Any] = {}
@@ -100,7 +99,7 @@ class ResumableCheckpoint(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         self._history = None
         self._arguments = _arguments_of(self.model.optimizer, epoch_batches_of(self._running))
-        state = self._newest_state()
+        state = self._files.read_newest()
         if state is not None:
             self._restore(state)
 
@@ -125,9 +124,7 @@ class ResumableCheckpoint(Callback):
         """
         is_last = epoch + 1 == self.params.get("epochs") or self.model.stop_training
         if (epoch + 1) % self.every_n_epochs == 0 or is_last:
-            _state_file.write(self._path(epoch + 1), self._state(epoch, logs or {}))
-            for old in sorted(self._epochs())[:-_GENERATIONS]:
-                self._path(old).unlink(missing_ok=True)
+            self._files.write(epoch + 1, self._state(epoch, logs or {}))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leave the model as a later `fit` without this callback needs it.
@@ -207,44 +204,6 @@ class ResumableCheckpoint(Callback):
                 if isinstance(callback, keras.callbacks.History):
                     callback.epoch, callback.history = list(self._history["epoch"]), dict(self._history["history"])
             self._history = None
-
-    def _path(self, epochs: int) -> Path:
-        return self.folder / f"epoch-{epochs:06d}.{self._owner}.npz"
-
-    @property
-    def _owner(self) -> str:
-        return f"rank-{self.communicator.rank}-of-{self.communicator.size}"
-
-    def _epochs(self) -> list[int]:
-        return [
-            int(path.name.split(".")[0].removeprefix("epoch-"))
-            for path in self.folder.glob(f"epoch-*.{self._owner}.npz")
-        ]
-
-    def _newest_state(self) -> dict[str, Any] | None:
-        # The newest that is whole on every rank.
-        sizes = {path.name.split("-of-")[1].removesuffix(".npz") for path in self.folder.glob("epoch-*-of-*.npz")}
-        states = {}
-        for epochs in sorted(self._epochs(), reverse=True):
-            try:
-                states[epochs] = _state_file.read(self._path(epochs))
-            except _state_file.DamagedFileError as error:
-                warnings.warn(f"Passing over a damaged checkpoint: {error}", stacklevel=2)
-        found_here = (sorted(states), sorted(sizes), bool(self._epochs()))
-        everybody = self.communicator.allgather_object(found_here, "ResumableCheckpoint before training")
-        found = set().union(*(sizes for _, sizes, _ in everybody))
-        if found - {str(self.communicator.size)}:
-            raise ValueError(
-                f"The checkpoints in {self.folder} were written by a job of {', '.join(sorted(found))} ranks. "
-                f"Received: a job of {self.communicator.size} ranks. Delete the folder to begin anew"
-            )
-        common = set(everybody[0][0]).intersection(*(epochs for epochs, _, _ in everybody))
-        if not common and any(has_files for _, _, has_files in everybody):
-            raise ValueError(
-                f"No epoch in {self.folder} has a whole checkpoint on every rank: by rank, there are "
-                f"{[epochs for epochs, _, _ in everybody]}. Delete the folder to begin anew"
-            )
-        return states[max(common)] if common else None
 
 
 def _variables_of(model: Any) -> list[Any]:

@@ -8,17 +8,30 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # Room -> the rooms that it may import from. A room may always import from itself.
-GROUND = {"tfopt._checks", "tfopt._naming", "tfopt._plotting", "tfopt._progress", "tfopt._version"}
+GROUND = {
+    "tfopt._callback_state",
+    "tfopt._checkpoint_files",
+    "tfopt._checks",
+    "tfopt._naming",
+    "tfopt._plotting",
+    "tfopt._progress",
+    "tfopt._state_file",
+    "tfopt._version",
+}
 FIRST_FLOOR = GROUND | {"tfopt.numerics", "tfopt.communicator"}
 ALLOWED = {
     "tfopt": {"tfopt._version"},
     "tfopt._version": set(),
+    "tfopt._callback_state": set(),
+    "tfopt._checkpoint_files": {"tfopt._state_file"},
     "tfopt._checks": set(),
     "tfopt._naming": set(),
     "tfopt._plotting": set(),
     "tfopt._progress": set(),
+    "tfopt._state_file": set(),
     "tfopt.numerics": GROUND,
     "tfopt.communicator": GROUND,
+    "tfopt.bregman": FIRST_FLOOR,
     "tfopt.curvature": FIRST_FLOOR,
     "tfopt.datasets": FIRST_FLOOR,
     "tfopt.distributed": FIRST_FLOOR,

@@ -17,6 +17,7 @@ import pathlib, sys, tfopt
 sys.path[:] = [p for p in sys.path if p not in ("", {root!r})]
 import tfopt.callbacks, tfopt.curvature, tfopt.datasets, tfopt.distributed, tfopt.models, tfopt.optimizers
 import tfopt.nqm
+import tfopt.bregman
 import tfopt.planning
 import tfopt.relative_trust
 from tfopt.callbacks import ResumableCheckpoint

@@ -9,6 +9,7 @@ Sub-packages are imported on first use, so that `import tfopt` costs nothing and
 * `tfopt.relative_trust`: how far a gradient can be trusted along a step.
 * `tfopt.nqm`: the noisy quadratic model: which batch size, learning rate, momentum and schedule reach a loss first.
 * `tfopt.planning`: the same for a Keras model: the noisy quadratic fitted to it, and a batch size to train it with.
+* `tfopt.bregman`: trains Dense networks without gradients, by exact block minimisation, on one rank or many.
 * `tfopt.models`: a zoo of Keras models.
 * `tfopt.datasets`: real and synthetic data, split and standardised the same way every time.
 """
@@ -19,6 +20,7 @@ from types import ModuleType
 from tfopt._version import __version__
 
 _SUBPACKAGES = (
+    "bregman",
     "callbacks",
     "communicator",
     "curvature",

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from tfopt.callbacks import _state_file
+
+from tfopt import _state_file
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
 ARRAYS = hnp.arrays(st.sampled_from(["float32", "float64", "int64", "uint32", "bool"]), hnp.array_shapes(min_dims=1))

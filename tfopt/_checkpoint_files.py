@@ -1,0 +1,76 @@
+"""The newest checkpoints of a training, one file for each rank, of which two generations are kept."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from tfopt import _state_file
+
+_GENERATIONS = 2
+
+
+class CheckpointFiles:
+    """The checkpoints in a folder.
+
+    Args:
+        folder: The folder; need not exist yet.
+        communicator: The job's processes.
+        owner: Who asks, for messages.
+    """
+
+    def __init__(self, folder: Path, communicator: Any, owner: str) -> None:
+        self.folder, self._communicator, self._owner = folder, communicator, owner
+
+    @property
+    def _suffix(self) -> str:
+        return f"rank-{self._communicator.rank}-of-{self._communicator.size}"
+
+    def _path(self, epochs: int) -> Path:
+        return self.folder / f"epoch-{epochs:06d}.{self._suffix}.npz"
+
+    def _epochs(self) -> list[int]:
+        names = [path.name for path in self.folder.glob(f"epoch-*.{self._suffix}.npz")]
+        return [int(name.split(".")[0].removeprefix("epoch-")) for name in names]
+
+    def write(self, epochs: int, state: dict[str, Any]) -> None:
+        """Write this rank's checkpoint, and remove those older than the one before.
+
+        Args:
+            epochs: How many epochs are done.
+            state: What to write.
+        """
+        _state_file.write(self._path(epochs), state)
+        for old in sorted(self._epochs())[:-_GENERATIONS]:
+            self._path(old).unlink(missing_ok=True)
+
+    def read_newest(self) -> dict[str, Any] | None:
+        """Read the newest checkpoint that is whole on every rank.
+
+        Returns:
+            This rank's state; None if there is no checkpoint.
+
+        Raises:
+            ValueError: The checkpoints are of another number of ranks, or none is whole on every rank.
+        """
+        sizes = {path.name.split("-of-")[1].removesuffix(".npz") for path in self.folder.glob("epoch-*-of-*.npz")}
+        states = {}
+        for epochs in sorted(self._epochs(), reverse=True):
+            try:
+                states[epochs] = _state_file.read(self._path(epochs))
+            except _state_file.DamagedFileError as error:
+                warnings.warn(f"Passing over a damaged checkpoint: {error}", stacklevel=2)
+        found_here = (sorted(states), sorted(sizes), bool(self._epochs()))
+        everybody = self._communicator.allgather_object(found_here, f"{self._owner} before training")
+        found = set().union(*(sizes for _, sizes, _ in everybody))
+        if found - {str(self._communicator.size)}:
+            raise ValueError(
+                f"The checkpoints in {self.folder} were written by a job of {', '.join(sorted(found))} ranks. "
+                f"Received: a job of {self._communicator.size} ranks. Delete the folder to begin anew"
+            )
+        common = set(everybody[0][0]).intersection(*(epochs for epochs, _, _ in everybody))
+        if not common and any(has_files for _, _, has_files in everybody):
+            raise ValueError(
+                f"No epoch in {self.folder} has a whole checkpoint on every rank: by rank, there are "
+                f"{[epochs for epochs, _, _ in everybody]}. Delete the folder to begin anew"
+            )
+        return states[max(common)] if common else None

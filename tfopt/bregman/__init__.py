@@ -1,0 +1,7 @@
+"""Training of Dense networks without gradients, by exact block minimisation, on one rank or many."""
+
+from tfopt.bregman import activations, losses, updates
+from tfopt.bregman.settings import PRESETS, Settings
+from tfopt.bregman.trainer import BregmanTrainer
+
+__all__ = ["PRESETS", "BregmanTrainer", "Settings", "activations", "losses", "updates"]

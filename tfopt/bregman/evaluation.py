@@ -1,0 +1,138 @@
+"""Loss and metrics of the forward network over many rows, on one rank or many."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfopt.bregman.losses import KERAS_HINGE, Loss, categorical_crossentropy
+from tfopt.bregman.network import DenseChain
+from tfopt.bregman.rows import Rows
+from tfopt.communicator import Communicator
+
+__all__ = ["Evaluation"]
+
+_ROWS_AT_ONCE = 65536  # that metrics see at once
+
+
+class Evaluation:
+    """What measures a network on rows.
+
+    Metrics see probabilities where the loss is a cross-entropy, outputs otherwise. Over ranks the variables of a metric
+    are added up, as is right for those that hold sums and counts.
+
+    Args:
+        chain: The network.
+        loss: The loss.
+        metrics: Keras metrics or their names; None for none.
+        communicator: The job's processes.
+    """
+
+    def __init__(self, chain: DenseChain, loss: Loss, metrics: Any, communicator: Communicator) -> None:
+        self._chain, self._loss, self._communicator = chain, loss, communicator
+        self._metrics = [_make_metric(metric, chain.widths[-1], loss) for metric in _listed(metrics)]
+        self._forward = tf.function(self._evaluate_chunk, jit_compile=True, autograph=False)
+
+    def _evaluate_chunk(self, chunk: Any, weights: Any) -> tuple[Any, Any]:
+        outputs = self._chain.forward(chunk.inputs, weights)[-1]
+        total = tf.reduce_sum(tf.cast(self._loss.value(outputs, chunk.targets) * chunk.mask, tf.float64))
+        return total, self._loss.probability(outputs)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the loss and the metrics, as in logs."""
+        return ["loss", *(metric.name for metric in self._metrics)]
+
+    def mean_loss(self, loss_per_row: float) -> float:
+        """Turn our loss of a row into Keras's, which is a mean over the outputs unless it is the softmax's.
+
+        Args:
+            loss_per_row: The mean over rows of the sum over outputs.
+
+        Returns:
+            Keras's loss.
+        """
+        return loss_per_row if self._loss is categorical_crossentropy else loss_per_row / self._chain.widths[-1]
+
+    def __call__(self, rows: Rows, weights: Any, with_metrics: bool = True) -> tuple[float, dict[str, float]]:
+        """Measure weights on rows.
+
+        Args:
+            rows: The rows.
+            weights: As from `DenseChain.read_weights`.
+            with_metrics: Whether to compute metrics too.
+
+        Returns:
+            The loss, summed over outputs and averaged over rows; and the logs: Keras's loss and metrics.
+        """
+        metrics = self._metrics if with_metrics else []
+        for metric in metrics:
+            metric.reset_state()
+        total: Any = tf.zeros((), tf.float64)
+        waiting: list[tuple[Any, Any]] = []
+        for chunk, members in zip(rows.all(), rows.row_numbers(), strict=True):
+            part, outputs = self._forward(chunk, weights)
+            total += part
+            if metrics:
+                waiting.append((chunk.targets[: len(members)], outputs[: len(members)]))
+                if len(waiting) * rows.rows_per_chunk >= _ROWS_AT_ONCE:
+                    self._update(metrics, waiting)
+        self._update(metrics, waiting)
+        return self._reduce(total, rows, metrics)
+
+    @staticmethod
+    def _update(metrics: Sequence[Any], waiting: list[tuple[Any, Any]]) -> None:
+        if waiting:
+            targets, outputs = (tf.concat(parts, axis=0) for parts in zip(*waiting, strict=True))
+            for metric in metrics:
+                wants_labels = type(metric).__name__.startswith("Sparse")  # chunks hold labels as one-hot rows
+                metric.update_state(tf.argmax(targets, axis=1) if wants_labels else targets, outputs)
+            waiting.clear()
+
+    def _reduce(self, total: Any, rows: Rows, metrics: Sequence[Any]) -> tuple[float, dict[str, float]]:
+        variables = [variable for metric in metrics for variable in metric.variables]
+        if self._communicator.size > 1:
+            values = [tf.convert_to_tensor(variable.value) for variable in variables]
+            total, *values = self._communicator.allreduce_sum([total, *values], name="loss and metrics")
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+        loss = float(total) / rows.total_rows
+        logs = {"loss": self.mean_loss(loss)}
+        for metric in metrics:
+            result = metric.result()
+            logs |= result if isinstance(result, dict) else {metric.name: float(np.asarray(result))}
+        return loss, logs
+
+    @property
+    def bytes_reduced(self) -> int:
+        """Bytes that one evaluation with metrics hands over to be summed."""
+        return 8 + sum(
+            math.prod(v.shape) * tf.as_dtype(v.dtype).size for metric in self._metrics for v in metric.variables
+        )
+
+
+def _listed(metrics: Any) -> list[Any]:
+    if metrics is None:
+        return []
+    if isinstance(metrics, str) or not isinstance(metrics, Sequence):
+        raise TypeError(f"`metrics` must be a list of Keras metrics or their names. Received: metrics={metrics!r}")
+    return list(metrics)
+
+
+def _make_metric(metric: Any, num_outputs: int, loss: Loss) -> Any:
+    if metric in ("accuracy", "acc"):
+        if num_outputs > 1:
+            return keras.metrics.CategoricalAccuracy(name=metric)
+        return keras.metrics.BinaryAccuracy(name=metric, threshold=0.0 if loss.name == KERAS_HINGE else 0.5)
+    if isinstance(metric, str):
+        made = keras.metrics.get(metric)
+        made.name = metric
+        return made
+    if isinstance(metric, keras.metrics.Metric):
+        return metric
+    if callable(metric):
+        return keras.metrics.MeanMetricWrapper(metric, name=getattr(metric, "__name__", "metric"))
+    raise TypeError(f"`metrics` must be Keras metrics or their names. Received: {metric!r}")

@@ -1,0 +1,114 @@
+"""Gram matrices: all that the update of weights needs of the rows, and all that ranks tell each other of theirs.
+
+With biases the activations have a further column of ones. What a layer with p inputs (its bias counted) and n outputs
+hands over to be summed are p (p + 1) / 2 + p n numbers, half of the symmetric A'A and A'Z, whatever the number of rows.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfopt.communicator import Communicator
+
+__all__ = ["Sums", "num_reduced", "reduce_sums"]
+
+
+class Sums:
+    """A'A and A'Z of one layer, summed over rows in float64.
+
+    Args:
+        num_inputs: Inputs of the layer, its bias counted.
+        num_outputs: Outputs of the layer.
+        with_gram: Whether A'A is wanted too.
+    """
+
+    def __init__(self, num_inputs: int, num_outputs: int, with_gram: bool = True) -> None:
+        self.gram = tf.zeros((num_inputs, num_inputs), tf.float64) if with_gram else None
+        self.cross_gram = tf.zeros((num_inputs, num_outputs), tf.float64)
+
+    def add(self, part: tuple[Any, Any]) -> None:
+        """Add the sums over some rows.
+
+        Args:
+            part: `(gram, cross_gram)` as from `of_rows`.
+        """
+        gram, cross_gram = part
+        if self.gram is not None:
+            self.gram += gram
+        self.cross_gram += cross_gram
+
+
+def of_rows(a: Any, z: Any, mask: Any, with_bias: bool, with_gram: bool = True) -> tuple[Any, Any]:
+    """Compute A'A and A'Z over a chunk of rows.
+
+    Args:
+        a: Activations, shape `(rows, inputs)`; rows that do not count must be zero.
+        z: Shape `(rows, outputs)`.
+        mask: Ones, and zeros for rows that do not count, shape `(rows,)`.
+        with_bias: Whether to add a column of ones to the activations.
+        with_gram: Whether to compute A'A.
+
+    Returns:
+        Two float64 tensors; the first is a scalar zero without `with_gram`.
+    """
+    cross_gram = tf.matmul(a, z, transpose_a=True)
+    gram = tf.matmul(a, a, transpose_a=True) if with_gram else tf.zeros((), tf.float64)
+    if with_bias:
+        cross_gram = tf.concat([cross_gram, tf.matmul(mask[None, :], z)], axis=0)
+        if with_gram:
+            column = tf.matmul(a, mask[:, None], transpose_a=True)
+            corner = tf.reduce_sum(mask)[None, None]
+            gram = tf.concat(
+                [tf.concat([gram, column], axis=1), tf.concat([tf.transpose(column), corner], axis=1)], axis=0
+            )
+    return tf.cast(gram, tf.float64), tf.cast(cross_gram, tf.float64)
+
+
+def num_reduced(num_inputs: int, num_outputs: int, with_gram: bool = True) -> int:
+    """Count the numbers that each rank hands over for one layer.
+
+    Args:
+        num_inputs: Inputs of the layer, its bias counted.
+        num_outputs: Outputs of the layer.
+        with_gram: Whether A'A is among them.
+
+    Returns:
+        Their number; each is a float64.
+    """
+    return num_inputs * num_outputs + (num_inputs * (num_inputs + 1) // 2 if with_gram else 0)
+
+
+def reduce_sums(communicator: Communicator, sums: Sequence[Sums], name: str) -> None:
+    """Add sums up over all ranks, in one grouped allreduce.
+
+    Args:
+        communicator: The job's processes.
+        sums: Of one or several layers; changed in place.
+        name: For messages.
+    """
+    if communicator.size == 1:
+        return
+    tensors = []
+    for item in sums:
+        if item.gram is not None:
+            tensors.append(tf.gather(tf.reshape(item.gram, [-1]), _lower_triangle(item.gram.shape[0])))
+        tensors.append(item.cross_gram)
+    reduced = iter(communicator.allreduce_sum(tensors, name=name))
+    for item in sums:
+        if item.gram is not None:
+            item.gram = tf.gather(next(reduced), _positions(item.gram.shape[0]))
+        item.cross_gram = next(reduced)
+
+
+def _lower_triangle(size: int) -> np.ndarray:
+    rows, columns = np.tril_indices(size)
+    return rows * size + columns
+
+
+def _positions(size: int) -> np.ndarray:
+    # Where each entry of the full matrix stands in its packed lower triangle.
+    rows, columns = np.indices((size, size))
+    high, low = np.maximum(rows, columns), np.minimum(rows, columns)
+    return high * (high + 1) // 2 + low

@@ -1,0 +1,83 @@
+"""Keras's losses, by name or object, read as ours."""
+
+from typing import Any
+
+import keras
+
+from tfopt.bregman import losses
+from tfopt.bregman.losses import Loss
+from tfopt.bregman.network import DenseChain
+
+__all__ = ["read_loss"]
+
+_SQUARED, _BINARY, _CATEGORICAL = losses.squared_error, losses.binary_crossentropy, losses.categorical_crossentropy
+_BY_NAME = {
+    "mse": _SQUARED,
+    "mean_squared_error": _SQUARED,
+    "binary_crossentropy": _BINARY,
+    "categorical_crossentropy": _CATEGORICAL,
+    "sparse_categorical_crossentropy": _CATEGORICAL,
+    "hinge": losses.hinge(-1.0),
+    "unit_hinge": losses.hinge(0.0),
+}
+_BY_CLASS = {
+    keras.losses.MeanSquaredError: _SQUARED,
+    keras.losses.BinaryCrossentropy: _BINARY,
+    keras.losses.CategoricalCrossentropy: _CATEGORICAL,
+    keras.losses.SparseCategoricalCrossentropy: _CATEGORICAL,
+    keras.losses.Hinge: _BY_NAME["hinge"],
+}
+_PLAIN = {"label_smoothing": 0.0, "ignore_class": None, "axis": -1}
+
+
+def read_loss(loss: Any, chain: DenseChain) -> Loss:
+    """Read a loss.
+
+    Args:
+        loss: A name, a Keras loss object or function, or one of `tfopt.bregman.losses`.
+        chain: The network, whose last activation must go with the loss.
+
+    Returns:
+        The loss.
+
+    Raises:
+        TypeError: This is no loss.
+        ValueError: The loss is not known, has an option that is not, or does not go with the network's outputs.
+    """
+    found = _find(loss)
+    needed = {"softmax": _CATEGORICAL, "sigmoid": _BINARY}.get(chain.output_activation)
+    if needed is not None and found is not needed:
+        raise ValueError(
+            f"`loss` must be the {needed.name} where the network ends with a {chain.output_activation}. Received: "
+            f"loss={loss!r}"
+        )
+    if found is _CATEGORICAL and chain.widths[-1] == 1:
+        raise ValueError(
+            "`loss` must not be the softmax cross-entropy where the network has one output: use 'binary_crossentropy'. "
+            f"Received: loss={loss!r}"
+        )
+    from_logits = getattr(loss, "get_config", dict)().get("from_logits") if not isinstance(loss, str | Loss) else None
+    if from_logits is not None and from_logits == (needed is not None):
+        raise ValueError(
+            f"`loss` must have from_logits={needed is None} where the network's outputs are "
+            f"{'logits' if needed is None else 'probabilities'}. Received: from_logits={from_logits}"
+        )
+    return found
+
+
+def _find(loss: Any) -> Loss:
+    if isinstance(loss, Loss):
+        return loss
+    name = loss if isinstance(loss, str) else getattr(loss, "__name__", "")
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    for kind, found in _BY_CLASS.items():
+        if type(loss) is kind:
+            config = loss.get_config()
+            for option, value in _PLAIN.items():
+                if config.get(option, value) != value:
+                    raise ValueError(f"`loss` must have {option}={value}. Received: {option}={config[option]}")
+            return found
+    known = ", ".join(map(repr, _BY_NAME))
+    message = f"`loss` must be one of {known}, or the Keras object of that name. Received: loss={loss!r}"
+    raise ValueError(message) if isinstance(loss, str | keras.losses.Loss) or callable(loss) else TypeError(message)

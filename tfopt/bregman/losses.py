@@ -1,0 +1,177 @@
+"""Losses, and the update of the outputs, which minimises over each row by itself.
+
+    z* = argmin_z  loss(z, y) + beta |z - u|^2,      u = m - lambda / (2 beta)
+
+is the minimiser of loss(z, y) + <z, lambda> + beta |z - m|^2. Losses are sums over the outputs of a row, and over rows.
+For the cross-entropies outputs are logits.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+__all__ = ["Loss", "binary_crossentropy", "categorical_crossentropy", "hinge", "squared_error"]
+
+KERAS_HINGE = "hinge on {-1, 1}"
+_NUM_NEWTON_STEPS = 30
+_NUM_HALVINGS = 8
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss of one row of outputs, and what training needs to know of it.
+
+    Attributes:
+        name: Its name.
+        value: `value(outputs, targets)`, both of shape `(rows, outputs)`: the loss of each row, shape `(rows,)`.
+        gradient: `gradient(outputs, targets)`: its derivative (at a kink, a subgradient), shape `(rows, outputs)`.
+        update: `update(u, targets, linear_penalty)`: the minimisers of loss(z, y) + beta |z - u|^2, for beta > 0.
+        probability: Turns outputs into what metrics see.
+    """
+
+    name: str
+    value: Callable[[Any, Any], Any]
+    gradient: Callable[[Any, Any], Any]
+    update: Callable[[Any, Any, Any], Any]
+    probability: Callable[[Any], Any] = lambda outputs: outputs
+
+
+def _squared_update(u: Any, targets: Any, linear_penalty: Any) -> Any:
+    beta = tf.cast(linear_penalty, u.dtype)
+    return (targets + beta * u) / (1 + beta)
+
+
+def hinge(edge: float = 0.0) -> Loss:
+    """Return max(0, 1 - z) for targets of 1 and max(0, z - edge) for others.
+
+    Args:
+        edge: 0 is the hinge for targets in {0, 1} of Taylor et al. 2016; -1 is Keras's.
+
+    Returns:
+        The loss.
+    """
+
+    def mirrored(z: Any, targets: Any) -> Any:
+        # z -> 1 + edge - z turns max(0, z - edge) into max(0, 1 - z), and is its own inverse.
+        return tf.where(targets > 0.5, z, 1 + edge - z)
+
+    def value(outputs: Any, targets: Any) -> Any:
+        return tf.reduce_sum(tf.nn.relu(1 - mirrored(outputs, targets)), axis=1)
+
+    def gradient(outputs: Any, targets: Any) -> Any:
+        slope = tf.cast(mirrored(outputs, targets) < 1, outputs.dtype)
+        return tf.where(targets > 0.5, -slope, slope)
+
+    def update(u: Any, targets: Any, linear_penalty: Any) -> Any:
+        # Stay where the hinge is flat; else a step of 1 / (2 beta) that ends at the kink at the latest.
+        u = mirrored(u, targets)
+        step = 0.5 / tf.cast(linear_penalty, u.dtype)
+        return mirrored(tf.where(u >= 1, u, tf.minimum(tf.ones_like(u), u + step)), targets)
+
+    return Loss(f"hinge on {{{edge:g}, 1}}", value, gradient, update)
+
+
+def _binary_value(outputs: Any, targets: Any) -> Any:
+    return tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(targets, outputs), axis=1)
+
+
+def _binary_update(u: Any, targets: Any, linear_penalty: Any) -> Any:
+    # Newton's method inside a bracket: the root lies in [u - (1 - y) / (2 beta), u + y / (2 beta)].
+    beta = tf.cast(linear_penalty, u.dtype)
+
+    def is_open(k: Any, z: Any, low: Any, high: Any, change: Any) -> Any:
+        return (k < _NUM_NEWTON_STEPS) & (change > _tolerance(u.dtype))
+
+    def step(k: Any, z: Any, low: Any, high: Any, change: Any) -> Any:
+        p = tf.sigmoid(z)
+        gradient = p - targets + 2 * beta * (z - u)
+        low, high = tf.where(gradient <= 0, z, low), tf.where(gradient >= 0, z, high)
+        trial = z - gradient / (p * (1 - p) + 2 * beta)
+        new = tf.where((trial >= low) & (trial <= high), trial, (low + high) / 2)
+        return k + 1, new, low, high, tf.reduce_max(tf.abs(new - z) / (1 + tf.abs(new)))
+
+    low, high = u - (1 - targets) * 0.5 / beta, u + targets * 0.5 / beta
+    start = (tf.constant(0), u, low, high, tf.constant(math.inf, u.dtype))
+    return tf.while_loop(is_open, step, start)[1]
+
+
+def _categorical_value(outputs: Any, targets: Any) -> Any:
+    return tf.reduce_logsumexp(outputs, axis=1) - tf.reduce_sum(targets * outputs, axis=1)
+
+
+def _categorical_update(u: Any, targets: Any, linear_penalty: Any) -> Any:
+    # Newton's method with Armijo's halving, each row by itself. With p = softmax(z), d = p + 2 beta, g the gradient,
+    # Sherman and Morrison's formula inverts the Hessian diag(d) - p p': the step is g / d + (p / d) (p' (g / d)) / s,
+    # s = 1 - p' (p / d) = 2 beta sum(p / d), which does not cancel as the difference does.
+    beta = tf.cast(linear_penalty, u.dtype)
+
+    def cost(z: Any) -> Any:
+        return _categorical_value(z, targets) + beta * tf.reduce_sum((z - u) ** 2, axis=1)
+
+    def is_open(k: Any, z: Any, f: Any, change: Any) -> Any:
+        return (k < _NUM_NEWTON_STEPS) & (change > _tolerance(u.dtype))
+
+    def step(k: Any, z: Any, f: Any, change: Any) -> Any:
+        p = tf.nn.softmax(z)
+        gradient = p - targets + 2 * beta * (z - u)
+        d = p + 2 * beta
+        scaled, v = gradient / d, p / d
+        s = 2 * beta * tf.reduce_sum(v, axis=1, keepdims=True)
+        direction = scaled + v * tf.reduce_sum(p * scaled, axis=1, keepdims=True) / s
+        new, f = _halve(cost, z, f, direction, tf.reduce_sum(gradient * direction, axis=1))
+        return k + 1, new, f, tf.reduce_max(tf.abs(new - z) / (1 + tf.abs(new)))
+
+    start = (tf.constant(0), u, cost(u), tf.constant(math.inf, u.dtype))
+    return tf.while_loop(is_open, step, start)[1]
+
+
+def _halve(cost: Callable[[Any], Any], z: Any, f: Any, direction: Any, slope: Any) -> tuple[Any, Any]:
+    # Of the steps 1, 1/2, 1/4, ... the first that lowers a row's cost by 1e-4 of what its slope promises; else none.
+    slack = 4 * _epsilon(z.dtype) * tf.abs(f)
+
+    def shrink(k: Any, step: Any, best: Any, best_cost: Any, is_done: Any) -> Any:
+        trial = z - step * direction
+        trial_cost = cost(trial)
+        accepts = tf.logical_not(is_done) & (trial_cost <= f - 1e-4 * step * slope + slack)
+        best = tf.where(accepts[:, None], trial, best)
+        return k + 1, step / 2, best, tf.where(accepts, trial_cost, best_cost), is_done | accepts
+
+    def is_open(k: Any, step: Any, best: Any, best_cost: Any, is_done: Any) -> Any:
+        return (k < _NUM_HALVINGS) & tf.logical_not(tf.reduce_all(is_done))
+
+    start = (tf.constant(0), tf.constant(1.0, z.dtype), z, f, tf.zeros_like(f, tf.bool))
+    return tf.while_loop(is_open, shrink, start)[2:4]
+
+
+def _epsilon(dtype: Any) -> float:
+    return float(np.finfo(dtype.as_numpy_dtype).eps)
+
+
+def _tolerance(dtype: Any) -> float:
+    return 8 * _epsilon(dtype)  # of a Newton step relative to 1 + |z|; convergence is quadratic
+
+
+squared_error = Loss(
+    "squared error",
+    value=lambda outputs, targets: tf.reduce_sum((outputs - targets) ** 2, axis=1),
+    gradient=lambda outputs, targets: 2 * (outputs - targets),
+    update=_squared_update,
+)
+binary_crossentropy = Loss(
+    "binary cross-entropy",
+    value=_binary_value,
+    gradient=lambda outputs, targets: tf.sigmoid(outputs) - targets,
+    update=_binary_update,
+    probability=tf.sigmoid,
+)
+categorical_crossentropy = Loss(
+    "softmax cross-entropy",
+    value=_categorical_value,
+    gradient=lambda outputs, targets: tf.nn.softmax(outputs) - targets,
+    update=_categorical_update,
+    probability=tf.nn.softmax,
+)

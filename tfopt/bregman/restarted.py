@@ -1,0 +1,294 @@
+"""The default algorithm: block updates that begin anew at a forward pass, backward through the layers, with long steps.
+
+A sweep goes through the blocks of rows. On each, from the network's own pre-activations, where all penalties are zero:
+
+    Z_L  = argmin loss(Z, y) + beta_L |Z - A_(L-1) W_L - b_L|^2                    the outputs' targets
+    W_L += step * ( argmin |Z_L - A_(L-1) W|^2 + ... - W_L )                       least squares
+    A_l, Z_l = their exact updates, given the layer above                          targets of the layer below
+    W_l += step * relaxation * ( argmin |Z_l - A_(l-1) W|^2 + ... - W_l )          for l = L-1 to 1
+
+A full step is the exact block minimisation, which cannot raise the penalised objective. It is a cautious one for hidden
+layers, as most of a target cannot be reached by a linear map of the layer's inputs: their steps grow while the training
+objective falls. A sweep that raised the objective is undone and shortens them; once they are exact, it doubles the
+penalties, until the sweep is a short step along the gradient, which cannot fail.
+
+With several blocks Gram matrices are averaged over about the last sweep, so that a small block moves the weights in a
+metric that all rows have made.
+"""
+
+from typing import Any
+
+import tensorflow as tf
+
+from tfopt.bregman import gram
+from tfopt.bregman.evaluation import Evaluation
+from tfopt.bregman.losses import Loss
+from tfopt.bregman.network import DenseChain
+from tfopt.bregman.rows import Rows
+from tfopt.bregman.settings import Settings
+from tfopt.bregman.updates import activation_gain, activation_update, solve_compiled, weight_update
+from tfopt.communicator import Communicator
+
+__all__ = ["Restarted"]
+
+_STEP_OF_SEVERAL_BLOCKS = 0.3
+_SHORTENING = 0.5
+_PENALTY_UP, _PENALTY_DOWN = 2.0, 0.95
+
+Weights = list[tuple[Any, Any]]
+
+
+class Restarted:
+    """The algorithm and its state.
+
+    Args:
+        chain: The network.
+        loss: The loss.
+        settings: The options.
+        rows: The rows of this process.
+        evaluation: Measures the network.
+        communicator: The job's processes.
+
+    Attributes:
+        weights: The current weights.
+    """
+
+    def __init__(
+        self,
+        chain: DenseChain,
+        loss: Loss,
+        settings: Settings,
+        rows: Rows,
+        evaluation: Evaluation,
+        communicator: Communicator,
+    ) -> None:
+        self._chain, self._loss, self._settings = chain, loss, settings
+        self._rows, self._evaluation, self._communicator = rows, evaluation, communicator
+        self._linear, self._hidden = settings.penalties(len(chain.layers))
+        self._state_dtype = tf.as_dtype(settings.state_dtype or chain.dtype)
+        self.weights: Weights = chain.read_weights()
+        self._relaxation, self._penalty_scale = 1.0, 1.0
+        self._grams: list[Any] = [None] * len(chain.layers)
+        self._num_averaged = 0
+        self._objective = float("inf")
+        self._metrics: dict[str, float] = {}
+        compiled = {"jit_compile": True, "autograph": False}
+        self._output_pass = tf.function(self._update_outputs, **compiled)
+        self._hidden_passes = [
+            tf.function(self._make_hidden_pass(layer), **compiled) for layer in range(1, len(chain.layers))
+        ]
+        self._gain = tf.function(activation_gain, autograph=False)
+        self._moves = [self._make_move(layer) for layer in range(len(chain.layers))]
+
+    def start(self) -> dict[str, float]:
+        """Measure the network as it is, and sum up the Gram matrix of the inputs, which stays as it is.
+
+        Returns:
+            The logs of the untrained network.
+        """
+        sums = gram.Sums(self._num_inputs(0), 1)
+        count = tf.function(gram.of_rows, jit_compile=True, autograph=False)
+        for chunk in self._rows.all():
+            sums.add(count(chunk.inputs, chunk.mask[:, None], chunk.mask, self._chain.uses_bias[0]))
+        gram.reduce_sums(self._communicator, [sums], "Gram matrix of the inputs")
+        self._grams[0] = sums.gram / self._rows.total_rows
+        return self._measure(with_metrics=True)
+
+    def _measure(self, with_metrics: bool) -> dict[str, float]:
+        mean, self._metrics = self._evaluation(self._rows, self.weights, with_metrics)
+        self._objective = mean + self._settings.weight_decay * _squared_norm(self.weights)
+        return self._logs()
+
+    def _logs(self) -> dict[str, float]:
+        return self._metrics | {
+            "objective": self._objective,
+            "relaxation": self._relaxation,
+            "penalty_scale": self._penalty_scale,
+        }
+
+    def sweep(self, with_metrics: bool) -> dict[str, float]:
+        """Go through all blocks once; keep the result if it lowers the objective.
+
+        Args:
+            with_metrics: Whether to compute metrics of the training rows.
+
+        Returns:
+            The logs.
+        """
+        before = (self.weights, list(self._grams), self._num_averaged, self._objective, self._metrics)
+        distances = [0.0] * len(self._chain.layers)
+        for block in range(self._rows.num_blocks):
+            self._update_block(block, distances)
+        self._measure(with_metrics)
+        settings = self._settings
+        if self._objective <= before[3]:
+            self._relaxation = min(self._relaxation * settings.relaxation_growth, settings.max_relaxation)
+            self._penalty_scale *= _PENALTY_DOWN
+        else:
+            self.weights, self._grams, self._num_averaged, self._objective, self._metrics = before
+            if self._relaxation <= 1.0:
+                self._penalty_scale *= _PENALTY_UP
+            self._relaxation = max(1.0, self._relaxation * _SHORTENING)
+        residuals = {
+            f"primal_residual/{layer + 1}": (distance / self._rows.total_rows) ** 0.5
+            for layer, distance in enumerate(distances)
+        }
+        return self._logs() | residuals
+
+    def _num_inputs(self, layer: int) -> int:
+        return self._chain.widths[layer] + self._chain.uses_bias[layer]
+
+    def _update_block(self, block: int, distances: list[float]) -> None:
+        # `kept` holds for each chunk the pre-activations of the hidden layers and the targets of the last layer done.
+        last = len(self._chain.layers) - 1
+        kept: list[Any] = []
+        sums = gram.Sums(self._num_inputs(last), self._chain.widths[-1], with_gram=last > 0)
+        scale = tf.constant(self._penalty_scale, self._chain.dtype)
+        total: Any = tf.zeros((), tf.float64)
+        for chunk in self._rows.block(block):
+            hidden, targets, part, distance, count = self._output_pass(chunk, self.weights, scale)
+            kept.append((hidden, targets))
+            sums.add(part)
+            total += tf.stack([distance, count])
+        self._update_weights(last, sums, total, distances)
+        for layer in range(last - 1, -1, -1):
+            sums = gram.Sums(self._num_inputs(layer), self._chain.widths[layer + 1], with_gram=layer > 0)
+            kernel, bias = self.weights[layer + 1]
+            penalties = (self._linear[layer + 1] * scale, self._hidden[layer] * scale)
+            gain = solve_compiled(self._gain, kernel, *penalties)
+            total = tf.zeros((), tf.float64)
+            for k, chunk in enumerate(self._rows.block(block)):
+                hidden, targets = kept[k]
+                targets, part, distance, count = self._hidden_passes[layer](
+                    chunk.inputs if layer == 0 else (), chunk.mask, hidden, targets, kernel, bias, gain, scale
+                )
+                kept[k] = (hidden[:layer], targets)
+                sums.add(part)
+                total += tf.stack([distance, count])
+            self._update_weights(layer, sums, total, distances)
+        self._num_averaged += 1
+
+    def _update_outputs(self, chunk: Any, weights: Weights, scale: Any) -> tuple[Any, ...]:
+        pre_activations = self._chain.forward(chunk.inputs, weights)
+        outputs = pre_activations[-1]
+        targets = self._loss.update(outputs, chunk.targets, self._linear[-1] * scale)
+        layer = len(self._chain.layers) - 1
+        a = self._inputs_of(layer, chunk.inputs, pre_activations, chunk.mask)
+        hidden = tuple(tf.cast(z, self._state_dtype) for z in pre_activations[:-1])
+        return (hidden, *self._summed(layer, a, outputs, targets, chunk.mask))
+
+    def _make_hidden_pass(self, above: int) -> Any:
+        # The pass of hidden layer above - 1, counted from 0, whose activations layer `above` takes in.
+        layer = above - 1
+
+        def update(inputs: Any, mask: Any, hidden: Any, targets: Any, kernel: Any, bias: Any, gain: Any, scale: Any):  # type: ignore[no-untyped-def]
+            hidden = [tf.cast(z, self._chain.dtype) for z in hidden]
+            activation, z = self._chain.activations[layer], hidden[layer]
+            goal = tf.cast(targets, self._chain.dtype) - bias
+            activations = activation_update(activation(z), goal, kernel, gain)
+            new = activation.update(activations, z, self._hidden[layer] * scale, self._linear[layer] * scale)
+            a = self._inputs_of(layer, inputs, hidden, mask)
+            return self._summed(layer, a, z, new, mask)
+
+        return update
+
+    def _inputs_of(self, layer: int, inputs: Any, pre_activations: Any, mask: Any) -> Any:
+        if layer == 0:
+            return inputs
+        return self._chain.activations[layer - 1](pre_activations[layer - 1]) * mask[:, None]
+
+    def _summed(self, layer: int, a: Any, z: Any, targets: Any, mask: Any) -> tuple[Any, ...]:
+        # Targets to keep, Gram matrices with the way to the targets, and that way's squared length.
+        way = targets - z
+        part = gram.of_rows(a, way, mask, self._chain.uses_bias[layer], with_gram=layer > 0)
+        distance = tf.reduce_sum(tf.cast(way * way * mask[:, None], tf.float64))
+        count = tf.reduce_sum(tf.cast(mask, tf.float64))
+        return tf.cast(targets, self._state_dtype), part, distance, count
+
+    def _update_weights(self, layer: int, sums: gram.Sums, total: Any, distances: list[float]) -> None:
+        # One message holds the layer's matrices and, as a column more, the distance and the number of rows.
+        distance, num_rows = self._reduce(sums, total, layer)
+        distances[layer] += distance
+        if sums.gram is not None:
+            self._average_gram(layer, sums.gram / num_rows)
+        arguments = (
+            self._grams[layer],
+            sums.cross_gram / num_rows,
+            *self.weights[layer],
+            self._settings.ridge,
+            self._settings.weight_decay / (self._linear[layer] * self._penalty_scale),
+            self._step(layer),
+        )
+        new = solve_compiled(self._moves[layer], *map(tf.convert_to_tensor, arguments))
+        self.weights = [*self.weights[:layer], new, *self.weights[layer + 1 :]]
+
+    def _make_move(self, layer: int) -> Any:
+        # W + step * argmin over D of |way - A D|^2 + ridge |D|^2 + decay |W + D|^2, biases not decayed.
+        with_bias = self._chain.uses_bias[layer]
+
+        def move(metric: Any, cross_gram: Any, kernel: Any, bias: Any, ridge: Any, decay: Any, step: Any) -> Any:
+            ridge, decay, step = (tf.cast(value, tf.float64) for value in (ridge, decay, step))
+            old = tf.cast(kernel, tf.float64)
+            decays = tf.fill([kernel.shape[0]], decay)
+            if with_bias:
+                old = tf.concat([old, tf.cast(bias, tf.float64)[None]], axis=0)
+                decays = tf.concat([decays, [0.0]], axis=0)
+            ridge *= tf.reduce_mean(tf.linalg.diag_part(metric))
+            way = weight_update(metric, cross_gram - decays[:, None] * old, ridge, penalty=decays)
+            new = tf.cast(old + step * way, kernel.dtype)
+            return (new[:-1], new[-1]) if with_bias else (new, bias)
+
+        return tf.function(move, autograph=False)
+
+    def _step(self, layer: int) -> float:
+        if layer < len(self._chain.layers) - 1:
+            return self._relaxation
+        step = self._settings.step
+        if step == "auto":
+            return 1.0 if self._rows.num_blocks == 1 else _STEP_OF_SEVERAL_BLOCKS
+        return float(step)
+
+    def _reduce(self, sums: gram.Sums, total: Any, layer: int) -> tuple[float, float]:
+        scalars = gram.Sums(1, 2, with_gram=False)
+        scalars.cross_gram = tf.reshape(tf.zeros((1, 2), tf.float64) + total, (1, 2))
+        gram.reduce_sums(self._communicator, [sums, scalars], f"Gram matrices of layer {layer + 1}")
+        distance, num_rows = scalars.cross_gram.numpy()[0]
+        return float(distance), float(num_rows)
+
+    def _average_gram(self, layer: int, new: Any) -> None:
+        # A plain mean over the first sweep, then one that forgets at the rate of one sweep.
+        count = min(self._num_averaged + 1, self._rows.num_blocks)
+        old = self._grams[layer]
+        self._grams[layer] = new if old is None or count == 1 else old + (new - old) / count
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what a later run needs to go on with the same bits.
+
+        Returns:
+            Arrays and numbers.
+        """
+        return {
+            "weights": [[part.numpy() for part in pair] for pair in self.weights],
+            "grams": [None if matrix is None else matrix.numpy() for matrix in self._grams],
+            "num_averaged": self._num_averaged,
+            "relaxation": self._relaxation,
+            "penalty_scale": self._penalty_scale,
+            "objective": self._objective,
+            "metrics": self._metrics,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from a state.
+
+        Args:
+            state: What `get_state` has returned.
+        """
+        self.weights = [tuple(tf.constant(part) for part in pair) for pair in state["weights"]]  # type: ignore[misc]
+        self._grams = [None if matrix is None else tf.constant(matrix) for matrix in state["grams"]]
+        self._num_averaged = state["num_averaged"]
+        self._relaxation, self._penalty_scale = state["relaxation"], state["penalty_scale"]
+        self._objective, self._metrics = state["objective"], state["metrics"]
+
+
+def _squared_norm(weights: Weights) -> float:
+    return float(sum(tf.reduce_sum(tf.cast(kernel, tf.float64) ** 2) for kernel, _ in weights))

@@ -1,0 +1,285 @@
+"""The rows that a process trains on: checked, prepared, and cut into blocks and chunks of one shape."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfopt.bregman.losses import KERAS_HINGE, Loss, squared_error
+from tfopt.bregman.network import DenseChain
+from tfopt.communicator import Communicator
+
+__all__ = ["Chunk", "Rows", "choose_num_blocks", "in_agreement"]
+
+_LONGEST_RUN = 256  # rows that stay together when rows are dealt out to blocks
+T = TypeVar("T")
+
+
+class Chunk(NamedTuple):
+    """Some rows; the last ones may be padding, zeros in all three."""
+
+    inputs: Any  # A_0, shape (rows, inputs)
+    targets: Any  # shape (rows, outputs)
+    mask: Any  # ones, and zeros for padding, shape (rows,)
+
+
+class Rows:
+    """The rows of one process.
+
+    Rows are dealt out to blocks by their number in the whole data set, so that neither the number of ranks nor the
+    sizes of their shards changes what a block holds. Arrays in memory are copied into chunks once; memory-mapped ones
+    are read again each time.
+
+    Args:
+        x: Inputs: an array, or a `tf.data.Dataset` of batches `(x, y)`.
+        y: Targets; None with a dataset.
+        chain: The network.
+        loss: The loss.
+        communicator: The job's processes.
+        chunk_rows: Most rows in a chunk.
+        num_blocks: Number of blocks; "auto" for about four times as many rows in a block as the widest layer has
+            inputs, and at most 100 blocks.
+
+    Attributes:
+        num_rows: Rows of this process.
+        total_rows: Rows of all processes.
+        first_row: Number of this process's first row in the whole data set.
+        num_blocks: Number of blocks.
+        rows_per_chunk: Rows in each chunk, padding counted.
+    """
+
+    def __init__(
+        self,
+        x: Any,
+        y: Any,
+        chain: DenseChain,
+        loss: Loss,
+        communicator: Communicator,
+        chunk_rows: int,
+        num_blocks: int | str = 1,
+    ) -> None:
+        self._chain = chain
+        self._x, self._y = in_agreement(communicator, lambda: _check_arrays(x, y, chain, loss))
+        self.is_cached = not isinstance(self._x, np.memmap)
+        self.num_rows = len(self._x)
+        counts = communicator.allgather_object(self.num_rows, name="numbers of rows")
+        self.total_rows = sum(counts)
+        first = sum(counts[: communicator.rank])
+        self.num_blocks = self._choose_blocks(num_blocks)
+        self.first_row = first
+        self._deal_out(first, chunk_rows)
+        self._cache: dict[tuple[int, int], Chunk] = {}
+        in_agreement(communicator, self._check_values)
+        if self.is_cached:
+            self._x = self._y = None  # the chunks hold them now
+
+    def _choose_blocks(self, num_blocks: int | str) -> int:
+        if num_blocks == "auto":
+            return choose_num_blocks(self.total_rows, self._chain)
+        if int(num_blocks) > self.total_rows:
+            raise ValueError(
+                f"`num_blocks` must be at most the number of rows, {self.total_rows}. Received: num_blocks={num_blocks}"
+            )
+        return int(num_blocks)
+
+    def _deal_out(self, first: int, chunk_rows: int) -> None:
+        # Runs of rows go to the blocks in turn: each has rows of every rank, and of every part of the data.
+        run = max(1, min(_LONGEST_RUN, self.total_rows // (64 * self.num_blocks)))
+        owner = (np.arange(first, first + self.num_rows) // run) % self.num_blocks
+        members = [np.flatnonzero(owner == block) for block in range(self.num_blocks)]
+        largest = max(len(rows) for rows in members)
+        num_chunks = max(1, math.ceil(largest / chunk_rows))
+        self.rows_per_chunk = math.ceil(largest / num_chunks)
+        cuts = range(0, largest, self.rows_per_chunk)
+        self._members = [
+            [part for cut in cuts if len(part := rows[cut : cut + self.rows_per_chunk])] for rows in members
+        ]
+
+    def _check_values(self) -> None:
+        for block in range(self.num_blocks):
+            for k, chunk in enumerate(self.block(block)):
+                for name, part in (("x", chunk.inputs), ("y", chunk.targets)):
+                    if not bool(tf.reduce_all(tf.math.is_finite(part))):
+                        finite = np.isfinite(part.numpy()).all(axis=1)
+                        row = int(self._members[block][k][int(np.argmin(finite))])
+                        raise ValueError(f"`{name}` must be finite. Received: NaN or infinity in row {row}")
+
+    def block(self, number: int) -> Iterator[Chunk]:
+        """Hand out the chunks of a block.
+
+        Args:
+            number: Which block.
+
+        Yields:
+            Chunks, all of the same shapes.
+        """
+        for k, members in enumerate(self._members[number]):
+            chunk = self._cache.get((number, k))
+            if chunk is None:
+                chunk = self._load(members)
+                if self.is_cached:
+                    self._cache[number, k] = chunk
+            yield chunk
+
+    def all(self) -> Iterator[Chunk]:
+        """Hand out all chunks.
+
+        Yields:
+            Chunks, all of the same shapes.
+        """
+        for number in range(self.num_blocks):
+            yield from self.block(number)
+
+    def row_numbers(self) -> Iterator[np.ndarray]:
+        """Hand out which rows of this process each chunk of `all` holds.
+
+        Yields:
+            Arrays of integers.
+        """
+        for block in self._members:
+            yield from block
+
+    def _load(self, members: np.ndarray) -> Chunk:
+        is_run = members[-1] - members[0] == len(members) - 1
+        rows = slice(int(members[0]), int(members[-1]) + 1) if is_run else members
+        inputs = self._chain.prepare(np.ascontiguousarray(self._x[rows]))
+        targets = _targets(np.asarray(self._y[rows]), self._chain.widths[-1], self._chain.dtype)
+        mask = tf.ones(len(members), self._chain.dtype)
+        missing = self.rows_per_chunk - len(members)
+        if missing:
+            inputs, targets = (tf.pad(part, [[0, missing], [0, 0]]) for part in (inputs, targets))
+            mask = tf.pad(mask, [[0, missing]])
+        return Chunk(inputs, targets, mask)
+
+
+def choose_num_blocks(num_rows: int, chain: DenseChain) -> int:
+    """Return the number of blocks with four times as many rows as the widest layer has inputs, 1 to 100.
+
+    Args:
+        num_rows: Rows of all processes.
+        chain: The network.
+
+    Returns:
+        The number.
+    """
+    return max(1, min(100, num_rows // (4 * max(chain.widths[:-1]))))
+
+
+def in_agreement(communicator: Communicator, action: Callable[[], T]) -> T:
+    """Do something on each rank that may fail on some; then raise the same error on all.
+
+    Args:
+        communicator: The job's processes.
+        action: What to do.
+
+    Returns:
+        What the action has returned.
+
+    Raises:
+        TypeError: The action has raised one on some rank.
+        ValueError: The same.
+    """
+    result, error = None, None
+    try:
+        result = action()
+    except (TypeError, ValueError) as caught:
+        error = caught
+    if communicator.size == 1:
+        if error is not None:
+            raise error
+        return result  # type: ignore[return-value]
+    found = communicator.allgather_object((type(error).__name__, str(error)) if error else None, name="errors")
+    said = [(kind, f"Rank {rank}: {text}") for rank, item in enumerate(found) if item for kind, text in [item]]
+    if said:
+        text = "; ".join(dict.fromkeys(text for _, text in said))
+        raise TypeError(text) if said[0][0] == "TypeError" else ValueError(text)
+    return result  # type: ignore[return-value]
+
+
+def _check_arrays(x: Any, y: Any, chain: DenseChain, loss: Loss) -> tuple[Any, Any]:
+    if isinstance(x, tf.data.Dataset):
+        if y is not None:
+            raise ValueError("`y` must not be given when `x` is a tf.data.Dataset, which brings its targets")
+        x, y = _collect(x)
+    elif isinstance(x, keras.utils.PyDataset) or hasattr(x, "__next__"):
+        raise TypeError(f"`x` must be an array or a tf.data.Dataset. Received: {type(x).__name__}")
+    elif y is None:
+        raise ValueError("`y` must be given when `x` is an array. Received: y=None")
+    x = x if isinstance(x, np.memmap) else np.asarray(x)
+    y = y if isinstance(y, np.memmap) else np.asarray(y)
+    expected = tuple(chain.model.input_shape[1:])
+    if x.dtype.kind not in "fiub" or x.dtype.hasobject:
+        raise TypeError(f"`x` must hold numbers. Received: dtype {x.dtype}")
+    if x.ndim == 0 or (x.shape[1:] != expected and not _matches(x.shape[1:], expected)):
+        shape = ("rows", *expected)
+        raise ValueError(f"`x` must have the shape ({', '.join(map(str, shape))}). Received: shape {x.shape}")
+    if len(x) == 0:
+        raise ValueError("`x` must have at least one row. Received: no rows")
+    if y.ndim == 0 or len(y) != len(x):
+        raise ValueError(f"`x` and `y` must have the same number of rows. Received: shapes {x.shape} and {y.shape}")
+    _check_targets(y, chain.widths[-1], loss)
+    return x, y
+
+
+def _matches(shape: tuple[int, ...], expected: tuple[Any, ...]) -> bool:
+    return len(shape) == len(expected) and all(e is None or s == e for s, e in zip(shape, expected, strict=True))
+
+
+def _check_targets(y: Any, num_outputs: int, loss: Loss) -> None:
+    if y.dtype.kind not in "fiub":
+        raise TypeError(f"`y` must hold numbers. Received: dtype {y.dtype}")
+    is_sparse = y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1)
+    if not is_sparse and y.shape[1:] != (num_outputs,):
+        raise ValueError(
+            f"`y` must have the shape (rows,) or (rows, {num_outputs}), as the network's last layer. "
+            f"Received: shape {y.shape}"
+        )
+    if is_sparse and num_outputs > 1:
+        if loss is squared_error and y.dtype.kind == "f":
+            raise ValueError(f"`y` must have the shape (rows, {num_outputs}). Received: shape {y.shape}")
+        values = np.asarray(y)
+        if not np.isfinite(values).all():
+            raise ValueError("`y` must be finite. Received: NaN or infinity")
+        if (values != np.floor(values)).any() or values.min() < 0 or values.max() >= num_outputs:
+            raise ValueError(
+                f"`y` must be labels 0 to {num_outputs - 1}. Received: values from {values.min()} to {values.max()}"
+            )
+    elif loss is not squared_error:
+        values = np.asarray(y)
+        lowest = -1 if loss.name == KERAS_HINGE else 0
+        if values.min() < lowest or values.max() > 1:
+            raise ValueError(
+                f"`y` must lie in [{lowest}, 1] for {loss.name}. Received: values from {values.min()} to {values.max()}"
+            )
+
+
+def _targets(y: np.ndarray, num_outputs: int, dtype: Any) -> Any:
+    if y.ndim == 1 or (y.shape[1] == 1 and num_outputs > 1):
+        if num_outputs > 1:
+            return tf.one_hot(y.reshape(-1).astype(np.int64), num_outputs, dtype=dtype)
+        y = y[:, None]
+    return tf.cast(y, dtype)
+
+
+def _collect(dataset: Any) -> tuple[np.ndarray, np.ndarray]:
+    # The batches are let go one by one while they are copied, so that hardly more than one copy is held.
+    if isinstance(dataset.element_spec, tuple) and len(dataset.element_spec) == 2:
+        batches = [tuple(np.asarray(part) for part in batch) for batch in dataset]
+    else:
+        raise ValueError(f"`x` must be a tf.data.Dataset of pairs (x, y). Received: {dataset.element_spec}")
+    if not batches:
+        raise ValueError("`x` must have at least one row. Received: a tf.data.Dataset without batches")
+    if any(part.ndim == 0 for part in batches[0]):
+        raise ValueError("`x` must be a tf.data.Dataset of batches: use .batch(...)")
+    count = sum(len(x) for x, _ in batches)
+    arrays = tuple(np.empty((count, *part.shape[1:]), part.dtype) for part in batches[0])
+    row = 0
+    batches.reverse()
+    while batches:
+        x, y = batches.pop()
+        arrays[0][row : row + len(x)], arrays[1][row : row + len(x)] = x, y
+        row += len(x)
+    return arrays[0], arrays[1]

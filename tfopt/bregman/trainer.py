@@ -1,0 +1,389 @@
+"""Training of Dense networks without gradients, with the interface of Keras's `fit`."""
+
+import math
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfopt._callback_state import get_state, set_state
+from tfopt._checkpoint_files import CheckpointFiles
+from tfopt._checks import check_integer, check_keras_3, check_number
+from tfopt.bregman.evaluation import Evaluation
+from tfopt.bregman.keras_loss import read_loss
+from tfopt.bregman.network import DenseChain
+from tfopt.bregman.restarted import Restarted
+from tfopt.bregman.rows import Rows, choose_num_blocks
+from tfopt.bregman.settings import Settings
+from tfopt.bregman.splitting import Splitting
+from tfopt.communicator import Communicator, check_communicator
+
+__all__ = ["BregmanTrainer"]
+
+_EXPLOSION = 1e6  # a loss this many times the first one, or 1 if that is smaller, is no longer training
+
+
+class BregmanTrainer:
+    """Train a chain of Dense layers by exact minimisation over blocks of variables, without gradients.
+
+    The network's equations become penalties (Taylor et al. 2016, arXiv 1605.02026):
+
+        minimise  loss(Z_L, y) + <Z_L, lambda> + beta_L |Z_L - A_(L-1) W_L - b_L|^2
+                  + sum_(l<L) ( gamma_l |A_l - h_l(Z_l)|^2 + beta_l |Z_l - A_(l-1) W_l - b_l|^2 )
+
+    and each block of variables - the weights W_l of a layer, its activations A_l, its pre-activations Z_l - is minimised
+    over exactly, with all others fixed. Of the rows the weights need only sums over rows of the size of the layer, so
+    that ranks that hold shards of the rows exchange small matrices, whatever their number. Under `horovodrun` each rank
+    passes its own shard to `fit`; the result is that of one process with all rows.
+
+    One sweep through the variables is one epoch. `preset` chooses the algorithm: "restarted", the default, which was
+    made to train well; "paper", as printed; "penalty", without multiplier; "admm", the classical method of multipliers.
+
+    The model is a chain of `Dense` layers, activations inline or as layers (ReLU, leaky ReLU, clipped ReLU, linear,
+    tanh, sigmoid, softplus, gelu), after `Flatten`, `Rescaling` or `Normalization`. A softmax or sigmoid at the end is
+    read as logits: training works on the outputs before it. The model always holds the current weights.
+
+    Args:
+        model: A built Keras model.
+        loss: "mse", "binary_crossentropy", "categorical_crossentropy", "sparse_categorical_crossentropy", "hinge"
+            (Keras's), "unit_hinge" (for targets in {0, 1}: max(0, 1 - z) and max(0, z)), or the Keras object. Labels may
+            be integers or one-hot, whichever the name says.
+        metrics: A list of Keras metrics or their names. With a cross-entropy they see probabilities, else outputs.
+        preset: A set of options: "restarted" (default), "paper", "penalty", "admm".
+        measure_every_n_epochs: How often to compute metrics, and all of the validation. Default 1.
+        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
+        **options: What to change of the preset: see `tfopt.bregman.Settings`.
+
+    Attributes:
+        model: The model.
+        settings: All options.
+
+    Raises:
+        TypeError: An argument has the wrong type, or an option is unknown.
+        ValueError: An argument is out of its range, a layer cannot be trained this way, or the loss does not go with
+            the model's outputs.
+
+    Example:
+        >>> from tfopt import datasets, models
+        >>> data = datasets.load("breast_cancer")
+        >>> model = models.mlp(30, hidden_units=(32,), num_outputs=1, seed=0)
+        >>> trainer = BregmanTrainer(model, "binary_crossentropy", metrics=["accuracy"])
+        >>> history = trainer.fit(data.x_train, data.y_train, epochs=20, verbose=0)
+        >>> bool(history.history["accuracy"][-1] > 0.97)
+        True
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        loss: Any,
+        metrics: Any = None,
+        *,
+        preset: str = "restarted",
+        measure_every_n_epochs: int = 1,
+        communicator: Communicator | None = None,
+        **options: Any,
+    ) -> None:
+        check_keras_3()
+        self._chain = DenseChain.of(model)
+        self.model = model
+        self._loss = read_loss(loss, self._chain)
+        self.settings = Settings.of(preset, options)
+        self.settings.penalties(len(self._chain.layers))
+        self._measure_every = check_integer("measure_every_n_epochs", measure_every_n_epochs, minimum=1)
+        self._communicator = check_communicator(communicator)
+        self._evaluation = Evaluation(self._chain, self._loss, metrics, self._communicator)
+
+    def fit(
+        self,
+        x: Any,
+        y: Any = None,
+        *,
+        epochs: int = 50,
+        initial_epoch: int = 0,
+        verbose: int | str = "auto",
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        callbacks: Any = None,
+        checkpoint: str | Path | None = None,
+        checkpoint_every_n_epochs: int = 1,
+    ) -> keras.callbacks.History:
+        """Train from the model's current weights.
+
+        Args:
+            x: Inputs, shape `(rows, *input_shape)`: an array; a memory-mapped one, which is read chunk by chunk; or a
+                `tf.data.Dataset` of batches `(x, y)`, which is read once. Under `horovodrun`, this rank's shard.
+            y: Targets, shape `(rows,)`, `(rows, 1)` or `(rows, outputs)`.
+            epochs: Number of the last sweep.
+            initial_epoch: Number of the sweep to begin at, for logs.
+            verbose: 0 for silence, 1 for a progress bar, 2 for a line per sweep; "auto" is 1 on rank 0.
+            validation_split: Share of the rows, the last ones, to hold out for validation, in [0, 1).
+            validation_data: `(x, y)` or a `tf.data.Dataset` to validate on, instead.
+            callbacks: Keras callbacks; an epoch is a sweep.
+            checkpoint: A folder: the whole state of training is written there, and `fit` goes on from what it finds
+                there, to the same bits. Two generations are kept. Delete the folder to begin anew.
+            checkpoint_every_n_epochs: How often. The last sweep's state is always written.
+
+        Returns:
+            The history, as of Keras's `fit`, with two more attributes: `diverged`, and `best_epoch`, that of the lowest
+            `val_loss`, or `loss` without validation. Where training diverged, it was stopped, a warning was given, and
+            the model has the weights of that epoch.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: An argument is out of its range, the data do not go with the model, a rank has no rows, or the
+                checkpoint is of another training.
+        """
+        check_integer("initial_epoch", initial_epoch, minimum=0)
+        check_integer("epochs", epochs, minimum=initial_epoch)
+        check_integer("checkpoint_every_n_epochs", checkpoint_every_n_epochs, minimum=1)
+        if verbose not in ("auto", 0, 1, 2):
+            raise ValueError(f"`verbose` must be 'auto', 0, 1 or 2. Received: verbose={verbose!r}")
+        train, validation = _split(x, y, validation_split, validation_data)
+        run = _Run(self, self._rows(*train, self.settings.num_blocks), validation, callbacks, verbose, epochs)
+        if checkpoint is not None:
+            run.use_checkpoints(Path(checkpoint), checkpoint_every_n_epochs)
+        return run.train(initial_epoch)
+
+    def evaluate(self, x: Any, y: Any = None) -> dict[str, float]:
+        """Measure the model.
+
+        Args:
+            x: Inputs, as in `fit`.
+            y: Targets.
+
+        Returns:
+            Keras's loss, and the metrics.
+        """
+        return self._evaluation(self._rows(x, y, 1), self._chain.read_weights())[1]
+
+    def _rows(self, x: Any, y: Any, num_blocks: int | str) -> Rows:
+        rows = (self._chain, self._loss, self._communicator, self.settings.chunk_rows, num_blocks)
+        return Rows(x, y, *rows)
+
+    def expected_memory(self, num_rows: int, *, is_memory_mapped: bool = False) -> int:
+        """Estimate what `fit` holds at its peak, beside the model and the arrays passed to it.
+
+        With d input features, n_l units of layer l, s bytes of a number of the state and f of the weights:
+
+            rows (d + n_L + 1) f, a copy of the inputs and targets, unless they are memory-mapped
+            + rows (state) s, where the state is, for "splitting", sum n_l + sum_(l<L) n_l + the multipliers; for
+              "restarted", sum n_l over the rows of one block
+            + 3 chunk_rows (d + 2 sum n_l) f for a chunk that is worked on
+            + 40 sum (n_(l-1) + 1)^2 for matrices
+
+        Args:
+            num_rows: Rows of this rank.
+            is_memory_mapped: Whether `x` is a `numpy.memmap`.
+
+        Returns:
+            Bytes.
+        """
+        widths = self._chain.widths
+        outputs, hidden = sum(widths[1:]), sum(widths[1:-1])
+        size = self._chain.dtype.size
+        state_size = tf.as_dtype(self.settings.state_dtype or self._chain.dtype).size
+        copy = 0 if is_memory_mapped else num_rows * (widths[0] + widths[-1] + 1) * size
+        if self.settings.algorithm == "restarted":
+            state = -(-num_rows // self._num_blocks(num_rows)) * outputs
+        else:
+            multipliers = {"none": 0, "bregman": widths[-1], "admm": outputs + hidden}[self.settings.multiplier]
+            state = num_rows * (outputs + hidden + multipliers)
+        chunk = 3 * min(self.settings.chunk_rows, num_rows) * (widths[0] + 2 * outputs) * size
+        return copy + state * state_size + chunk + 40 * sum((width + 1) ** 2 for width in widths[:-1])
+
+    def _num_blocks(self, num_rows: int) -> int:
+        blocks = self.settings.num_blocks
+        return choose_num_blocks(num_rows, self._chain) if blocks == "auto" else int(blocks)
+
+
+class _Run:
+    # One call of `fit`.
+
+    def __init__(
+        self, trainer: BregmanTrainer, rows: Rows, validation: Any, callbacks: Any, verbose: int | str, epochs: int
+    ) -> None:
+        self._trainer, self._rows, self._epochs = trainer, rows, epochs
+        self._model, self._chain, self._communicator = trainer.model, trainer._chain, trainer._communicator
+        self._validation = None if validation is None else trainer._rows(*validation, 1)
+        self._align_weights()
+        algorithm = Restarted if trainer.settings.algorithm == "restarted" else Splitting
+        self._engine = algorithm(
+            self._chain, trainer._loss, trainer.settings, rows, trainer._evaluation, self._communicator
+        )
+        if verbose == "auto":
+            verbose = int(self._communicator.rank == 0)
+        self._callbacks = keras.callbacks.CallbackList(
+            callbacks, add_history=True, add_progbar=verbose != 0, model=self._model, verbose=verbose, epochs=epochs, steps=1
+        )
+        self._history = next(c for c in self._callbacks.callbacks if isinstance(c, keras.callbacks.History))
+        self._best: tuple[float, int, Any] = (math.inf, -1, self._engine.weights)
+        self._largest = math.inf
+        self._files: CheckpointFiles | None = None
+
+    def _align_weights(self) -> None:
+        # All ranks begin with those of rank 0.
+        if self._communicator.size > 1:
+            flat = tf.nest.flatten(self._chain.read_weights())
+            flat = self._communicator.broadcast(flat, name="weights")
+            self._chain.write_weights(list(zip(flat[::2], flat[1::2], strict=True)))
+
+    def use_checkpoints(self, folder: Path, every_n_epochs: int) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"`checkpoint` must be a folder. Received: checkpoint={str(folder)!r}, which is a file")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._files, self._every = CheckpointFiles(folder, self._communicator, "BregmanTrainer"), every_n_epochs
+
+    def train(self, initial_epoch: int) -> keras.callbacks.History:
+        self._model.stop_training = False
+        state = None if self._files is None else self._files.read_newest()
+        if state is not None:
+            self._check_fingerprint(state)
+            self._engine.set_state(state["engine"])
+        first = self._engine.start()
+        self._largest = _EXPLOSION * max(1.0, abs(first["loss"]))
+        self._callbacks.on_train_begin()
+        self._history.diverged, self._history.best_epoch = False, None
+        if state is not None:
+            initial_epoch = self._restore(state)
+        logs: dict[str, Any] = {}
+        for epoch in range(initial_epoch, self._epochs):
+            self._callbacks.on_epoch_begin(epoch)
+            logs, reason = self._sweep(epoch)
+            self._callbacks.on_epoch_end(epoch, logs)
+            if reason:
+                self._give_up(epoch, reason)
+                break
+            stops = self._any_rank_stops()
+            self._write_checkpoint(epoch, stops)
+            if stops:
+                break
+        self._callbacks.on_train_end(logs)
+        return self._history
+
+    def _sweep(self, epoch: int) -> tuple[dict[str, Any], str]:
+        begin = time.perf_counter()
+        reduced = self._communicator.bytes_reduced
+        is_due = (epoch + 1) % self._trainer._measure_every == 0 or epoch + 1 == self._epochs
+        logs = self._engine.sweep(is_due)
+        reason = self._find_divergence(logs)
+        self._chain.write_weights(self._engine.weights)
+        if is_due and not reason:
+            if self._validation is not None:
+                measured = self._trainer._evaluation(self._validation, self._engine.weights)[1]
+                logs |= {f"val_{name}": value for name, value in measured.items()}
+            monitored = logs["val_loss" if self._validation is not None else "loss"]
+            if monitored < self._best[0]:
+                self._best = (monitored, epoch, self._engine.weights)
+        logs["seconds"] = time.perf_counter() - begin
+        logs["bytes_reduced"] = self._communicator.bytes_reduced - reduced
+        return logs, reason
+
+    def _find_divergence(self, logs: dict[str, Any]) -> str:
+        if not all(bool(tf.reduce_all(tf.math.is_finite(part))) for part in tf.nest.flatten(self._engine.weights)):
+            return "weights are not finite"
+        for name in ("objective", "loss"):
+            value = logs.get(name, 0.0)
+            if not math.isfinite(value):
+                return f"the {name} is {value}"
+            if abs(value) > self._largest:
+                return f"the {name} has grown to {value:.3g}"
+        return ""
+
+    def _give_up(self, epoch: int, reason: str) -> None:
+        _, best_epoch, weights = self._best
+        self._chain.write_weights(weights)
+        self._history.diverged = True
+        self._history.best_epoch = None if best_epoch < 0 else best_epoch
+        which = "the first weights" if best_epoch < 0 else f"the weights of epoch {best_epoch + 1}, the best,"
+        warnings.warn(
+            f"Training diverged in epoch {epoch + 1}: {reason}. It was stopped, and {which} were restored",
+            stacklevel=4,
+        )
+
+    def _any_rank_stops(self) -> bool:
+        self._history.best_epoch = None if self._best[1] < 0 else self._best[1]
+        stops = tf.constant(float(bool(self._model.stop_training)), tf.float64)
+        (stops,) = self._communicator.allreduce_sum([stops], name="whether to stop")
+        return bool(stops > 0)
+
+    # ---- Checkpoints
+
+    def _fingerprint(self) -> dict[str, Any]:
+        trainer = self._trainer
+        return {
+            "options": {name: repr(value) for name, value in vars(trainer.settings).items()},
+            "network": [list(self._chain.widths), [h.name for h in self._chain.activations], str(self._chain.dtype)],
+            "loss": trainer._loss.name,
+            "rows": [self._rows.num_rows, self._rows.total_rows],
+        }
+
+    def _check_fingerprint(self, state: dict[str, Any]) -> None:
+        there, here = state["fingerprint"], self._fingerprint()
+        changes = [f"{name} was {there.get(name)}, is {here[name]}" for name in here if there.get(name) != here[name]]
+        if changes:
+            raise ValueError(
+                f"The checkpoint in {self._files and self._files.folder} is of another training: {'; '.join(changes)}. "
+                "Change them back, or delete the folder to begin anew"
+            )
+
+    def _write_checkpoint(self, epoch: int, stops: bool) -> None:
+        is_last = stops or epoch + 1 == self._epochs
+        if self._files is None or not ((epoch + 1) % self._every == 0 or is_last):
+            return
+        stateful = [(c, state) for c in self._callbacks.callbacks if (state := get_state(c)) is not None]
+        best, best_epoch, weights = self._best
+        self._files.write(
+            epoch + 1,
+            {
+                "fingerprint": self._fingerprint(),
+                "engine": self._engine.get_state(),
+                "epochs": epoch + 1,
+                "stopped": stops,
+                "best": [best, best_epoch, [[part.numpy() for part in pair] for pair in weights]],
+                "largest": self._largest,
+                "history": {"epoch": list(self._history.epoch), "history": dict(self._history.history)},
+                "callbacks": [[type(c).__name__, state] for c, state in stateful],
+            },
+        )
+
+    def _restore(self, state: dict[str, Any]) -> int:
+        stateful = [c for c in self._callbacks.callbacks if get_state(c) is not None]
+        names, kept = [type(c).__name__ for c in stateful], [name for name, _ in state["callbacks"]]
+        if names != kept:
+            raise ValueError(f"The checkpoint holds the state of the callbacks {kept}, but `fit` has {names}")
+        for callback, (_, kept_state) in zip(stateful, state["callbacks"], strict=True):
+            set_state(callback, kept_state)
+        best, best_epoch, weights = state["best"]
+        self._best = (best, best_epoch, [tuple(tf.constant(part) for part in pair) for pair in weights])
+        self._largest = state["largest"]
+        self._history.epoch, self._history.history = state["history"]["epoch"], state["history"]["history"]
+        self._history.best_epoch = None if best_epoch < 0 else best_epoch
+        self._chain.write_weights(self._engine.weights)
+        return self._epochs if state["stopped"] else state["epochs"]
+
+
+def _split(x: Any, y: Any, share: Any, validation_data: Any) -> tuple[Any, Any]:
+    check_number("validation_split", share, minimum=0.0, maximum=1.0, exclusive_maximum=True)
+    if validation_data is not None:
+        if share:
+            raise ValueError("Only one of `validation_split` and `validation_data` can be given")
+        if isinstance(validation_data, tf.data.Dataset):
+            return (x, y), (validation_data, None)
+        if not isinstance(validation_data, tuple | list) or len(validation_data) != 2:
+            raise ValueError(
+                "`validation_data` must be a pair (x, y) or a tf.data.Dataset. "
+                f"Received: {type(validation_data).__name__}"
+            )
+        return (x, y), tuple(validation_data)
+    if not share:
+        return (x, y), None
+    if isinstance(x, tf.data.Dataset) or y is None:
+        raise ValueError("`validation_split` goes with arrays. Pass `validation_data` with a tf.data.Dataset")
+    x, y = (part if isinstance(part, np.ndarray) else np.asarray(part) for part in (x, y))
+    cut = len(x) - int(len(x) * share)
+    return (x[:cut], y[:cut]), (x[cut:], y[cut:])
