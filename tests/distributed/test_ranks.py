@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bregman_parity
 import callback_table
 import curvature_parity
 import keras
@@ -360,3 +361,55 @@ def test_saved_models_load_where_horovod_cannot_be_imported(launch):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "loaded without Horovod" in done.stdout
+
+
+# --- training without gradients
+
+
+@pytest.fixture(scope="module")
+def bregman_on_one_process():
+    return {case: bregman_parity.train(case, SerialCommunicator()) for case in bregman_parity.CASES}
+
+
+@pytest.mark.parametrize("case", bregman_parity.CASES)
+def test_training_without_gradients_is_that_of_one_process(launch, bregman_on_one_process, case):
+    found, expected = same_on_all(launch.results("bregman_parity"))[case], bregman_on_one_process[case]
+    for ours, theirs in zip(found["weights"], expected["weights"], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+    assert found["logs"].keys() == expected["logs"].keys()
+    for name, values in found["logs"].items():
+        np.testing.assert_allclose(values, expected["logs"][name], rtol=1e-6, err_msg=name)
+
+
+def test_bytes_of_a_sweep_do_not_depend_on_the_rows(launch):
+    for name, found in same_on_all(launch.results("bregman_bytes_reduced")).items():
+        preset, width, _ = name.split()
+        sizes = [(7, int(width)), (int(width) + 1, 3)]  # inputs, their bias counted, and outputs of each layer
+        numbers = sum(inputs * outputs for inputs, outputs in sizes)
+        numbers += sum(
+            inputs * (inputs + 1) // 2 for inputs, _ in sizes[1:]
+        )  # that of the data was summed at the start
+        # Restarted: a distance and a count a layer, and the loss; else 5 sums and a residual a layer, and the loss.
+        numbers += 2 * 2 + 1 if preset == "restarted" else 5 + 2 + 1
+        assert found == [8 * numbers] * 2, name
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nan_on_the_last_rank", "Rank {last}: `x` must be finite. Received: NaN or infinity in row 2"),
+        ("an_empty_shard", "Rank 1: `x` must have at least one row. Received: no rows"),
+        ("other_inputs_on_one_rank", "Rank 0: `x` must have the shape (rows, 6). Received: shape ("),
+    ],
+)
+def test_bad_rows_on_one_rank_are_the_same_error_on_all(launch, name, message):
+    said = same_on_all(launch.results(f"bregman_{name}"))
+    assert said.startswith(message.format(last=launch.size - 1)), said
+
+
+def test_training_without_gradients_stops_on_all_ranks(launch):
+    assert same_on_all(launch.results("bregman_stopping_on_one_rank")) == [0, 1]
+
+
+def test_training_without_gradients_resumes_on_ranks(launch):
+    assert same_on_all(launch.results("bregman_resuming"))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import bregman_parity
 import callback_table
 import curvature_parity
 import event_files
@@ -774,6 +775,9 @@ def resumed(ranks, folder):
         "files": files,
         "epochs": again["epochs"],
     }
+
+
+SUBJECTS |= bregman_parity.SUBJECTS
 
 
 def main(folder):

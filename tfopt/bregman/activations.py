@@ -7,6 +7,7 @@ et al. 2016, section 4 and its appendix). Smooth h: a grid over the interval tha
 safeguarded Newton steps from its two lowest valleys.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,19 @@ __all__ = ["Activation", "clip", "gelu", "identity", "leaky_relu", "relu", "sigm
 
 _NUM_GRID_POINTS = 49
 _NUM_NEWTON_STEPS = 12
+
+
+def as_scalar(value: Any, dtype: Any) -> Any:
+    """Make a scalar tensor; a Python number keeps all its digits, which `tf.cast` would round to float32.
+
+    Args:
+        value: A number or scalar tensor.
+        dtype: A floating-point dtype.
+
+    Returns:
+        The tensor.
+    """
+    return tf.cast(value, dtype) if tf.is_tensor(value) else tf.constant(value, dtype)
 
 
 @dataclass(frozen=True)
@@ -63,7 +77,7 @@ class Activation:
         Returns:
             The minimisers, same shape. Their objective is never above that of z = m.
         """
-        gamma, beta = (tf.cast(penalty, m.dtype) for penalty in (activation_penalty, linear_penalty))
+        gamma, beta = (as_scalar(penalty, m.dtype) for penalty in (activation_penalty, linear_penalty))
         if self.pieces:
             return self._cheapest_piece(a, m, gamma, beta)
         return self._search(a, m, gamma, beta)
@@ -108,8 +122,7 @@ class Activation:
 
     def _valleys(self, a: Any, m: Any, gamma: Any, beta: Any, low: Any, high: Any) -> tuple[Any, Any]:
         # The two lowest local minima on a grid over the part of [low, high] where h bends.
-        left = tf.clip_by_value(tf.constant(self.bend[0], m.dtype), low, high)
-        right = tf.clip_by_value(tf.constant(self.bend[1], m.dtype), low, high)
+        left, right = (tf.minimum(tf.maximum(tf.constant(end, m.dtype), low), high) for end in self.bend)
         step = (right - left) / (_NUM_GRID_POINTS - 1)
         huge = tf.fill(tf.shape(m), tf.constant(m.dtype.max, m.dtype))
 
@@ -186,6 +199,7 @@ softplus = Activation("softplus", tf.math.softplus, derivatives=_softplus_deriva
 gelu = Activation("gelu", _gelu, derivatives=_gelu_derivatives, bend=(-6.0, 6.0))
 
 
+@functools.lru_cache
 def leaky_relu(negative_slope: float) -> Activation:
     """Return h(z) = z for z >= 0 and `negative_slope * z` below.
 
@@ -202,6 +216,7 @@ def leaky_relu(negative_slope: float) -> Activation:
     return Activation(name, lambda z: tf.where(z >= 0, z, negative_slope * z), pieces=pieces)
 
 
+@functools.lru_cache
 def clip(maximum: float = 1.0) -> Activation:
     """Return h(z) = z clipped to [0, `maximum`].
 

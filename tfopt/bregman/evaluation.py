@@ -1,5 +1,6 @@
 """Loss and metrics of the forward network over many rows, on one rank or many."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -8,9 +9,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfopt.bregman.compilation import compiled
 from tfopt.bregman.losses import KERAS_HINGE, Loss, categorical_crossentropy
-from tfopt.bregman.network import DenseChain
-from tfopt.bregman.rows import Rows
+from tfopt.bregman.network import Architecture, DenseChain
+from tfopt.bregman.rows import Chunk, Rows
 from tfopt.communicator import Communicator
 
 __all__ = ["Evaluation"]
@@ -34,12 +36,7 @@ class Evaluation:
     def __init__(self, chain: DenseChain, loss: Loss, metrics: Any, communicator: Communicator) -> None:
         self._chain, self._loss, self._communicator = chain, loss, communicator
         self._metrics = [_make_metric(metric, chain.widths[-1], loss) for metric in _listed(metrics)]
-        self._forward = tf.function(self._evaluate_chunk, jit_compile=True, autograph=False)
-
-    def _evaluate_chunk(self, chunk: Any, weights: Any) -> tuple[Any, Any]:
-        outputs = self._chain.forward(chunk.inputs, weights)[-1]
-        total = tf.reduce_sum(tf.cast(self._loss.value(outputs, chunk.targets) * chunk.mask, tf.float64))
-        return total, self._loss.probability(outputs)
+        self._forward = _make_forward(chain.architecture, loss)
 
     @property
     def names(self) -> list[str]:
@@ -112,6 +109,16 @@ class Evaluation:
         return 8 + sum(
             math.prod(v.shape) * tf.as_dtype(v.dtype).size for metric in self._metrics for v in metric.variables
         )
+
+
+@functools.lru_cache(maxsize=64)
+def _make_forward(architecture: Architecture, loss: Loss) -> Any:
+    def evaluate(chunk: Chunk, weights: Any) -> tuple[Any, Any]:
+        outputs = architecture.forward(chunk.inputs, weights)[-1]
+        total = tf.reduce_sum(tf.cast(loss.value(outputs, chunk.targets) * chunk.mask, tf.float64))
+        return total, loss.probability(outputs)
+
+    return compiled(evaluate)
 
 
 def _listed(metrics: Any) -> list[Any]:

@@ -4,15 +4,18 @@ With biases the activations have a further column of ones. What a layer with p i
 hands over to be summed are p (p + 1) / 2 + p n numbers, half of the symmetric A'A and A'Z, whatever the number of rows.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from tfopt.bregman.compilation import compiled
+from tfopt.bregman.rows import Rows
 from tfopt.communicator import Communicator
 
-__all__ = ["Sums", "num_reduced", "reduce_sums"]
+__all__ = ["Sums", "num_reduced", "of_inputs", "of_rows", "reduce_sums"]
 
 
 class Sums:
@@ -64,6 +67,33 @@ def of_rows(a: Any, z: Any, mask: Any, with_bias: bool, with_gram: bool = True) 
                 [tf.concat([gram, column], axis=1), tf.concat([tf.transpose(column), corner], axis=1)], axis=0
             )
     return tf.cast(gram, tf.float64), tf.cast(cross_gram, tf.float64)
+
+
+@functools.lru_cache(maxsize=8)
+def _make_count(with_bias: bool) -> Any:
+    def count(a: Any, mask: Any) -> Any:
+        return of_rows(a, mask[:, None], mask, with_bias)
+
+    return compiled(count)
+
+
+def of_inputs(rows: Rows, num_inputs: int, with_bias: bool, communicator: Communicator) -> Any:
+    """Compute A_0'A_0 over the rows of all ranks, which training never changes.
+
+    Args:
+        rows: The rows of this process.
+        num_inputs: Inputs of the first layer, its bias counted.
+        with_bias: Whether there is a column of ones.
+        communicator: The job's processes.
+
+    Returns:
+        Shape `(num_inputs, num_inputs)`, float64.
+    """
+    sums = Sums(num_inputs, 1)
+    for chunk in rows.all():
+        sums.add(_make_count(with_bias)(chunk.inputs, chunk.mask))
+    reduce_sums(communicator, [sums], "Gram matrix of the inputs")
+    return sums.gram
 
 
 def num_reduced(num_inputs: int, num_outputs: int, with_gram: bool = True) -> int:

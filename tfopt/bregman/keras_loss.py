@@ -56,7 +56,7 @@ def read_loss(loss: Any, chain: DenseChain) -> Loss:
             "`loss` must not be the softmax cross-entropy where the network has one output: use 'binary_crossentropy'. "
             f"Received: loss={loss!r}"
         )
-    from_logits = getattr(loss, "get_config", dict)().get("from_logits") if not isinstance(loss, str | Loss) else None
+    from_logits = loss.get_config().get("from_logits") if isinstance(loss, keras.losses.Loss) else None
     if from_logits is not None and from_logits == (needed is not None):
         raise ValueError(
             f"`loss` must have from_logits={needed is None} where the network's outputs are "

@@ -6,6 +6,7 @@ is the minimiser of loss(z, y) + <z, lambda> + beta |z - m|^2. Losses are sums o
 For the cross-entropies outputs are logits.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
+from tfopt.bregman.activations import as_scalar
 
 __all__ = ["Loss", "binary_crossentropy", "categorical_crossentropy", "hinge", "squared_error"]
 
@@ -41,10 +44,11 @@ class Loss:
 
 
 def _squared_update(u: Any, targets: Any, linear_penalty: Any) -> Any:
-    beta = tf.cast(linear_penalty, u.dtype)
+    beta = as_scalar(linear_penalty, u.dtype)
     return (targets + beta * u) / (1 + beta)
 
 
+@functools.lru_cache
 def hinge(edge: float = 0.0) -> Loss:
     """Return max(0, 1 - z) for targets of 1 and max(0, z - edge) for others.
 
@@ -69,7 +73,7 @@ def hinge(edge: float = 0.0) -> Loss:
     def update(u: Any, targets: Any, linear_penalty: Any) -> Any:
         # Stay where the hinge is flat; else a step of 1 / (2 beta) that ends at the kink at the latest.
         u = mirrored(u, targets)
-        step = 0.5 / tf.cast(linear_penalty, u.dtype)
+        step = 0.5 / as_scalar(linear_penalty, u.dtype)
         return mirrored(tf.where(u >= 1, u, tf.minimum(tf.ones_like(u), u + step)), targets)
 
     return Loss(f"hinge on {{{edge:g}, 1}}", value, gradient, update)
@@ -80,23 +84,23 @@ def _binary_value(outputs: Any, targets: Any) -> Any:
 
 
 def _binary_update(u: Any, targets: Any, linear_penalty: Any) -> Any:
-    # Newton's method inside a bracket: the root lies in [u - (1 - y) / (2 beta), u + y / (2 beta)].
-    beta = tf.cast(linear_penalty, u.dtype)
+    # Newton's method for sigmoid(z) - y + 2 beta (z - u) = 0, whose root lies in [u - (1 - y) / (2 beta), u + y /
+    # (2 beta)]. The sigmoid bends one way below 0 and the other above: from the point of that interval nearest to 0 no
+    # step goes too far, and all are safe.
+    beta = as_scalar(linear_penalty, u.dtype)
+    low, high = u - (1 - targets) * 0.5 / beta, u + targets * 0.5 / beta
 
-    def is_open(k: Any, z: Any, low: Any, high: Any, change: Any) -> Any:
+    def is_open(k: Any, z: Any, change: Any) -> Any:
         return (k < _NUM_NEWTON_STEPS) & (change > _tolerance(u.dtype))
 
-    def step(k: Any, z: Any, low: Any, high: Any, change: Any) -> Any:
+    def step(k: Any, z: Any, change: Any) -> Any:
         p = tf.sigmoid(z)
-        gradient = p - targets + 2 * beta * (z - u)
-        low, high = tf.where(gradient <= 0, z, low), tf.where(gradient >= 0, z, high)
-        trial = z - gradient / (p * (1 - p) + 2 * beta)
-        new = tf.where((trial >= low) & (trial <= high), trial, (low + high) / 2)
-        return k + 1, new, low, high, tf.reduce_max(tf.abs(new - z) / (1 + tf.abs(new)))
+        new = z - (p - targets + 2 * beta * (z - u)) / (p * (1 - p) + 2 * beta)
+        new = tf.minimum(tf.maximum(new, low), high)
+        return k + 1, new, tf.reduce_max(tf.abs(new - z) / (1 + tf.abs(new)))
 
-    low, high = u - (1 - targets) * 0.5 / beta, u + targets * 0.5 / beta
-    start = (tf.constant(0), u, low, high, tf.constant(math.inf, u.dtype))
-    return tf.while_loop(is_open, step, start)[1]
+    nearest = tf.minimum(tf.maximum(tf.zeros_like(u), low), high)
+    return tf.while_loop(is_open, step, (tf.constant(0), nearest, tf.constant(math.inf, u.dtype)))[1]
 
 
 def _categorical_value(outputs: Any, targets: Any) -> Any:
@@ -107,7 +111,7 @@ def _categorical_update(u: Any, targets: Any, linear_penalty: Any) -> Any:
     # Newton's method with Armijo's halving, each row by itself. With p = softmax(z), d = p + 2 beta, g the gradient,
     # Sherman and Morrison's formula inverts the Hessian diag(d) - p p': the step is g / d + (p / d) (p' (g / d)) / s,
     # s = 1 - p' (p / d) = 2 beta sum(p / d), which does not cancel as the difference does.
-    beta = tf.cast(linear_penalty, u.dtype)
+    beta = as_scalar(linear_penalty, u.dtype)
 
     def cost(z: Any) -> Any:
         return _categorical_value(z, targets) + beta * tf.reduce_sum((z - u) ** 2, axis=1)
@@ -131,12 +135,13 @@ def _categorical_update(u: Any, targets: Any, linear_penalty: Any) -> Any:
 
 def _halve(cost: Callable[[Any], Any], z: Any, f: Any, direction: Any, slope: Any) -> tuple[Any, Any]:
     # Of the steps 1, 1/2, 1/4, ... the first that lowers a row's cost by 1e-4 of what its slope promises; else none.
-    slack = 4 * _epsilon(z.dtype) * tf.abs(f)
+    # Where that promise is lost in the cost's rounding, the row is next to its minimum, and takes the full step.
+    is_near = slope <= _epsilon(z.dtype) ** 0.5 * (1 + tf.abs(f))
 
     def shrink(k: Any, step: Any, best: Any, best_cost: Any, is_done: Any) -> Any:
         trial = z - step * direction
         trial_cost = cost(trial)
-        accepts = tf.logical_not(is_done) & (trial_cost <= f - 1e-4 * step * slope + slack)
+        accepts = tf.logical_not(is_done) & (is_near | (trial_cost <= f - 1e-4 * step * slope))
         best = tf.where(accepts[:, None], trial, best)
         return k + 1, step / 2, best, tf.where(accepts, trial_cost, best_cost), is_done | accepts
 

@@ -9,13 +9,44 @@ import tensorflow as tf
 from tfopt.bregman import activations
 from tfopt.bregman.activations import Activation
 
-__all__ = ["DenseChain"]
+__all__ = ["Architecture", "DenseChain"]
 
 _PREPARATION = (keras.layers.Flatten, keras.layers.Rescaling, keras.layers.Normalization)
 _CAN_BE_TRAINED = (
     "BregmanTrainer takes a chain of Dense layers, with activations inline or as layers of their own, after Flatten, "
     "Rescaling or Normalization of the inputs"
 )
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a compiled pass through rows depends on, beside shapes; it can be a key.
+
+    Attributes:
+        activations: h_1 to h_(L-1).
+        uses_bias: Whether each Dense layer has a bias.
+        dtype: Dtype of the weights, in which training computes.
+    """
+
+    activations: tuple[Activation, ...]
+    uses_bias: tuple[bool, ...]
+    dtype: Any
+
+    def forward(self, inputs: Any, weights: list[tuple[Any, Any]]) -> list[Any]:
+        """Compute the pre-activations of the network.
+
+        Args:
+            inputs: A_0, shape `(rows, widths[0])`.
+            weights: As from `DenseChain.read_weights`.
+
+        Returns:
+            Z_1 to Z_L, Z_l = A_(l-1) W_l + b_l.
+        """
+        kernel, bias = weights[0]
+        pre_activations = [tf.matmul(inputs, kernel) + bias]
+        for activation, (kernel, bias) in zip(self.activations, weights[1:], strict=True):
+            pre_activations.append(tf.matmul(activation(pre_activations[-1]), kernel) + bias)
+        return pre_activations
 
 
 @dataclass(frozen=True)
@@ -83,6 +114,11 @@ class DenseChain:
         return tf.as_dtype(self.layers[0].kernel.dtype)
 
     @property
+    def architecture(self) -> Architecture:
+        """What compiled passes depend on."""
+        return Architecture(self.activations, self.uses_bias, self.dtype)
+
+    @property
     def widths(self) -> tuple[int, ...]:
         """Width of the prepared inputs, and of each Dense layer."""
         return (self.layers[0].kernel.shape[0], *(layer.units for layer in self.layers))
@@ -131,22 +167,6 @@ class DenseChain:
             layer.kernel.assign(kernel)
             if layer.use_bias:
                 layer.bias.assign(bias)
-
-    def forward(self, inputs: Any, weights: list[tuple[Any, Any]]) -> list[Any]:
-        """Compute the pre-activations of the network.
-
-        Args:
-            inputs: A_0, shape `(rows, widths[0])`.
-            weights: As from `read_weights`.
-
-        Returns:
-            Z_1 to Z_L, Z_l = A_(l-1) W_l + b_l.
-        """
-        kernel, bias = weights[0]
-        pre_activations = [tf.matmul(inputs, kernel) + bias]
-        for activation, (kernel, bias) in zip(self.activations, weights[1:], strict=True):
-            pre_activations.append(tf.matmul(activation(pre_activations[-1]), kernel) + bias)
-        return pre_activations
 
 
 def _refusal(layer: Any, why: str) -> str:

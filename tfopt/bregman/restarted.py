@@ -16,17 +16,27 @@ With several blocks Gram matrices are averaged over about the last sweep, so tha
 metric that all rows have made.
 """
 
+import functools
 from typing import Any
 
 import tensorflow as tf
 
 from tfopt.bregman import gram
+from tfopt.bregman.compilation import compiled
 from tfopt.bregman.evaluation import Evaluation
 from tfopt.bregman.losses import Loss
-from tfopt.bregman.network import DenseChain
-from tfopt.bregman.rows import Rows
+from tfopt.bregman.network import Architecture, DenseChain
+from tfopt.bregman.rows import Chunk, Rows
 from tfopt.bregman.settings import Settings
-from tfopt.bregman.updates import activation_gain, activation_update, solve_compiled, weight_update
+from tfopt.bregman.updates import (
+    COMPILED_GAIN,
+    activation_update,
+    as_tensor,
+    join_bias,
+    solve_compiled,
+    split_bias,
+    weight_update,
+)
 from tfopt.communicator import Communicator
 
 __all__ = ["Restarted"]
@@ -72,13 +82,9 @@ class Restarted:
         self._num_averaged = 0
         self._objective = float("inf")
         self._metrics: dict[str, float] = {}
-        compiled = {"jit_compile": True, "autograph": False}
-        self._output_pass = tf.function(self._update_outputs, **compiled)
-        self._hidden_passes = [
-            tf.function(self._make_hidden_pass(layer), **compiled) for layer in range(1, len(chain.layers))
-        ]
-        self._gain = tf.function(activation_gain, autograph=False)
-        self._moves = [self._make_move(layer) for layer in range(len(chain.layers))]
+        key = (chain.architecture, loss, self._state_dtype)
+        self._output_pass = _make_output_pass(*key)
+        self._hidden_passes = [_make_hidden_pass(*key, layer) for layer in range(len(chain.layers) - 1)]
 
     def start(self) -> dict[str, float]:
         """Measure the network as it is, and sum up the Gram matrix of the inputs, which stays as it is.
@@ -86,12 +92,8 @@ class Restarted:
         Returns:
             The logs of the untrained network.
         """
-        sums = gram.Sums(self._num_inputs(0), 1)
-        count = tf.function(gram.of_rows, jit_compile=True, autograph=False)
-        for chunk in self._rows.all():
-            sums.add(count(chunk.inputs, chunk.mask[:, None], chunk.mask, self._chain.uses_bias[0]))
-        gram.reduce_sums(self._communicator, [sums], "Gram matrix of the inputs")
-        self._grams[0] = sums.gram / self._rows.total_rows
+        matrix = gram.of_inputs(self._rows, self._num_inputs(0), self._chain.uses_bias[0], self._communicator)
+        self._grams[0] = matrix / self._rows.total_rows
         return self._measure(with_metrics=True)
 
     def _measure(self, with_metrics: bool) -> dict[str, float]:
@@ -143,67 +145,34 @@ class Restarted:
         last = len(self._chain.layers) - 1
         kept: list[Any] = []
         sums = gram.Sums(self._num_inputs(last), self._chain.widths[-1], with_gram=last > 0)
-        scale = tf.constant(self._penalty_scale, self._chain.dtype)
-        total: Any = tf.zeros((), tf.float64)
+        dtype = self._chain.dtype
+        linear, hidden = (
+            [tf.constant(penalty * self._penalty_scale, dtype) for penalty in penalties]
+            for penalties in (self._linear, self._hidden)
+        )
+        total: Any = tf.zeros(2, tf.float64)
         for chunk in self._rows.block(block):
-            hidden, targets, part, distance, count = self._output_pass(chunk, self.weights, scale)
-            kept.append((hidden, targets))
+            z, targets, part, counts = self._output_pass(chunk, self.weights, linear[last])
+            kept.append((z, targets))
             sums.add(part)
-            total += tf.stack([distance, count])
+            total += counts
         self._update_weights(last, sums, total, distances)
         for layer in range(last - 1, -1, -1):
             sums = gram.Sums(self._num_inputs(layer), self._chain.widths[layer + 1], with_gram=layer > 0)
-            kernel, bias = self.weights[layer + 1]
-            penalties = (self._linear[layer + 1] * scale, self._hidden[layer] * scale)
-            gain = solve_compiled(self._gain, kernel, *penalties)
-            total = tf.zeros((), tf.float64)
+            above = self.weights[layer + 1]
+            gain = solve_compiled(COMPILED_GAIN, above[0], linear[layer + 1], hidden[layer])
+            total = tf.zeros(2, tf.float64)
             for k, chunk in enumerate(self._rows.block(block)):
-                hidden, targets = kept[k]
-                targets, part, distance, count = self._hidden_passes[layer](
-                    chunk.inputs if layer == 0 else (), chunk.mask, hidden, targets, kernel, bias, gain, scale
+                z, targets = kept[k]
+                inputs = chunk.inputs if layer == 0 else ()
+                targets, part, counts = self._hidden_passes[layer](
+                    inputs, chunk.mask, z, targets, above, gain, linear[layer], hidden[layer]
                 )
-                kept[k] = (hidden[:layer], targets)
+                kept[k] = (z[:layer], targets)
                 sums.add(part)
-                total += tf.stack([distance, count])
+                total += counts
             self._update_weights(layer, sums, total, distances)
         self._num_averaged += 1
-
-    def _update_outputs(self, chunk: Any, weights: Weights, scale: Any) -> tuple[Any, ...]:
-        pre_activations = self._chain.forward(chunk.inputs, weights)
-        outputs = pre_activations[-1]
-        targets = self._loss.update(outputs, chunk.targets, self._linear[-1] * scale)
-        layer = len(self._chain.layers) - 1
-        a = self._inputs_of(layer, chunk.inputs, pre_activations, chunk.mask)
-        hidden = tuple(tf.cast(z, self._state_dtype) for z in pre_activations[:-1])
-        return (hidden, *self._summed(layer, a, outputs, targets, chunk.mask))
-
-    def _make_hidden_pass(self, above: int) -> Any:
-        # The pass of hidden layer above - 1, counted from 0, whose activations layer `above` takes in.
-        layer = above - 1
-
-        def update(inputs: Any, mask: Any, hidden: Any, targets: Any, kernel: Any, bias: Any, gain: Any, scale: Any):  # type: ignore[no-untyped-def]
-            hidden = [tf.cast(z, self._chain.dtype) for z in hidden]
-            activation, z = self._chain.activations[layer], hidden[layer]
-            goal = tf.cast(targets, self._chain.dtype) - bias
-            activations = activation_update(activation(z), goal, kernel, gain)
-            new = activation.update(activations, z, self._hidden[layer] * scale, self._linear[layer] * scale)
-            a = self._inputs_of(layer, inputs, hidden, mask)
-            return self._summed(layer, a, z, new, mask)
-
-        return update
-
-    def _inputs_of(self, layer: int, inputs: Any, pre_activations: Any, mask: Any) -> Any:
-        if layer == 0:
-            return inputs
-        return self._chain.activations[layer - 1](pre_activations[layer - 1]) * mask[:, None]
-
-    def _summed(self, layer: int, a: Any, z: Any, targets: Any, mask: Any) -> tuple[Any, ...]:
-        # Targets to keep, Gram matrices with the way to the targets, and that way's squared length.
-        way = targets - z
-        part = gram.of_rows(a, way, mask, self._chain.uses_bias[layer], with_gram=layer > 0)
-        distance = tf.reduce_sum(tf.cast(way * way * mask[:, None], tf.float64))
-        count = tf.reduce_sum(tf.cast(mask, tf.float64))
-        return tf.cast(targets, self._state_dtype), part, distance, count
 
     def _update_weights(self, layer: int, sums: gram.Sums, total: Any, distances: list[float]) -> None:
         # One message holds the layer's matrices and, as a column more, the distance and the number of rows.
@@ -219,26 +188,9 @@ class Restarted:
             self._settings.weight_decay / (self._linear[layer] * self._penalty_scale),
             self._step(layer),
         )
-        new = solve_compiled(self._moves[layer], *map(tf.convert_to_tensor, arguments))
+        move = _make_move(self._chain.uses_bias[layer])
+        new = solve_compiled(move, *(as_tensor(value) for value in arguments))
         self.weights = [*self.weights[:layer], new, *self.weights[layer + 1 :]]
-
-    def _make_move(self, layer: int) -> Any:
-        # W + step * argmin over D of |way - A D|^2 + ridge |D|^2 + decay |W + D|^2, biases not decayed.
-        with_bias = self._chain.uses_bias[layer]
-
-        def move(metric: Any, cross_gram: Any, kernel: Any, bias: Any, ridge: Any, decay: Any, step: Any) -> Any:
-            ridge, decay, step = (tf.cast(value, tf.float64) for value in (ridge, decay, step))
-            old = tf.cast(kernel, tf.float64)
-            decays = tf.fill([kernel.shape[0]], decay)
-            if with_bias:
-                old = tf.concat([old, tf.cast(bias, tf.float64)[None]], axis=0)
-                decays = tf.concat([decays, [0.0]], axis=0)
-            ridge *= tf.reduce_mean(tf.linalg.diag_part(metric))
-            way = weight_update(metric, cross_gram - decays[:, None] * old, ridge, penalty=decays)
-            new = tf.cast(old + step * way, kernel.dtype)
-            return (new[:-1], new[-1]) if with_bias else (new, bias)
-
-        return tf.function(move, autograph=False)
 
     def _step(self, layer: int) -> float:
         if layer < len(self._chain.layers) - 1:
@@ -283,11 +235,66 @@ class Restarted:
         Args:
             state: What `get_state` has returned.
         """
-        self.weights = [tuple(tf.constant(part) for part in pair) for pair in state["weights"]]  # type: ignore[misc]
+        self.weights = [tuple(tf.constant(part) for part in pair) for pair in state["weights"]]
         self._grams = [None if matrix is None else tf.constant(matrix) for matrix in state["grams"]]
         self._num_averaged = state["num_averaged"]
         self._relaxation, self._penalty_scale = state["relaxation"], state["penalty_scale"]
         self._objective, self._metrics = state["objective"], state["metrics"]
+
+
+@functools.lru_cache(maxsize=64)
+def _make_output_pass(architecture: Architecture, loss: Loss, state_dtype: Any) -> Any:
+    last = len(architecture.uses_bias) - 1
+
+    def update(chunk: Chunk, weights: Weights, linear_penalty: Any) -> tuple[Any, ...]:
+        z = architecture.forward(chunk.inputs, weights)
+        targets = loss.update(z[last], chunk.targets, linear_penalty)
+        a = _inputs_of(architecture, last, chunk.inputs, z, chunk.mask)
+        hidden = tuple(tf.cast(tensor, state_dtype) for tensor in z[:last])
+        return hidden, tf.cast(targets, state_dtype), *_sums(architecture, last, a, targets - z[last], chunk.mask)
+
+    return compiled(update)
+
+
+@functools.lru_cache(maxsize=256)
+def _make_hidden_pass(architecture: Architecture, loss: Loss, state_dtype: Any, layer: int) -> Any:
+    # Of hidden layer `layer`, counted from 0; `above` are the weights of the next layer, `targets` its targets.
+    activation, dtype = architecture.activations[layer], architecture.dtype
+
+    def update(
+        inputs: Any, mask: Any, z: Any, targets: Any, above: Any, gain: Any, linear_penalty: Any, hidden_penalty: Any
+    ) -> tuple[Any, ...]:
+        z = [tf.cast(tensor, dtype) for tensor in z]
+        kernel, bias = above
+        a = activation_update(activation(z[layer]), tf.cast(targets, dtype) - bias, kernel, gain)
+        new = activation.update(a, z[layer], hidden_penalty, linear_penalty)
+        below = _inputs_of(architecture, layer, inputs, z, mask)
+        return tf.cast(new, state_dtype), *_sums(architecture, layer, below, new - z[layer], mask)
+
+    return compiled(update)
+
+
+def _inputs_of(architecture: Architecture, layer: int, inputs: Any, z: Any, mask: Any) -> Any:
+    return inputs if layer == 0 else architecture.activations[layer - 1](z[layer - 1]) * mask[:, None]
+
+
+def _sums(architecture: Architecture, layer: int, a: Any, way: Any, mask: Any) -> tuple[Any, Any]:
+    # Gram matrices with the way to the targets; that way's squared length and the number of rows.
+    part = gram.of_rows(a, way, mask, architecture.uses_bias[layer], with_gram=layer > 0)
+    squares = tf.reduce_sum(tf.cast(way * way * mask[:, None], tf.float64))
+    return part, tf.stack([squares, tf.reduce_sum(tf.cast(mask, tf.float64))])
+
+
+@functools.lru_cache(maxsize=2)
+def _make_move(with_bias: bool) -> Any:
+    # W + step * argmin over D of |way - A D|^2 + ridge |D|^2 + decay |W + D|^2, biases not decayed.
+    def move(metric: Any, cross_gram: Any, kernel: Any, bias: Any, ridge: Any, decay: Any, step: Any) -> Any:
+        old, decays = join_bias(kernel, bias, decay, with_bias)
+        ridge *= tf.reduce_mean(tf.linalg.diag_part(metric))
+        way = weight_update(metric, cross_gram - decays[:, None] * old, ridge, penalty=decays)
+        return split_bias(old + step * way, kernel, bias, with_bias)
+
+    return compiled(move, by_xla=False)
 
 
 def _squared_norm(weights: Weights) -> float:

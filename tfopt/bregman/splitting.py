@@ -11,31 +11,23 @@ lambda_L only, which meets Z_L alone: the term is <Z_L, lambda>, and the update 
 """
 
 import concurrent.futures
-from typing import Any, NamedTuple
+import functools
+from typing import Any
 
 import tensorflow as tf
 
 from tfopt.bregman import gram
+from tfopt.bregman.compilation import compiled
 from tfopt.bregman.evaluation import Evaluation
 from tfopt.bregman.losses import Loss
 from tfopt.bregman.network import DenseChain
+from tfopt.bregman.row_updates import Rules, Token, Variables, make_measurement, make_pass, merge
 from tfopt.bregman.rows import Chunk, Rows
 from tfopt.bregman.settings import Settings
-from tfopt.bregman.updates import activation_gain, activation_update, multiplier_update, solve_compiled, weight_update
+from tfopt.bregman.updates import COMPILED_GAIN, as_tensor, join_bias, solve_compiled, split_bias, weight_update
 from tfopt.communicator import Communicator
 
 __all__ = ["Splitting"]
-
-Token = tuple[str, int]
-
-
-class Variables(NamedTuple):
-    """What is kept for the rows of a chunk; layers are counted from 0."""
-
-    z: tuple[Any, ...]  # Z of each layer, shape (rows, width)
-    a: tuple[Any, ...]  # A of each hidden layer
-    linear: tuple[Any, ...]  # lambda of each layer; one, the last layer's, with "bregman"; none with "none"
-    hidden: tuple[Any, ...]  # mu of each hidden layer, with "admm"
 
 
 def order_of_updates(num_layers: int, settings: Settings, sweep: int) -> list[Token]:
@@ -98,10 +90,7 @@ class Splitting:
         self._sweep = 0
         self._penalty_scale = 1.0
         self._input_gram: Any = None
-        self._passes: dict[Any, Any] = {}
-        self._gain = tf.function(activation_gain, autograph=False)
-        self._solves = [self._make_solve(layer) for layer in range(self._num_layers)]
-        self._measure_pass = tf.function(self._measure_chunk, jit_compile=True, autograph=False)
+        self._rules = Rules(chain.architecture, loss, settings.multiplier, settings.multiplier_step, self._state_dtype)
 
     # ---- Start
 
@@ -111,12 +100,7 @@ class Splitting:
         Returns:
             The logs of the untrained network.
         """
-        sums = gram.Sums(self._num_inputs(0), 1)
-        count = tf.function(gram.of_rows, jit_compile=True, autograph=False)
-        for chunk in self._rows.all():
-            sums.add(count(chunk.inputs, chunk.mask[:, None], chunk.mask, self._chain.uses_bias[0]))
-        gram.reduce_sums(self._communicator, [sums], "Gram matrix of the inputs")
-        self._input_gram = sums.gram
+        self._input_gram = gram.of_inputs(self._rows, self._num_inputs(0), self._chain.uses_bias[0], self._communicator)
         if not self._variables:
             self._variables = [
                 self._first_variables(chunk, members)
@@ -126,7 +110,7 @@ class Splitting:
 
     def _first_variables(self, chunk: Chunk, members: Any) -> Variables:
         if self._settings.initialization == "forward":
-            z = self._chain.forward(chunk.inputs, self.weights)
+            z = self._chain.architecture.forward(chunk.inputs, self.weights)
             a = [h(before) for h, before in zip(self._chain.activations, z, strict=False)]
         else:
             z, a = self._draw(members)
@@ -210,32 +194,20 @@ class Splitting:
         sums = [
             gram.Sums(self._num_inputs(layer), self._chain.widths[layer + 1], with_gram=layer > 0) for layer in layers
         ]
-        key = (local, layers)
-        if key not in self._passes:
-            self._passes[key] = tf.function(self._make_pass(local, layers), jit_compile=True, autograph=False)
         penalties = self._penalties()
         gains = tuple(
-            solve_compiled(self._gain, self.weights[layer + 1][0], penalties[0][layer + 1], penalties[1][layer])
+            solve_compiled(COMPILED_GAIN, self.weights[layer + 1][0], penalties[0][layer + 1], penalties[1][layer])
             if ("A", layer) in local
             else ()
             for layer in range(self._num_layers - 1)
         )
+        run = make_pass(self._rules, local, layers)
         for k, chunk in enumerate(self._rows.all()):
-            changed, parts = self._passes[key](chunk, self._variables[k], self.weights, gains, *penalties)
-            self._variables[k] = _merge(self._variables[k], changed)
+            changed, parts = run(chunk, self._variables[k], self.weights, gains, *penalties)
+            self._variables[k] = merge(self._variables[k], changed)
             for item, part in zip(sums, parts, strict=True):
                 item.add(part)
         return sums
-
-    def _make_pass(self, local: tuple[Token, ...], layers: tuple[int, ...]) -> Any:
-        def run(chunk: Chunk, variables: Variables, weights: Any, gains: Any, linear: Any, hidden: Any) -> Any:
-            rows = _RowUpdates(self, chunk, variables, weights, gains, linear, hidden)
-            for kind, layer in local:
-                rows.update(kind, layer)
-            parts = [rows.gram_of(layer) for layer in layers]
-            return rows.changed(self._state_dtype), parts
-
-        return run
 
     # ---- Weights
 
@@ -249,35 +221,18 @@ class Splitting:
             matrix = self._input_gram if layer == 0 else item.gram
             decay = self._settings.weight_decay * self._rows.total_rows / (self._linear[layer] * self._penalty_scale)
             arguments = (matrix, item.cross_gram, *weights[layer], self._settings.ridge, decay)
-            weights[layer] = solve_compiled(self._solves[layer], *map(tf.convert_to_tensor, arguments))
+            weights[layer] = solve_compiled(
+                _make_solve(self._chain.uses_bias[layer]), *(as_tensor(value) for value in arguments)
+            )
         self.weights = weights
 
-    def _make_solve(self, layer: int) -> Any:
-        with_bias = self._chain.uses_bias[layer]
-
-        def solve(matrix: Any, cross_gram: Any, kernel: Any, bias: Any, ridge: Any, decay: Any) -> Any:
-            old = tf.cast(kernel, tf.float64)
-            decays = tf.fill([kernel.shape[0]], tf.cast(decay, tf.float64))
-            if with_bias:
-                old = tf.concat([old, tf.cast(bias, tf.float64)[None]], axis=0)
-                decays = tf.concat([decays, [0.0]], axis=0)
-            ridge = tf.cast(ridge, tf.float64) * tf.reduce_mean(tf.linalg.diag_part(matrix))
-            new = tf.cast(weight_update(matrix, cross_gram, ridge, center=old, penalty=decays), kernel.dtype)
-            return (new[:-1], new[-1]) if with_bias else (new, bias)
-
-        return tf.function(solve, autograph=False)
-
     # ---- Measurements
-
-    def _measure_chunk(self, chunk: Chunk, variables: Variables, weights: Any, linear: Any, hidden: Any) -> Any:
-        rows = _RowUpdates(self, chunk, variables, weights, (), linear, hidden)
-        return rows.measurements()
 
     def _measure(self, with_metrics: bool) -> dict[str, float]:
         penalties = self._penalties()
         total: Any = None
         for k, chunk in enumerate(self._rows.all()):
-            part = self._measure_pass(chunk, self._variables[k], self.weights, *penalties)
+            part = make_measurement(self._rules)(chunk, self._variables[k], self.weights, *penalties)
             total = part if total is None else total + part
         (total,) = self._communicator.allreduce_sum([total], name="objective and residuals")
         means = [float(value) / self._rows.total_rows for value in total.numpy()]
@@ -316,124 +271,19 @@ class Splitting:
         Args:
             state: What `get_state` has returned.
         """
-        self.weights = [tuple(tf.constant(part) for part in pair) for pair in state["weights"]]  # type: ignore[misc]
+        self.weights = [tuple(tf.constant(part) for part in pair) for pair in state["weights"]]
         self._variables = [
             Variables(*(tuple(tf.constant(array) for array in kind) for kind in chunk)) for chunk in state["variables"]
         ]
         self._sweep, self._penalty_scale = state["sweep"], state["penalty_scale"]
 
 
-class _RowUpdates:
-    # The updates of one chunk while a pass is traced: variables are read in the dtype of the weights, changes are kept.
+@functools.lru_cache(maxsize=2)
+def _make_solve(with_bias: bool) -> Any:
+    def solve(matrix: Any, cross_gram: Any, kernel: Any, bias: Any, ridge: Any, decay: Any) -> Any:
+        old, decays = join_bias(kernel, bias, decay, with_bias)
+        ridge *= tf.reduce_mean(tf.linalg.diag_part(matrix))
+        new = weight_update(matrix, cross_gram, ridge, center=old, penalty=decays)
+        return split_bias(new, kernel, bias, with_bias)
 
-    def __init__(
-        self,
-        engine: Splitting,
-        chunk: Chunk,
-        variables: Variables,
-        weights: Any,
-        gains: Any,
-        linear: Any,
-        hidden: Any,
-    ) -> None:
-        dtype = engine._chain.dtype
-        self._chain, self._loss, self._settings = engine._chain, engine._loss, engine._settings
-        self._chunk, self._weights, self._gains = chunk, weights, gains
-        self._linear, self._hidden = linear, hidden
-        self.z, self.a, self.lam, self.mu = ([tf.cast(tensor, dtype) for tensor in kind] for kind in variables)
-        self._last = len(weights) - 1
-        self._touched: set[tuple[str, int]] = set()
-
-    def _inputs(self, layer: int) -> Any:
-        return self._chunk.inputs if layer == 0 else self.a[layer - 1]
-
-    def _product(self, layer: int) -> Any:
-        kernel, bias = self._weights[layer]
-        return tf.matmul(self._inputs(layer), kernel) + bias
-
-    def _shift(self, layer: int) -> Any:
-        # lambda / (2 beta) of a constraint; the Bregman multiplier meets Z_L alone.
-        return self.lam[layer] / (2 * self._linear[layer]) if self._settings.multiplier == "admm" else 0.0
-
-    def _hidden_shift(self, layer: int) -> Any:
-        return self.mu[layer] / (2 * self._hidden[layer]) if self._settings.multiplier == "admm" else 0.0
-
-    def update(self, kind: str, layer: int) -> None:
-        if kind == "A":
-            kernel, bias = self._weights[layer + 1]
-            h = self._chain.activations[layer](self.z[layer]) - self._hidden_shift(layer)
-            goal = self.z[layer + 1] + self._shift(layer + 1) - bias
-            self.a[layer] = activation_update(h, goal, kernel, self._gains[layer])
-            self._touched.add(("a", layer))
-        elif kind == "Z":
-            self.z[layer] = self._new_pre_activations(layer)
-            self._touched.add(("z", layer))
-        else:
-            self._update_multipliers()
-
-    def _new_pre_activations(self, layer: int) -> Any:
-        m = self._product(layer)
-        beta = self._linear[layer]
-        if layer < self._last:
-            a = self.a[layer] + self._hidden_shift(layer)
-            return self._chain.activations[layer].update(a, m - self._shift(layer), self._hidden[layer], beta)
-        u = m - self.lam[-1] / (2 * beta) if self.lam else m
-        return self._loss.update(u, self._chunk.targets, beta)
-
-    def _update_multipliers(self) -> None:
-        step = self._settings.multiplier_step
-        first = self._last + 1 - len(self.lam)
-        for k, multiplier in enumerate(self.lam):
-            layer = first + k
-            residual = self.z[layer] - self._product(layer)
-            self.lam[k] = multiplier_update(multiplier, residual, self._linear[layer], step)
-            self._touched.add(("lam", k))
-        for layer, multiplier in enumerate(self.mu):
-            residual = self.a[layer] - self._chain.activations[layer](self.z[layer])
-            self.mu[layer] = multiplier_update(multiplier, residual, self._hidden[layer], step)
-            self._touched.add(("mu", layer))
-
-    def gram_of(self, layer: int) -> Any:
-        a = self._inputs(layer)
-        a = a if layer == 0 else a * self._chunk.mask[:, None]
-        goal = self.z[layer] + self._shift(layer)
-        return gram.of_rows(a, goal, self._chunk.mask, self._chain.uses_bias[layer], with_gram=layer > 0)
-
-    def changed(self, dtype: Any) -> tuple[Any, ...]:
-        return tuple(
-            tuple(tf.cast(t, dtype) if (name, k) in self._touched else () for k, t in enumerate(tensors))
-            for name, tensors in (("z", self.z), ("a", self.a), ("lam", self.lam), ("mu", self.mu))
-        )
-
-    def measurements(self) -> Any:
-        # Sums over rows: loss, <., multipliers>, both penalties, |multipliers|^2, then |Z_l - A_(l-1) W_l - b_l|^2.
-        mask = self._chunk.mask[:, None]
-
-        def total(tensor: Any) -> Any:
-            return tf.reduce_sum(tf.cast(tensor * mask, tf.float64))
-
-        gaps = [self.z[layer] - self._product(layer) for layer in range(self._last + 1)]
-        hidden_gaps = [a - h(z) for a, h, z in zip(self.a, self._chain.activations, self.z, strict=False)]
-        is_admm = self._settings.multiplier == "admm"
-        met = zip(self.lam, gaps, strict=True) if is_admm else [(lam, self.z[-1]) for lam in self.lam]
-        pairs = [*met, *zip(self.mu, hidden_gaps, strict=is_admm)]
-        zero = tf.zeros((), tf.float64)
-        squares = [total(gap**2) for gap in gaps]
-        linear, hidden = tf.cast(self._linear, tf.float64), tf.cast(self._hidden, tf.float64)
-        return tf.stack([
-            total(self._loss.value(self.z[-1], self._chunk.targets)[:, None]),
-            sum((total(first * second) for first, second in pairs), zero),
-            sum((linear[layer] * square for layer, square in enumerate(squares)), zero),
-            sum((hidden[layer] * total(gap**2) for layer, gap in enumerate(hidden_gaps)), zero),
-            sum((total(multiplier**2) for multiplier in [*self.lam, *self.mu]), zero),
-            *squares,
-        ])
-
-
-def _merge(variables: Variables, changed: tuple[Any, ...]) -> Variables:
-    return Variables(
-        *(
-            tuple(old if isinstance(new, tuple) else new for old, new in zip(kind, news, strict=True))
-            for kind, news in zip(variables, changed, strict=True)
-        )
-    )
+    return compiled(solve, by_xla=False)

@@ -24,7 +24,7 @@ from tfopt.communicator import Communicator, check_communicator
 
 __all__ = ["BregmanTrainer"]
 
-_EXPLOSION = 1e6  # a loss this many times the first one, or 1 if that is smaller, is no longer training
+_EXPLOSION = 30.0  # a loss this many times the first one, or 1 if that is smaller, is no longer training
 
 
 class BregmanTrainer:
@@ -35,10 +35,10 @@ class BregmanTrainer:
         minimise  loss(Z_L, y) + <Z_L, lambda> + beta_L |Z_L - A_(L-1) W_L - b_L|^2
                   + sum_(l<L) ( gamma_l |A_l - h_l(Z_l)|^2 + beta_l |Z_l - A_(l-1) W_l - b_l|^2 )
 
-    and each block of variables - the weights W_l of a layer, its activations A_l, its pre-activations Z_l - is minimised
-    over exactly, with all others fixed. Of the rows the weights need only sums over rows of the size of the layer, so
-    that ranks that hold shards of the rows exchange small matrices, whatever their number. Under `horovodrun` each rank
-    passes its own shard to `fit`; the result is that of one process with all rows.
+    and each block of variables - the weights W_l of a layer, its activations A_l, its pre-activations Z_l - is
+    minimised over exactly, with all others fixed. Of the rows the weights need only sums over rows of the size of the
+    layer, so that ranks that hold shards of the rows exchange small matrices, whatever their number. Under `horovodrun`
+    each rank passes its own shard to `fit`; the result is that of one process with all rows.
 
     One sweep through the variables is one epoch. `preset` chooses the algorithm: "restarted", the default, which was
     made to train well; "paper", as printed; "penalty", without multiplier; "admm", the classical method of multipliers.
@@ -50,8 +50,8 @@ class BregmanTrainer:
     Args:
         model: A built Keras model.
         loss: "mse", "binary_crossentropy", "categorical_crossentropy", "sparse_categorical_crossentropy", "hinge"
-            (Keras's), "unit_hinge" (for targets in {0, 1}: max(0, 1 - z) and max(0, z)), or the Keras object. Labels may
-            be integers or one-hot, whichever the name says.
+            (Keras's), "unit_hinge" (for targets in {0, 1}: max(0, 1 - z) and max(0, z)), or the Keras object. Labels
+            may be integers or one-hot, whichever the name says.
         metrics: A list of Keras metrics or their names. With a cross-entropy they see probabilities, else outputs.
         preset: A set of options: "restarted" (default), "paper", "penalty", "admm".
         measure_every_n_epochs: How often to compute metrics, and all of the validation. Default 1.
@@ -144,7 +144,7 @@ class BregmanTrainer:
         if verbose not in ("auto", 0, 1, 2):
             raise ValueError(f"`verbose` must be 'auto', 0, 1 or 2. Received: verbose={verbose!r}")
         train, validation = _split(x, y, validation_split, validation_data)
-        run = _Run(self, self._rows(*train, self.settings.num_blocks), validation, callbacks, verbose, epochs)
+        run = _Run(self, self._rows(train[0], train[1], self._num_blocks), validation, callbacks, verbose, epochs)
         if checkpoint is not None:
             run.use_checkpoints(Path(checkpoint), checkpoint_every_n_epochs)
         return run.train(initial_epoch)
@@ -162,18 +162,17 @@ class BregmanTrainer:
         return self._evaluation(self._rows(x, y, 1), self._chain.read_weights())[1]
 
     def _rows(self, x: Any, y: Any, num_blocks: int | str) -> Rows:
-        rows = (self._chain, self._loss, self._communicator, self.settings.chunk_rows, num_blocks)
-        return Rows(x, y, *rows)
+        return Rows(x, y, self._chain, self._loss, self._communicator, self.settings.chunk_rows, num_blocks)
 
     def expected_memory(self, num_rows: int, *, is_memory_mapped: bool = False) -> int:
-        """Estimate what `fit` holds at its peak, beside the model and the arrays passed to it.
+        """Estimate what `fit` holds at its peak, beside the arrays passed to it and compiled programs (about 50 MB).
 
         With d input features, n_l units of layer l, s bytes of a number of the state and f of the weights:
 
             rows (d + n_L + 1) f, a copy of the inputs and targets, unless they are memory-mapped
             + rows (state) s, where the state is, for "splitting", sum n_l + sum_(l<L) n_l + the multipliers; for
               "restarted", sum n_l over the rows of one block
-            + 3 chunk_rows (d + 2 sum n_l) f for a chunk that is worked on
+            + 2 chunk_rows (d + 2 sum n_l) f for a chunk that is worked on
             + 40 sum (n_(l-1) + 1)^2 for matrices
 
         Args:
@@ -189,16 +188,19 @@ class BregmanTrainer:
         state_size = tf.as_dtype(self.settings.state_dtype or self._chain.dtype).size
         copy = 0 if is_memory_mapped else num_rows * (widths[0] + widths[-1] + 1) * size
         if self.settings.algorithm == "restarted":
-            state = -(-num_rows // self._num_blocks(num_rows)) * outputs
+            blocks = self._num_blocks
+            num_blocks = choose_num_blocks(num_rows, self._chain) if blocks == "auto" else int(blocks)
+            state = -(-num_rows // num_blocks) * outputs
         else:
             multipliers = {"none": 0, "bregman": widths[-1], "admm": outputs + hidden}[self.settings.multiplier]
             state = num_rows * (outputs + hidden + multipliers)
-        chunk = 3 * min(self.settings.chunk_rows, num_rows) * (widths[0] + 2 * outputs) * size
-        return copy + state * state_size + chunk + 40 * sum((width + 1) ** 2 for width in widths[:-1])
+        chunk = 2 * min(self.settings.chunk_rows, num_rows) * (widths[0] + 2 * outputs) * size
+        matrices = 40 * sum((width + 1) ** 2 for width in widths[:-1])
+        return copy + state * state_size + chunk + matrices
 
-    def _num_blocks(self, num_rows: int) -> int:
-        blocks = self.settings.num_blocks
-        return choose_num_blocks(num_rows, self._chain) if blocks == "auto" else int(blocks)
+    @property
+    def _num_blocks(self) -> int | str:
+        return self.settings.num_blocks if self.settings.algorithm == "restarted" else 1
 
 
 class _Run:
@@ -209,7 +211,7 @@ class _Run:
     ) -> None:
         self._trainer, self._rows, self._epochs = trainer, rows, epochs
         self._model, self._chain, self._communicator = trainer.model, trainer._chain, trainer._communicator
-        self._validation = None if validation is None else trainer._rows(*validation, 1)
+        self._validation = None if validation is None else trainer._rows(validation[0], validation[1], 1)
         self._align_weights()
         algorithm = Restarted if trainer.settings.algorithm == "restarted" else Splitting
         self._engine = algorithm(
@@ -218,7 +220,13 @@ class _Run:
         if verbose == "auto":
             verbose = int(self._communicator.rank == 0)
         self._callbacks = keras.callbacks.CallbackList(
-            callbacks, add_history=True, add_progbar=verbose != 0, model=self._model, verbose=verbose, epochs=epochs, steps=1
+            callbacks,
+            add_history=True,
+            add_progbar=verbose != 0,
+            model=self._model,
+            verbose=verbose,
+            epochs=epochs,
+            steps=1,
         )
         self._history = next(c for c in self._callbacks.callbacks if isinstance(c, keras.callbacks.History))
         self._best: tuple[float, int, Any] = (math.inf, -1, self._engine.weights)
@@ -245,7 +253,7 @@ class _Run:
             self._check_fingerprint(state)
             self._engine.set_state(state["engine"])
         first = self._engine.start()
-        self._largest = _EXPLOSION * max(1.0, abs(first["loss"]))
+        self._largest = _EXPLOSION * max(1.0, first["loss"])
         self._callbacks.on_train_begin()
         self._history.diverged, self._history.best_epoch = False, None
         if state is not None:
@@ -290,8 +298,8 @@ class _Run:
             value = logs.get(name, 0.0)
             if not math.isfinite(value):
                 return f"the {name} is {value}"
-            if abs(value) > self._largest:
-                return f"the {name} has grown to {value:.3g}"
+        if logs.get("loss", 0.0) > self._largest:
+            return f"the loss has grown to {logs['loss']:.3g}"
         return ""
 
     def _give_up(self, epoch: int, reason: str) -> None:

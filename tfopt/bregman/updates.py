@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfopt.bregman.activations import as_scalar
+from tfopt.bregman.compilation import compiled
+
 __all__ = ["activation_gain", "activation_update", "multiplier_update", "weight_update"]
 
 
@@ -32,7 +35,7 @@ def weight_update(gram: Any, cross_gram: Any, ridge: Any = 0.0, center: Any = No
     Returns:
         The weights, shape `(inputs, outputs)`.
     """
-    ridge = tf.cast(ridge, gram.dtype)
+    ridge = as_scalar(ridge, gram.dtype)
     added = ridge * tf.ones(tf.shape(gram)[:1], gram.dtype)
     if penalty is not None:
         added += tf.cast(penalty, gram.dtype)
@@ -65,6 +68,18 @@ def solve_positive(matrix: Any, right: Any) -> Any:
     floor = tf.reduce_max(values) * (matrix.shape[0] * float(np.finfo(matrix.dtype.as_numpy_dtype).eps))
     inverse = tf.where(values > floor, 1 / tf.where(values > floor, values, tf.ones_like(values)), 0)
     return vectors @ (inverse[:, None] * tf.matmul(vectors, right, transpose_a=True))
+
+
+def as_tensor(value: Any) -> Any:
+    """Make a Python number a float64 tensor; leave tensors as they are.
+
+    Args:
+        value: A number or a tensor.
+
+    Returns:
+        A tensor.
+    """
+    return value if tf.is_tensor(value) else tf.constant(value, tf.float64)
 
 
 def solve_compiled(function: Any, *arguments: Any) -> Any:
@@ -100,12 +115,15 @@ def activation_gain(kernel: Any, linear_penalty: Any, activation_penalty: Any) -
         Shape `(outputs, inputs)`, the kernel's dtype.
     """
     wide = tf.cast(kernel, tf.float64)
-    beta, gamma = tf.cast(linear_penalty, tf.float64), tf.cast(activation_penalty, tf.float64)
+    beta, gamma = (as_scalar(penalty, tf.float64) for penalty in (linear_penalty, activation_penalty))
     is_tall = kernel.shape[0] >= kernel.shape[1]
     matrix = beta * tf.matmul(wide, wide, transpose_a=is_tall, transpose_b=not is_tall)
     matrix = tf.linalg.set_diag(matrix, tf.linalg.diag_part(matrix) + gamma)
     solution = solve_positive(matrix, beta * (tf.transpose(wide) if is_tall else wide))
     return tf.cast(solution if is_tall else tf.transpose(solution), kernel.dtype)
+
+
+COMPILED_GAIN = compiled(activation_gain, by_xla=False)  # for `solve_compiled`
 
 
 def activation_update(h: Any, z_next: Any, kernel: Any, gain: Any) -> Any:
@@ -141,4 +159,39 @@ def multiplier_update(multiplier: Any, residual: Any, linear_penalty: Any, step:
     Returns:
         The new multiplier.
     """
-    return multiplier + tf.cast(step * linear_penalty, residual.dtype) * residual
+    return multiplier + step * as_scalar(linear_penalty, residual.dtype) * residual
+
+
+def join_bias(kernel: Any, bias: Any, decay: Any, with_bias: bool) -> tuple[Any, Any]:
+    """Write a layer's weights as one matrix, the bias as its last row.
+
+    Args:
+        kernel: Shape `(inputs, outputs)`.
+        bias: Shape `(outputs,)`.
+        decay: Penalty of the kernel, a float64 scalar.
+        with_bias: Whether the layer has a bias.
+
+    Returns:
+        The matrix in float64, and the penalty of each of its rows, zero for the bias.
+    """
+    matrix, decays = tf.cast(kernel, tf.float64), tf.fill([kernel.shape[0]], decay)
+    if with_bias:
+        matrix = tf.concat([matrix, tf.cast(bias, tf.float64)[None]], axis=0)
+        decays = tf.concat([decays, tf.zeros(1, tf.float64)], axis=0)
+    return matrix, decays
+
+
+def split_bias(matrix: Any, kernel: Any, bias: Any, with_bias: bool) -> tuple[Any, Any]:
+    """Undo `join_bias`.
+
+    Args:
+        matrix: The weights as one matrix.
+        kernel: The layer's kernel, for its dtype.
+        bias: The layer's bias, kept where the layer has none.
+        with_bias: Whether it has one.
+
+    Returns:
+        Kernel and bias.
+    """
+    new = tf.cast(matrix, kernel.dtype)
+    return (new[:-1], new[-1]) if with_bias else (new, bias)

@@ -1,0 +1,337 @@
+"""The trainer as a user meets it: what `fit` takes, returns, logs, keeps and refuses."""
+
+import csv
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tfopt.callbacks import Convexity, GradientBreakdown, WeightNorms
+
+from tfopt import datasets, models
+from tfopt.bregman import BregmanTrainer, losses
+
+DIGITS = datasets.load("digits", validation_fraction=0.25)
+X, Y = DIGITS.x_train, DIGITS.y_train
+VALIDATION = (DIGITS.x_validation, DIGITS.y_validation)
+CE = "sparse_categorical_crossentropy"
+MSE = keras.losses.MeanSquaredError()
+BINARY = keras.losses.BinaryCrossentropy(from_logits=True)
+CATEGORICAL = keras.losses.CategoricalCrossentropy(from_logits=True)
+
+
+def make_trainer(loss=CE, metrics=("accuracy",), hidden=(16,), seed=0, **options):
+    return BregmanTrainer(models.mlp((8, 8, 1), hidden, 10, seed=seed), loss, metrics=metrics, **options)
+
+
+@pytest.mark.parametrize("preset", ["restarted", "paper", "penalty", "admm"])
+def test_history_holds_what_was_logged(preset, tmp_path):
+    trainer = make_trainer(preset=preset)
+    log = tmp_path / "log.csv"
+    history = trainer.fit(
+        X, Y, epochs=3, verbose=0, validation_data=VALIDATION, callbacks=[keras.callbacks.CSVLogger(log)]
+    )
+    assert isinstance(history, keras.callbacks.History)
+    assert history.epoch == [0, 1, 2]
+    always = {"loss", "accuracy", "val_loss", "val_accuracy", "objective", "penalty_scale", "seconds", "bytes_reduced"}
+    assert always | {"primal_residual/1", "primal_residual/2"} <= set(history.history)
+    assert ("multiplier_norm" in history.history) == (preset != "restarted")
+    rows = list(csv.DictReader(log.read_text().splitlines()))
+    assert [float(row["val_loss"]) for row in rows] == pytest.approx(history.history["val_loss"])
+    assert history.history["seconds"][0] > 0
+
+
+def test_logs_are_those_of_keras():
+    trainer = make_trainer(metrics=["accuracy", "sparse_top_k_categorical_accuracy", keras.metrics.CategoricalHinge()])
+    history = trainer.fit(X, Y, epochs=4, verbose=0, validation_data=VALIDATION).history
+    model = trainer.model
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    for prefix, data in (("", (X, Y)), ("val_", VALIDATION)):
+        loss, accuracy = model.evaluate(*data, verbose=0, batch_size=500)
+        assert history[f"{prefix}loss"][-1] == pytest.approx(loss, rel=1e-4)
+        assert history[f"{prefix}accuracy"][-1] == pytest.approx(accuracy, abs=1e-6)
+    measured = trainer.evaluate(*VALIDATION)
+    assert measured["loss"] == pytest.approx(history["val_loss"][-1], rel=1e-5)
+    assert set(measured) == {"loss", "accuracy", "sparse_top_k_categorical_accuracy", "categorical_hinge"}
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs", "kind", "expected"),
+    [
+        ("mse", 3, "numbers", MSE),
+        (MSE, 1, "numbers", MSE),
+        ("binary_crossentropy", 1, "yes or no", BINARY),
+        (BINARY, 3, "many yes or no", BINARY),
+        ("hinge", 1, "yes or no", keras.losses.Hinge()),
+        ("unit_hinge", 1, "yes or no", None),
+        (losses.hinge(0.0), 4, "labels", None),
+        ("categorical_crossentropy", 4, "one-hot", CATEGORICAL),
+        (CATEGORICAL, 4, "labels", CATEGORICAL),
+        (CE, 4, "column of labels", CATEGORICAL),
+    ],
+)
+def test_every_loss_trains(loss, outputs, kind, expected):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 6)).astype("float32")
+    scores = x @ rng.normal(size=(6, outputs)) + 0.5 * np.abs(x[:, :1])
+    labels = scores.argmax(1)
+    y = {
+        "numbers": scores,
+        "yes or no": (scores > 0).astype(int),
+        "many yes or no": (scores > 0).astype(int),
+        "labels": labels,
+        "column of labels": labels[:, None],
+        "one-hot": np.eye(max(outputs, 2))[labels] if outputs > 1 else None,
+    }[kind]
+    trainer = BregmanTrainer(models.mlp(6, (16,), outputs, seed=0), loss)
+    history = trainer.fit(x, y, epochs=25, verbose=0).history["loss"]
+    assert history[-1] < 0.35 * history[0]
+    if expected is not None:
+        targets = np.eye(outputs)[labels] if "label" in kind else np.asarray(y, "float32").reshape(len(x), -1)
+        value = float(expected(targets, trainer.model.predict(x, verbose=0)))
+        assert history[-1] == pytest.approx(value, rel=1e-4)
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "tanh", "sigmoid", "softplus", "gelu", "relu6", "linear"])
+def test_every_activation_trains(activation):
+    trainer = BregmanTrainer(models.mlp((8, 8, 1), (24,), 10, activation=activation, seed=0), CE, ["accuracy"])
+    history = trainer.fit(X, Y, epochs=12, verbose=0).history
+    assert history["accuracy"][-1] > 0.93
+
+
+def test_a_softmax_at_the_end_is_read_as_logits():
+    plain, ending = make_trainer(), models.mlp((8, 8, 1), (16,), 10, output_activation="softmax", seed=0)
+    ending = BregmanTrainer(ending, CE, ["accuracy"])
+    histories = [t.fit(X, Y, epochs=3, verbose=0).history for t in (plain, ending)]
+    assert histories[0]["loss"] == histories[1]["loss"]
+    assert histories[0]["accuracy"] == histories[1]["accuracy"]
+    np.testing.assert_allclose(ending.model.predict(X[:5], verbose=0).sum(1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["restarted", "penalty"])
+def test_input_may_come_as_array_memory_map_or_dataset(preset, tmp_path):
+    reference = None
+    np.save(tmp_path / "x.npy", X)
+    inputs = {
+        "array": (X, Y),
+        "memory map": (np.load(tmp_path / "x.npy", mmap_mode="r"), Y),
+        "dataset": (tf.data.Dataset.from_tensor_slices((X, Y)).batch(100), None),
+        "tensors": (tf.constant(X), tf.constant(Y)),
+    }
+    for x, y in inputs.values():
+        trainer = make_trainer(preset=preset, chunk_rows=128)
+        found = trainer.fit(x, y, epochs=3, verbose=0).history["loss"]
+        reference = reference or found
+        assert found == reference
+
+
+@pytest.mark.parametrize("preset", ["restarted", "penalty", "admm"])
+def test_chunks_change_rounding_only(preset):
+    def train(chunk_rows):
+        keras.config.set_dtype_policy("float64")
+        try:
+            model = models.mlp((8, 8, 1), (16, 8), 10, seed=0)
+        finally:
+            keras.config.set_dtype_policy("float32")
+        trainer = BregmanTrainer(model, CE, preset=preset, chunk_rows=chunk_rows)
+        trainer.fit(X, Y, epochs=4, verbose=0)
+        return np.concatenate([w.ravel() for w in model.get_weights()])
+
+    tolerance = 1e-4 if preset == "admm" else 1e-9  # it solves nearly singular systems
+    np.testing.assert_allclose(train(100), train(10_000), rtol=tolerance, atol=tolerance / 100)
+
+
+@pytest.mark.parametrize("preset", ["restarted", "penalty"])
+def test_a_state_in_half_precision_trains_too(preset):
+    half = make_trainer(preset=preset, state_dtype="float16").fit(X, Y, epochs=15, verbose=0).history
+    full = make_trainer(preset=preset).fit(X, Y, epochs=15, verbose=0).history
+    assert half["loss"] != full["loss"]
+    assert half["accuracy"][-1] > full["accuracy"][-1] - 0.02
+
+
+def test_validation_split_takes_the_last_rows():
+    cut = len(X) - int(len(X) * 0.2)
+    split = make_trainer().fit(X, Y, epochs=2, verbose=0, validation_split=0.2).history
+    given = make_trainer().fit(X[:cut], Y[:cut], epochs=2, verbose=0, validation_data=(X[cut:], Y[cut:])).history
+    assert split["loss"] == given["loss"]
+    assert split["val_loss"] == given["val_loss"]
+
+
+def test_the_cadence_of_measurements():
+    history = make_trainer(measure_every_n_epochs=3).fit(X, Y, epochs=7, verbose=0, validation_data=VALIDATION).history
+    assert len(history["val_loss"]) == 3  # epochs 3, 6, and the last
+    assert len(history["seconds"]) == 7
+
+
+def test_keras_callbacks_and_ours_run(tmp_path):
+    trainer = make_trainer()
+    trainer.model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    callbacks = [
+        WeightNorms(),
+        Convexity((X[:64], Y[:64]), every_n_epochs=1, num_matvecs=4),
+        keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", save_best_only=True),
+        keras.callbacks.TensorBoard(tmp_path / "logs"),
+        keras.callbacks.EarlyStopping(patience=2, monitor="val_loss", restore_best_weights=True),
+    ]
+    history = trainer.fit(X, Y, epochs=200, verbose=0, validation_data=VALIDATION, callbacks=callbacks)
+    assert len(history.epoch) < 200
+    assert history.best_epoch == int(np.argmin(history.history["val_loss"]))
+    assert "hessian/lambda_max" in history.history
+    assert len(history.history["weight_norms/max"]) == len(history.epoch)
+    best = keras.models.load_model(tmp_path / "best.keras", compile=False).get_weights()
+    for one, other in zip(best, trainer.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert list((tmp_path / "logs").rglob("events*"))
+
+
+def test_the_model_always_holds_the_current_weights():
+    seen = []
+    trainer = make_trainer()
+
+    class Watch(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            seen.append((trainer.evaluate(X, Y)["loss"], logs["loss"]))
+
+    trainer.fit(X, Y, epochs=4, verbose=0, callbacks=[Watch()])
+    for measured, logged in seen:
+        assert measured == pytest.approx(logged, rel=1e-5)
+
+
+def test_the_progress_bar_is_kerass(capsys):
+    make_trainer().fit(X, Y, epochs=2, verbose=1)
+    printed = capsys.readouterr().out
+    assert "Epoch 2/2" in printed
+    assert "accuracy:" in printed
+    make_trainer().fit(X, Y, epochs=2, verbose=0)
+    assert capsys.readouterr().out == ""
+
+
+def test_divergence_gives_the_best_weights_back():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(100, 4)), rng.integers(0, 2, 100)
+    model = models.mlp(4, (8,), 1, seed=0)
+    trainer = BregmanTrainer(model, "binary_crossentropy", preset="penalty", order="forward")
+
+    class Break(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 3:  # what an overflow would leave
+                nan = tf.fill((100, 8), np.float32(np.nan))
+                engine = self.model.engine
+                engine._variables = [part._replace(z=(nan, part.z[1])) for part in engine._variables]
+
+    import tfopt.bregman.trainer as module
+
+    original = module.Splitting.start
+
+    def start(self):
+        model.engine = self
+        return original(self)
+
+    module.Splitting.start = start
+    try:
+        with pytest.warns(UserWarning, match=r"diverged in epoch 4: .*not finite.* the weights of epoch \d, the best"):
+            history = trainer.fit(x, y, epochs=10, verbose=0, callbacks=[Break()])
+    finally:
+        module.Splitting.start = original
+    assert history.diverged
+    assert history.best_epoch == int(np.argmin(history.history["loss"][:3]))
+    assert trainer.evaluate(x, y)["loss"] == pytest.approx(min(history.history["loss"][:3]), rel=1e-5)
+
+
+def test_gradient_breakdown_is_told_apart():
+    # It measures along a step of an optimizer, which there is not: its own error says what it needs.
+    trainer = make_trainer()
+    with pytest.raises((ValueError, RuntimeError), match="compile"):
+        trainer.fit(X, Y, epochs=1, verbose=0, callbacks=[GradientBreakdown((X[:32], Y[:32]))])
+
+
+NAN = np.where(np.arange(len(X))[:, None, None, None] == 7, np.nan, X)
+FIT_ERRORS = [
+    ({"x": NAN, "y": Y}, ValueError, "`x` must be finite. Received: NaN or infinity in row 7"),
+    ({"x": X[:0], "y": Y[:0]}, ValueError, "`x` must have at least one row"),
+    ({"x": X, "y": Y[:-1]}, ValueError, "`x` and `y` must have the same number of rows"),
+    (
+        {"x": X[:, :4], "y": Y},
+        ValueError,
+        r"`x` must have the shape \(rows, 8, 8, 1\). Received: shape \(\d+, 4, 8, 1\)",
+    ),
+    ({"x": X, "y": None}, ValueError, "`y` must be given"),
+    ({"x": X, "y": Y + 1}, ValueError, "`y` must be labels 0 to 9. Received: values from 1 to 10"),
+    ({"x": X, "y": np.zeros((len(X), 3))}, ValueError, r"`y` must have the shape \(rows,\) or \(rows, 10\)"),
+    ({"x": X, "y": Y.astype(str)}, TypeError, "`y` must hold numbers"),
+    ({"x": X.astype(str), "y": Y}, TypeError, "`x` must hold numbers"),
+    ({"x": iter([X]), "y": Y}, TypeError, "`x` must be an array or a tf.data.Dataset"),
+    ({"x": tf.data.Dataset.from_tensor_slices(X), "y": None}, ValueError, r"a tf.data.Dataset of pairs \(x, y\)"),
+    ({"x": tf.data.Dataset.from_tensor_slices((X, Y)), "y": None}, ValueError, "of batches: use .batch"),
+    ({"x": tf.data.Dataset.from_tensor_slices((X, Y)).batch(9), "y": Y}, ValueError, "`y` must not be given"),
+    ({"x": X, "y": Y, "epochs": -1}, ValueError, "`epochs` must be an integer >= 0"),
+    ({"x": X, "y": Y, "verbose": 3}, ValueError, "`verbose` must be 'auto', 0, 1 or 2"),
+    ({"x": X, "y": Y, "validation_split": 1.0}, ValueError, "`validation_split` must be"),
+    ({"x": X, "y": Y, "validation_data": X}, ValueError, "`validation_data` must be a pair"),
+    ({"x": X, "y": Y, "validation_data": VALIDATION, "validation_split": 0.1}, ValueError, "Only one of"),
+    ({"x": X, "y": Y, "checkpoint": __file__}, ValueError, "`checkpoint` must be a folder"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "kind", "message"), FIT_ERRORS)
+def test_fit_refuses(arguments, kind, message):
+    with pytest.raises(kind, match=message):
+        make_trainer().fit(**{"epochs": 1, "verbose": 0, **arguments})
+
+
+MAKE_ERRORS = [
+    ({"loss": "mae"}, ValueError, "`loss` must be one of 'mse'"),
+    ({"loss": 3}, TypeError, "`loss` must be one of"),
+    ({"loss": keras.losses.SparseCategoricalCrossentropy()}, ValueError, "`loss` must have from_logits=True"),
+    (
+        {"loss": keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)},
+        ValueError,
+        "`loss` must have label_smoothing=0.0. Received: label_smoothing=0.1",
+    ),
+    ({"metrics": "accuracy"}, TypeError, "`metrics` must be a list"),
+    ({"metrics": [3]}, TypeError, "`metrics` must be Keras metrics"),
+    ({"preset": "adam"}, ValueError, "`preset` must be one of"),
+    ({"learning_rate": 0.1}, TypeError, "BregmanTrainer has no option 'learning_rate'. Its options are"),
+    (
+        {"multiplier": "bregman"},
+        ValueError,
+        "`multiplier` does not go with preset='restarted'.* 'paper', 'penalty', 'admm'",
+    ),
+    ({"num_blocks": 2, "preset": "paper"}, ValueError, "`num_blocks` does not go with preset='paper'"),
+    ({"linear_penalty": 0.0}, ValueError, "`linear_penalty` must be a finite number > 0"),
+    ({"linear_penalty": (1.0, 1.0, 1.0)}, ValueError, "one for each of the 2 Dense layers"),
+    ({"activation_penalty": (1.0, 1.0)}, ValueError, "one for each of the 1 hidden layers"),
+    ({"ridge": -1.0}, ValueError, "`ridge` must be a finite number >= 0"),
+    ({"step": 1.5}, ValueError, "`step` must be"),
+    ({"state_dtype": "int8"}, ValueError, "`state_dtype` must be one of"),
+    ({"chunk_rows": 0}, ValueError, "`chunk_rows` must be an integer >= 1"),
+    ({"multiplier_step": 3, "preset": "paper"}, ValueError, "`multiplier_step` must be"),
+    ({"communicator": 3}, TypeError, "`communicator` must be"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "kind", "message"), MAKE_ERRORS)
+def test_the_trainer_refuses(arguments, kind, message):
+    with pytest.raises(kind, match=message):
+        make_trainer(**arguments)
+
+
+def test_more_blocks_than_rows_are_refused():
+    with pytest.raises(ValueError, match="`num_blocks` must be at most the number of rows, 9"):
+        make_trainer(num_blocks=10).fit(X[:9], Y[:9], epochs=1, verbose=0)
+
+
+def test_losses_that_do_not_go_with_the_outputs_are_refused():
+    softmax = models.mlp(4, (3,), 3, output_activation="softmax")
+    with pytest.raises(ValueError, match="must be the softmax cross-entropy where the network ends with a softmax"):
+        BregmanTrainer(softmax, "mse")
+    with pytest.raises(ValueError, match="must have from_logits=False where the network's outputs are probabilities"):
+        BregmanTrainer(softmax, keras.losses.CategoricalCrossentropy(from_logits=True))
+    with pytest.raises(ValueError, match="use 'binary_crossentropy'"):
+        BregmanTrainer(models.mlp(4, (3,), 1), CE)
+    regression = BregmanTrainer(models.mlp(4, (3,), 3), "mse")
+    with pytest.raises(ValueError, match=r"`y` must have the shape \(rows, 3\)"):
+        regression.fit(np.ones((5, 4)), np.ones(5), epochs=1, verbose=0)
+    yes_or_no = BregmanTrainer(models.mlp(4, (3,), 1), "binary_crossentropy")
+    with pytest.raises(ValueError, match=r"`y` must lie in \[0, 1\] for binary cross-entropy"):
+        yes_or_no.fit(np.ones((5, 4)), -np.ones(5), epochs=1, verbose=0)

@@ -1,0 +1,128 @@
+"""Training without gradients on ranks with unequal shards, for comparison with one process that has all rows."""
+
+import keras
+import numpy as np
+
+from tfopt import models
+from tfopt.bregman import BregmanTrainer
+
+NUM_ROWS = 61
+CASES = {
+    "restarted": {"preset": "restarted", "num_blocks": 1},
+    "blocks": {"preset": "restarted", "num_blocks": 4},
+    "paper": {"preset": "paper", "seed": 3},
+    "penalty": {"preset": "penalty"},
+    "jacobi": {"preset": "penalty", "update": "jacobi", "initialization": "gaussian"},
+    "admm": {"preset": "admm", "multiplier_step": 1, "ridge": 0.01},
+}
+SUBJECTS = {}
+
+
+def subject(function):
+    SUBJECTS[f"bregman_{function.__name__}"] = function
+    return function
+
+
+def make_data(num_rows=NUM_ROWS, inputs=6):
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(num_rows, inputs))
+    return x, (x @ rng.normal(size=(inputs, 3)) + np.abs(x[:, :1])).argmax(1)
+
+
+def shard_of(data, ranks):
+    # Rank r has about (r + 1) times the rows of rank 0.
+    shares = np.cumsum([0, *range(1, ranks.size + 1)]) * len(data[0]) // (ranks.size * (ranks.size + 1) // 2)
+    return [part[shares[ranks.rank] : shares[ranks.rank + 1]] for part in data]
+
+
+def make_trainer(ranks, widths=(8, 5), inputs=6, metrics=("accuracy",), **options):
+    keras.config.set_dtype_policy("float64")
+    try:
+        # Ranks begin with different weights: those of rank 0 count.
+        model = models.mlp(inputs, widths, 3, seed=ranks.rank)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    return BregmanTrainer(model, "sparse_categorical_crossentropy", metrics, communicator=ranks, **options)
+
+
+def train(case, ranks):
+    trainer = make_trainer(ranks, **CASES[case])
+    x, y = shard_of(make_data(), ranks)
+    history = trainer.fit(x, y, epochs=5, verbose=0, validation_data=(x, y))
+    logs = {name: values for name, values in history.history.items() if name not in ("seconds", "bytes_reduced")}
+    return {"weights": [w.tolist() for w in trainer.model.get_weights()], "logs": logs}
+
+
+@subject
+def parity(ranks, folder):
+    return {case: train(case, ranks) for case in CASES}
+
+
+@subject
+def bytes_reduced(ranks, folder):
+    """Of one sweep, for two numbers of rows and three widths."""
+    found = {}
+    for preset, widths in (("restarted", (2, 9)), ("penalty", (2, 5, 9))):
+        for width in widths:
+            for num_rows in (NUM_ROWS, 3 * NUM_ROWS):
+                options = {"num_blocks": 1} if preset == "restarted" else {}
+                trainer = make_trainer(ranks, (width,), metrics=None, preset=preset, **options)
+                x, y = shard_of(make_data(num_rows), ranks)
+                logs = trainer.fit(x, y, epochs=2, verbose=0).history
+                found[f"{preset} {width} {num_rows}"] = logs["bytes_reduced"]
+    return found
+
+
+def refused(function):
+    def run(ranks, folder):
+        try:
+            function(ranks)
+        except ValueError as error:
+            return str(error)
+        return "nothing was raised"
+
+    SUBJECTS[f"bregman_{function.__name__}"] = run
+
+
+@refused
+def nan_on_the_last_rank(ranks):
+    x, y = shard_of(make_data(), ranks)
+    if ranks.rank == ranks.size - 1:
+        x[2, 1] = np.nan
+    make_trainer(ranks).fit(x, y, epochs=1, verbose=0)
+
+
+@refused
+def an_empty_shard(ranks):
+    x, y = shard_of(make_data(), ranks)
+    keep = 0 if ranks.rank == 1 else len(x)
+    make_trainer(ranks).fit(x[:keep], y[:keep], epochs=1, verbose=0)
+
+
+@refused
+def other_inputs_on_one_rank(ranks):
+    x, y = shard_of(make_data(), ranks)
+    make_trainer(ranks).fit(x[:, : 6 - (ranks.rank == 0)], y, epochs=1, verbose=0)
+
+
+@subject
+def stopping_on_one_rank(ranks, folder):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = epoch == 1 and ranks.rank == 0
+
+    x, y = shard_of(make_data(), ranks)
+    return make_trainer(ranks).fit(x, y, epochs=9, verbose=0, callbacks=[Stop()]).epoch
+
+
+@subject
+def resuming(ranks, folder):
+    x, y = shard_of(make_data(), ranks)
+
+    def fit(place, epochs):
+        trainer = make_trainer(ranks, **CASES["paper"])
+        history = trainer.fit(x, y, epochs=epochs, verbose=0, checkpoint=folder / place)
+        return [w.tolist() for w in trainer.model.get_weights()], history.history["loss"]
+
+    fit("parts", 2)
+    return fit("parts", 5) == fit("whole", 5)

@@ -1,0 +1,50 @@
+"""Prints, for a number of rows, what training held at its peak and what the formula says; a process of its own."""
+
+import ctypes
+import gc
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+
+from tfopt import models
+from tfopt.bregman import BregmanTrainer
+
+
+def status(name):
+    return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+def train(num_rows, preset, **options):
+    model = models.mlp(24, (160, 160), 4, seed=0)
+    trainer = BregmanTrainer(model, "sparse_categorical_crossentropy", preset=preset, chunk_rows=2000, **options)
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((num_rows, 24), dtype=np.float32), rng.integers(0, 4, num_rows)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    trainer.fit(x, y, epochs=2, verbose=0)
+    return trainer.expected_memory(num_rows), x.nbytes + y.nbytes
+
+
+CASES = [("restarted", {"num_blocks": 1}), ("admm", {"state_dtype": "float16"})]  # the second needs more
+
+
+def main():
+    for preset, options in CASES:
+        train(4000, preset, **options)  # what compilation takes, once
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    base, found = status("VmRSS"), []
+    for preset, options in CASES:
+        expected, passed = train(int(sys.argv[1]), preset, **options)
+        found.append({"preset": preset, "measured": status("VmHWM") - base - passed, "expected": expected})
+    print("MEMORY", json.dumps(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
