@@ -9,11 +9,11 @@ SOURCES := pyproject.toml setup.py
 .PHONY: help demo horovod test lint bench docs clean
 
 help:
-	@echo "make demo     train one network with four optimizers; writes runs/quickstart/report.html"
+	@echo "make demo     train one network in five ways; writes runs/quickstart/report.html"
 	@echo "make horovod  build Horovod for the TensorFlow in $(VENV); once, then from the cache"
 	@echo "make test     run all tests, with coverage"
 	@echo "make lint     check style, docstrings and types"
-	@echo "make bench    time optimizers, curvature and the noisy quadratic model against others, and what distributing costs"
+	@echo "make bench    time everything against others, and what distributing costs"
 	@echo "make docs     rebuild the tables of docs/ from benchmarks/results/"
 
 $(BIN)/python:
@@ -60,6 +60,9 @@ bench: $(VENV)/installed-bench $(VENV)/built-horovod
 	$(BIN)/python benchmarks/curvature.py
 	$(BIN)/python benchmarks/callbacks.py
 	$(BIN)/python benchmarks/nqm.py
+	$(BIN)/python benchmarks/bregman.py
+	OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 $(BIN)/python benchmarks/bregman.py --ranks
+	OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 $(BIN)/horovodrun -np 2 $(BIN)/python benchmarks/bregman.py --ranks
 	$(BIN)/python benchmarks/tables.py
 
 docs: $(VENV)/installed-plot

@@ -146,12 +146,67 @@ def nqm_table(result: dict) -> str:
     return "\n".join(lines)
 
 
+def bregman_table(result: dict, shapes: list[str]) -> str:
+    """Return what sweeps of training without gradients cost, over the floor of their matrix products.
+
+    Args:
+        result: The contents of `bregman.json`.
+        shapes: Which shapes to show.
+
+    Returns:
+        A Markdown table.
+    """
+    lines = ["| | " + " | ".join(shapes) + " |", "| --- |" + " ---: |" * len(shapes)]
+    rows = {
+        "operations of the printed algorithm": [f"{result[s]['operations'] / 1e9:.0f} G" for s in shapes],
+        "rate of a matrix product": [f"{result[s]['operations_per_second'] / 1e9:.0f} G/s" for s in shapes],
+        "floor": [f"{1000 * result[s]['floor_seconds']:.0f} ms" for s in shapes],
+    }
+    for case in [name for name, value in result[shapes[0]].items() if isinstance(value, dict)]:
+        cells = [(result[s][case]["seconds"], result[s][case]["over_floor"]) for s in shapes]
+        rows[f"one sweep, {case}"] = [f"{1000 * seconds:.0f} ms, {ratio:.2f} of it" for seconds, ratio in cells]
+    lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
+    return "\n".join(lines)
+
+
+def bregman_ranks_table(one: dict, two: dict) -> str:
+    """Return what a second rank brings.
+
+    Args:
+        one: The contents of `bregman_1_ranks.json`.
+        two: The contents of `bregman_2_ranks.json`.
+
+    Returns:
+        A Markdown table.
+    """
+    lines = [
+        "| 28-300-1 | 1 rank: ms a sweep | 2 ranks | times faster | bytes a sweep and rank |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name in (name for name in one if name != "environment"):
+        first, second = one[name]["seconds"], two[name]["seconds"]
+        lines.append(
+            f"| {name} | {1000 * first:.0f} | {1000 * second:.0f} | {first / second:.2f} "
+            f"| {two[name]['bytes_reduced']:,.0f} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Rewrite the generated parts of the page."""
     page = ROOT / "docs" / "benchmarks.md"
-    result, distributed, curvature, callbacks, nqm = (
+    result, distributed, curvature, callbacks, nqm, bregman, one_rank, two_ranks = (
         json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
-        for name in ("optimizers", "distributed", "curvature", "callbacks", "nqm")
+        for name in (
+            "optimizers",
+            "distributed",
+            "curvature",
+            "callbacks",
+            "nqm",
+            "bregman",
+            "bregman_1_ranks",
+            "bregman_2_ranks",
+        )
     )
     parts = {
         "environment": environment_line(result["environment"]),
@@ -165,6 +220,9 @@ def main() -> None:
         "callbacks": callbacks_table(callbacks),
         "nqm environment": environment_line(nqm["environment"]),
         "nqm": nqm_table(nqm),
+        "bregman environment": environment_line(bregman["environment"]),
+        "bregman": bregman_table(bregman, [name for name in bregman if name[0].isdigit()]),
+        "bregman ranks": bregman_ranks_table(one_rank, two_ranks),
     }
     text = page.read_text()
     for name, content in parts.items():

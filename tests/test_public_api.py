@@ -12,6 +12,7 @@ import pytest
 PUBLIC = {
     "tfopt": {
         "__version__",
+        "bregman",
         "callbacks",
         "communicator",
         "curvature",
@@ -91,6 +92,7 @@ PUBLIC = {
         "steady_state_loss",
         "steps_to_target",
     },
+    "tfopt.bregman": {"PRESETS", "BregmanTrainer", "Settings", "activations", "losses", "updates"},
     "tfopt.optimizers": {"Fromage", "LARS", "schedules"},
     "tfopt.planning": {
         "BatchSizePlan",
@@ -131,7 +133,7 @@ def test_an_unknown_name_is_answered_with_those_there_are():
 
     with pytest.raises(
         AttributeError,
-        match="it has callbacks, communicator, curvature, datasets, distributed, models, nqm, optimizers, planning",
+        match="it has bregman, callbacks, communicator, curvature, datasets, distributed, models, nqm, optimizers, planning",
     ):
         tfopt.optimisers  # noqa: B018
     assert set(dir(tfopt)) == PUBLIC["tfopt"]
@@ -187,6 +189,7 @@ def test_docstrings_explain_every_argument(item):
         "tfopt.nqm.schedules",
         "tfopt.nqm.search",
         "tfopt.nqm.steps_to_target",
+        "tfopt.bregman.trainer",
         "tfopt.planning.fit",
         "tfopt.planning.plan",
         "tfopt.relative_trust.breakdown",

@@ -46,9 +46,20 @@ def test_keras_horovod(tmp_path, capsys):
     assert float(accuracy) == pytest.approx(float(alone[0]), abs=0.005)
 
 
+def test_bregman_horovod(tmp_path, capsys):
+    history = load("bregman_horovod").main(["--smoke", "--checkpoints", str(tmp_path / "alone")])
+    (alone,) = re.findall(r"test accuracy ([0-9.]+)", capsys.readouterr().out)
+    assert history["val_accuracy"][-1] > 0.6
+    (together,) = re.findall(
+        r"2 rank.s.: test accuracy ([0-9.]+)",
+        on_two_ranks("bregman_horovod", "--smoke", "--checkpoints", tmp_path / "ranks"),
+    )
+    assert float(together) == pytest.approx(float(alone), abs=0.005)
+
+
 def test_quickstart_on_two_ranks(tmp_path):
     output = on_two_ranks("quickstart", "--smoke", "--output", tmp_path)
     assert output.count("Fromage (0.01, default)") == 2  # its progress and its row, of rank 0
     assert "data:image/png;base64," in (tmp_path / "report.html").read_text()
     rows = (tmp_path / "results.csv").read_text().splitlines()
-    assert len(rows) == 5
+    assert len(rows) == 6

@@ -22,12 +22,13 @@ def quickstart():
 def test_writes_its_table_figures_and_report(quickstart, tmp_path, capsys):
     runs = quickstart.main(["--smoke", "--output", str(tmp_path)])
     printed = capsys.readouterr().out
-    assert [run.name for run in runs] == list(quickstart.OPTIMIZERS)
+    names = [*quickstart.OPTIMIZERS, "Without gradients (default)"]
+    assert [run.name for run in runs] == names
     for run in runs:
         assert run.name in printed
         assert f"{run.test_accuracy:.4f}" in printed
     rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
-    assert [row["optimizer"] for row in rows] == list(quickstart.OPTIMIZERS)
+    assert [row["trained by"] for row in rows] == names
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 6
     for part in (

@@ -29,6 +29,8 @@ from tfopt.communicator import Communicator
 
 __all__ = ["Splitting"]
 
+_ROWS_DRAWN = 256  # at once, for a random start
+
 
 def order_of_updates(num_layers: int, settings: Settings, sweep: int) -> list[Token]:
     """List the updates of a sweep.
@@ -123,18 +125,23 @@ class Splitting:
         return Variables(keep(z), keep(a), keep(kept_linear, tf.zeros_like), keep(kept_hidden, tf.zeros_like))
 
     def _draw(self, members: Any) -> tuple[list[Any], list[Any]]:
-        # Keyed by the number of the row in the whole data set, so that ranks draw what one process would.
+        # Drawn in groups of rows, keyed by the group's number in the whole data set, so that ranks draw what one
+        # process would. There is one block: the members of a chunk follow each other.
         widths = self._chain.widths[1:]
-        total = sum(widths) + sum(widths[:-1])
-        first = tf.constant(self._rows.first_row, tf.int64)
-
-        def draw(row: Any) -> Any:
-            seed = tf.stack([tf.constant(self._settings.seed, tf.int64), row])
-            return tf.random.stateless_normal((total,), seed, dtype=self._chain.dtype)
-
-        drawn = tf.vectorized_map(draw, first + tf.constant(members, tf.int64))
+        width = sum(widths) + sum(widths[:-1])
+        first, last = self._rows.first_row + int(members[0]), self._rows.first_row + int(members[-1])
+        groups = range(first // _ROWS_DRAWN, last // _ROWS_DRAWN + 1)
+        drawn = tf.concat(
+            [
+                tf.random.stateless_normal((_ROWS_DRAWN, width), (self._settings.seed, group), dtype=self._chain.dtype)
+                for group in groups
+            ],
+            axis=0,
+        )
+        begin = first - groups[0] * _ROWS_DRAWN
         missing = self._rows.rows_per_chunk - len(members)
-        parts = tf.split(tf.pad(drawn, [[0, missing], [0, 0]]), [*widths, *widths[:-1]], axis=1)
+        drawn = tf.pad(drawn[begin : begin + len(members)], [[0, missing], [0, 0]])
+        parts = tf.split(drawn, [*widths, *widths[:-1]], axis=1)
         return parts[: len(widths)], parts[len(widths) :]
 
     # ---- One sweep

@@ -1,0 +1,110 @@
+"""Taylor et al. 2016 (arXiv 1605.02026), section 5: one Bregman multiplier against the classical method of multipliers.
+
+Published: with a multiplier for each constraint the method is unstable on nonlinear networks; with one multiplier of
+the outputs, or none, it is stable. Here digits are trained by all three, from several seeds, at several depths and
+penalties; a run is unstable if its loss rises to ten times its start, or is not finite.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import warnings
+
+import matplotlib.pyplot as plt
+import numpy as np
+from reproduction import Reproduction, start
+from rich.progress import track
+
+from tfopt import datasets, models
+from tfopt.bregman import BregmanTrainer
+
+METHODS = {
+    "Bregman": {"preset": "paper", "multiplier_step": 2, "ridge": 1e-6},
+    "no multiplier": {"preset": "paper", "multiplier": "none", "ridge": 1e-6},
+    "ADMM": {"preset": "admm"},
+}
+PENALTIES = ((0.1, 0.1), (1.0, 1.0), (1.0, 10.0), (0.1, 10.0))
+
+
+def train(
+    data: datasets.Dataset, depth: int, method: str, penalties: tuple[float, float], seed: int, epochs: int
+) -> list:
+    """Train one network.
+
+    Args:
+        data: The digits.
+        depth: Number of hidden layers of 32 units.
+        method: A key of `METHODS`.
+        penalties: beta and gamma.
+        seed: Seed of weights and variables.
+        epochs: Number of sweeps.
+
+    Returns:
+        The training loss after each sweep.
+    """
+    linear, activation = penalties
+    trainer = BregmanTrainer(
+        models.mlp(data.input_shape, (32,) * depth, data.num_classes, seed=seed),
+        "sparse_categorical_crossentropy",
+        linear_penalty=linear,
+        activation_penalty=activation,
+        initialization="gaussian",
+        seed=seed,
+        **METHODS[method],
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of divergence, which is what is counted
+        return trainer.fit(data.x_train, data.y_train, epochs=epochs, verbose=0).history["loss"]
+
+
+def main(argv: list[str] | None = None) -> Reproduction:
+    """Run the reproduction.
+
+    Args:
+        argv: Command-line arguments.
+
+    Returns:
+        What came of it.
+    """
+    run = start("bregman_stability", "Taylor et al. 2016: stability of the multipliers", argv, __doc__, uses_data=False)
+    data = datasets.load("digits")
+    depths, seeds = run.choose([3], [1, 2, 3], [1, 2, 3, 4, 6]), range(run.seed, run.seed + run.choose(1, 3, 10))
+    epochs, penalties = run.choose(30, 100, 300), run.choose(PENALTIES[-1:], PENALTIES, PENALTIES)
+    cells = [(d, m, p, s) for d in depths for m in METHODS for p in penalties for s in seeds]
+    worst: dict[str, list[float]] = {}
+    curves: dict[str, list[float]] = {}
+    for depth, method, pair, seed in track(cells, "training"):
+        losses = train(data, depth, method, pair, seed, epochs)
+        worst.setdefault(f"{method}, {depth} hidden", []).append(
+            float(np.nan_to_num(max(losses), nan=1e30) / losses[0])
+        )
+        if depth == depths[-1] and pair == penalties[-1] and seed == seeds[0]:
+            curves[method] = losses
+    unstable = {name: sum(ratio > 10 for ratio in ratios) for name, ratios in worst.items()}
+    run.results = {"largest loss over the first": worst, "unstable runs": unstable, "curves": curves}
+    each = len(penalties) * len(seeds)
+    for depth in depths:
+        counts = {method: unstable[f"{method}, {depth} hidden"] for method in METHODS}
+        run.compare(
+            f"unstable runs of {each}, {depth} hidden layer(s)",
+            "ADMM unstable, the others stable",
+            ", ".join(f"{method} {count}" for method, count in counts.items()),
+            held=counts["ADMM"] > 0 == counts["Bregman"] + counts["no multiplier"],
+            partly=counts["ADMM"] > counts["Bregman"],
+        )
+    figure, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+    for method, losses in curves.items():
+        ax.plot(range(1, len(losses) + 1), losses, label=method)
+    ax.set(
+        xlabel="sweeps",
+        ylabel="training loss",
+        yscale="log",
+        title=f"{depths[-1]} hidden layers, beta, gamma = {penalties[-1]}",
+    )
+    ax.legend()
+    return run.finish(figure)
+
+
+if __name__ == "__main__":
+    main()
