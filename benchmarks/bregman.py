@@ -4,6 +4,7 @@ Run it alone, and as `horovodrun -np 2 python benchmarks/bregman.py --ranks` wit
 """
 
 import argparse
+import itertools
 import json
 import os
 import time
@@ -38,7 +39,7 @@ def plain_flops(num_rows: int, widths: tuple[int, ...]) -> float:
         Operations.
     """
     total = 0.0
-    for layer, (p, n) in enumerate(zip(widths, widths[1:], strict=False)):
+    for layer, (p, n) in enumerate(itertools.pairwise(widths)):
         total += num_rows * (p * p + 4 * p * n)
         if layer > 0:
             total += num_rows * (2 * p * n + 2 * p * p)
@@ -123,9 +124,8 @@ def numpy_sweep(x: np.ndarray, y: np.ndarray, widths: tuple[int, ...], with_pinv
         if with_pinv:
             return np.linalg.pinv(left) @ right
         matrix = left.T @ left
-        return np.linalg.solve(
-            matrix + 1e-6 * np.trace(matrix) / len(matrix) * np.eye(len(matrix), dtype="f4"), left.T @ right
-        )
+        matrix += 1e-6 * np.trace(matrix) / len(matrix) * np.eye(len(matrix), dtype="f4")
+        return np.linalg.solve(matrix, left.T @ right)
 
     begin = time.perf_counter()
     w1 = solve(a[0], z[0])
@@ -170,8 +170,8 @@ def on_one_process() -> dict:
     num_rows, widths = SHAPES["200,000 x 28-300-1"]
     _, x, y = make(num_rows, widths)
     plain = {
-        name: min(numpy_sweep(x, y, widths, pinv) for _ in range(3))
-        for name, pinv in (("pinv", True), ("Cholesky", False))
+        name: min(numpy_sweep(x, y, widths, with_pinv) for _ in range(3))
+        for name, with_pinv in (("pinv", True), ("Cholesky", False))
     }
     ours = found["200,000 x 28-300-1"]["paper"]["seconds"]
     found["NumPy, 200,000 x 28-300-1"] = {
@@ -226,7 +226,8 @@ def main() -> None:
     if ranks.rank == 0:
         for name, row in found.items():
             print(
-                f"{ranks.size} rank(s), {name}: {1000 * row['seconds']:.0f} ms, {row['bytes_reduced']:,.0f} bytes a sweep"
+                f"{ranks.size} rank(s), {name}: {1000 * row['seconds']:.0f} ms, "
+                f"{row['bytes_reduced']:,.0f} bytes a sweep"
             )
         write(f"bregman_{ranks.size}_ranks", found)
 

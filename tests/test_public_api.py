@@ -133,7 +133,7 @@ def test_an_unknown_name_is_answered_with_those_there_are():
 
     with pytest.raises(
         AttributeError,
-        match="it has bregman, callbacks, communicator, curvature, datasets, distributed, models, nqm, optimizers, planning",
+        match="it has bregman, callbacks, communicator, curvature, datasets, distributed, models, nqm, optimizers",
     ):
         tfopt.optimisers  # noqa: B018
     assert set(dir(tfopt)) == PUBLIC["tfopt"]
