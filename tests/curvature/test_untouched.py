@@ -1,5 +1,6 @@
 """A measurement leaves the model bit for bit as it was."""
 
+import itertools
 import random
 
 import keras
@@ -35,12 +36,12 @@ def test_nothing_moves(name):
     model.fit(x, y, verbose=0)
     before = state_of(model)
     draws = random.getstate(), np.random.get_state()[1].tobytes()  # noqa: NPY002
-    for operator in (HessianOperator, GaussNewtonOperator):
-        for batch_norm in ("batch", "moving"):
-            matrix = operator(model, None, x, y, batch_norm=batch_norm)
-            ends = extremal_eigenvalues(matrix, 8)
-            assert np.isfinite([ends.lambda_min, ends.lambda_max]).all()
-            matrix.loss_and_gradient()
+    pairs = list(itertools.product((HessianOperator, GaussNewtonOperator), ("batch", "moving")))
+    for operator, batch_norm in pairs[::3] if name == "resnet" else pairs:  # each once where tracing takes long
+        matrix = operator(model, None, x, y, batch_norm=batch_norm)
+        ends = extremal_eigenvalues(matrix, 8)
+        assert np.isfinite([ends.lambda_min, ends.lambda_max]).all()
+        matrix.loss_and_gradient()
     assert state_of(model) == before
     assert (random.getstate(), np.random.get_state()[1].tobytes()) == draws  # noqa: NPY002
     assert not any("call" in vars(layer) for layer in model._flatten_layers())

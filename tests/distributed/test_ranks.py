@@ -389,8 +389,8 @@ def test_bytes_of_a_sweep_do_not_depend_on_the_rows(launch):
         numbers += sum(
             inputs * (inputs + 1) // 2 for inputs, _ in sizes[1:]
         )  # that of the data was summed at the start
-        # Restarted: a distance and a count a layer, and the loss; else 5 sums and a residual a layer, and the loss.
-        numbers += 2 * 2 + 1 if preset == "restarted" else 5 + 2 + 1
+        # Restarted: a distance a layer, and the loss; else 5 sums and a residual a layer, and the loss.
+        numbers += 2 + 1 if preset == "restarted" else 5 + 2 + 1
         assert found == [8 * numbers] * 2, name
 
 

@@ -15,32 +15,52 @@ from tfopt.bregman.compilation import compiled
 from tfopt.bregman.rows import Rows
 from tfopt.communicator import Communicator
 
-__all__ = ["Sums", "num_reduced", "of_inputs", "of_rows", "reduce_sums"]
+__all__ = ["Sums", "of_inputs", "of_rows", "reduce_sums"]
 
 
 class Sums:
-    """A'A and A'Z of one layer, summed over rows in float64.
+    """A'A and A'Z of one layer, and some numbers beside them, summed over rows in float64.
 
     Args:
         num_inputs: Inputs of the layer, its bias counted.
         num_outputs: Outputs of the layer.
         with_gram: Whether A'A is wanted too.
+        num_scalars: How many numbers are summed beside the matrices.
+
+    Attributes:
+        gram: A'A, shape `(num_inputs, num_inputs)`; None without it.
+        cross_gram: A'Z, shape `(num_inputs, num_outputs)`.
+        scalars: Shape `(num_scalars,)`; None if there are none.
     """
 
-    def __init__(self, num_inputs: int, num_outputs: int, with_gram: bool = True) -> None:
-        self.gram = tf.zeros((num_inputs, num_inputs), tf.float64) if with_gram else None
-        self.cross_gram = tf.zeros((num_inputs, num_outputs), tf.float64)
+    def __init__(self, num_inputs: int, num_outputs: int, with_gram: bool = True, num_scalars: int = 0) -> None:
+        self._shapes = {
+            "gram": (num_inputs, num_inputs) if with_gram else None,
+            "cross_gram": (num_inputs, num_outputs),
+            "scalars": (num_scalars,) if num_scalars else None,
+        }
+        self.gram: Any = None
+        self.cross_gram: Any = None
+        self.scalars: Any = None
 
-    def add(self, part: tuple[Any, Any]) -> None:
+    def add(self, gram: Any, cross_gram: Any, scalars: Any = None) -> None:
         """Add the sums over some rows.
 
         Args:
-            part: `(gram, cross_gram)` as from `of_rows`.
+            gram: A'A; not used where it is not wanted.
+            cross_gram: A'Z.
+            scalars: The numbers beside them.
         """
-        gram, cross_gram = part
-        if self.gram is not None:
-            self.gram += gram
-        self.cross_gram += cross_gram
+        for name, part in (("gram", gram), ("cross_gram", cross_gram), ("scalars", scalars)):
+            if self._shapes[name] is not None:
+                old = getattr(self, name)
+                setattr(self, name, part if old is None else old + part)
+
+    def fill(self) -> None:
+        """Put zeros where nothing was added, on a rank that has no row of a block."""
+        for name, shape in self._shapes.items():
+            if shape is not None and getattr(self, name) is None:
+                setattr(self, name, tf.zeros(shape, tf.float64))
 
 
 def of_rows(a: Any, z: Any, mask: Any, with_bias: bool, with_gram: bool = True) -> tuple[Any, Any]:
@@ -91,23 +111,9 @@ def of_inputs(rows: Rows, num_inputs: int, with_bias: bool, communicator: Commun
     """
     sums = Sums(num_inputs, 1)
     for chunk in rows.all():
-        sums.add(_make_count(with_bias)(chunk.inputs, chunk.mask))
+        sums.add(*_make_count(with_bias)(chunk.inputs, chunk.mask))
     reduce_sums(communicator, [sums], "Gram matrix of the inputs")
     return sums.gram
-
-
-def num_reduced(num_inputs: int, num_outputs: int, with_gram: bool = True) -> int:
-    """Count the numbers that each rank hands over for one layer.
-
-    Args:
-        num_inputs: Inputs of the layer, its bias counted.
-        num_outputs: Outputs of the layer.
-        with_gram: Whether A'A is among them.
-
-    Returns:
-        Their number; each is a float64.
-    """
-    return num_inputs * num_outputs + (num_inputs * (num_inputs + 1) // 2 if with_gram else 0)
 
 
 def reduce_sums(communicator: Communicator, sums: Sequence[Sums], name: str) -> None:
@@ -118,25 +124,31 @@ def reduce_sums(communicator: Communicator, sums: Sequence[Sums], name: str) -> 
         sums: Of one or several layers; changed in place.
         name: For messages.
     """
+    for item in sums:
+        item.fill()
     if communicator.size == 1:
         return
     tensors = []
     for item in sums:
         if item.gram is not None:
             tensors.append(tf.gather(tf.reshape(item.gram, [-1]), _lower_triangle(item.gram.shape[0])))
-        tensors.append(item.cross_gram)
+        tensors += [part for part in (item.cross_gram, item.scalars) if part is not None]
     reduced = iter(communicator.allreduce_sum(tensors, name=name))
     for item in sums:
         if item.gram is not None:
             item.gram = tf.gather(next(reduced), _positions(item.gram.shape[0]))
         item.cross_gram = next(reduced)
+        if item.scalars is not None:
+            item.scalars = next(reduced)
 
 
+@functools.lru_cache(maxsize=32)
 def _lower_triangle(size: int) -> np.ndarray:
     rows, columns = np.tril_indices(size)
     return rows * size + columns
 
 
+@functools.lru_cache(maxsize=32)
 def _positions(size: int) -> np.ndarray:
     # Where each entry of the full matrix stands in its packed lower triangle.
     rows, columns = np.indices((size, size))

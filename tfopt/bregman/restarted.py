@@ -29,7 +29,7 @@ from tfopt.bregman.network import Architecture, DenseChain
 from tfopt.bregman.rows import Chunk, Rows
 from tfopt.bregman.settings import Settings
 from tfopt.bregman.updates import (
-    COMPILED_GAIN,
+    activation_gain,
     activation_update,
     as_tensor,
     join_bias,
@@ -43,6 +43,7 @@ __all__ = ["Restarted"]
 
 _STEP_OF_SEVERAL_BLOCKS = 0.3
 _SHORTENING = 0.5
+_SAFE_RIDGE = 1e-8
 _PENALTY_UP, _PENALTY_DOWN = 2.0, 0.95
 
 Weights = list[tuple[Any, Any]]
@@ -78,7 +79,10 @@ class Restarted:
         self._state_dtype = tf.as_dtype(settings.state_dtype or chain.dtype)
         self.weights: Weights = chain.read_weights()
         self._relaxation, self._penalty_scale = 1.0, 1.0
-        self._grams: list[Any] = [None] * len(chain.layers)
+        self._grams: list[Any] = [
+            tf.zeros((self._num_inputs(layer), self._num_inputs(layer)), tf.float64)
+            for layer in range(len(chain.layers))
+        ]
         self._num_averaged = 0
         self._objective = float("inf")
         self._metrics: dict[str, float] = {}
@@ -118,7 +122,7 @@ class Restarted:
             The logs.
         """
         before = (self.weights, list(self._grams), self._num_averaged, self._objective, self._metrics)
-        distances = [0.0] * len(self._chain.layers)
+        distances: list[list[Any]] = [[] for _ in self._chain.layers]
         for block in range(self._rows.num_blocks):
             self._update_block(block, distances)
         self._measure(with_metrics)
@@ -132,65 +136,69 @@ class Restarted:
                 self._penalty_scale *= _PENALTY_UP
             self._relaxation = max(1.0, self._relaxation * _SHORTENING)
         residuals = {
-            f"primal_residual/{layer + 1}": (distance / self._rows.total_rows) ** 0.5
-            for layer, distance in enumerate(distances)
+            f"primal_residual/{layer + 1}": (float(tf.add_n(parts)[0]) / self._rows.total_rows) ** 0.5
+            for layer, parts in enumerate(distances)
         }
         return self._logs() | residuals
 
     def _num_inputs(self, layer: int) -> int:
         return self._chain.widths[layer] + self._chain.uses_bias[layer]
 
-    def _update_block(self, block: int, distances: list[float]) -> None:
+    def _update_block(self, block: int, distances: list[list[Any]]) -> None:
         # `kept` holds for each chunk the pre-activations of the hidden layers and the targets of the last layer done.
         last = len(self._chain.layers) - 1
-        kept: list[Any] = []
-        sums = gram.Sums(self._num_inputs(last), self._chain.widths[-1], with_gram=last > 0)
         dtype = self._chain.dtype
         linear, hidden = (
             [tf.constant(penalty * self._penalty_scale, dtype) for penalty in penalties]
             for penalties in (self._linear, self._hidden)
         )
-        total: Any = tf.zeros(2, tf.float64)
+        kept: list[Any] = []
+        sums = self._make_sums(last)
         for chunk in self._rows.block(block):
-            z, targets, part, counts = self._output_pass(chunk, self.weights, linear[last])
+            z, targets, part = self._output_pass(chunk, self.weights, linear[last])
             kept.append((z, targets))
-            sums.add(part)
-            total += counts
-        self._update_weights(last, sums, total, distances)
+            sums.add(*part)
+        gain = self._update_weights(last, block, sums)
+        distances[last].append(sums.scalars)
         for layer in range(last - 1, -1, -1):
-            sums = gram.Sums(self._num_inputs(layer), self._chain.widths[layer + 1], with_gram=layer > 0)
-            above = self.weights[layer + 1]
-            gain = solve_compiled(COMPILED_GAIN, above[0], linear[layer + 1], hidden[layer])
-            total = tf.zeros(2, tf.float64)
+            sums = self._make_sums(layer)
             for k, chunk in enumerate(self._rows.block(block)):
                 z, targets = kept[k]
                 inputs = chunk.inputs if layer == 0 else ()
-                targets, part, counts = self._hidden_passes[layer](
+                above = self.weights[layer + 1]
+                targets, part = self._hidden_passes[layer](
                     inputs, chunk.mask, z, targets, above, gain, linear[layer], hidden[layer]
                 )
                 kept[k] = (z[:layer], targets)
-                sums.add(part)
-                total += counts
-            self._update_weights(layer, sums, total, distances)
+                sums.add(*part)
+            gain = self._update_weights(layer, block, sums)
+            distances[layer].append(sums.scalars)
         self._num_averaged += 1
 
-    def _update_weights(self, layer: int, sums: gram.Sums, total: Any, distances: list[float]) -> None:
-        # One message holds the layer's matrices and, as a column more, the distance and the number of rows.
-        distance, num_rows = self._reduce(sums, total, layer)
-        distances[layer] += distance
-        if sums.gram is not None:
-            self._average_gram(layer, sums.gram / num_rows)
-        arguments = (
-            self._grams[layer],
-            sums.cross_gram / num_rows,
-            *self.weights[layer],
+    def _make_sums(self, layer: int) -> gram.Sums:
+        return gram.Sums(self._num_inputs(layer), self._chain.widths[layer + 1], with_gram=layer > 0, num_scalars=1)
+
+    def _update_weights(self, layer: int, block: int, sums: gram.Sums) -> Any:
+        # Gram matrices are averaged plainly over the first sweep, and then with the rate of one sweep.
+        gram.reduce_sums(self._communicator, [sums], f"Gram matrices of layer {layer + 1}")
+        beta = self._linear[layer] * self._penalty_scale
+        numbers = (
+            1.0 / self._rows.block_sizes[block],
+            1.0 / min(self._num_averaged + 1, self._rows.num_blocks),
             self._settings.ridge,
-            self._settings.weight_decay / (self._linear[layer] * self._penalty_scale),
+            self._settings.weight_decay / beta,
             self._step(layer),
+            beta,
+            self._hidden[layer - 1] * self._penalty_scale if layer > 0 else 0.0,
         )
-        move = _make_move(self._chain.uses_bias[layer])
-        new = solve_compiled(move, *(as_tensor(value) for value in arguments))
-        self.weights = [*self.weights[:layer], new, *self.weights[layer + 1 :]]
+        move = _make_move(self._chain.uses_bias[layer], layer > 0)
+        new_gram = sums.gram if layer > 0 else ()
+        arguments = (self._grams[layer], new_gram, sums.cross_gram, *self.weights[layer], as_tensor(numbers))
+        # With a ridge the matrix is safely positive; that need not be looked at, which would wait for the result.
+        found = move(*arguments) if self._settings.ridge > _SAFE_RIDGE else solve_compiled(move, *arguments)
+        self._grams[layer], weights, gain = found
+        self.weights = [*self.weights[:layer], weights, *self.weights[layer + 1 :]]
+        return gain
 
     def _step(self, layer: int) -> float:
         if layer < len(self._chain.layers) - 1:
@@ -200,19 +208,6 @@ class Restarted:
             return 1.0 if self._rows.num_blocks == 1 else _STEP_OF_SEVERAL_BLOCKS
         return float(step)
 
-    def _reduce(self, sums: gram.Sums, total: Any, layer: int) -> tuple[float, float]:
-        scalars = gram.Sums(1, 2, with_gram=False)
-        scalars.cross_gram = tf.reshape(tf.zeros((1, 2), tf.float64) + total, (1, 2))
-        gram.reduce_sums(self._communicator, [sums, scalars], f"Gram matrices of layer {layer + 1}")
-        distance, num_rows = scalars.cross_gram.numpy()[0]
-        return float(distance), float(num_rows)
-
-    def _average_gram(self, layer: int, new: Any) -> None:
-        # A plain mean over the first sweep, then one that forgets at the rate of one sweep.
-        count = min(self._num_averaged + 1, self._rows.num_blocks)
-        old = self._grams[layer]
-        self._grams[layer] = new if old is None or count == 1 else old + (new - old) / count
-
     def get_state(self) -> dict[str, Any]:
         """Return what a later run needs to go on with the same bits.
 
@@ -221,7 +216,7 @@ class Restarted:
         """
         return {
             "weights": [[part.numpy() for part in pair] for pair in self.weights],
-            "grams": [None if matrix is None else matrix.numpy() for matrix in self._grams],
+            "grams": [matrix.numpy() for matrix in self._grams],
             "num_averaged": self._num_averaged,
             "relaxation": self._relaxation,
             "penalty_scale": self._penalty_scale,
@@ -236,7 +231,7 @@ class Restarted:
             state: What `get_state` has returned.
         """
         self.weights = [tuple(tf.constant(part) for part in pair) for pair in state["weights"]]
-        self._grams = [None if matrix is None else tf.constant(matrix) for matrix in state["grams"]]
+        self._grams = [tf.constant(matrix) for matrix in state["grams"]]
         self._num_averaged = state["num_averaged"]
         self._relaxation, self._penalty_scale = state["relaxation"], state["penalty_scale"]
         self._objective, self._metrics = state["objective"], state["metrics"]
@@ -251,7 +246,7 @@ def _make_output_pass(architecture: Architecture, loss: Loss, state_dtype: Any) 
         targets = loss.update(z[last], chunk.targets, linear_penalty)
         a = _inputs_of(architecture, last, chunk.inputs, z, chunk.mask)
         hidden = tuple(tf.cast(tensor, state_dtype) for tensor in z[:last])
-        return hidden, tf.cast(targets, state_dtype), *_sums(architecture, last, a, targets - z[last], chunk.mask)
+        return hidden, tf.cast(targets, state_dtype), _sums(architecture, last, a, targets - z[last], chunk.mask)
 
     return compiled(update)
 
@@ -269,7 +264,7 @@ def _make_hidden_pass(architecture: Architecture, loss: Loss, state_dtype: Any, 
         a = activation_update(activation(z[layer]), tf.cast(targets, dtype) - bias, kernel, gain)
         new = activation.update(a, z[layer], hidden_penalty, linear_penalty)
         below = _inputs_of(architecture, layer, inputs, z, mask)
-        return tf.cast(new, state_dtype), *_sums(architecture, layer, below, new - z[layer], mask)
+        return tf.cast(new, state_dtype), _sums(architecture, layer, below, new - z[layer], mask)
 
     return compiled(update)
 
@@ -278,21 +273,24 @@ def _inputs_of(architecture: Architecture, layer: int, inputs: Any, z: Any, mask
     return inputs if layer == 0 else architecture.activations[layer - 1](z[layer - 1]) * mask[:, None]
 
 
-def _sums(architecture: Architecture, layer: int, a: Any, way: Any, mask: Any) -> tuple[Any, Any]:
-    # Gram matrices with the way to the targets; that way's squared length and the number of rows.
+def _sums(architecture: Architecture, layer: int, a: Any, way: Any, mask: Any) -> tuple[Any, Any, Any]:
+    # Gram matrices with the way to the targets, and that way's squared length.
     part = gram.of_rows(a, way, mask, architecture.uses_bias[layer], with_gram=layer > 0)
-    squares = tf.reduce_sum(tf.cast(way * way * mask[:, None], tf.float64))
-    return part, tf.stack([squares, tf.reduce_sum(tf.cast(mask, tf.float64))])
+    return *part, tf.reduce_sum(tf.cast(way * way * mask[:, None], tf.float64))[None]
 
 
-@functools.lru_cache(maxsize=2)
-def _make_move(with_bias: bool) -> Any:
-    # W + step * argmin over D of |way - A D|^2 + ridge |D|^2 + decay |W + D|^2, biases not decayed.
-    def move(metric: Any, cross_gram: Any, kernel: Any, bias: Any, ridge: Any, decay: Any, step: Any) -> Any:
+@functools.lru_cache(maxsize=4)
+def _make_move(with_bias: bool, is_hidden_below: bool) -> Any:
+    # W + step * argmin over D of |way - A D|^2 + ridge |D|^2 + decay |W + D|^2, biases not decayed; for a layer above a
+    # hidden one the average of its Gram matrices before, and the gain of the hidden activations after.
+    def move(old_gram: Any, new_gram: Any, cross_gram: Any, kernel: Any, bias: Any, numbers: Any) -> Any:
+        share, rate, ridge, decay, step, beta, gamma = tf.unstack(numbers)
+        metric = (1 - rate) * old_gram + rate * share * new_gram if is_hidden_below else old_gram
         old, decays = join_bias(kernel, bias, decay, with_bias)
         ridge *= tf.reduce_mean(tf.linalg.diag_part(metric))
-        way = weight_update(metric, cross_gram - decays[:, None] * old, ridge, penalty=decays)
-        return split_bias(old + step * way, kernel, bias, with_bias)
+        way = weight_update(metric, share * cross_gram - decays[:, None] * old, ridge, penalty=decays)
+        weights = split_bias(old + step * way, kernel, bias, with_bias)
+        return metric, weights, activation_gain(weights[0], beta, gamma) if is_hidden_below else ()
 
     return compiled(move, by_xla=False)
 

@@ -49,6 +49,7 @@ class Rows:
         first_row: Number of this process's first row in the whole data set.
         num_blocks: Number of blocks.
         rows_per_chunk: Rows in each chunk, padding counted.
+        block_sizes: Rows of each block, of all processes together.
     """
 
     def __init__(
@@ -71,6 +72,8 @@ class Rows:
         self.num_blocks = self._choose_blocks(num_blocks)
         self.first_row = first
         self._deal_out(first, chunk_rows)
+        counts = communicator.allgather_object([sum(map(len, rows)) for rows in self._members], name="sizes of blocks")
+        self.block_sizes = [sum(sizes) for sizes in zip(*counts, strict=True)]
         self._cache: dict[tuple[int, int], Chunk] = {}
         in_agreement(communicator, self._check_values)
         if self.is_cached:

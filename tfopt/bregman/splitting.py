@@ -213,7 +213,7 @@ class Splitting:
             changed, parts = run(chunk, self._variables[k], self.weights, gains, *penalties)
             self._variables[k] = merge(self._variables[k], changed)
             for item, part in zip(sums, parts, strict=True):
-                item.add(part)
+                item.add(*part)
         return sums
 
     # ---- Weights

@@ -96,7 +96,7 @@ def solve_compiled(function: Any, *arguments: Any) -> Any:
         result = function(*arguments)
         if all(bool(tf.reduce_all(tf.math.is_finite(tensor))) for tensor in tf.nest.flatten(result)):
             return result
-    except tf.errors.InvalidArgumentError:  # TensorFlow's kernel refuses where a pivot is not positive
+    except tf.errors.InvalidArgumentError:  # where a pivot is not positive; some kernels give NaN instead
         pass
     return function.python_function(*arguments)
 
