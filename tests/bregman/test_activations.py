@@ -45,8 +45,8 @@ def test_values_and_derivatives(name):
 @pytest.mark.parametrize("name", OURS)
 def test_the_minimum_is_global(name, ratio):
     rng = np.random.default_rng(0)
-    a = np.concatenate([rng.normal(0, 1, 12), rng.normal(0, 8, 12), [0, 1, 0.999, -1, 50, -50]])
-    m = np.concatenate([rng.normal(0, 1, 12), rng.normal(0, 8, 12), [0, 0, -9, 9, -30, 30]])
+    a = np.concatenate([rng.normal(0, 1, 12), rng.normal(0, 8, 12), [0, 1, 0.999, -1, 50, -50, 1.0777339560336137]])
+    m = np.concatenate([rng.normal(0, 1, 12), rng.normal(0, 8, 12), [0, 0, -9, 9, -30, 30, -1.7735384253692925]])
     h = oracles.ACTIVATIONS[name]
     found = update(name, a, m, ratio, 1.0)
     for z, one_a, one_m in zip(found, a, m, strict=True):

@@ -81,19 +81,30 @@ def test_training_that_was_stopped_stays_stopped(tmp_path):
     ("changes", "message"),
     [
         ({"hidden": (17,)}, r"network was \[\[64, 16, 10\].* is \[\[64, 17, 10\]"),
-        ({"ridge": 0.5}, "options was .* is .*'ridge': '0.5'"),
+        ({"ridge": 0.5}, "ridge was 0.1, is 0.5. Change"),
+        ({"use_bias": False}, r"biases was \[True, True\], is \[False, False\]"),
+        ({"reverse": True}, "checksum of the rows was"),
         ({"loss": "mse"}, "loss was softmax cross-entropy, is squared error"),
         ({"rows": 100}, "rows was"),
     ],
 )
 def test_a_checkpoint_of_another_training_is_refused(changes, message, tmp_path):
-    def fit(hidden=(16,), loss="sparse_categorical_crossentropy", rows=1000, **options):
-        trainer = BregmanTrainer(models.mlp((8, 8, 1), hidden, 10, seed=0), loss, **options)
-        trainer.fit(DATA.x_train[:rows], DATA.y_train[:rows], epochs=1, verbose=0, checkpoint=tmp_path)
+    def fit(hidden=(16,), loss="sparse_categorical_crossentropy", rows=1000, use_bias=True, reverse=False, **options):
+        trainer = BregmanTrainer(models.mlp((8, 8, 1), hidden, 10, seed=0, use_bias=use_bias), loss, **options)
+        x, y = DATA.x_train[:rows], DATA.y_train[:rows]
+        y = np.eye(10)[y] if loss == "mse" else y
+        trainer.fit(x[::-1] if reverse else x, y, epochs=1, verbose=0, checkpoint=tmp_path)
 
     fit()
     with pytest.raises(ValueError, match=f"is of another training: .*{message}"):
         fit(**changes)
+
+
+def test_a_log_that_would_be_emptied_is_refused(tmp_path):
+    trainer = BregmanTrainer(models.mlp((8, 8, 1), (16,), 10, seed=0), "sparse_categorical_crossentropy")
+    log = keras.callbacks.CSVLogger(tmp_path / "log.csv")
+    with pytest.raises(ValueError, match=r"CSVLogger\(..., append=True\)"):
+        trainer.fit(DATA.x_train, DATA.y_train, epochs=1, verbose=0, checkpoint=tmp_path / "c", callbacks=[log])
 
 
 def test_other_callbacks_are_refused(tmp_path):
@@ -101,15 +112,17 @@ def test_other_callbacks_are_refused(tmp_path):
     trainer = BregmanTrainer(
         models.mlp((8, 8, 1), (16, 8), 10, seed=0), "sparse_categorical_crossentropy", ["accuracy"]
     )
+    validation = (DATA.x_validation, DATA.y_validation)
     with pytest.raises(ValueError, match=r"state of the callbacks \['EarlyStopping'\], but `fit` has \[\]"):
-        trainer.fit(DATA.x_train, DATA.y_train, epochs=2, verbose=0, checkpoint=tmp_path)
+        trainer.fit(DATA.x_train, DATA.y_train, epochs=2, verbose=0, checkpoint=tmp_path, validation_data=validation)
 
 
 def test_weights_are_the_models_after_resuming(tmp_path):
     weights, _, _, _ = train(tmp_path, "restarted", epochs=2)
     model = models.mlp((8, 8, 1), (16, 8), 10, seed=5)
     trainer = BregmanTrainer(model, "sparse_categorical_crossentropy", ["accuracy"])
-    early = keras.callbacks.EarlyStopping(monitor="loss")
-    trainer.fit(DATA.x_train, DATA.y_train, epochs=2, verbose=0, checkpoint=tmp_path, callbacks=[early])
+    early, validation = keras.callbacks.EarlyStopping(monitor="loss"), (DATA.x_validation, DATA.y_validation)
+    options = {"epochs": 2, "verbose": 0, "checkpoint": tmp_path, "callbacks": [early], "validation_data": validation}
+    trainer.fit(DATA.x_train, DATA.y_train, **options)
     for ours, kept in zip(model.get_weights(), weights, strict=True):
         np.testing.assert_array_equal(ours.ravel(), np.frombuffer(kept, np.float32))

@@ -85,7 +85,21 @@ class Custom(keras.Model):
         return x
 
 
+class Doubled(Dense):
+    def call(self, inputs):
+        return 2 * super().call(inputs)
+
+
 BAD = [
+    (lambda: chain_of(Doubled(3, name="mine"), Dense(1)), "layer 'mine' .Doubled. comes before the first Dense"),
+    (
+        lambda: chain_of(Dense(3, dtype="float64"), Dense(1, name="mine")),
+        "'mine' .* float32, not the float64 of the first",
+    ),
+    (
+        lambda: DenseChain.of(keras.Sequential([keras.Input((4, 6)), Dense(8, name="mine"), Dense(1)])),
+        r"'mine' .Dense. takes inputs of shape \(None, 4, 6\); put a Flatten before it",
+    ),
     (lambda: chain_of(Dense(3), keras.layers.Dropout(0.5, name="mine"), Dense(1)), "layer 'mine' .Dropout. cannot be"),
     (lambda: chain_of(keras.layers.BatchNormalization(name="mine"), Dense(1)), "'mine' .BatchNorm.* before the first"),
     (lambda: chain_of(Dense(3, "silu", name="mine"), Dense(1)), "layer 'mine' .Dense. has the activation 'silu'"),

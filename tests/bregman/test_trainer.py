@@ -260,6 +260,12 @@ FIT_ERRORS = [
     ({"x": X, "y": np.zeros((len(X), 3))}, ValueError, r"`y` must have the shape \(rows,\) or \(rows, 10\)"),
     ({"x": X, "y": Y.astype(str)}, TypeError, "`y` must hold numbers"),
     ({"x": X.astype(str), "y": Y}, TypeError, "`x` must hold numbers"),
+    ({"x": X.astype(object), "y": Y}, TypeError, "`x` must hold numbers. Received: dtype object: convert it by"),
+    ({"x": None, "y": Y}, TypeError, "`x` must be an array or a tf.data.Dataset. Received: NoneType"),
+    ({"x": X, "y": np.eye(10)[Y] * 2}, ValueError, r"`y` must lie in \[0, 1\] for softmax"),
+    ({"x": X, "y": np.eye(10)[Y] / 2}, ValueError, "`y` must have rows that sum to 1 .* row 0 sums to 0.5"),
+    ({"x": X, "y": Y, "validation_data": (X[:, :3], Y)}, ValueError, r"`validation_data\[0\]` must have the shape"),
+    ({"x": X, "y": Y, "checkpoint": 3}, TypeError, "`checkpoint` must be a path. Received: checkpoint=3"),
     ({"x": iter([X]), "y": Y}, TypeError, "`x` must be an array or a tf.data.Dataset"),
     ({"x": tf.data.Dataset.from_tensor_slices(X), "y": None}, ValueError, r"a tf.data.Dataset of pairs \(x, y\)"),
     ({"x": tf.data.Dataset.from_tensor_slices((X, Y)), "y": None}, ValueError, "of batches: use .batch"),
@@ -288,6 +294,8 @@ MAKE_ERRORS = [
         ValueError,
         "`loss` must have label_smoothing=0.0. Received: label_smoothing=0.1",
     ),
+    ({"loss": losses.hinge}, ValueError, "`loss` must be one of 'mse'"),
+    ({"loss": keras.losses.MeanSquaredError(reduction="sum")}, ValueError, "must be a mean over rows.*'sum'"),
     ({"metrics": "accuracy"}, TypeError, "`metrics` must be a list"),
     ({"metrics": [3]}, TypeError, "`metrics` must be Keras metrics"),
     ({"preset": "adam"}, ValueError, "`preset` must be one of"),
@@ -314,6 +322,65 @@ MAKE_ERRORS = [
 def test_the_trainer_refuses(arguments, kind, message):
     with pytest.raises(kind, match=message):
         make_trainer(**arguments)
+
+
+@pytest.mark.parametrize("negative", [-1, 0])
+def test_accuracy_under_the_hinge_takes_both_kinds_of_labels(negative):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 4))
+    y = np.where(x[:, 0] > 0, 1, negative)
+    trainer = BregmanTrainer(models.mlp(4, (8,), 1, seed=0), "hinge", ["accuracy"])
+    accuracy = trainer.fit(x, y, epochs=10, verbose=0).history["accuracy"][-1]
+    assert accuracy == pytest.approx(((trainer.model.predict(x, verbose=0)[:, 0] > 0) == (y > 0)).mean(), abs=1e-6)
+    assert accuracy > 0.9
+    with pytest.raises(ValueError, match="`y` must be -1 and 1, or 0 and 1. Received: values from -1 to 0.5"):
+        trainer.fit(x, np.where(y > 0, 0.5, -1), epochs=1, verbose=0)
+
+
+def test_metrics_of_sparse_labels_and_arrays():
+    metrics = [keras.metrics.sparse_categorical_accuracy, keras.metrics.F1Score(), "accuracy"]
+    history = make_trainer(metrics=metrics).fit(X, Y, epochs=2, verbose=1).history
+    assert history["sparse_categorical_accuracy"] == pytest.approx(history["accuracy"])
+    assert history["f1_score"][-1].shape == (10,)
+
+
+def test_every_due_epoch_has_metrics_though_sweeps_are_undone():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 6))
+    trainer = BregmanTrainer(models.mlp(6, (32, 32), 1, seed=0), "mse", ["mae"], measure_every_n_epochs=2)
+    seen = []
+    log = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append("mae" in logs))
+    history = trainer.fit(x, x[:, 0] * x[:, 1], epochs=60, verbose=0, callbacks=[log]).history
+    assert (np.diff(history["relaxation"]) < 0).any()  # some sweeps were undone
+    assert seen == [epoch % 2 == 1 for epoch in range(60)]
+    assert history["mae"][-1] == pytest.approx(trainer.evaluate(x, x[:, 0] * x[:, 1])["mae"], rel=1e-5)
+
+
+def test_callbacks_run_on_a_model_that_was_not_compiled(tmp_path):
+    trainer = make_trainer()
+    trainer.fit(X, Y, epochs=2, verbose=0, callbacks=[keras.callbacks.TensorBoard(tmp_path), WeightNorms()])
+    assert not hasattr(trainer.model, "optimizer")
+    with pytest.raises(ValueError, match="learning_rate"):
+        trainer.fit(X, Y, epochs=1, verbose=0, callbacks=[keras.callbacks.LearningRateScheduler(lambda epoch: 0.1)])
+    assert not hasattr(trainer.model, "optimizer")
+
+
+def test_rows_in_a_periodic_order_are_mixed():
+    rng = np.random.default_rng(0)
+    y = np.arange(1200) % 10
+    x = rng.normal(size=(10, 20))[y] + rng.normal(size=(1200, 20))
+    trainer = BregmanTrainer(models.mlp(20, (30,), 10, seed=0), CE, ["accuracy"], num_blocks=10)
+    accuracy = trainer.fit(x, y, epochs=10, verbose=0).history["accuracy"][-1]
+    assert accuracy > 0.99
+
+
+def test_overflows_in_half_precision_are_said():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(100, 4))
+    trainer = BregmanTrainer(models.mlp(4, (8,), 1, seed=0), "mse", state_dtype="float16")
+    with pytest.warns(UserWarning, match="diverged in epoch 10: 10 sweeps in a row overflowed"):
+        history = trainer.fit(x, x[:, 0] * 1e6, epochs=30, verbose=0)
+    assert history.diverged
 
 
 def test_more_blocks_than_rows_are_refused():

@@ -18,7 +18,7 @@ import tensorflow as tf
 __all__ = ["Activation", "clip", "gelu", "identity", "leaky_relu", "relu", "sigmoid", "softplus", "tanh"]
 
 _NUM_GRID_POINTS = 49
-_NUM_NEWTON_STEPS = 12
+_NUM_NEWTON_STEPS = 20
 
 
 def as_scalar(value: Any, dtype: Any) -> Any:
@@ -153,11 +153,11 @@ class Activation:
             gradient = beta * (z - m) - gamma * (a - h) * slope
             gauss_newton = gamma * slope**2 + beta
             newton = gauss_newton - gamma * (a - h) * bend
-            curvature = tf.where(newton > 0.1 * beta, newton, gauss_newton)
+            curvature = tf.where(newton > 1e-3 * beta, newton, gauss_newton)
             trial = tf.clip_by_value(z - scale * gradient / curvature, low, high)
             trial_cost = self._cost(trial, a, m, gamma, beta)
             pays = trial_cost < cost
-            scale = tf.where(pays, tf.minimum(2 * scale, tf.ones_like(scale)), scale / 4)
+            scale = tf.where(pays, tf.minimum(4 * scale, tf.ones_like(scale)), scale / 4)
             return k + 1, tf.where(pays, trial, z), tf.where(pays, trial_cost, cost), scale
 
         loop = (tf.constant(0), start, self._cost(start, a, m, gamma, beta), tf.ones_like(start))

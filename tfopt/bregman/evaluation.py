@@ -1,7 +1,6 @@
 """Loss and metrics of the forward network over many rows, on one rank or many."""
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,9 +38,9 @@ class Evaluation:
         self._forward = _make_forward(chain.architecture, loss)
 
     @property
-    def names(self) -> list[str]:
-        """Names of the loss and the metrics, as in logs."""
-        return ["loss", *(metric.name for metric in self._metrics)]
+    def metric_names(self) -> list[str]:
+        """Names of the metrics."""
+        return [metric.name for metric in self._metrics]
 
     def mean_loss(self, loss_per_row: float) -> float:
         """Turn our loss of a row into Keras's, which is a mean over the outputs unless it is the softmax's.
@@ -54,7 +53,7 @@ class Evaluation:
         """
         return loss_per_row if self._loss is categorical_crossentropy else loss_per_row / self._chain.widths[-1]
 
-    def __call__(self, rows: Rows, weights: Any, with_metrics: bool = True) -> tuple[float, dict[str, float]]:
+    def __call__(self, rows: Rows, weights: Any, with_metrics: bool = True) -> tuple[float, dict[str, Any]]:
         """Measure weights on rows.
 
         Args:
@@ -85,11 +84,10 @@ class Evaluation:
         if waiting:
             targets, outputs = (tf.concat(parts, axis=0) for parts in zip(*waiting, strict=True))
             for metric in metrics:
-                wants_labels = type(metric).__name__.startswith("Sparse")  # chunks hold labels as one-hot rows
-                metric.update_state(tf.argmax(targets, axis=1) if wants_labels else targets, outputs)
+                metric.update_state(tf.argmax(targets, axis=1) if _wants_labels(metric) else targets, outputs)
             waiting.clear()
 
-    def _reduce(self, total: Any, rows: Rows, metrics: Sequence[Any]) -> tuple[float, dict[str, float]]:
+    def _reduce(self, total: Any, rows: Rows, metrics: Sequence[Any]) -> tuple[float, dict[str, Any]]:
         variables = [variable for metric in metrics for variable in metric.variables]
         if self._communicator.size > 1:
             values = [tf.convert_to_tensor(variable.value) for variable in variables]
@@ -97,18 +95,14 @@ class Evaluation:
             for variable, value in zip(variables, values, strict=True):
                 variable.assign(value)
         loss = float(total) / rows.total_rows
-        logs = {"loss": self.mean_loss(loss)}
+        logs: dict[str, Any] = {"loss": self.mean_loss(loss)}
         for metric in metrics:
             result = metric.result()
-            logs |= result if isinstance(result, dict) else {metric.name: float(np.asarray(result))}
+            by_name = result if isinstance(result, dict) else {metric.name: result}
+            for name, value in by_name.items():
+                value = np.asarray(value)
+                logs[name] = value if value.ndim else float(value)
         return loss, logs
-
-    @property
-    def bytes_reduced(self) -> int:
-        """Bytes that one evaluation with metrics hands over to be summed."""
-        return 8 + sum(
-            math.prod(v.shape) * tf.as_dtype(v.dtype).size for metric in self._metrics for v in metric.variables
-        )
 
 
 @functools.lru_cache(maxsize=64)
@@ -119,6 +113,12 @@ def _make_forward(architecture: Architecture, loss: Loss) -> Any:
         return total, loss.probability(outputs)
 
     return compiled(evaluate)
+
+
+def _wants_labels(metric: Any) -> bool:
+    # Chunks hold labels as one-hot rows; Keras's sparse metrics, and wrapped sparse functions, take integers.
+    function = getattr(getattr(metric, "_fn", None), "__name__", "")
+    return function.startswith("sparse_") or any(kind.__name__.startswith("Sparse") for kind in type(metric).__mro__)
 
 
 def _listed(metrics: Any) -> list[Any]:

@@ -68,12 +68,18 @@ def read_loss(loss: Any, chain: DenseChain) -> Loss:
 def _find(loss: Any) -> Loss:
     if isinstance(loss, Loss):
         return loss
-    name = loss if isinstance(loss, str) else getattr(loss, "__name__", "")
-    if name in _BY_NAME:
-        return _BY_NAME[name]
+    if isinstance(loss, str) and loss in _BY_NAME:
+        return _BY_NAME[loss]
+    for name, found in _BY_NAME.items():
+        if name != "unit_hinge" and loss is keras.losses.get(name):
+            return found
     for kind, found in _BY_CLASS.items():
         if type(loss) is kind:
             config = loss.get_config()
+            if config.get("reduction") in ("sum", "none", None):
+                raise ValueError(
+                    f"`loss` must be a mean over rows. Received: a loss with reduction={config.get('reduction')!r}"
+                )
             for option, value in _PLAIN.items():
                 if config.get(option, value) != value:
                     raise ValueError(f"`loss` must have {option}={value}. Received: {option}={config[option]}")

@@ -20,7 +20,7 @@ from tfopt.bregman.activations import as_scalar
 __all__ = ["Loss", "binary_crossentropy", "categorical_crossentropy", "hinge", "squared_error"]
 
 KERAS_HINGE = "hinge on {-1, 1}"
-_NUM_NEWTON_STEPS = 30
+_NUM_NEWTON_STEPS = 60
 _NUM_HALVINGS = 8
 
 

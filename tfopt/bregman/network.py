@@ -89,8 +89,8 @@ class DenseChain:
         for layer in _chain_of(model):
             if isinstance(layer, keras.layers.InputLayer):
                 continue
-            if isinstance(layer, keras.layers.Dense):
-                _check_dense(layer)
+            if type(layer) is keras.layers.Dense:  # a subclass may compute something else
+                _check_dense(layer, dense)
                 dense.append(layer)
                 after.append([(layer, layer.activation)])
             elif isinstance(layer, _PREPARATION) and not dense:
@@ -217,7 +217,12 @@ def _functional_layers(model: Any) -> list[Any]:
     return layers[::-1]
 
 
-def _check_dense(layer: Any) -> None:
+def _check_dense(layer: Any, before: list[Any]) -> None:
+    if len(layer.input.shape) != 2:
+        raise ValueError(_refusal(layer, f"takes inputs of shape {layer.input.shape}; put a Flatten before it"))
+    if before and before[0].kernel.dtype != layer.kernel.dtype:
+        dtypes = f"{before[0].kernel.dtype} of the first Dense layer"
+        raise ValueError(_refusal(layer, f"has weights of dtype {layer.kernel.dtype}, not the {dtypes}"))
     if not layer.trainable:
         raise ValueError(_refusal(layer, "is frozen"))
     if getattr(layer, "quantization_mode", None) or getattr(layer, "lora_enabled", False):

@@ -17,6 +17,7 @@ metric that all rows have made.
 """
 
 import functools
+import math
 from typing import Any
 
 import tensorflow as tf
@@ -43,6 +44,7 @@ __all__ = ["Restarted"]
 
 _STEP_OF_SEVERAL_BLOCKS = 0.3
 _SHORTENING = 0.5
+_SMALLEST_PENALTY_SCALE = 1e-3
 _SAFE_RIDGE = 1e-8
 _PENALTY_UP, _PENALTY_DOWN = 2.0, 0.95
 
@@ -62,6 +64,7 @@ class Restarted:
 
     Attributes:
         weights: The current weights.
+        num_overflows: How many sweeps in a row ended with an objective that is not finite, and were undone.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Restarted:
             for layer in range(len(chain.layers))
         ]
         self._num_averaged = 0
+        self.num_overflows = 0
         self._objective = float("inf")
         self._metrics: dict[str, float] = {}
         key = (chain.architecture, loss, self._state_dtype)
@@ -106,7 +110,8 @@ class Restarted:
         return self._logs()
 
     def _logs(self) -> dict[str, float]:
-        return self._metrics | {
+        return {
+            **self._metrics,
             "objective": self._objective,
             "relaxation": self._relaxation,
             "penalty_scale": self._penalty_scale,
@@ -126,15 +131,19 @@ class Restarted:
         for block in range(self._rows.num_blocks):
             self._update_block(block, distances)
         self._measure(with_metrics)
+        self.num_overflows = 0 if math.isfinite(self._objective) else self.num_overflows + 1
         settings = self._settings
         if self._objective <= before[3]:
             self._relaxation = min(self._relaxation * settings.relaxation_growth, settings.max_relaxation)
-            self._penalty_scale *= _PENALTY_DOWN
+            self._penalty_scale = max(self._penalty_scale * _PENALTY_DOWN, _SMALLEST_PENALTY_SCALE)
         else:
             self.weights, self._grams, self._num_averaged, self._objective, self._metrics = before
+            self._metrics = {"loss": self._metrics["loss"]}
             if self._relaxation <= 1.0:
                 self._penalty_scale *= _PENALTY_UP
             self._relaxation = max(1.0, self._relaxation * _SHORTENING)
+            if with_metrics:
+                self._measure(with_metrics)  # those of the weights that were kept may not have been measured
         residuals = {
             f"primal_residual/{layer + 1}": (float(tf.add_n(parts)[0]) / self._rows.total_rows) ** 0.5
             for layer, parts in enumerate(distances)

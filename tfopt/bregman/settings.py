@@ -41,7 +41,7 @@ class Settings:
             "float64"; None for that of the weights.
         chunk_rows: Most rows worked on at once.
         num_blocks: Restarted: into how many blocks of rows a sweep is cut; all weights are updated after each. "auto":
-            about four times as many rows in a block as the widest layer has inputs, and at most 100 blocks.
+            about twice as many rows in a block as the widest layer has inputs, and at most 100 blocks.
         step: Restarted: share of the last layer's update that is done, in (0, 1]; "auto" is 1 for one block, else 0.3.
         relaxation_growth: Restarted: factor >= 1 by which the hidden layers' steps grow after a sweep that lowered the
             objective. They begin at 1, the exact update.
@@ -112,7 +112,7 @@ class Settings:
                 others = [key for key, value in PRESETS.items() if value.algorithm != chosen.algorithm]
                 raise ValueError(
                     f"`{name}` does not go with preset={preset!r}. Received: {name}={options[name]!r}. It is an option "
-                    f"of the presets {', '.join(map(repr, others))}"
+                    f"of preset {', '.join(map(repr, others))}"
                 )
         settings = replace(chosen, **options)
         settings._check()
@@ -159,7 +159,7 @@ class Settings:
 
 
 def _per_layer(name: str, value: Any, count: int | None, what: str) -> list[float]:
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if (isinstance(value, Sequence) and not isinstance(value, str)) or getattr(value, "ndim", 0) == 1:
         values = [check_number(name, item, minimum=0.0, exclusive_minimum=True) for item in value]
         if count is not None and len(values) != count:
             raise ValueError(f"`{name}` must be one number, or one for each of the {count} {what}. Received: {value!r}")

@@ -24,7 +24,9 @@ from tfopt.communicator import Communicator, check_communicator
 
 __all__ = ["BregmanTrainer"]
 
-_EXPLOSION = 30.0  # a loss this many times the first one, or 1 if that is smaller, is no longer training
+_EXPLOSION = 30.0  # a loss this many times the larger of the first one and 1 is no longer training
+_MOST_OVERFLOWS = 10
+_VALIDATION_NAMES = ("validation_data[0]", "validation_data[1]")
 
 
 class BregmanTrainer:
@@ -112,14 +114,15 @@ class BregmanTrainer:
         checkpoint: str | Path | None = None,
         checkpoint_every_n_epochs: int = 1,
     ) -> keras.callbacks.History:
-        """Train from the model's current weights.
+        """Train from the model's current weights (with a Gaussian start, only those of layers above the first count).
 
         Args:
             x: Inputs, shape `(rows, *input_shape)`: an array; a memory-mapped one, which is read chunk by chunk; or a
                 `tf.data.Dataset` of batches `(x, y)`, which is read once. Under `horovodrun`, this rank's shard.
             y: Targets, shape `(rows,)`, `(rows, 1)` or `(rows, outputs)`.
             epochs: Number of the last sweep.
-            initial_epoch: Number of the sweep to begin at, for logs.
+            initial_epoch: Number of the sweep to begin at, for logs. What an earlier `fit` had adapted is not taken
+                over; a `checkpoint` is.
             verbose: 0 for silence, 1 for a progress bar, 2 for a line per sweep; "auto" is 1 on rank 0.
             validation_split: Share of the rows, the last ones, to hold out for validation, in [0, 1).
             validation_data: `(x, y)` or a `tf.data.Dataset` to validate on, instead.
@@ -143,10 +146,11 @@ class BregmanTrainer:
         check_integer("checkpoint_every_n_epochs", checkpoint_every_n_epochs, minimum=1)
         if verbose not in ("auto", 0, 1, 2):
             raise ValueError(f"`verbose` must be 'auto', 0, 1 or 2. Received: verbose={verbose!r}")
+        folder = _check_checkpoint(checkpoint)
         train, validation = _split(x, y, validation_split, validation_data)
         run = _Run(self, self._rows(train[0], train[1], self._num_blocks), validation, callbacks, verbose, epochs)
-        if checkpoint is not None:
-            run.use_checkpoints(Path(checkpoint), checkpoint_every_n_epochs)
+        if folder is not None:
+            run.use_checkpoints(folder, checkpoint_every_n_epochs)
         return run.train(initial_epoch)
 
     def evaluate(self, x: Any, y: Any = None) -> dict[str, float]:
@@ -161,8 +165,8 @@ class BregmanTrainer:
         """
         return self._evaluation(self._rows(x, y, 1), self._chain.read_weights())[1]
 
-    def _rows(self, x: Any, y: Any, num_blocks: int | str) -> Rows:
-        return Rows(x, y, self._chain, self._loss, self._communicator, self.settings.chunk_rows, num_blocks)
+    def _rows(self, x: Any, y: Any, num_blocks: int | str, names: tuple[str, str] = ("x", "y")) -> Rows:
+        return Rows(x, y, self._chain, self._loss, self._communicator, self.settings.chunk_rows, num_blocks, names)
 
     def expected_memory(self, num_rows: int, *, is_memory_mapped: bool = False) -> int:
         """Estimate what `fit` holds at its peak, beside the arrays passed to it and compiled programs (about 50 MB).
@@ -176,12 +180,13 @@ class BregmanTrainer:
             + 40 sum (n_(l-1) + 1)^2 for matrices
 
         Args:
-            num_rows: Rows of this rank.
+            num_rows: Rows of this rank, those of validation included.
             is_memory_mapped: Whether `x` is a `numpy.memmap`.
 
         Returns:
             Bytes.
         """
+        check_integer("num_rows", num_rows, minimum=1)
         widths = self._chain.widths
         outputs, hidden = sum(widths[1:]), sum(widths[1:-1])
         size = self._chain.dtype.size
@@ -211,7 +216,9 @@ class _Run:
     ) -> None:
         self._trainer, self._rows, self._epochs = trainer, rows, epochs
         self._model, self._chain, self._communicator = trainer.model, trainer._chain, trainer._communicator
-        self._validation = None if validation is None else trainer._rows(validation[0], validation[1], 1)
+        self._validation = (
+            None if validation is None else trainer._rows(validation[0], validation[1], 1, _VALIDATION_NAMES)
+        )
         self._align_weights()
         algorithm = Restarted if trainer.settings.algorithm == "restarted" else Splitting
         self._engine = algorithm(
@@ -241,12 +248,24 @@ class _Run:
             self._chain.write_weights(list(zip(flat[::2], flat[1::2], strict=True)))
 
     def use_checkpoints(self, folder: Path, every_n_epochs: int) -> None:
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"`checkpoint` must be a folder. Received: checkpoint={str(folder)!r}, which is a file")
-        folder.mkdir(parents=True, exist_ok=True)
+        for callback in self._callbacks.callbacks:
+            if isinstance(callback, keras.callbacks.CSVLogger) and not callback.append:
+                raise ValueError(
+                    "CSVLogger would empty its file when training is resumed: use CSVLogger(..., append=True)"
+                )
         self._files, self._every = CheckpointFiles(folder, self._communicator, "BregmanTrainer"), every_n_epochs
 
     def train(self, initial_epoch: int) -> keras.callbacks.History:
+        has_optimizer = hasattr(self._model, "optimizer")
+        if not has_optimizer:
+            self._model.optimizer = None  # which callbacks look for, and a model that was not compiled does not have
+        try:
+            return self._train(initial_epoch)
+        finally:
+            if not has_optimizer:
+                del self._model.optimizer
+
+    def _train(self, initial_epoch: int) -> keras.callbacks.History:
         self._model.stop_training = False
         state = None if self._files is None else self._files.read_newest()
         if state is not None:
@@ -298,6 +317,8 @@ class _Run:
             value = logs.get(name, 0.0)
             if not math.isfinite(value):
                 return f"the {name} is {value}"
+        if getattr(self._engine, "num_overflows", 0) >= _MOST_OVERFLOWS:
+            return f"{_MOST_OVERFLOWS} sweeps in a row overflowed"
         if logs.get("loss", 0.0) > self._largest:
             return f"the loss has grown to {logs['loss']:.3g}"
         return ""
@@ -324,10 +345,14 @@ class _Run:
     def _fingerprint(self) -> dict[str, Any]:
         trainer = self._trainer
         return {
-            "options": {name: repr(value) for name, value in vars(trainer.settings).items()},
+            **{name: repr(value) for name, value in vars(trainer.settings).items()},
             "network": [list(self._chain.widths), [h.name for h in self._chain.activations], str(self._chain.dtype)],
+            "biases": list(self._chain.uses_bias),
             "loss": trainer._loss.name,
+            "metrics": trainer._evaluation.metric_names,
             "rows": [self._rows.num_rows, self._rows.total_rows],
+            "checksum of the rows": self._rows.checksum,
+            "checksum of the validation rows": self._validation.checksum if self._validation else None,
         }
 
     def _check_fingerprint(self, state: dict[str, Any]) -> None:
@@ -373,6 +398,20 @@ class _Run:
         self._history.best_epoch = None if best_epoch < 0 else best_epoch
         self._chain.write_weights(self._engine.weights)
         return self._epochs if state["stopped"] else state["epochs"]
+
+
+def _check_checkpoint(checkpoint: Any) -> Path | None:
+    if checkpoint is None:
+        return None
+    if not isinstance(checkpoint, str | Path):
+        raise TypeError(
+            f"`checkpoint` must be a path. Received: checkpoint={checkpoint!r} of type {type(checkpoint).__name__}"
+        )
+    folder = Path(checkpoint)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"`checkpoint` must be a folder. Received: checkpoint={str(folder)!r}, which is a file")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _split(x: Any, y: Any, share: Any, validation_data: Any) -> tuple[Any, Any]:
