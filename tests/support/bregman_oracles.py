@@ -146,9 +146,9 @@ def restarted_sweep(x, y, weights, beta, gamma, ridge, weight_decay, relaxation)
         decay = np.full(len(matrix), weight_decay / beta)
         decay[-1] = 0
         right = inputs.T @ (target - z[k]) / rows - decay[:, None] * weights[k]
-        way = np.linalg.solve(
-            matrix + ridge * np.trace(matrix) / len(matrix) * np.eye(len(matrix)) + np.diag(decay), right
-        )
+        squares = np.diag(matrix)
+        near = ridge * np.append(np.full(len(squares) - 1, squares[:-1].mean()), squares[-1])
+        way = np.linalg.solve(matrix + np.diag(near + decay), right)
         weights[k] = weights[k] + (1.0 if k == last else relaxation) * way
         if k:
             kernel, bias = weights[k][:-1], weights[k][-1]

@@ -34,6 +34,7 @@ from tfopt.bregman.updates import (
     activation_update,
     as_tensor,
     join_bias,
+    mean_squares,
     solve_compiled,
     split_bias,
     weight_update,
@@ -86,6 +87,7 @@ class Restarted:
             tf.zeros((self._num_inputs(layer), self._num_inputs(layer)), tf.float64)
             for layer in range(len(chain.layers))
         ]
+        self._inverse: Any = None
         self._num_averaged = 0
         self.num_overflows = 0
         self._objective = float("inf")
@@ -200,12 +202,17 @@ class Restarted:
             beta,
             self._hidden[layer - 1] * self._penalty_scale if layer > 0 else 0.0,
         )
-        move = _make_move(self._chain.uses_bias[layer], layer > 0)
-        new_gram = sums.gram if layer > 0 else ()
-        arguments = (self._grams[layer], new_gram, sums.cross_gram, *self.weights[layer], as_tensor(numbers))
-        # With a ridge the matrix is safely positive; that need not be looked at, which would wait for the result.
-        found = move(*arguments) if self._settings.ridge > _SAFE_RIDGE else solve_compiled(move, *arguments)
-        self._grams[layer], weights, gain = found
+        call = _call if self._settings.ridge > _SAFE_RIDGE else solve_compiled
+        with_bias = self._chain.uses_bias[layer]
+        numbers, pair = as_tensor(numbers), self.weights[layer]
+        if layer > 0:
+            move = _make_move(with_bias, True)
+            found = call(move, self._grams[layer], sums.gram, sums.cross_gram, *pair, numbers)
+            self._grams[layer], weights, gain = found
+        else:
+            if block == 0:
+                (self._inverse,) = call(_make_inverse(with_bias), self._grams[0], *pair, numbers)
+            _, weights, gain = _make_move(with_bias, False)(self._inverse, (), sums.cross_gram, *pair, numbers)
         self.weights = [*self.weights[:layer], weights, *self.weights[layer + 1 :]]
         return gain
 
@@ -288,20 +295,40 @@ def _sums(architecture: Architecture, layer: int, a: Any, way: Any, mask: Any) -
     return *part, tf.reduce_sum(tf.cast(way * way * mask[:, None], tf.float64))[None]
 
 
+@functools.lru_cache(maxsize=2)
+def _make_inverse(with_bias: bool) -> Any:
+    # (metric + ridge I + decay)^-1 of the first layer, whose metric stays as it is: once a sweep, for all blocks.
+    def invert(metric: Any, kernel: Any, bias: Any, numbers: Any) -> tuple[Any]:
+        _, _, ridge, decay, *_ = tf.unstack(numbers)
+        _, decays = join_bias(kernel, bias, decay, with_bias)
+        identity = tf.eye(metric.shape[0], dtype=tf.float64)
+        return (weight_update(metric, identity, ridge * mean_squares(metric, with_bias), penalty=decays),)
+
+    return compiled(invert, by_xla=False)
+
+
 @functools.lru_cache(maxsize=4)
 def _make_move(with_bias: bool, is_hidden_below: bool) -> Any:
-    # W + step * argmin over D of |way - A D|^2 + ridge |D|^2 + decay |W + D|^2, biases not decayed; for a layer above a
-    # hidden one the average of its Gram matrices before, and the gain of the hidden activations after.
-    def move(old_gram: Any, new_gram: Any, cross_gram: Any, kernel: Any, bias: Any, numbers: Any) -> Any:
+    # W + step * argmin over D of |way - A D|^2 + ridge |D|^2 + decay |W + D|^2, biases not decayed. The first layer's
+    # matrix comes inverted. Others' are averaged with those before, and the gain of the activations below is returned.
+    def move(old: Any, new_gram: Any, cross_gram: Any, kernel: Any, bias: Any, numbers: Any) -> Any:
         share, rate, ridge, decay, step, beta, gamma = tf.unstack(numbers)
-        metric = (1 - rate) * old_gram + rate * share * new_gram if is_hidden_below else old_gram
-        old, decays = join_bias(kernel, bias, decay, with_bias)
-        ridge *= tf.reduce_mean(tf.linalg.diag_part(metric))
-        way = weight_update(metric, share * cross_gram - decays[:, None] * old, ridge, penalty=decays)
-        weights = split_bias(old + step * way, kernel, bias, with_bias)
-        return metric, weights, activation_gain(weights[0], beta, gamma) if is_hidden_below else ()
+        weights, decays = join_bias(kernel, bias, decay, with_bias)
+        right = share * cross_gram - decays[:, None] * weights
+        if is_hidden_below:
+            old = (1 - rate) * old + rate * share * new_gram
+            way = weight_update(old, right, ridge * mean_squares(old, with_bias), penalty=decays)
+        else:
+            way = tf.matmul(old, right)
+        new = split_bias(weights + step * way, kernel, bias, with_bias)
+        return old, new, activation_gain(new[0], beta, gamma) if is_hidden_below else ()
 
     return compiled(move, by_xla=False)
+
+
+def _call(function: Any, *arguments: Any) -> Any:
+    # With a ridge matrices are safely positive: that need not be looked at, which would wait for the result.
+    return function(*arguments)
 
 
 def _squared_norm(weights: Weights) -> float:

@@ -15,6 +15,7 @@ from tfopt.communicator import Communicator
 
 __all__ = ["Chunk", "Rows", "choose_num_blocks", "in_agreement"]
 
+_MOST_BLOCKS = 32
 _LONGEST_RUN = 256  # rows that stay together when rows are dealt out to blocks
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ class Rows:
         communicator: The job's processes.
         chunk_rows: Most rows in a chunk.
         num_blocks: Number of blocks; "auto" for about twice as many rows in a block as the widest layer has inputs,
-            and at most 100 blocks.
+            and at most 32 blocks.
         names: What messages call x and y.
 
     Attributes:
@@ -179,7 +180,7 @@ def _owners(runs: np.ndarray, num_blocks: int) -> np.ndarray:
 
 
 def choose_num_blocks(num_rows: int, chain: DenseChain) -> int:
-    """Return the number of blocks with twice as many rows as the widest layer has inputs, 1 to 100.
+    """Return the number of blocks with twice as many rows as the widest layer has inputs, 1 to 32.
 
     Args:
         num_rows: Rows of all processes.
@@ -188,7 +189,7 @@ def choose_num_blocks(num_rows: int, chain: DenseChain) -> int:
     Returns:
         The number.
     """
-    return max(1, min(100, num_rows // (2 * max(chain.widths[:-1]))))
+    return max(1, min(_MOST_BLOCKS, num_rows // (2 * max(chain.widths[:-1]))))
 
 
 def in_agreement(communicator: Communicator, action: Callable[[], T]) -> T:

@@ -35,13 +35,13 @@ class Settings:
         linear_penalty: beta, of |Z_l - A_(l-1) W_l - b_l|^2: one number > 0, or one for each Dense layer.
         activation_penalty: gamma, of |A_l - h_l(Z_l)|^2: one number > 0, or one for each hidden layer.
         weight_decay: Coefficient of |W_l|^2 in the mean loss, biases left out; >= 0.
-        ridge: The update of weights stays near the old ones: ridge * |W - W_old|^2, relative to the mean of A'A's
-            diagonal; >= 0.
+        ridge: The update of weights stays near the old ones: ridge * |W - W_old|^2, in units of the mean square of the
+            layer's inputs; >= 0.
         state_dtype: Dtype in which pre-activations, activations and multipliers are kept: "float16", "float32",
             "float64"; None for that of the weights.
         chunk_rows: Most rows worked on at once.
         num_blocks: Restarted: into how many blocks of rows a sweep is cut; all weights are updated after each. "auto":
-            about twice as many rows in a block as the widest layer has inputs, and at most 100 blocks.
+            about twice as many rows in a block as the widest layer has inputs, and at most 32 blocks.
         step: Restarted: share of the last layer's update that is done, in (0, 1]; "auto" is 1 for one block, else 0.3.
         relaxation_growth: Restarted: factor >= 1 by which the hidden layers' steps grow after a sweep that lowered the
             objective. They begin at 1, the exact update.

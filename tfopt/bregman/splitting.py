@@ -24,7 +24,15 @@ from tfopt.bregman.network import DenseChain
 from tfopt.bregman.row_updates import Rules, Token, Variables, make_measurement, make_pass, merge
 from tfopt.bregman.rows import Chunk, Rows
 from tfopt.bregman.settings import Settings
-from tfopt.bregman.updates import COMPILED_GAIN, as_tensor, join_bias, solve_compiled, split_bias, weight_update
+from tfopt.bregman.updates import (
+    COMPILED_GAIN,
+    as_tensor,
+    join_bias,
+    mean_squares,
+    solve_compiled,
+    split_bias,
+    weight_update,
+)
 from tfopt.communicator import Communicator
 
 __all__ = ["Splitting"]
@@ -289,8 +297,7 @@ class Splitting:
 def _make_solve(with_bias: bool) -> Any:
     def solve(matrix: Any, cross_gram: Any, kernel: Any, bias: Any, ridge: Any, decay: Any) -> Any:
         old, decays = join_bias(kernel, bias, decay, with_bias)
-        ridge *= tf.reduce_mean(tf.linalg.diag_part(matrix))
-        new = weight_update(matrix, cross_gram, ridge, center=old, penalty=decays)
+        new = weight_update(matrix, cross_gram, ridge * mean_squares(matrix, with_bias), center=old, penalty=decays)
         return split_bias(new, kernel, bias, with_bias)
 
     return compiled(solve, by_xla=False)

@@ -20,7 +20,7 @@ __all__ = ["activation_gain", "activation_update", "multiplier_update", "weight_
 
 
 def weight_update(gram: Any, cross_gram: Any, ridge: Any = 0.0, center: Any = None, penalty: Any = None) -> Any:
-    """Minimise |Z - A W|^2 + ridge |W - center|^2 + sum_i penalty_i |W_i|^2 over the weights W.
+    """Minimise |Z - A W|^2 + sum_i ridge_i |W_i - center_i|^2 + sum_i penalty_i |W_i|^2 over the weights W.
 
     Only A'A and A'Z are needed, whose size does not depend on the number of rows. Solved by Cholesky's factorisation in
     the dtype of `gram`; where that fails, as A'A is singular and nothing was added, by the eigenvalues (minimum norm).
@@ -28,7 +28,7 @@ def weight_update(gram: Any, cross_gram: Any, ridge: Any = 0.0, center: Any = No
     Args:
         gram: A'A, shape `(inputs, inputs)`; with biases the last row and column belong to a column of ones.
         cross_gram: A'Z, shape `(inputs, outputs)`.
-        ridge: >= 0, a number or scalar tensor.
+        ridge: >= 0, a number, or one for each row of W, shape `(inputs,)`.
         center: Shape `(inputs, outputs)`; None for zero.
         penalty: Shape `(inputs,)`, >= 0, a further penalty of each row of W; None for none.
 
@@ -39,7 +39,7 @@ def weight_update(gram: Any, cross_gram: Any, ridge: Any = 0.0, center: Any = No
     added = ridge * tf.ones(tf.shape(gram)[:1], gram.dtype)
     if penalty is not None:
         added += tf.cast(penalty, gram.dtype)
-    right = cross_gram if center is None else cross_gram + ridge * center
+    right = cross_gram if center is None else cross_gram + tf.reshape(ridge, (-1, 1)) * center
     return solve_positive(tf.linalg.set_diag(gram, tf.linalg.diag_part(gram) + added), right)
 
 
@@ -160,6 +160,22 @@ def multiplier_update(multiplier: Any, residual: Any, linear_penalty: Any, step:
         The new multiplier.
     """
     return multiplier + step * as_scalar(linear_penalty, residual.dtype) * residual
+
+
+def mean_squares(gram: Any, with_bias: bool) -> Any:
+    """Return what a ridge of 1 is for each input of a layer, so that the inputs' unit does not matter.
+
+    Args:
+        gram: A'A, shape `(inputs, inputs)`, or its mean over rows.
+        with_bias: Whether the last input is the bias's column of ones.
+
+    Returns:
+        The mean of the inputs' diagonal entries for each of them, and the bias's own, shape `(inputs,)`.
+    """
+    squares = tf.linalg.diag_part(gram)
+    inputs = squares[:-1] if with_bias else squares
+    means = tf.fill(tf.shape(inputs), tf.reduce_mean(inputs))
+    return tf.concat([means, squares[-1:]], axis=0) if with_bias else means
 
 
 def join_bias(kernel: Any, bias: Any, decay: Any, with_bias: bool) -> tuple[Any, Any]:
