@@ -378,7 +378,7 @@ def test_training_without_gradients_is_that_of_one_process(launch, bregman_on_on
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
     assert found["logs"].keys() == expected["logs"].keys()
     for name, values in found["logs"].items():
-        np.testing.assert_allclose(values, expected["logs"][name], rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(values, expected["logs"][name], rtol=1e-6, atol=1e-12, err_msg=name)
 
 
 def test_bytes_of_a_sweep_do_not_depend_on_the_rows(launch):
