@@ -9,6 +9,7 @@ import pytest
 
 from tfopt import datasets, models
 from tfopt.bregman import BregmanTrainer, losses
+from tfopt.bregman.engine import Problem
 from tfopt.bregman.evaluation import Evaluation
 from tfopt.bregman.network import DenseChain
 from tfopt.bregman.restarted import Restarted
@@ -25,7 +26,7 @@ def make_engine(x, y, widths, loss=losses.squared_error, **options):
         layers.append(keras.layers.Dense(width, activation, kernel_initializer=init, dtype="float64"))
     chain, settings = DenseChain.of(keras.Sequential(layers)), Settings.of("restarted", options)
     rows = Rows(x, y, chain, loss, current(), settings.chunk_rows, settings.num_blocks)
-    engine = Restarted(chain, loss, settings, rows, Evaluation(chain, loss, None, current()), current())
+    engine = Restarted(Problem(chain, loss, settings, Evaluation(chain, loss, None, current()), current()), rows)
     engine.start()
     return engine
 

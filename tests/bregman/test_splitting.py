@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tfopt import datasets, models
 from tfopt.bregman import BregmanTrainer, losses, splitting
+from tfopt.bregman.engine import Problem
 from tfopt.bregman.evaluation import Evaluation
 from tfopt.bregman.network import DenseChain
 from tfopt.bregman.rows import Rows
@@ -37,7 +38,9 @@ def make_model(widths, use_bias=True, activation="relu", seed=0):
 def make_engine(model, x, y, loss, preset, **options):
     chain, settings = DenseChain.of(model), Settings.of(preset, options)
     rows = Rows(x, y, chain, loss, current(), settings.chunk_rows, 1)
-    engine = splitting.Splitting(chain, loss, settings, rows, Evaluation(chain, loss, None, current()), current())
+    engine = splitting.Splitting(
+        Problem(chain, loss, settings, Evaluation(chain, loss, None, current()), current()), rows
+    )
     engine.start()
     return engine
 

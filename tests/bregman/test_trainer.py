@@ -219,7 +219,7 @@ def test_divergence_gives_the_best_weights_back():
                 engine = self.model.engine
                 engine._variables = [part._replace(z=(nan, part.z[1])) for part in engine._variables]
 
-    import tfopt.bregman.trainer as module
+    import tfopt.bregman.run as module
 
     original = module.Splitting.start
 

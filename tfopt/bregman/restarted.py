@@ -24,11 +24,10 @@ import tensorflow as tf
 
 from tfopt.bregman import gram
 from tfopt.bregman.compilation import compiled
-from tfopt.bregman.evaluation import Evaluation
+from tfopt.bregman.engine import Engine, Problem, Weights
 from tfopt.bregman.losses import Loss
-from tfopt.bregman.network import Architecture, DenseChain
+from tfopt.bregman.network import Architecture
 from tfopt.bregman.rows import Chunk, Rows
-from tfopt.bregman.settings import Settings
 from tfopt.bregman.updates import (
     activation_gain,
     activation_update,
@@ -39,7 +38,6 @@ from tfopt.bregman.updates import (
     split_bias,
     weight_update,
 )
-from tfopt.communicator import Communicator
 
 __all__ = ["Restarted"]
 
@@ -49,52 +47,29 @@ _SMALLEST_PENALTY_SCALE = 1e-3
 _SAFE_RIDGE = 1e-8
 _PENALTY_UP, _PENALTY_DOWN = 2.0, 0.95
 
-Weights = list[tuple[Any, Any]]
 
-
-class Restarted:
+class Restarted(Engine):
     """The algorithm and its state.
 
     Args:
-        chain: The network.
-        loss: The loss.
-        settings: The options.
+        problem: What is trained and how.
         rows: The rows of this process.
-        evaluation: Measures the network.
-        communicator: The job's processes.
-
-    Attributes:
-        weights: The current weights.
-        num_overflows: How many sweeps in a row ended with an objective that is not finite, and were undone.
     """
 
-    def __init__(
-        self,
-        chain: DenseChain,
-        loss: Loss,
-        settings: Settings,
-        rows: Rows,
-        evaluation: Evaluation,
-        communicator: Communicator,
-    ) -> None:
-        self._chain, self._loss, self._settings = chain, loss, settings
-        self._rows, self._evaluation, self._communicator = rows, evaluation, communicator
-        self._linear, self._hidden = settings.penalties(len(chain.layers))
-        self._state_dtype = tf.as_dtype(settings.state_dtype or chain.dtype)
-        self.weights: Weights = chain.read_weights()
-        self._relaxation, self._penalty_scale = 1.0, 1.0
+    def __init__(self, problem: Problem, rows: Rows) -> None:
+        super().__init__(problem, rows)
+        self._relaxation = 1.0
         self._grams: list[Any] = [
             tf.zeros((self._num_inputs(layer), self._num_inputs(layer)), tf.float64)
-            for layer in range(len(chain.layers))
+            for layer in range(self._num_layers)
         ]
         self._inverse: Any = None
         self._num_averaged = 0
-        self.num_overflows = 0
         self._objective = float("inf")
         self._metrics: dict[str, float] = {}
-        key = (chain.architecture, loss, self._state_dtype)
+        key = (self._chain.architecture, self._loss, self._state_dtype)
         self._output_pass = _make_output_pass(*key)
-        self._hidden_passes = [_make_hidden_pass(*key, layer) for layer in range(len(chain.layers) - 1)]
+        self._hidden_passes = [_make_hidden_pass(*key, layer) for layer in range(self._num_layers - 1)]
 
     def start(self) -> dict[str, float]:
         """Measure the network as it is, and sum up the Gram matrix of the inputs, which stays as it is.
@@ -108,7 +83,7 @@ class Restarted:
 
     def _measure(self, with_metrics: bool) -> dict[str, float]:
         mean, self._metrics = self._evaluation(self._rows, self.weights, with_metrics)
-        self._objective = mean + self._settings.weight_decay * _squared_norm(self.weights)
+        self._objective = mean + self._decay_of_weights()
         return self._logs()
 
     def _logs(self) -> dict[str, float]:
@@ -152,12 +127,9 @@ class Restarted:
         }
         return self._logs() | residuals
 
-    def _num_inputs(self, layer: int) -> int:
-        return self._chain.widths[layer] + self._chain.uses_bias[layer]
-
     def _update_block(self, block: int, distances: list[list[Any]]) -> None:
         # `kept` holds for each chunk the pre-activations of the hidden layers and the targets of the last layer done.
-        last = len(self._chain.layers) - 1
+        last = self._num_layers - 1
         dtype = self._chain.dtype
         linear, hidden = (
             [tf.constant(penalty * self._penalty_scale, dtype) for penalty in penalties]
@@ -217,7 +189,7 @@ class Restarted:
         return gain
 
     def _step(self, layer: int) -> float:
-        if layer < len(self._chain.layers) - 1:
+        if layer < self._num_layers - 1:
             return self._relaxation
         step = self._settings.step
         if step == "auto":
@@ -230,12 +202,10 @@ class Restarted:
         Returns:
             Arrays and numbers.
         """
-        return {
-            "weights": [[part.numpy() for part in pair] for pair in self.weights],
+        return super().get_state() | {
             "grams": [matrix.numpy() for matrix in self._grams],
             "num_averaged": self._num_averaged,
             "relaxation": self._relaxation,
-            "penalty_scale": self._penalty_scale,
             "objective": self._objective,
             "metrics": self._metrics,
         }
@@ -246,10 +216,10 @@ class Restarted:
         Args:
             state: What `get_state` has returned.
         """
-        self.weights = [tuple(tf.constant(part) for part in pair) for pair in state["weights"]]
+        super().set_state(state)
         self._grams = [tf.constant(matrix) for matrix in state["grams"]]
         self._num_averaged = state["num_averaged"]
-        self._relaxation, self._penalty_scale = state["relaxation"], state["penalty_scale"]
+        self._relaxation = state["relaxation"]
         self._objective, self._metrics = state["objective"], state["metrics"]
 
 
@@ -329,7 +299,3 @@ def _make_move(with_bias: bool, is_hidden_below: bool) -> Any:
 def _call(function: Any, *arguments: Any) -> Any:
     # With a ridge matrices are safely positive: that need not be looked at, which would wait for the result.
     return function(*arguments)
-
-
-def _squared_norm(weights: Weights) -> float:
-    return float(sum(tf.reduce_sum(tf.cast(kernel, tf.float64) ** 2) for kernel, _ in weights))

@@ -18,9 +18,7 @@ import tensorflow as tf
 
 from tfopt.bregman import gram
 from tfopt.bregman.compilation import compiled
-from tfopt.bregman.evaluation import Evaluation
-from tfopt.bregman.losses import Loss
-from tfopt.bregman.network import DenseChain
+from tfopt.bregman.engine import Engine, Problem
 from tfopt.bregman.row_updates import Rules, Token, Variables, make_measurement, make_pass, merge
 from tfopt.bregman.rows import Chunk, Rows
 from tfopt.bregman.settings import Settings
@@ -33,7 +31,6 @@ from tfopt.bregman.updates import (
     split_bias,
     weight_update,
 )
-from tfopt.communicator import Communicator
 
 __all__ = ["Splitting"]
 
@@ -66,41 +63,21 @@ def order_of_updates(num_layers: int, settings: Settings, sweep: int) -> list[To
     return order
 
 
-class Splitting:
+class Splitting(Engine):
     """The algorithm and its state.
 
     Args:
-        chain: The network.
-        loss: The loss.
-        settings: The options.
+        problem: What is trained and how.
         rows: The rows of this process.
-        evaluation: Measures the network.
-        communicator: The job's processes.
-
-    Attributes:
-        weights: The current weights.
     """
 
-    def __init__(
-        self,
-        chain: DenseChain,
-        loss: Loss,
-        settings: Settings,
-        rows: Rows,
-        evaluation: Evaluation,
-        communicator: Communicator,
-    ) -> None:
-        self._chain, self._loss, self._settings = chain, loss, settings
-        self._rows, self._evaluation, self._communicator = rows, evaluation, communicator
-        self._num_layers = len(chain.layers)
-        self._linear, self._hidden = settings.penalties(self._num_layers)
-        self._state_dtype = tf.as_dtype(settings.state_dtype or chain.dtype)
-        self.weights = chain.read_weights()
+    def __init__(self, problem: Problem, rows: Rows) -> None:
+        super().__init__(problem, rows)
         self._variables: list[Variables] = []
         self._sweep = 0
-        self._penalty_scale = 1.0
         self._input_gram: Any = None
-        self._rules = Rules(chain.architecture, loss, settings.multiplier, settings.multiplier_step, self._state_dtype)
+        multiplier = (self._settings.multiplier, self._settings.multiplier_step)
+        self._rules = Rules(self._chain.architecture, self._loss, *multiplier, self._state_dtype)
 
     # ---- Start
 
@@ -193,9 +170,6 @@ class Splitting:
             reduction.result()
         self._solve(layers, sums)
 
-    def _num_inputs(self, layer: int) -> int:
-        return self._chain.widths[layer] + self._chain.uses_bias[layer]
-
     def _penalties(self) -> tuple[Any, Any]:
         dtype = self._chain.dtype
         linear, hidden = (
@@ -252,12 +226,9 @@ class Splitting:
         (total,) = self._communicator.allreduce_sum([total], name="objective and residuals")
         means = [float(value) / self._rows.total_rows for value in total.numpy()]
         loss, inner, linear, hidden, norm = means[:5]
-        decay = self._settings.weight_decay * sum(
-            float(tf.reduce_sum(tf.cast(kernel, tf.float64) ** 2)) for kernel, _ in self.weights
-        )
         logs = self._evaluation(self._rows, self.weights, with_metrics)[1]
         return logs | {
-            "objective": loss + inner + linear + hidden + decay,
+            "objective": loss + inner + linear + hidden + self._decay_of_weights(),
             "objective/loss": loss,
             "objective/multiplier": inner,
             "objective/linear_penalty": linear,
@@ -273,11 +244,9 @@ class Splitting:
         Returns:
             Arrays and numbers.
         """
-        return {
-            "weights": [[part.numpy() for part in pair] for pair in self.weights],
+        return super().get_state() | {
             "variables": [[[tensor.numpy() for tensor in kind] for kind in chunk] for chunk in self._variables],
             "sweep": self._sweep,
-            "penalty_scale": self._penalty_scale,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -286,11 +255,11 @@ class Splitting:
         Args:
             state: What `get_state` has returned.
         """
-        self.weights = [tuple(tf.constant(part) for part in pair) for pair in state["weights"]]
+        super().set_state(state)
         self._variables = [
             Variables(*(tuple(tf.constant(array) for array in kind) for kind in chunk)) for chunk in state["variables"]
         ]
-        self._sweep, self._penalty_scale = state["sweep"], state["penalty_scale"]
+        self._sweep = state["sweep"]
 
 
 @functools.lru_cache(maxsize=2)

@@ -1,8 +1,5 @@
 """Training of Dense networks without gradients, with the interface of Keras's `fit`."""
 
-import math
-import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +7,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt._callback_state import get_state, set_state
-from tfopt._checkpoint_files import CheckpointFiles
 from tfopt._checks import check_integer, check_keras_3, check_number
+from tfopt.bregman.engine import Problem
 from tfopt.bregman.evaluation import Evaluation
 from tfopt.bregman.keras_loss import read_loss
 from tfopt.bregman.network import DenseChain
-from tfopt.bregman.restarted import Restarted
 from tfopt.bregman.rows import Rows, choose_num_blocks
+from tfopt.bregman.run import Run
 from tfopt.bregman.settings import Settings
-from tfopt.bregman.splitting import Splitting
 from tfopt.communicator import Communicator, check_communicator
 
 __all__ = ["BregmanTrainer"]
 
-_EXPLOSION = 30.0  # a loss this many times the larger of the first one and 1 is no longer training
-_MOST_OVERFLOWS = 10
 _VALIDATION_NAMES = ("validation_data[0]", "validation_data[1]")
 
 
@@ -91,14 +84,14 @@ class BregmanTrainer:
         **options: Any,
     ) -> None:
         check_keras_3()
-        self._chain = DenseChain.of(model)
+        chain = DenseChain.of(model)
+        read = read_loss(loss, chain)
         self.model = model
-        self._loss = read_loss(loss, self._chain)
         self.settings = Settings.of(preset, options)
-        self.settings.penalties(len(self._chain.layers))
+        self.settings.penalties(len(chain.layers))
         self._measure_every = check_integer("measure_every_n_epochs", measure_every_n_epochs, minimum=1)
-        self._communicator = check_communicator(communicator)
-        self._evaluation = Evaluation(self._chain, self._loss, metrics, self._communicator)
+        ranks = check_communicator(communicator)
+        self._problem = Problem(chain, read, self.settings, Evaluation(chain, read, metrics, ranks), ranks)
 
     def fit(
         self,
@@ -148,7 +141,9 @@ class BregmanTrainer:
             raise ValueError(f"`verbose` must be 'auto', 0, 1 or 2. Received: verbose={verbose!r}")
         folder = _check_checkpoint(checkpoint)
         train, validation = _split(x, y, validation_split, validation_data)
-        run = _Run(self, self._rows(train[0], train[1], self._num_blocks), validation, callbacks, verbose, epochs)
+        rows = self._rows(train[0], train[1], self._num_blocks)
+        held_out = None if validation is None else self._rows(validation[0], validation[1], 1, _VALIDATION_NAMES)
+        run = Run(self._problem, rows, held_out, callbacks, verbose, epochs, self._measure_every)
         if folder is not None:
             run.use_checkpoints(folder, checkpoint_every_n_epochs)
         return run.train(initial_epoch)
@@ -163,10 +158,11 @@ class BregmanTrainer:
         Returns:
             Keras's loss, and the metrics.
         """
-        return self._evaluation(self._rows(x, y, 1), self._chain.read_weights())[1]
+        return self._problem.evaluation(self._rows(x, y, 1), self._problem.chain.read_weights())[1]
 
     def _rows(self, x: Any, y: Any, num_blocks: int | str, names: tuple[str, str] = ("x", "y")) -> Rows:
-        return Rows(x, y, self._chain, self._loss, self._communicator, self.settings.chunk_rows, num_blocks, names)
+        chain, loss, ranks = self._problem.chain, self._problem.loss, self._problem.communicator
+        return Rows(x, y, chain, loss, ranks, self.settings.chunk_rows, num_blocks, names)
 
     def expected_memory(self, num_rows: int, *, is_memory_mapped: bool = False) -> int:
         """Estimate what `fit` holds at its peak, beside the arrays passed to it and compiled programs (about 50 MB).
@@ -187,14 +183,15 @@ class BregmanTrainer:
             Bytes.
         """
         check_integer("num_rows", num_rows, minimum=1)
-        widths = self._chain.widths
+        chain = self._problem.chain
+        widths = chain.widths
         outputs, hidden = sum(widths[1:]), sum(widths[1:-1])
-        size = self._chain.dtype.size
-        state_size = tf.as_dtype(self.settings.state_dtype or self._chain.dtype).size
+        size = chain.dtype.size
+        state_size = tf.as_dtype(self.settings.state_dtype or chain.dtype).size
         copy = 0 if is_memory_mapped else num_rows * (widths[0] + widths[-1] + 1) * size
         if self.settings.algorithm == "restarted":
             blocks = self._num_blocks
-            num_blocks = choose_num_blocks(num_rows, self._chain) if blocks == "auto" else int(blocks)
+            num_blocks = choose_num_blocks(num_rows, chain) if blocks == "auto" else int(blocks)
             state = -(-num_rows // num_blocks) * outputs
         else:
             multipliers = {"none": 0, "bregman": widths[-1], "admm": outputs + hidden}[self.settings.multiplier]
@@ -206,198 +203,6 @@ class BregmanTrainer:
     @property
     def _num_blocks(self) -> int | str:
         return self.settings.num_blocks if self.settings.algorithm == "restarted" else 1
-
-
-class _Run:
-    # One call of `fit`.
-
-    def __init__(
-        self, trainer: BregmanTrainer, rows: Rows, validation: Any, callbacks: Any, verbose: int | str, epochs: int
-    ) -> None:
-        self._trainer, self._rows, self._epochs = trainer, rows, epochs
-        self._model, self._chain, self._communicator = trainer.model, trainer._chain, trainer._communicator
-        self._validation = (
-            None if validation is None else trainer._rows(validation[0], validation[1], 1, _VALIDATION_NAMES)
-        )
-        self._align_weights()
-        algorithm = Restarted if trainer.settings.algorithm == "restarted" else Splitting
-        self._engine = algorithm(
-            self._chain, trainer._loss, trainer.settings, rows, trainer._evaluation, self._communicator
-        )
-        if verbose == "auto":
-            verbose = int(self._communicator.rank == 0)
-        self._callbacks = keras.callbacks.CallbackList(
-            callbacks,
-            add_history=True,
-            add_progbar=verbose != 0,
-            model=self._model,
-            verbose=verbose,
-            epochs=epochs,
-            steps=1,
-        )
-        self._history = next(c for c in self._callbacks.callbacks if isinstance(c, keras.callbacks.History))
-        self._best: tuple[float, int, Any] = (math.inf, -1, self._engine.weights)
-        self._largest = math.inf
-        self._files: CheckpointFiles | None = None
-
-    def _align_weights(self) -> None:
-        # All ranks begin with those of rank 0.
-        if self._communicator.size > 1:
-            flat = tf.nest.flatten(self._chain.read_weights())
-            flat = self._communicator.broadcast(flat, name="weights")
-            self._chain.write_weights(list(zip(flat[::2], flat[1::2], strict=True)))
-
-    def use_checkpoints(self, folder: Path, every_n_epochs: int) -> None:
-        for callback in self._callbacks.callbacks:
-            if isinstance(callback, keras.callbacks.CSVLogger) and not callback.append:
-                raise ValueError(
-                    "CSVLogger would empty its file when training is resumed: use CSVLogger(..., append=True)"
-                )
-        self._files, self._every = CheckpointFiles(folder, self._communicator, "BregmanTrainer"), every_n_epochs
-
-    def train(self, initial_epoch: int) -> keras.callbacks.History:
-        has_optimizer = hasattr(self._model, "optimizer")
-        if not has_optimizer:
-            self._model.optimizer = None  # which callbacks look for, and a model that was not compiled does not have
-        try:
-            return self._train(initial_epoch)
-        finally:
-            if not has_optimizer:
-                del self._model.optimizer
-
-    def _train(self, initial_epoch: int) -> keras.callbacks.History:
-        self._model.stop_training = False
-        state = None if self._files is None else self._files.read_newest()
-        if state is not None:
-            self._check_fingerprint(state)
-            self._engine.set_state(state["engine"])
-        first = self._engine.start()
-        self._largest = _EXPLOSION * max(1.0, first["loss"])
-        self._callbacks.on_train_begin()
-        self._history.diverged, self._history.best_epoch = False, None
-        if state is not None:
-            initial_epoch = self._restore(state)
-        logs: dict[str, Any] = {}
-        for epoch in range(initial_epoch, self._epochs):
-            self._callbacks.on_epoch_begin(epoch)
-            logs, reason = self._sweep(epoch)
-            self._callbacks.on_epoch_end(epoch, logs)
-            if reason:
-                self._give_up(epoch, reason)
-                break
-            stops = self._any_rank_stops()
-            self._write_checkpoint(epoch, stops)
-            if stops:
-                break
-        self._callbacks.on_train_end(logs)
-        return self._history
-
-    def _sweep(self, epoch: int) -> tuple[dict[str, Any], str]:
-        begin = time.perf_counter()
-        reduced = self._communicator.bytes_reduced
-        is_due = (epoch + 1) % self._trainer._measure_every == 0 or epoch + 1 == self._epochs
-        logs = self._engine.sweep(is_due)
-        reason = self._find_divergence(logs)
-        self._chain.write_weights(self._engine.weights)
-        if is_due and not reason:
-            if self._validation is not None:
-                measured = self._trainer._evaluation(self._validation, self._engine.weights)[1]
-                logs |= {f"val_{name}": value for name, value in measured.items()}
-            monitored = logs["val_loss" if self._validation is not None else "loss"]
-            if monitored < self._best[0]:
-                self._best = (monitored, epoch, self._engine.weights)
-        logs["seconds"] = time.perf_counter() - begin
-        logs["bytes_reduced"] = self._communicator.bytes_reduced - reduced
-        return logs, reason
-
-    def _find_divergence(self, logs: dict[str, Any]) -> str:
-        if not all(bool(tf.reduce_all(tf.math.is_finite(part))) for part in tf.nest.flatten(self._engine.weights)):
-            return "weights are not finite"
-        for name in ("objective", "loss"):
-            value = logs.get(name, 0.0)
-            if not math.isfinite(value):
-                return f"the {name} is {value}"
-        if getattr(self._engine, "num_overflows", 0) >= _MOST_OVERFLOWS:
-            return f"{_MOST_OVERFLOWS} sweeps in a row overflowed"
-        if logs.get("loss", 0.0) > self._largest:
-            return f"the loss has grown to {logs['loss']:.3g}"
-        return ""
-
-    def _give_up(self, epoch: int, reason: str) -> None:
-        _, best_epoch, weights = self._best
-        self._chain.write_weights(weights)
-        self._history.diverged = True
-        self._history.best_epoch = None if best_epoch < 0 else best_epoch
-        which = "the first weights" if best_epoch < 0 else f"the weights of epoch {best_epoch + 1}, the best,"
-        warnings.warn(
-            f"Training diverged in epoch {epoch + 1}: {reason}. It was stopped, and {which} were restored",
-            stacklevel=4,
-        )
-
-    def _any_rank_stops(self) -> bool:
-        self._history.best_epoch = None if self._best[1] < 0 else self._best[1]
-        stops = tf.constant(float(bool(self._model.stop_training)), tf.float64)
-        (stops,) = self._communicator.allreduce_sum([stops], name="whether to stop")
-        return bool(stops > 0)
-
-    # ---- Checkpoints
-
-    def _fingerprint(self) -> dict[str, Any]:
-        trainer = self._trainer
-        return {
-            **{name: repr(value) for name, value in vars(trainer.settings).items()},
-            "network": [list(self._chain.widths), [h.name for h in self._chain.activations], str(self._chain.dtype)],
-            "biases": list(self._chain.uses_bias),
-            "loss": trainer._loss.name,
-            "metrics": trainer._evaluation.metric_names,
-            "rows": [self._rows.num_rows, self._rows.total_rows],
-            "checksum of the rows": self._rows.checksum,
-            "checksum of the validation rows": self._validation.checksum if self._validation else None,
-        }
-
-    def _check_fingerprint(self, state: dict[str, Any]) -> None:
-        there, here = state["fingerprint"], self._fingerprint()
-        changes = [f"{name} was {there.get(name)}, is {here[name]}" for name in here if there.get(name) != here[name]]
-        if changes:
-            raise ValueError(
-                f"The checkpoint in {self._files and self._files.folder} is of another training: {'; '.join(changes)}. "
-                "Change them back, or delete the folder to begin anew"
-            )
-
-    def _write_checkpoint(self, epoch: int, stops: bool) -> None:
-        is_last = stops or epoch + 1 == self._epochs
-        if self._files is None or not ((epoch + 1) % self._every == 0 or is_last):
-            return
-        stateful = [(c, state) for c in self._callbacks.callbacks if (state := get_state(c)) is not None]
-        best, best_epoch, weights = self._best
-        self._files.write(
-            epoch + 1,
-            {
-                "fingerprint": self._fingerprint(),
-                "engine": self._engine.get_state(),
-                "epochs": epoch + 1,
-                "stopped": stops,
-                "best": [best, best_epoch, [[part.numpy() for part in pair] for pair in weights]],
-                "largest": self._largest,
-                "history": {"epoch": list(self._history.epoch), "history": dict(self._history.history)},
-                "callbacks": [[type(c).__name__, state] for c, state in stateful],
-            },
-        )
-
-    def _restore(self, state: dict[str, Any]) -> int:
-        stateful = [c for c in self._callbacks.callbacks if get_state(c) is not None]
-        names, kept = [type(c).__name__ for c in stateful], [name for name, _ in state["callbacks"]]
-        if names != kept:
-            raise ValueError(f"The checkpoint holds the state of the callbacks {kept}, but `fit` has {names}")
-        for callback, (_, kept_state) in zip(stateful, state["callbacks"], strict=True):
-            set_state(callback, kept_state)
-        best, best_epoch, weights = state["best"]
-        self._best = (best, best_epoch, [tuple(tf.constant(part) for part in pair) for pair in weights])
-        self._largest = state["largest"]
-        self._history.epoch, self._history.history = state["history"]["epoch"], state["history"]["history"]
-        self._history.best_epoch = None if best_epoch < 0 else best_epoch
-        self._chain.write_weights(self._engine.weights)
-        return self._epochs if state["stopped"] else state["epochs"]
 
 
 def _check_checkpoint(checkpoint: Any) -> Path | None:

@@ -1,0 +1,245 @@
+"""One call of `fit`: sweeps and callbacks, the watch over divergence, best weights, checkpoints."""
+
+import math
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfopt._callback_state import get_state, set_state
+from tfopt._checkpoint_files import CheckpointFiles
+from tfopt.bregman.engine import Engine, Problem, weights_from_arrays, weights_to_arrays
+from tfopt.bregman.restarted import Restarted
+from tfopt.bregman.rows import Rows
+from tfopt.bregman.splitting import Splitting
+
+__all__ = ["Run"]
+
+_EXPLOSION = 30.0  # a loss this many times the larger of the first one and 1 is no longer training
+_MOST_OVERFLOWS = 10
+
+
+class Run:
+    """Training from the model's current weights.
+
+    Args:
+        problem: What is trained and how.
+        rows: The rows to train on.
+        validation: Those to validate on; None for none.
+        callbacks: Keras callbacks.
+        verbose: As in `fit`.
+        epochs: Number of the last sweep.
+        measure_every_n_epochs: How often to compute metrics, and all of the validation.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        rows: Rows,
+        validation: Rows | None,
+        callbacks: Any,
+        verbose: int | str,
+        epochs: int,
+        measure_every_n_epochs: int,
+    ) -> None:
+        self._problem, self._rows, self._validation = problem, rows, validation
+        self._epochs, self._measure_every = epochs, measure_every_n_epochs
+        self._chain, self._communicator = problem.chain, problem.communicator
+        self._model = problem.chain.model
+        self._align_weights()
+        algorithm = {"restarted": Restarted, "splitting": Splitting}[problem.settings.algorithm]
+        self._engine: Engine = algorithm(problem, rows)
+        if verbose == "auto":
+            verbose = int(self._communicator.rank == 0)
+        self._callbacks = keras.callbacks.CallbackList(
+            callbacks,
+            add_history=True,
+            add_progbar=verbose != 0,
+            model=self._model,
+            verbose=verbose,
+            epochs=epochs,
+            steps=1,
+        )
+        self._history = next(c for c in self._callbacks.callbacks if isinstance(c, keras.callbacks.History))
+        self._best: tuple[float, int, Any] = (math.inf, -1, self._engine.weights)
+        self._largest = math.inf
+        self._files: CheckpointFiles | None = None
+
+    def _align_weights(self) -> None:
+        # All ranks begin with those of rank 0.
+        if self._communicator.size > 1:
+            flat = tf.nest.flatten(self._chain.read_weights())
+            flat = self._communicator.broadcast(flat, name="weights")
+            self._chain.write_weights(list(zip(flat[::2], flat[1::2], strict=True)))
+
+    def use_checkpoints(self, folder: Path, every_n_epochs: int) -> None:
+        """Write checkpoints, and go on from what is there.
+
+        Args:
+            folder: Where to.
+            every_n_epochs: How often.
+
+        Raises:
+            ValueError: A callback would lose what it has written.
+        """
+        for callback in self._callbacks.callbacks:
+            if isinstance(callback, keras.callbacks.CSVLogger) and not callback.append:
+                raise ValueError(
+                    "CSVLogger would empty its file when training is resumed: use CSVLogger(..., append=True)"
+                )
+        self._files, self._every = CheckpointFiles(folder, self._communicator, "BregmanTrainer"), every_n_epochs
+
+    def train(self, initial_epoch: int) -> keras.callbacks.History:
+        """Train.
+
+        Args:
+            initial_epoch: Number of the sweep to begin at.
+
+        Returns:
+            The history.
+        """
+        has_optimizer = hasattr(self._model, "optimizer")
+        if not has_optimizer:
+            self._model.optimizer = None  # which callbacks look for, and a model that was not compiled does not have
+        try:
+            return self._train(initial_epoch)
+        finally:
+            if not has_optimizer:
+                del self._model.optimizer
+
+    def _train(self, initial_epoch: int) -> keras.callbacks.History:
+        self._model.stop_training = False
+        state = None if self._files is None else self._files.read_newest()
+        if state is not None:
+            self._check_fingerprint(state)
+            self._engine.set_state(state["engine"])
+        first = self._engine.start()
+        self._largest = _EXPLOSION * max(1.0, first["loss"])
+        self._callbacks.on_train_begin()
+        self._history.diverged, self._history.best_epoch = False, None
+        if state is not None:
+            initial_epoch = self._restore(state)
+        logs: dict[str, Any] = {}
+        for epoch in range(initial_epoch, self._epochs):
+            self._callbacks.on_epoch_begin(epoch)
+            logs, reason = self._sweep(epoch)
+            self._callbacks.on_epoch_end(epoch, logs)
+            if reason:
+                self._give_up(epoch, reason)
+                break
+            stops = self._any_rank_stops()
+            self._write_checkpoint(epoch, stops)
+            if stops:
+                break
+        self._callbacks.on_train_end(logs)
+        return self._history
+
+    def _sweep(self, epoch: int) -> tuple[dict[str, Any], str]:
+        begin = time.perf_counter()
+        reduced = self._communicator.bytes_reduced
+        is_due = (epoch + 1) % self._measure_every == 0 or epoch + 1 == self._epochs
+        logs = self._engine.sweep(is_due)
+        reason = self._find_divergence(logs)
+        self._chain.write_weights(self._engine.weights)
+        if is_due and not reason:
+            if self._validation is not None:
+                measured = self._problem.evaluation(self._validation, self._engine.weights)[1]
+                logs |= {f"val_{name}": value for name, value in measured.items()}
+            monitored = logs["val_loss" if self._validation is not None else "loss"]
+            if monitored < self._best[0]:
+                self._best = (monitored, epoch, self._engine.weights)
+        logs["seconds"] = time.perf_counter() - begin
+        logs["bytes_reduced"] = self._communicator.bytes_reduced - reduced
+        return logs, reason
+
+    def _find_divergence(self, logs: dict[str, Any]) -> str:
+        if not all(bool(tf.reduce_all(tf.math.is_finite(part))) for part in tf.nest.flatten(self._engine.weights)):
+            return "weights are not finite"
+        for name in ("objective", "loss"):
+            value = logs.get(name, 0.0)
+            if not math.isfinite(value):
+                return f"the {name} is {value}"
+        if self._engine.num_overflows >= _MOST_OVERFLOWS:
+            return f"{_MOST_OVERFLOWS} sweeps in a row overflowed"
+        if logs.get("loss", 0.0) > self._largest:
+            return f"the loss has grown to {logs['loss']:.3g}"
+        return ""
+
+    def _give_up(self, epoch: int, reason: str) -> None:
+        _, best_epoch, weights = self._best
+        self._chain.write_weights(weights)
+        self._history.diverged = True
+        self._history.best_epoch = None if best_epoch < 0 else best_epoch
+        which = "the first weights" if best_epoch < 0 else f"the weights of epoch {best_epoch + 1}, the best,"
+        warnings.warn(
+            f"Training diverged in epoch {epoch + 1}: {reason}. It was stopped, and {which} were restored",
+            stacklevel=5,
+        )
+
+    def _any_rank_stops(self) -> bool:
+        self._history.best_epoch = None if self._best[1] < 0 else self._best[1]
+        stops = tf.constant(float(bool(self._model.stop_training)), tf.float64)
+        (stops,) = self._communicator.allreduce_sum([stops], name="whether to stop")
+        return bool(stops > 0)
+
+    # ---- Checkpoints
+
+    def _fingerprint(self) -> dict[str, Any]:
+        problem = self._problem
+        return {
+            **{name: repr(value) for name, value in vars(problem.settings).items()},
+            "network": [list(self._chain.widths), [h.name for h in self._chain.activations], str(self._chain.dtype)],
+            "biases": list(self._chain.uses_bias),
+            "loss": problem.loss.name,
+            "metrics": problem.evaluation.metric_names,
+            "rows": [self._rows.num_rows, self._rows.total_rows],
+            "checksum of the rows": self._rows.checksum,
+            "checksum of the validation rows": self._validation.checksum if self._validation else None,
+        }
+
+    def _check_fingerprint(self, state: dict[str, Any]) -> None:
+        there, here = state["fingerprint"], self._fingerprint()
+        changes = [f"{name} was {there.get(name)}, is {here[name]}" for name in here if there.get(name) != here[name]]
+        if changes:
+            raise ValueError(
+                f"The checkpoint in {self._files and self._files.folder} is of another training: {'; '.join(changes)}. "
+                "Change them back, or delete the folder to begin anew"
+            )
+
+    def _write_checkpoint(self, epoch: int, stops: bool) -> None:
+        is_last = stops or epoch + 1 == self._epochs
+        if self._files is None or not ((epoch + 1) % self._every == 0 or is_last):
+            return
+        stateful = [(c, state) for c in self._callbacks.callbacks if (state := get_state(c)) is not None]
+        best, best_epoch, weights = self._best
+        self._files.write(
+            epoch + 1,
+            {
+                "fingerprint": self._fingerprint(),
+                "engine": self._engine.get_state(),
+                "epochs": epoch + 1,
+                "stopped": stops,
+                "best": [best, best_epoch, weights_to_arrays(weights)],
+                "largest": self._largest,
+                "history": {"epoch": list(self._history.epoch), "history": dict(self._history.history)},
+                "callbacks": [[type(c).__name__, state] for c, state in stateful],
+            },
+        )
+
+    def _restore(self, state: dict[str, Any]) -> int:
+        stateful = [c for c in self._callbacks.callbacks if get_state(c) is not None]
+        names, kept = [type(c).__name__ for c in stateful], [name for name, _ in state["callbacks"]]
+        if names != kept:
+            raise ValueError(f"The checkpoint holds the state of the callbacks {kept}, but `fit` has {names}")
+        for callback, (_, kept_state) in zip(stateful, state["callbacks"], strict=True):
+            set_state(callback, kept_state)
+        best, best_epoch, weights = state["best"]
+        self._best = (best, best_epoch, weights_from_arrays(weights))
+        self._largest = state["largest"]
+        self._history.epoch, self._history.history = state["history"]["epoch"], state["history"]["history"]
+        self._history.best_epoch = None if best_epoch < 0 else best_epoch
+        self._chain.write_weights(self._engine.weights)
+        return self._epochs if state["stopped"] else state["epochs"]
