@@ -59,7 +59,7 @@ class CheckpointFiles:
                 states[epochs] = _state_file.read(self._path(epochs))
             except _state_file.DamagedFileError as error:
                 warnings.warn(f"Passing over a damaged checkpoint: {error}", stacklevel=2)
-        found_here = (sorted(states), sorted(sizes), bool(self._epochs()))
+        found_here = (sorted(states), sorted(sizes), self._epochs())
         everybody = self._communicator.allgather_object(found_here, f"{self._owner} before training")
         found = set().union(*(sizes for _, sizes, _ in everybody))
         if found - {str(self._communicator.size)}:
@@ -68,9 +68,24 @@ class CheckpointFiles:
                 f"Received: a job of {self._communicator.size} ranks. Delete the folder to begin anew"
             )
         common = set(everybody[0][0]).intersection(*(epochs for epochs, _, _ in everybody))
-        if not common and any(has_files for _, _, has_files in everybody):
+        files = [there for _, _, there in everybody]
+        if not common and any(files):
+            if _was_cut_off_at_the_first([whole for whole, _, _ in everybody], files):
+                if self._communicator.rank == 0:
+                    warnings.warn(
+                        f"Training was cut off while its first checkpoint in {self.folder} was written, before all "
+                        "ranks had done so: it begins anew",
+                        stacklevel=2,
+                    )
+                return None
             raise ValueError(
                 f"No epoch in {self.folder} has a whole checkpoint on every rank: by rank, there are "
                 f"{[epochs for epochs, _, _ in everybody]}. Delete the folder to begin anew"
             )
         return states[max(common)] if common else None
+
+
+def _was_cut_off_at_the_first(whole: list[list[int]], files: list[list[int]]) -> bool:
+    # Some ranks have one file, of the same epoch and whole, and the others none: no checkpoint was ever complete.
+    epochs = {epoch for there in files for epoch in there}
+    return whole == files and [] in files and len(epochs) == 1
