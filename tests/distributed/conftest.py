@@ -52,7 +52,7 @@ def horovodrun(size, *command, timeout=300, **environment):
 @pytest.fixture
 def start_ranks():
     """`horovodrun`, for scripts of `tests/support`."""
-    return lambda size, script, **options: horovodrun(size, SUPPORT / script, **options)
+    return lambda size, script, arguments=(), **options: horovodrun(size, SUPPORT / script, *arguments, **options)
 
 
 @pytest.fixture(scope="session", params=[2, 3], ids=["2-ranks", "3-ranks"])

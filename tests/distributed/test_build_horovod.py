@@ -105,17 +105,18 @@ def test_a_missing_cmake_comes_from_the_package_index(tmp_path, monkeypatch):
 
 
 def test_the_source_is_mended(tmp_path, monkeypatch):
-    inside = "horovod-0.28.1/horovod/common/gloo/gloo_controller.cc"
-    for text, message in (("x;\nglobal_ranks_.reserve(size_);\n", None), ("something else", "is not the source")):
-        (tmp_path / "gloo.cc").write_text(text)
+    monkeypatch.setattr(_toolchain, "run", lambda *rest: None)
+    for is_known in (True, False):
         with tarfile.open(tmp_path / "horovod-0.28.1.tar.gz", "w:gz") as archive:
-            archive.add(tmp_path / "gloo.cc", inside)
-        monkeypatch.setattr(_toolchain, "run", lambda *rest: None)
-        if message is None:
+            for inside, (wrong, _) in _toolchain.MENDED.items():
+                (tmp_path / "file.cc").write_text(f"x;\n{wrong}\ny;\n" if is_known else "something else")
+                archive.add(tmp_path / "file.cc", f"horovod-0.28.1/{inside}")
+        if is_known:
             assert _toolchain.unpack_source(tmp_path) == tmp_path / "horovod-0.28.1"
-            assert (tmp_path / inside).read_text() == "x;\nglobal_ranks_.resize(size_);\n"
+            for inside, (_, right) in _toolchain.MENDED.items():
+                assert (tmp_path / "horovod-0.28.1" / inside).read_text() == f"x;\n{right}\ny;\n"
         else:
-            with pytest.raises(BuildError, match=message):
+            with pytest.raises(BuildError, match="is not the source"):
                 _toolchain.unpack_source(tmp_path)
 
 

@@ -39,9 +39,17 @@ BUILD_REQUIREMENTS = ("setuptools<81", "wheel")
 CMAKE_REQUIREMENT = "cmake<4"
 RUNTIME_REQUIREMENTS = ("cloudpickle", "psutil", "pyyaml", "packaging", "cffi")
 
-# File of Horovod -> what is wrong in it, and what should be there. Over Gloo the list of ranks is reserved, but never
-# has a size: the check for ranks that wait in vain goes through an empty list, and neither warns nor ends the job.
+# File of Horovod -> what is wrong in it, and what should be there. Over Gloo
+# - the list of ranks is reserved, but never has a size: the check for ranks that wait in vain goes through an empty
+#   list, and neither warns nor ends the job;
+# - the connections that all operations use forget the network interface, and take the address that the host's own name
+#   has there: often 127.0.0.1, where no other machine answers.
 MENDED = {
+    "horovod/common/gloo/gloo_context.cc": (
+        "  auto dev = CreateDevice(device_attr);\n\n  global_ctx = global_context.ctx;",
+        "  device_attr.iface = global_context.gloo_iface_;\n"
+        "  auto dev = CreateDevice(device_attr);\n\n  global_ctx = global_context.ctx;",
+    ),
     "horovod/common/gloo/gloo_controller.cc": ("global_ranks_.reserve(size_);", "global_ranks_.resize(size_);"),
 }
 

@@ -1,0 +1,223 @@
+"""Kills a random rank at a random moment, again and again, starts the job anew, and looks at the bits it ends with.
+
+The jobs are `examples/keras_horovod.py` and `examples/bregman_horovod.py` on two ranks. A moment is drawn from the time
+that an undisturbed run takes, the start of Horovod and the writing of checkpoints included. After each kill the job
+must end by itself, with an exit code other than 0 and the name of the rank; started again it must end with the state
+of the undisturbed run, on each rank, bit for bit. Writes `benchmarks/results/faults.json`.
+
+Run with `python benchmarks/faults.py --kills 24`.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import environment
+import numpy as np
+import psutil
+
+from tfopt import _state_file
+
+HERE = Path(__file__).resolve().parent
+EXAMPLES = HERE.parent / "examples"
+RANKS = 2
+JOBS = {
+    "keras_horovod": ["--epochs", "12"],
+    "bregman_horovod": ["--rows", "20000", "--hidden-units", "64", "--epochs", "12"],
+}
+LIMIT = 60.0  # seconds in which a job must have ended
+
+
+def start(job: str, checkpoints: Path) -> subprocess.Popen[str]:
+    """Start a job.
+
+    Args:
+        job: A key of `JOBS`.
+        checkpoints: Its folder of checkpoints.
+
+    Returns:
+        The process of `horovodrun`.
+    """
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    threads = {"TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    script = [sys.executable, str(EXAMPLES / f"{job}.py"), *JOBS[job], "--checkpoints", str(checkpoints)]
+    return subprocess.Popen(
+        ["horovodrun", "-np", str(RANKS), *script],
+        env={**os.environ, **threads, "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def find_rank(job: subprocess.Popen[str], rank: int) -> psutil.Process:
+    """Wait for a rank of a job that has just been started.
+
+    Args:
+        job: The process of `horovodrun`.
+        rank: Its number.
+
+    Returns:
+        The process of the rank.
+
+    Raises:
+        RuntimeError: The job ended before.
+    """
+    while job.poll() is None:
+        for process in psutil.Process(job.pid).children(recursive=True):
+            try:
+                if process.environ().get("HOROVOD_RANK") == str(rank) and process.name().startswith("python"):
+                    return process
+            except psutil.Error:
+                continue
+        time.sleep(0.05)
+    raise RuntimeError(f"The job ended before rank {rank} had started")
+
+
+def state_of(checkpoints: Path) -> str:
+    """Digest everything that the newest checkpoint of each rank holds, durations aside.
+
+    Args:
+        checkpoints: The folder.
+
+    Returns:
+        A digest.
+    """
+    digest = hashlib.sha256()
+
+    def add(name: str, value: Any) -> None:
+        if "seconds" in name:
+            return
+        if isinstance(value, dict):
+            for key in sorted(value):
+                add(f"{name}/{key}", value[key])
+        elif isinstance(value, list | tuple):
+            for place, item in enumerate(value):
+                add(f"{name}/{place}", item)
+        else:
+            digest.update(f"{name}={value!r}".encode() if not isinstance(value, np.ndarray) else value.tobytes())
+
+    for rank in range(RANKS):
+        add(f"rank {rank}", _state_file.read(max(checkpoints.glob(f"epoch-*.rank-{rank}-of-{RANKS}.npz"))))
+    return digest.hexdigest()
+
+
+def run_to_the_end(job: str, checkpoints: Path) -> float:
+    """Run a job that nobody disturbs.
+
+    Args:
+        job: A key of `JOBS`.
+        checkpoints: Its folder of checkpoints.
+
+    Returns:
+        Its duration, from the moment at which its ranks exist.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    process = start(job, checkpoints)
+    find_rank(process, RANKS - 1)
+    begin = time.perf_counter()
+    output, _ = process.communicate()
+    if process.returncode != 0:
+        raise RuntimeError(output[-3000:])
+    return time.perf_counter() - begin
+
+
+def kill_once(job: str, checkpoints: Path, rank: int, moment: float) -> dict[str, Any] | None:
+    """Kill a rank, and see how the job ends.
+
+    Args:
+        job: A key of `JOBS`.
+        checkpoints: Its folder of checkpoints.
+        rank: Whom to kill.
+        moment: Seconds after the ranks have come into being.
+
+    Returns:
+        What was seen; None if the job was done before.
+    """
+    process = start(job, checkpoints)
+    victim = find_rank(process, rank)
+    time.sleep(moment)
+    try:
+        victim.send_signal(signal.SIGKILL)
+    except psutil.NoSuchProcess:
+        process.communicate()
+        return None
+    begin = time.perf_counter()
+    try:
+        output, _ = process.communicate(timeout=5 * LIMIT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, _ = process.communicate()
+    seconds = time.perf_counter() - begin
+    if process.returncode == 0:
+        return None  # it had nothing more to say to the others
+    epochs = [int(path.name[6:12]) for path in checkpoints.glob(f"epoch-*.rank-{rank}-*")]
+    return {
+        "job": job,
+        "rank": rank,
+        "moment": moment,
+        "epochs_done": max(epochs, default=0),
+        "seconds_to_the_end": seconds,
+        "names_the_rank": re.search(rf"Process name: {rank}\b", output) is not None,
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Kill, start anew, compare; write the results.
+
+    Args:
+        argv: Command-line arguments.
+
+    Raises:
+        SystemExit: A job did not end in time, did not name the rank, or ended with another state.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "faults.json")
+    arguments = parser.parse_args(argv)
+    rng = random.Random(arguments.seed)
+    kills: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        whole = {job: run_to_the_end(job, Path(folder) / f"{job}-whole") for job in JOBS}
+        states = {job: state_of(Path(folder) / f"{job}-whole") for job in JOBS}
+        while len(kills) < arguments.kills:
+            job = list(JOBS)[len(kills) % len(JOBS)]
+            place = Path(tempfile.mkdtemp(dir=folder))
+            found = kill_once(job, place, rng.randrange(RANKS), rng.uniform(0, whole[job]))
+            if found is None:
+                continue
+            run_to_the_end(job, place)
+            kills.append({**found, "same_bits": state_of(place) == states[job]})
+            print(kills[-1], flush=True)
+    slowest = max(kill["seconds_to_the_end"] for kill in kills)
+    result = {
+        "environment": environment.describe(["tensorflow", "keras", "numpy", "horovod"]),
+        "ranks": RANKS,
+        "seconds_undisturbed": whole,
+        "median_seconds_to_the_end": statistics.median(kill["seconds_to_the_end"] for kill in kills),
+        "slowest_seconds_to_the_end": slowest,
+        "kills": kills,
+    }
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    good = [kill["same_bits"] and kill["names_the_rank"] for kill in kills]
+    print(f"{sum(good)} of {len(kills)} as they should be; the slowest job ended after {slowest:.1f} s")
+    if not all(good) or slowest > LIMIT:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
