@@ -1,9 +1,8 @@
-"""Time sweeps of training without gradients: against matrix products, NumPy, and one rank against two.
+"""Time sweeps of training without gradients against matrix products and NumPy.
 
-Run it alone, and as `horovodrun -np 2 python benchmarks/bregman.py --ranks` with one thread each for the last part.
+Run with `python benchmarks/bregman.py`. What more ranks bring is in `benchmarks/scaling.py`.
 """
 
-import argparse
 import itertools
 import json
 import os
@@ -16,7 +15,7 @@ import environment
 import numpy as np
 import tensorflow as tf
 
-from tfopt import communicator, models
+from tfopt import models
 from tfopt.bregman import BregmanTrainer
 
 # Rows, widths. One output: binary cross-entropy.
@@ -181,55 +180,11 @@ def on_one_process() -> dict:
     return found
 
 
-def on_ranks() -> dict:
-    """Time sweeps on the ranks of this job, the rows split between them.
-
-    Returns:
-        Median seconds and bytes by preset and number of rows.
-    """
-    ranks = communicator.current()
-    found = {}
-    for preset, options in (("penalty", {}), ("restarted, one block", {"num_blocks": 1}), ("restarted (default)", {})):
-        for num_rows in (100_000, 200_000):
-            trainer, x, y = make(num_rows, (28, 300, 1), preset=preset.split(",")[0].split(" ")[0], **options)
-            mine = np.array_split(np.arange(num_rows), ranks.size)[ranks.rank]
-            history = trainer.fit(x[mine], y[mine], epochs=REPETITIONS + 3, verbose=0).history
-            found[f"{preset}, {num_rows:,} rows"] = {
-                "seconds": float(np.median(history["seconds"][2:-1])),
-                "bytes_reduced": history["bytes_reduced"][2],
-            }
-    return found
-
-
-def write(name: str, found: dict) -> None:
-    """Write results, and what they depend on.
-
-    Args:
-        name: Name of the file.
-        found: The results.
-    """
-    content = {"environment": environment.describe(["tensorflow", "keras", "numpy"]), **found}
-    path = Path(__file__).parent / "results" / f"{name}.json"
-    path.write_text(json.dumps(content, indent=1) + "\n")
-
-
 def main() -> None:
     """Run, print and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", action="store_true", help="time this job's ranks, of one thread each")
-    arguments = parser.parse_args()
-    if not arguments.ranks:
-        write("bregman", on_one_process())
-        return
-    ranks = communicator.current()
-    found = on_ranks()
-    if ranks.rank == 0:
-        for name, row in found.items():
-            print(
-                f"{ranks.size} rank(s), {name}: {1000 * row['seconds']:.0f} ms, "
-                f"{row['bytes_reduced']:,.0f} bytes a sweep"
-            )
-        write(f"bregman_{ranks.size}_ranks", found)
+    content = {"environment": environment.describe(["tensorflow", "keras", "numpy"]), **on_one_process()}
+    path = Path(__file__).parent / "results" / "bregman.json"
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""Make the tables of `docs/benchmarks.md` from `benchmarks/results/*.json`, between the markers that the page has."""
+"""Make the tables of the documents from `benchmarks/results/*.json`, between the markers that the pages have."""
 
 import json
 import re
 from pathlib import Path
 
+from scaling_model import PUBLISHED, Network, draw, predict_sweep
+
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def environment_line(environment: dict) -> str:
@@ -169,66 +172,147 @@ def bregman_table(result: dict, shapes: list[str]) -> str:
     return "\n".join(lines)
 
 
-def bregman_ranks_table(one: dict, two: dict) -> str:
-    """Return what a second rank brings.
+def scaling_table(one: dict, two: dict, network: Network) -> str:
+    """Return what a second rank brings, and what the model of messages predicts for it.
 
     Args:
-        one: The contents of `bregman_1_ranks.json`.
-        two: The contents of `bregman_2_ranks.json`.
+        one: The contents of `scaling_1_ranks.json`.
+        two: The contents of `scaling_2_ranks.json`.
+        network: What a message costs.
 
     Returns:
         A Markdown table.
     """
     lines = [
-        "| 28-300-1 | 1 rank: ms a sweep | 2 ranks | times faster | bytes a sweep and rank |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        "| | 1 rank: ms | 2 ranks | times faster | bytes of each rank | predicted for 2 ranks: ms |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for name in (name for name in one if name != "environment"):
-        first, second = one[name]["seconds"], two[name]["seconds"]
+    cases = {"Keras, a step of 1,024 rows, 784-256-256-10": (one["keras"], two["keras"])}
+    cases |= {name: (one["sweeps"][name], two["sweeps"][name]) for name in one["sweeps"]}
+    for name, (first, second) in cases.items():
+        predicted = ""
+        if name.count(", ") == 2 and "restarted, " not in name:
+            shape, preset, rows = name.split(", ")
+            count = int(rows.removesuffix(" rows").replace(",", ""))
+            predicted = f"{1000 * predict_sweep(one, network, shape, preset, count, 2, True):.0f}"
         lines.append(
-            f"| {name} | {1000 * first:.0f} | {1000 * second:.0f} | {first / second:.2f} "
-            f"| {two[name]['bytes_reduced']:,.0f} |"
+            f"| {name} | {1000 * first['seconds']:.0f} | {1000 * second['seconds']:.0f} "
+            f"| {first['seconds'] / second['seconds']:.2f} | {second['bytes_reduced']:,.0f} | {predicted} |"
+        )
+    return "\n".join(lines)
+
+
+def messages_table(two: dict, network: Network) -> str:
+    """Return what a message between two ranks costs.
+
+    Args:
+        two: The contents of `scaling_2_ranks.json`.
+        network: The fit.
+
+    Returns:
+        A Markdown table.
+    """
+    lines = ["| bytes | measured: ms | fitted: ms |", "| ---: | ---: | ---: |"]
+    for size, seconds in two["messages"].items():
+        fitted = network.sum_seconds(2, int(size), True)
+        lines.append(f"| {int(size):,} | {1000 * seconds:.2f} | {1000 * fitted:.2f} |")
+    lines.append("")
+    lines.append(
+        f"Latency a = {1e6 * network.latency:.0f} microseconds, "
+        f"bandwidth 1 / b = {1e-9 / network.seconds_per_byte:.2f} GB/s."
+    )
+    return "\n".join(lines)
+
+
+def prediction_table(one: dict, network: Network) -> str:
+    """Return predicted sweeps of the published problems.
+
+    Args:
+        one: The contents of `scaling_1_ranks.json`.
+        network: What a message costs.
+
+    Returns:
+        A Markdown table.
+    """
+    lines = [
+        "| ranks | " + " | ".join(f"{name}: ring, s | tree, s" for name in PUBLISHED) + " |",
+        "| ---: |" + " ---: | ---: |" * len(PUBLISHED),
+    ]
+    for num_ranks in (1, 8, 48, 240, 1010, 7200, 10_000):
+        cells = []
+        for published in PUBLISHED.values():
+            for in_ring in (True, False):
+                arguments = (published["widths"], "penalty", published["rows"], num_ranks, in_ring)
+                cells.append(f"{predict_sweep(one, network, *arguments):.3g}")
+        lines.append(f"| {num_ranks:,} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def faults_table(result: dict) -> str:
+    """Return what killing ranks led to.
+
+    Args:
+        result: The contents of `faults.json`.
+
+    Returns:
+        A Markdown table.
+    """
+    lines = [
+        "| example | kills | ended, naming the rank | went on to the same bits | until the end: median s | longest |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for job in sorted({kill["job"] for kill in result["kills"]}):
+        kills = [kill for kill in result["kills"] if kill["job"] == job]
+        seconds = sorted(kill["seconds_to_the_end"] for kill in kills)
+        lines.append(
+            f"| {job} | {len(kills)} | {sum(kill['names_the_rank'] for kill in kills)} "
+            f"| {sum(kill['same_bits'] for kill in kills)} | {seconds[len(seconds) // 2]:.1f} | {seconds[-1]:.1f} |"
         )
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Rewrite the generated parts of the page."""
-    page = ROOT / "docs" / "benchmarks.md"
-    result, distributed, curvature, callbacks, nqm, bregman, one_rank, two_ranks = (
-        json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
-        for name in (
-            "optimizers",
-            "distributed",
-            "curvature",
-            "callbacks",
-            "nqm",
-            "bregman",
-            "bregman_1_ranks",
-            "bregman_2_ranks",
-        )
-    )
+    """Rewrite the generated parts of all pages, and the figure of scaling.
+
+    Raises:
+        SystemExit: A part has no place in any page.
+    """
+    names = ("optimizers", "distributed", "curvature", "callbacks", "nqm", "bregman", "faults")
+    found = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in names}
+    one, two = (json.loads((RESULTS / f"scaling_{size}_ranks.json").read_text()) for size in (1, 2))
+    network = Network.fit(two["messages"])
+    bregman = found["bregman"]
     parts = {
-        "environment": environment_line(result["environment"]),
-        "optimizers big": optimizer_table(result, "big"),
-        "optimizers small": optimizer_table(result, "small"),
-        "distributed": distributed_table(distributed),
-        "curvature environment": environment_line(curvature["environment"]),
-        "curvature products": curvature_table(curvature),
-        "curvature eigenvalues": eigenvalue_table(curvature),
-        "callbacks environment": environment_line(callbacks["environment"]),
-        "callbacks": callbacks_table(callbacks),
-        "nqm environment": environment_line(nqm["environment"]),
-        "nqm": nqm_table(nqm),
+        "environment": environment_line(found["optimizers"]["environment"]),
+        "optimizers big": optimizer_table(found["optimizers"], "big"),
+        "optimizers small": optimizer_table(found["optimizers"], "small"),
+        "distributed": distributed_table(found["distributed"]),
+        "curvature environment": environment_line(found["curvature"]["environment"]),
+        "curvature products": curvature_table(found["curvature"]),
+        "curvature eigenvalues": eigenvalue_table(found["curvature"]),
+        "callbacks environment": environment_line(found["callbacks"]["environment"]),
+        "callbacks": callbacks_table(found["callbacks"]),
+        "nqm environment": environment_line(found["nqm"]["environment"]),
+        "nqm": nqm_table(found["nqm"]),
         "bregman environment": environment_line(bregman["environment"]),
         "bregman": bregman_table(bregman, [name for name in bregman if name[0].isdigit()]),
-        "bregman ranks": bregman_ranks_table(one_rank, two_ranks),
+        "scaling environment": environment_line(two["environment"]),
+        "scaling": scaling_table(one, two, network),
+        "messages": messages_table(two, network),
+        "predictions": prediction_table(one, network),
+        "faults": faults_table(found["faults"]),
     }
-    text = page.read_text()
-    for name, content in parts.items():
-        pattern = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
-        text = re.sub(pattern, lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text, flags=re.DOTALL)
-    page.write_text(text)
+    seen = set()
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        text = page.read_text()
+        for name, content in parts.items():
+            pattern = rf"(?<=<!-- begin {name} -->\n).*?(?=<!-- end {name} -->)"
+            text, count = re.subn(pattern, lambda _, content=content: f"{content}\n", text, flags=re.DOTALL)
+            seen |= {name} if count else set()
+        page.write_text(text)
+    if seen != set(parts):
+        raise SystemExit(f"No page has a place for: {', '.join(sorted(set(parts) - seen))}")
+    draw(one, two, network, ROOT / "docs" / "figures" / "scaling.png")
 
 
 if __name__ == "__main__":

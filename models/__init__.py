@@ -1,6 +1,6 @@
 """A zoo of Keras models, the same for every optimizer and callback of tfopt.
 
-Builders return uncompiled `keras.Model`s.
+Builders return uncompiled Keras models.
 """
 
 from tfopt._checks import check_keras_3

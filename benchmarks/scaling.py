@@ -1,0 +1,138 @@
+"""What more ranks bring: steps of Keras and sweeps without gradients with the rows split, and what a message costs.
+
+Run with one thread each, once for each number of ranks: `python benchmarks/scaling.py` and
+`horovodrun -np 2 python benchmarks/scaling.py`. Each writes `benchmarks/results/scaling_<N>_ranks.json`;
+`benchmarks/tables.py` fits latency and bandwidth to them, and predicts larger jobs.
+"""
+
+import os
+
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import environment
+import keras
+import numpy as np
+import tensorflow as tf
+from bregman import make
+
+from tfopt import communicator, models
+from tfopt.distributed import DistributedOptimizer
+
+NUMBERS = (1, 100, 1000, 10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000)  # float64 in a message
+BATCH_SIZE = 1024  # of all ranks together
+SWEEPS = 7
+# Name -> rows, widths, options of the trainer
+SWEPT = {
+    f"{shape}, {preset}, {num_rows:,} rows": (num_rows, widths, options)
+    for shape, widths, counts in (
+        ("28-300-1", (28, 300, 1), (100_000, 200_000)),
+        ("648-100-50-1", (648, 100, 50, 1), (30_000, 60_000)),
+    )
+    for preset, options in (
+        ("penalty", {"preset": "penalty"}),
+        ("restarted in one block", {"num_blocks": 1}),
+        ("restarted", {}),
+    )
+    for num_rows in counts
+}
+
+
+def median_seconds(function: Callable[[], Any], repetitions: int) -> float:
+    """Time a function on all ranks at once.
+
+    Args:
+        function: It must wait for its own result.
+        repetitions: How often.
+
+    Returns:
+        The median, after three calls that do not count.
+    """
+    ranks = communicator.current()
+    seconds = []
+    for repetition in range(repetitions + 3):
+        ranks.barrier()
+        begin = time.perf_counter()
+        function()
+        if repetition >= 3:
+            seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
+
+
+def time_messages() -> dict[str, float]:
+    """Time sums over ranks.
+
+    Returns:
+        Bytes of a message -> median seconds.
+    """
+    ranks, found = communicator.current(), {}
+    for number in NUMBERS:
+        vector = tf.ones(number, tf.float64)
+        found[str(8 * number)] = median_seconds(
+            lambda vector=vector: ranks.allreduce_sum([vector])[0].numpy(), 31 if number < 1_000_000 else 9
+        )
+    return found
+
+
+def time_keras_step() -> dict[str, float]:
+    """Time a training step whose batch is split over the ranks.
+
+    Returns:
+        Median seconds, and bytes that a rank hands over.
+    """
+    ranks = communicator.current()
+    model = models.mlp((784,), (256, 256), 10, seed=0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(DistributedOptimizer(keras.optimizers.SGD(0.01, momentum=0.9)), loss, jit_compile=False)
+    rng = np.random.default_rng(ranks.rank)
+    x = rng.standard_normal((BATCH_SIZE // ranks.size, 784), dtype=np.float32)
+    y = rng.integers(0, 10, len(x))
+    seconds = median_seconds(lambda: model.train_on_batch(x, y), 51)
+    before = ranks.bytes_reduced
+    model.train_on_batch(x, y)
+    return {"seconds": seconds, "bytes_reduced": ranks.bytes_reduced - before}
+
+
+def time_sweeps() -> dict[str, dict[str, float]]:
+    """Time sweeps without gradients, the rows split over the ranks.
+
+    Returns:
+        Median seconds, and bytes that a rank hands over, by case.
+    """
+    ranks, found = communicator.current(), {}
+    for name, (num_rows, widths, options) in SWEPT.items():
+        trainer, x, y = make(num_rows, widths, **options)
+        mine = np.array_split(np.arange(num_rows), ranks.size)[ranks.rank]
+        history = trainer.fit(x[mine], y[mine], epochs=SWEEPS + 3, verbose=0).history
+        found[name] = {
+            "seconds": statistics.median(history["seconds"][2:-1]),  # the first ones compile, the last one measures
+            "bytes_reduced": history["bytes_reduced"][2],
+        }
+    return found
+
+
+def main() -> None:
+    """Measure on the ranks of this job; rank 0 writes the results."""
+    ranks = communicator.current()
+    content = {
+        "environment": environment.describe(["tensorflow", "keras", "numpy", "horovod"]),
+        "messages": time_messages() if ranks.size > 1 else {},
+        "keras": time_keras_step(),
+        "sweeps": time_sweeps(),
+    }
+    if ranks.rank == 0:
+        print(json.dumps(content, indent=1))
+        path = Path(__file__).parent / "results" / f"scaling_{ranks.size}_ranks.json"
+        path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""The latency-bandwidth model: fitted to measured messages, it predicts sweeps on thousands of ranks.
+
+A sum over N ranks of n bytes takes k(N) a + 2 (N - 1) / N n b seconds, where k is 2 (N - 1) if the ranks stand in a
+ring, as with Gloo, and 2 log2(N) in a tree, as MPI and NCCL choose for short messages; on two ranks both are 2 a + n b.
+A sweep takes c + d rows / N seconds of work and a sum for each layer, and one for the logs.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Published: seconds of a whole training to a test accuracy, by number of cores (Taylor et al. 2016, section 6).
+PUBLISHED = {
+    "HIGGS": {"rows": 10_500_000, "widths": "28-300-1", "level": "64%", "seconds": {240: 304.0, 7200: 7.8}},
+    "SVHN": {
+        "rows": 120_290,
+        "widths": "648-100-50-1",
+        "level": "95%",
+        "seconds": {1: 750.0, 8: 116.0, 48: 25.0, 1010: 13.8},
+    },
+}
+NUM_RANKS = np.unique(np.geomspace(1, 10_000, 60).round().astype(int))
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a message costs.
+
+    Attributes:
+        latency: a, seconds.
+        seconds_per_byte: b.
+    """
+
+    latency: float
+    seconds_per_byte: float
+
+    @classmethod
+    def fit(cls, messages: dict[str, float]) -> "Network":
+        """Fit to messages between two ranks, so that relative errors are small.
+
+        Args:
+            messages: Bytes -> seconds.
+
+        Returns:
+            The fit.
+        """
+        sizes, seconds = np.array([float(size) for size in messages]), np.array(list(messages.values()))
+        columns = np.stack([2 + 0 * sizes, sizes], axis=1) / seconds[:, None]
+        latency, per_byte = np.linalg.lstsq(columns, np.ones(len(sizes)), rcond=None)[0]
+        return cls(float(latency), float(per_byte))
+
+    def sum_seconds(self, num_ranks: Any, num_bytes: float, in_ring: bool) -> Any:
+        """Predict a sum over ranks.
+
+        Args:
+            num_ranks: N, a number or an array.
+            num_bytes: n.
+            in_ring: Whether ranks stand in a ring, or in a tree.
+
+        Returns:
+            Seconds.
+        """
+        hops = 2 * (num_ranks - 1) if in_ring else 2 * np.log2(num_ranks)
+        return hops * self.latency + 2 * (num_ranks - 1) / num_ranks * num_bytes * self.seconds_per_byte
+
+
+def predict_sweep(
+    one: dict, network: Network, shape: str, preset: str, rows: int, num_ranks: Any, in_ring: bool
+) -> Any:
+    """Predict the seconds of a sweep.
+
+    Args:
+        one: The contents of `scaling_1_ranks.json`.
+        network: What a message costs.
+        shape: Widths, as in the names of its sweeps.
+        preset: "penalty" or "restarted in one block".
+        rows: Number of rows.
+        num_ranks: N, a number or an array.
+        in_ring: Whether ranks stand in a ring, or in a tree.
+
+    Returns:
+        Seconds.
+    """
+    cases = [(name, row) for name, row in one["sweeps"].items() if name.startswith(f"{shape}, {preset}, ")]
+    counts = [int(name.split(", ")[-1].removesuffix(" rows").replace(",", "")) for name, _ in cases]
+    per_row, constant = np.polyfit(counts, [row["seconds"] for _, row in cases], 1)
+    num_sums = shape.count("-") + 1
+    sums = num_sums * network.sum_seconds(num_ranks, cases[0][1]["bytes_reduced"] / num_sums, in_ring)
+    return max(constant, 0.0) + per_row * rows / num_ranks + sums
+
+
+def draw(one: dict, two: dict, network: Network, path: Path) -> None:
+    """Draw predicted sweeps, what was measured, and the published trainings.
+
+    Args:
+        one: The contents of `scaling_1_ranks.json`.
+        two: The contents of `scaling_2_ranks.json`.
+        network: What a message costs.
+        path: Where to write the figure.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
+    for axis, (name, published) in zip(axes, PUBLISHED.items(), strict=True):
+        for in_ring, style in ((True, "-"), (False, "--")):
+            seconds = predict_sweep(one, network, published["widths"], "penalty", published["rows"], NUM_RANKS, in_ring)
+            axis.loglog(
+                NUM_RANKS, seconds, style, color="C0", label=f"a sweep, {'ring' if in_ring else 'tree'}: predicted"
+            )
+        for size, result in ((1, one), (2, two)):
+            found = [(n, r) for n, r in result["sweeps"].items() if n.startswith(f"{published['widths']}, penalty, ")]
+            case, row = found[-1]
+            count = int(case.split(", ")[-1].removesuffix(" rows").replace(",", ""))
+            label = f"a sweep, measured on {count:,} rows, scaled" if size == 1 else None
+            axis.plot(size, row["seconds"] * published["rows"] / count, "o", color="C0", label=label)
+        label = f"published: training to {published['level']}"
+        axis.plot(list(published["seconds"]), list(published["seconds"].values()), "s", color="C3", label=label)
+        axis.set(title=f"{name}, {published['rows']:,} rows, {published['widths']}", xlabel="ranks (published: cores)")
+        axis.legend()
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("seconds")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
