@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo horovod test coverage lint bench docs clean
+.PHONY: help demo horovod test coverage lint bench reproduce docs clean
 
 help:
 	@echo "make demo     train one network in five ways; writes runs/quickstart/report.html"
@@ -15,6 +15,7 @@ help:
 	@echo "make coverage run all tests, slower, and demand that they reach 95% of lines and branches"
 	@echo "make lint     check style, docstrings and types"
 	@echo "make bench    time everything against others, and what distributing costs"
+	@echo "make reproduce measure published figures again (half an hour) and rewrite docs/reproductions.md"
 	@echo "make docs     rebuild the tables of docs/ from benchmarks/results/, and the site in build/site"
 
 $(BIN)/python:
@@ -72,6 +73,13 @@ bench: $(VENV)/installed-bench $(VENV)/built-horovod
 	$(BIN)/horovodrun -np 2 $(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/faults.py
 	$(BIN)/python benchmarks/tables.py
+
+REPRODUCTIONS := milne_regression convexity_along_paths breakdown_profiles depth_against_rate norms_to_overflow \
+	fromage_jitter nqm_figures nqm_real_model bregman_training bregman_digits bregman_stability
+
+reproduce: $(VENV)/installed-plot
+	for name in $(REPRODUCTIONS); do $(BIN)/python examples/reproduce/$$name.py || exit 1; done
+	$(BIN)/python examples/reproduce/page.py
 
 docs: $(VENV)/installed-docs
 	$(BIN)/python benchmarks/tables.py

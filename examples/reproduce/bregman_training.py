@@ -83,6 +83,23 @@ def without_gradients(data: datasets.Dataset, model: keras.Model, epochs: int, *
     return clock.trace
 
 
+def sweeps_of(data: datasets.Dataset, model: keras.Model, epochs: int, **options) -> dict[str, list[float]]:
+    """Train by `BregmanTrainer` again, off the clock, with everything measured after each sweep.
+
+    Args:
+        data: The data.
+        model: The network.
+        epochs: Number of sweeps.
+        **options: Options of the trainer.
+
+    Returns:
+        The objective and the primal residuals.
+    """
+    trainer = BregmanTrainer(model, "binary_crossentropy", **options)
+    history = trainer.fit(data.x_train, data.y_train, epochs=epochs, verbose=0).history
+    return {name: values for name, values in history.items() if name == "objective" or "residual" in name}
+
+
 def by_keras(data: datasets.Dataset, model: keras.Model, epochs: int, optimizer: keras.Optimizer) -> Trace:
     """Train by an optimizer, in batches of 256 rows.
 
@@ -234,6 +251,8 @@ def main(argv: list[str] | None = None) -> Reproduction:
         run.results[name] = accuracies(trace, make_model(data, width, run.seed), data)
         last = run.results[name]
         print(f"{name}: {last['test'][-1]:.3f} on test rows after {last['seconds'][-1]:.1f} s", flush=True)
+    for name, options in (("without gradients (default)", {}), ("as printed", {"preset": "paper"})):
+        run.results[f"{name}, sweeps"] = sweeps_of(data, make_model(data, width, run.seed), epochs, **options)
     linear = LogisticRegression(max_iter=200).fit(data.x_train, data.y_train).score(data.x_test, data.y_test)
     fixed = fixed_features(data, width, run.seed)
     run.results["levels"] = {"logistic regression": linear, "untrained hidden layer, least squares": fixed}
@@ -284,7 +303,7 @@ def compare(run: Reproduction, linear: float, fixed: float) -> None:
 
 
 def draw(results: dict, names: list[str], linear: float, fixed: float) -> plt.Figure:
-    """Draw test accuracy against seconds and sweeps.
+    """Draw test accuracy against seconds and sweeps, and objectives and residuals against sweeps.
 
     Args:
         results: By method.
@@ -295,7 +314,7 @@ def draw(results: dict, names: list[str], linear: float, fixed: float) -> plt.Fi
     Returns:
         The figure.
     """
-    figure, (by_seconds, by_sweeps) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
+    figure, (by_seconds, by_sweeps, inside) = plt.subplots(1, 3, figsize=(16, 4.4), layout="constrained")
     for name in names:
         result = results[name]
         by_seconds.plot(result["seconds"], result["test"], marker=".", label=name)
@@ -307,7 +326,12 @@ def draw(results: dict, names: list[str], linear: float, fixed: float) -> plt.Fi
         ax.axhline(fixed, color="gray", linestyle="--", label="untrained hidden layer")
         ax.legend(fontsize="x-small")
     by_seconds.set(xscale="log", xlabel="seconds", ylabel="accuracy on test rows")
-    by_sweeps.set(xlabel="sweeps (dashed: training rows)")
+    by_sweeps.set(xlabel="sweeps (dashed: training rows)", ylim=by_seconds.get_ylim())
+    for name, style in (("without gradients (default)", "-"), ("as printed", "--")):
+        for k, (what, values) in enumerate(results[f"{name}, sweeps"].items()):
+            inside.semilogy(range(1, len(values) + 1), values, style, color=f"C{k}", label=f"{what}, {name}")
+    inside.set(xlabel="sweeps")
+    inside.legend(fontsize="x-small")
     return figure
 
 

@@ -1,13 +1,14 @@
 """Each reproduction runs for real, in its smallest setting."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "reproduce"
-HELPERS = ("real_training", "reproduction")
+HELPERS = ("page", "real_training", "reproduction")
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in HELPERS)
 
 
@@ -39,6 +40,30 @@ def test_writes_and_prints_published_beside_measured(load, script, tmp_path, cap
     assert "published" in printed
     assert "verdict" in printed
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_the_page_takes_over_what_was_measured(load, tmp_path):
+    run(load, "norms_to_overflow", tmp_path / "runs" / "norms_to_overflow")
+    page = tmp_path / "page.md"
+    page.write_text(
+        "a\n<!-- begin norms_to_overflow -->\nold\n<!-- end norms_to_overflow -->\nb\n<!-- begin other -->\nc"
+    )
+    arguments = ["--runs", str(tmp_path / "runs"), "--page", str(page)]
+    with pytest.raises(SystemExit, match="No quick results"):
+        load("page").main(arguments)
+    load("page").main([*arguments, "--size", "smoke"])
+    lines = page.read_text().splitlines()
+    assert lines[:3] == ["a", "<!-- begin norms_to_overflow -->", "| | published | measured | verdict |"]
+    assert sum(line.endswith("| held |") for line in lines) == 3
+    assert lines[-4:] == ["<!-- end norms_to_overflow -->", "b", "<!-- begin other -->", "c"]
+
+
+def test_the_page_and_the_makefile_know_every_script():
+    root = FOLDER.parents[1]
+    named = set(re.findall(r"<!-- begin (\w+) -->", (root / "docs" / "reproductions.md").read_text()))
+    (listed,) = re.findall(r"REPRODUCTIONS := ((?:.*\\\n)*.*)", (root / "Makefile").read_text())
+    assert named == set(listed.replace("\\", " ").split())
+    assert named | {"bregman_defaults"} == set(SCRIPTS)  # whose page is docs/bregman-defaults.md
 
 
 def test_the_regression_in_numpy_is_that_in_keras(load, tmp_path):
