@@ -36,7 +36,7 @@ class Launch:
         return [report[subject]["result"] for report in self.reports]
 
 
-def horovodrun(size, *command, timeout=300, **environment):
+def horovodrun(size, *command, timeout=900, **environment):
     """Run a command on ranks of this machine; return the finished process."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return subprocess.run(
