@@ -13,7 +13,7 @@ from tfopt.callbacks._running_fit import RunningFit, build_model, epoch_batches_
 
 from tfopt._callback_state import get_state, set_state
 from tfopt._checkpoint_files import CheckpointFiles
-from tfopt._checks import check_integer
+from tfopt._checks import as_items, check_integer
 from tfopt.communicator import Communicator, check_communicator
 
 
@@ -76,9 +76,9 @@ class ResumableCheckpoint(Callback):
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"`folder` must be a folder. Received: folder={str(folder)!r}, which is a file")
         self.every_n_epochs = check_integer("every_n_epochs", every_n_epochs, minimum=1)
-        if isinstance(stateless, type) or not all(isinstance(item, type) for item in stateless):
-            raise TypeError(f"`stateless` must be a list of classes. Received: stateless={stateless!r}")
-        self.stateless = tuple(stateless)
+        self.stateless = as_items("stateless", stateless, "classes")
+        if not all(isinstance(item, type) for item in self.stateless):
+            raise TypeError(f"`stateless` must hold classes. Received: stateless={stateless!r}")
         self.verbose = check_integer("verbose", verbose, minimum=0, maximum=1)
         self.communicator = check_communicator(communicator)
         self._files = CheckpointFiles(self.folder, self.communicator, "ResumableCheckpoint")

@@ -4,8 +4,10 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 
 def check_keras_3() -> None:
@@ -108,12 +110,55 @@ def check_shape(name: str, value: Any, *, num_dimensions: int | None = None) -> 
         ValueError: There are too few or too many, or one is not positive.
     """
     expected = f"{num_dimensions or 'one or more'} positive integers"
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise TypeError(f"`{name}` must hold {expected}. Received: {name}={value!r} of type {type(value).__name__}")
-    sizes = tuple(value)
+    sizes = as_items(name, value, expected)
     if not sizes or (num_dimensions is not None and len(sizes) != num_dimensions):
         raise ValueError(f"`{name}` must hold {expected}. Received: {name}={value!r}")
     return tuple(check_integer(name, size, minimum=1) for size in sizes)
+
+
+def as_items(name: str, value: Any, expected: str = "items") -> tuple[Any, ...]:
+    """Make a tuple of what can be gone through.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What came.
+        expected: What it must hold, for the message.
+
+    Returns:
+        Its items.
+
+    Raises:
+        TypeError: It cannot be gone through, or is a string or a mapping.
+    """
+    try:
+        if not isinstance(value, str | bytes | Mapping):
+            return tuple(value)
+    except TypeError:
+        pass
+    raise TypeError(f"`{name}` must hold {expected}. Received: {name}={value!r} of type {type(value).__name__}")
+
+
+def as_numbers(name: str, value: Any, expected: str = "numbers") -> np.ndarray:
+    """Make an array of real numbers, finite or not, of any shape.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What came.
+        expected: What it must hold, for the message.
+
+    Returns:
+        A float64 array.
+
+    Raises:
+        TypeError: It does not hold real numbers.
+    """
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind in "iuf" or "float" in array.dtype.name:  # bfloat16 is of no kind that NumPy knows
+            return array.astype(np.float64)
+    except (ValueError, TypeError):
+        pass
+    raise TypeError(f"`{name}` must hold {expected}. Received: {name}={value!r}")
 
 
 def check_flag(name: str, value: Any) -> bool:
@@ -174,12 +219,10 @@ def check_patterns(name: str, value: Any) -> tuple[str, ...] | str:
         if value == "vectors":
             return value
         raise ValueError(f"`{name}` must be {expected}. Received: {name}={value!r}. Did you mean [{value!r}]?")
-    if not isinstance(value, Iterable) or isinstance(value, Mapping):
-        raise TypeError(f"`{name}` must be {expected}. Received: {name}={value!r} of type {type(value).__name__}")
-    patterns = tuple(value)
+    patterns = as_items(name, value, expected)
     for pattern in patterns:
         if not isinstance(pattern, str):
-            raise TypeError(f"`{name}` must be {expected}. Received an element {pattern!r}")
+            raise TypeError(f"`{name}` must hold {expected}. Received an element {pattern!r}")
         try:
             re.compile(pattern)
         except re.error as error:

@@ -15,6 +15,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfopt._checks import check_number
+
 __all__ = ["Activation", "clip", "gelu", "identity", "leaky_relu", "relu", "sigmoid", "softplus", "tanh"]
 
 _NUM_GRID_POINTS = 49
@@ -199,7 +201,6 @@ softplus = Activation("softplus", tf.math.softplus, derivatives=_softplus_deriva
 gelu = Activation("gelu", _gelu, derivatives=_gelu_derivatives, bend=(-6.0, 6.0))
 
 
-@functools.lru_cache
 def leaky_relu(negative_slope: float) -> Activation:
     """Return h(z) = z for z >= 0 and `negative_slope * z` below.
 
@@ -207,8 +208,13 @@ def leaky_relu(negative_slope: float) -> Activation:
         negative_slope: The slope for negative z.
 
     Returns:
-        The activation.
+        The activation; the same one for the same slope.
     """
+    return _leaky_relu(check_number("negative_slope", negative_slope))
+
+
+@functools.lru_cache
+def _leaky_relu(negative_slope: float) -> Activation:
     pieces = ((-math.inf, 0.0, negative_slope, 0.0), (0.0, math.inf, 1.0, 0.0))
     if negative_slope == 0:
         return Activation("relu", tf.nn.relu, pieces=pieces)
@@ -216,7 +222,6 @@ def leaky_relu(negative_slope: float) -> Activation:
     return Activation(name, lambda z: tf.where(z >= 0, z, negative_slope * z), pieces=pieces)
 
 
-@functools.lru_cache
 def clip(maximum: float = 1.0) -> Activation:
     """Return h(z) = z clipped to [0, `maximum`].
 
@@ -224,8 +229,13 @@ def clip(maximum: float = 1.0) -> Activation:
         maximum: The upper end, > 0.
 
     Returns:
-        The activation.
+        The activation; the same one for the same end.
     """
+    return _clip(check_number("maximum", maximum, minimum=0.0, exclusive_minimum=True))
+
+
+@functools.lru_cache
+def _clip(maximum: float) -> Activation:
     pieces = ((-math.inf, 0.0, 0.0, 0.0), (0.0, maximum, 1.0, 0.0), (maximum, math.inf, 0.0, maximum))
     return Activation(f"clip(0, {maximum:g})", lambda z: tf.clip_by_value(z, 0.0, maximum), pieces=pieces)
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfopt._checks import check_number
 from tfopt.bregman.activations import as_scalar
 
 __all__ = ["Loss", "binary_crossentropy", "categorical_crossentropy", "hinge", "squared_error"]
@@ -48,7 +49,6 @@ def _squared_update(u: Any, targets: Any, linear_penalty: Any) -> Any:
     return (targets + beta * u) / (1 + beta)
 
 
-@functools.lru_cache
 def hinge(edge: float = 0.0) -> Loss:
     """Return max(0, 1 - z) for targets of 1 and max(0, z - edge) for others.
 
@@ -56,8 +56,13 @@ def hinge(edge: float = 0.0) -> Loss:
         edge: 0 is the hinge for targets in {0, 1} of Taylor et al. 2016; -1 is Keras's.
 
     Returns:
-        The loss.
+        The loss; the same one for the same edge.
     """
+    return _hinge(check_number("edge", edge))
+
+
+@functools.lru_cache
+def _hinge(edge: float) -> Loss:
 
     def mirrored(z: Any, targets: Any) -> Any:
         # z -> 1 + edge - z turns max(0, z - edge) into max(0, 1 - z), and is its own inverse.

@@ -126,9 +126,9 @@ class Settings:
         if self.state_dtype is not None:
             check_choice("state_dtype", self.state_dtype, ("float16", "float32", "float64"))
         check_integer("chunk_rows", self.chunk_rows, minimum=1)
-        if self.num_blocks != "auto":
+        if not isinstance(self.num_blocks, str) or self.num_blocks != "auto":
             check_integer("num_blocks", self.num_blocks, minimum=1)
-        if self.step != "auto":
+        if not isinstance(self.step, str) or self.step != "auto":
             check_number("step", self.step, minimum=0.0, maximum=1.0, exclusive_minimum=True)
         check_choice("multiplier", self.multiplier, ("bregman", "admm", "none"))
         check_integer("multiplier_step", self.multiplier_step, minimum=1, maximum=2)

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt._checks import check_choice, check_integer, check_number
+from tfopt._checks import as_numbers, check_choice, check_integer, check_number
 from tfopt.communicator import Communicator
 from tfopt.curvature.covered_networks import NotCoveredError, check_loss, common_l2, dense_layers
 from tfopt.curvature.probe_loss import ProbeLoss, compiled
@@ -166,12 +166,19 @@ def convexity_modulus(
     check_integer("num_outputs", num_outputs, minimum=1)
     check_choice("kind", kind, KINDS)
     factor = depth * (depth + 1) if kind == "paper" else depth
-    decay = 2.0 * np.asarray(l2, np.float64)
+    given = {"l2": l2, "mean_squared_error": mean_squared_error, "spectral_norm": spectral_norm}
+    given |= {"input_radius": input_radius}
+    numbers = {name: as_numbers(name, value, "numbers >= 0") for name, value in given.items()}
+    for name, values in numbers.items():
+        if (values < 0).any():
+            raise ValueError(f"`{name}` must hold numbers >= 0. Received: {name}={given[name]!r}")
+    decay, squares, norm, radius = numbers.values()
+    decay = 2.0 * decay
     if factor == 0:
-        return decay + 0.0 * np.asarray(mean_squared_error, np.float64)
+        return decay + 0.0 * squares
     with np.errstate(over="ignore", invalid="ignore"):
-        size = np.sqrt(np.asarray(mean_squared_error, np.float64) / num_outputs) * input_radius
-        theta = decay - 2.0 * factor * size * np.asarray(spectral_norm, np.float64) ** (depth - 1)
+        size = np.sqrt(squares / num_outputs) * radius
+        theta = decay - 2.0 * factor * size * norm ** (depth - 1)
     return np.where(np.isnan(theta), -np.inf, theta)
 
 

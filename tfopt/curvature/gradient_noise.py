@@ -8,9 +8,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt._checks import check_integer
+from tfopt._checks import as_items, check_integer, check_number
 from tfopt.communicator import Communicator
 from tfopt.curvature.hessian import HessianOperator
+from tfopt.curvature.linear_map import as_vector
 from tfopt.curvature.probe_loss import ProbeLoss
 from tfopt.curvature.trace import Estimate
 
@@ -166,8 +167,8 @@ def simple_noise_scale(small_squared_norm: float, big_squared_norm: float, small
         tr C / |G|^2, in rows; NaN where the estimate of |G|^2 is not positive.
 
     Raises:
-        TypeError: A size is no integer.
-        ValueError: The sizes are not in order.
+        TypeError: A size is no integer, or a norm no number.
+        ValueError: The sizes are not in order, or a norm is negative or not finite.
 
     Example:
         >>> simple_noise_scale(3.0, 2.0, small_size=1, big_size=2)
@@ -175,6 +176,8 @@ def simple_noise_scale(small_squared_norm: float, big_squared_norm: float, small
     """
     check_integer("small_size", small_size, minimum=1)
     check_integer("big_size", big_size, minimum=small_size + 1)
+    check_number("small_squared_norm", small_squared_norm, minimum=0.0)
+    check_number("big_squared_norm", big_squared_norm, minimum=0.0)
     covariance_trace = (small_squared_norm - big_squared_norm) / (1 / small_size - 1 / big_size)
     signal = (big_size * big_squared_norm - small_size * small_squared_norm) / (big_size - small_size)
     return float(covariance_trace / signal) if signal > 0 else float("nan")
@@ -355,11 +358,10 @@ def _jackknife(squares: np.ndarray, alignments: np.ndarray, squared_norm: float,
 
 
 def _units(directions: Any, size: int) -> np.ndarray:
-    units = np.empty((len(directions), size))
-    for place, direction in enumerate(directions):
-        is_in_parts = isinstance(direction, list | tuple) and any(np.ndim(part) for part in direction)
-        parts = direction if is_in_parts else [direction]
-        vector = np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in parts])
+    listed = as_items("directions", directions, "vectors")
+    units = np.empty((len(listed), size))
+    for place, direction in enumerate(listed):
+        vector = as_vector("directions", direction)
         if vector.shape != (size,):
             raise ValueError(f"`directions` must be vectors of {size} entries. Received: shape {vector.shape}")
         norm = np.linalg.norm(vector)

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.linalg import eigh_tridiagonal
 from scipy.linalg.blas import get_blas_funcs
 
-from tfopt._checks import check_integer, check_number
+from tfopt._checks import as_numbers, check_integer, check_number
 from tfopt.curvature.linear_map import LinearMap, as_linear_map
 
 _FEWEST = 10  # products, before the ends are believed
@@ -238,7 +238,7 @@ def _first_vector(linear: LinearMap, seed: int, start: Any) -> np.ndarray:
         seed = check_integer("seed", seed, minimum=0)
         vector = np.random.default_rng(seed).standard_normal(linear.size)
     else:
-        vector = np.asarray(start, np.float64)
+        vector = as_numbers("start", start)
         if vector.shape != (linear.size,):
             raise ValueError(f"`start` must have {linear.size} entries. Received: shape {vector.shape}")
     norm = np.linalg.norm(vector)

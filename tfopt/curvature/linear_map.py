@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from tfopt._checks import as_numbers
 from tfopt.curvature.operator import CurvatureOperator
 
 
@@ -80,6 +81,25 @@ def _check_symmetric(matrix: Any) -> None:
         )
 
 
+def as_vector(name: str, value: Any) -> np.ndarray:
+    """Make one vector of a vector, or of a list of arrays, one after the other.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What came.
+
+    Returns:
+        A float64 array.
+
+    Raises:
+        TypeError: It does not hold numbers.
+    """
+    parts = value if isinstance(value, list | tuple) and any(hasattr(part, "shape") for part in value) else None
+    if parts is None or all(np.shape(part) == () for part in parts):
+        return as_numbers(name, value)
+    return np.concatenate([as_numbers(name, part).reshape(-1) for part in parts])
+
+
 def curvature_along(operator: Any, direction: Any) -> float:
     """Return the curvature along a direction, d'Ad / d'd: the second derivative of the loss along d / |d|.
 
@@ -99,12 +119,9 @@ def curvature_along(operator: Any, direction: Any) -> float:
         2.0
     """
     linear = as_linear_map(operator)
-    if isinstance(direction, list | tuple) and any(np.ndim(part) for part in direction):
-        if isinstance(operator, CurvatureOperator):
-            operator.check_vector(direction)
-        vector = np.concatenate([np.asarray(part).reshape(-1) for part in direction])
-    else:
-        vector = np.asarray(direction)
+    vector = as_vector("direction", direction)
+    if isinstance(operator, CurvatureOperator):
+        operator.check_vector("direction", direction)
     if vector.shape != (linear.size,):
         raise ValueError(f"`direction` must have {linear.size} entries. Received: shape {vector.shape}")
     norm = np.linalg.norm(vector.astype(np.float64))

@@ -311,27 +311,28 @@ class CurvatureOperator(ABC):
         is_list = isinstance(vector, list | tuple) and len(vector) == len(self._shapes)
         return is_list and np.ndim(vector[0]) == len(self._shapes[0])
 
-    def check_vector(self, vector: Any) -> None:
+    def check_vector(self, name: str, vector: Any) -> None:
         """Check that a vector fits the variables.
 
         Args:
+            name: The argument's name, for the message.
             vector: As `matvec` takes it.
 
         Raises:
             ValueError: It does not.
         """
-        self._split(vector)
+        self._split(vector, name)
 
-    def _split(self, vector: Any) -> list[Any]:
+    def _split(self, vector: Any, name: str = "vector") -> list[Any]:
         if self._is_in_parts(vector):
             parts = list(vector)
             shapes = [tuple(np.shape(part)) for part in parts]
             if shapes != self._shapes:
-                raise ValueError(f"`vector` must have the shapes {self._shapes}. Received: {shapes}")
+                raise ValueError(f"`{name}` must have the shapes {self._shapes}. Received: {shapes}")
         else:
             if tuple(np.shape(vector)) != self.shape[:1]:
                 raise ValueError(
-                    f"`vector` must have {self.shape[0]} entries, or be a list of {len(self._shapes)} arrays shaped "
+                    f"`{name}` must have {self.shape[0]} entries, or be a list of {len(self._shapes)} arrays shaped "
                     f"like the variables. Received: a {type(vector).__name__} of shape {tuple(np.shape(vector))}"
                 )
             vector = vector if isinstance(vector, tf.Tensor) else np.asarray(vector)

@@ -235,8 +235,11 @@ def _slices(x: Any, y: Any, sample_weight: Any, batch_size: int | None) -> Itera
     lengths = {}
     for name, part in parts.items():
         parts[name] = map_arrays(lambda leaf, name=name: _as_array(name, leaf), part)
-        if part is not None:
-            lengths[name] = sorted({len(leaf) for leaf in keras.tree.flatten(parts[name])})
+        leaves = [leaf for leaf in keras.tree.flatten(parts[name]) if leaf is not None]
+        if part is not None and not leaves:
+            raise ValueError(f"`{name}` must hold one or more arrays. Received: {part!r}")
+        if leaves:
+            lengths[name] = sorted({len(leaf) for leaf in leaves})
     if len(set().union(*lengths.values())) != 1:
         raise ValueError(f"`x`, `y` and `sample_weight` must have equally many rows. Received: {lengths}")
     num_rows = lengths["x"][0]

@@ -64,11 +64,7 @@ class EpochBatches(keras.utils.PyDataset):
             for part in parts.values()
             if part is not None
         )
-        lengths = {
-            name: sorted({_length(name, leaf) for leaf in keras.tree.flatten(part)})
-            for name, part in parts.items()
-            if part is not None
-        }
+        lengths = {name: _lengths(name, part) for name, part in parts.items() if part is not None}
         if "x" not in lengths or len(set().union(*lengths.values())) != 1:
             raise ValueError(f"`x`, `y` and `sample_weight` must have equally many rows. Received: {lengths}")
         if sample_weight is not None and y is None:
@@ -130,7 +126,8 @@ class EpochBatches(keras.utils.PyDataset):
             self.start_at(self.epoch + 1)
 
 
-def _length(name: str, array: Any) -> int:
-    if np.ndim(array) == 0:
-        raise TypeError(f"`{name}` must hold arrays with one row per sample. Received: {array!r}")
-    return len(array)
+def _lengths(name: str, part: Any) -> list[int]:
+    leaves = keras.tree.flatten(part)
+    if not leaves or any(np.ndim(leaf) == 0 for leaf in leaves):
+        raise TypeError(f"`{name}` must hold arrays with one row per sample. Received: {part!r}")
+    return sorted({len(leaf) for leaf in leaves})

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from tfopt._checks import as_numbers
+
 
 def check_values(
     name: str, value: Any, *, positive: bool = False, maximum: float = np.inf, exclusive_maximum: bool = False
@@ -26,15 +28,9 @@ def check_values(
     """
     upper = f" and {'<' if exclusive_maximum else '<='} {maximum:g}" if maximum < np.inf else ""
     expected = f"finite numbers {'>' if positive else '>='} 0{upper}"
-    try:
-        values = np.asarray(value)
-    except ValueError as error:
-        raise TypeError(f"`{name}` must hold {expected}. Received: {name}={value!r}") from error
+    values = as_numbers(name, value, expected)
     if values.size == 0:
         raise ValueError(f"`{name}` must hold one or more {expected}. Received an empty list")
-    if values.dtype.kind not in "iuf":
-        raise TypeError(f"`{name}` must hold {expected}. Received: {name}={value!r}")
-    values = values.astype(np.float64)
     wrong = ~np.isfinite(values) | (values <= 0 if positive else values < 0)
     wrong |= values >= maximum if exclusive_maximum else values > maximum
     if wrong.any():

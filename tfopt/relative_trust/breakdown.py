@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tfopt._checks import check_integer, check_number
+from tfopt._checks import as_items, as_numbers, check_integer, check_number
 
 
 def relative_perturbation(weights: Sequence[Any], step: Sequence[Any]) -> np.ndarray:
@@ -21,13 +21,14 @@ def relative_perturbation(weights: Sequence[Any], step: Sequence[Any]) -> np.nda
         compare with; infinity where something is not finite.
 
     Raises:
+        TypeError: An argument is no list of arrays of numbers.
         ValueError: The shapes differ.
 
     Example:
         >>> relative_perturbation([np.array([3.0, 4.0]), np.zeros(1)], [np.array([0.0, 0.5]), np.ones(1)]).tolist()
         [0.1, nan]
     """
-    return ratios_of(norms_of("step", step), norms_of("weights", weights, like=step))
+    return ratios_of(norms_of("step", step), norms_of("weights", weights, step, "step"))
 
 
 def relative_gradient_breakdown(gradient: Sequence[Any], moved_gradient: Sequence[Any]) -> np.ndarray:
@@ -42,15 +43,16 @@ def relative_gradient_breakdown(gradient: Sequence[Any], moved_gradient: Sequenc
         no longer is, infinity where something is not finite.
 
     Raises:
+        TypeError: An argument is no list of arrays of numbers.
         ValueError: The shapes differ.
 
     Example:
         >>> relative_gradient_breakdown([np.array([3.0, 4.0])], [np.array([3.0, 5.0])]).tolist()
         [0.2]
     """
-    norms = norms_of("gradient", gradient, like=moved_gradient)
-    pairs = zip(gradient, moved_gradient, strict=True)
-    changes = [np.asarray(moved, np.float64) - np.asarray(start, np.float64) for start, moved in pairs]
+    moved = [as_numbers("moved_gradient", part) for part in as_items("moved_gradient", moved_gradient, "arrays")]
+    norms = norms_of("gradient", gradient, moved, "moved_gradient")
+    changes = [after - np.asarray(before, np.float64) for before, after in zip(gradient, moved, strict=True)]
     return ratios_of(norms_of("moved_gradient", changes), norms)
 
 
@@ -70,7 +72,7 @@ def deep_relative_trust(relative_perturbations: Any) -> float:
         >>> round(deep_relative_trust([0.5, 1.0]), 6)
         2.0
     """
-    ratios = np.asarray(relative_perturbations, np.float64)
+    ratios = as_numbers("relative_perturbations", relative_perturbations)
     if (ratios < 0).any():
         raise ValueError(f"`relative_perturbations` must be >= 0. Received: {ratios.min()}")
     with np.errstate(over="ignore"):
@@ -103,13 +105,14 @@ def largest_safe_step(depth: int, angle: float = 0.0) -> float:
     return math.expm1(math.log1p(math.cos(angle)) / depth)
 
 
-def norms_of(name: str, parts: Sequence[Any], like: Sequence[Any] | None = None) -> np.ndarray:
+def norms_of(name: str, parts: Sequence[Any], like: Sequence[Any] | None = None, like_name: str = "") -> np.ndarray:
     """Return the Frobenius norm of each array.
 
     Args:
         name: The argument's name, for the message.
         parts: A list of arrays.
         like: Arrays that must have the same shapes; None for no check.
+        like_name: Their name.
 
     Returns:
         Norms of shape (number of arrays,), float64.
@@ -117,10 +120,11 @@ def norms_of(name: str, parts: Sequence[Any], like: Sequence[Any] | None = None)
     Raises:
         ValueError: The shapes differ.
     """
-    shapes = [tuple(np.shape(part)) for part in parts]
+    arrays = [as_numbers(name, part) for part in as_items(name, parts, "arrays")]
+    shapes = [array.shape for array in arrays]
     if like is not None and shapes != (others := [tuple(np.shape(part)) for part in like]):
-        raise ValueError(f"`{name}` must have the shapes {others}. Received: {shapes}")
-    return np.array([np.linalg.norm(np.asarray(part, np.float64)) for part in parts])
+        raise ValueError(f"`{name}` must have the shapes of `{like_name}`, {others}. Received: {shapes}")
+    return np.array([np.linalg.norm(array) for array in arrays])
 
 
 def ratios_of(above: np.ndarray, below: np.ndarray) -> np.ndarray:

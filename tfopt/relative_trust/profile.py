@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from tfopt import _plotting
+from tfopt._checks import as_numbers
 from tfopt._naming import unique_paths
 from tfopt.communicator import Communicator
 from tfopt.relative_trust.breakdown import deep_relative_trust, largest_of, norms_of, relative_gradient_breakdown
@@ -112,7 +113,7 @@ def breakdown_profile(
         >>> profile.loss.tolist(), profile.largest_breakdown.tolist()
         ([4.0, 2.25], [0.0, 0.25])
     """
-    steps = np.linspace(0.0, 0.1, 21) if etas is None else np.atleast_1d(np.asarray(etas, np.float64))
+    steps = np.linspace(0.0, 0.1, 21) if etas is None else np.atleast_1d(as_numbers("etas", etas))
     if steps.ndim != 1 or len(steps) == 0 or not (np.isfinite(steps) & (steps >= 0)).all():
         raise ValueError(f"`etas` must be a list of finite numbers >= 0. Received: {etas!r}")
     meter = StepMeter(

@@ -1,0 +1,316 @@
+"""Every public entry, one argument at a time replaced by nonsense: it names the argument, or it works.
+
+A call may return, or raise a ValueError or TypeError whose message has the argument's name; nothing else. Arguments
+that say how much is to be computed are not made huge: such a call is right, and takes as long as it takes.
+"""
+
+import tempfile
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tfopt import callbacks, curvature, datasets, distributed, models, nqm, planning, relative_trust
+from tfopt.bregman import BregmanTrainer, activations, losses
+from tfopt.optimizers import LARS, Fromage
+from tfopt.optimizers.schedules import PolynomialDecayWithWarmup
+
+NAN, INFINITY = float("nan"), float("inf")
+RNG = np.random.default_rng(0)
+X, Y = RNG.normal(size=(12, 3)).astype("float32"), RNG.normal(size=(12, 2)).astype("float32")
+
+NUMBERS = st.sampled_from([
+    NAN,
+    INFINITY,
+    -INFINITY,
+    -1,
+    -1e-300,
+    0,
+    0.5,
+    1,
+    3,
+    1e300,
+    -1e300,
+    np.float32(2),
+    np.int8(-3),
+])
+ARRAYS = st.sampled_from([
+    np.array([]),
+    np.zeros((0, 3)),
+    np.full((2, 2), NAN),
+    np.full((3,), INFINITY),
+    np.ones((2, 3, 4)),
+    np.array(["a", "b"]),
+    np.array([None, 1], dtype=object),
+    np.array([1 + 2j]),
+    np.array(5.0),
+    -np.ones(3),
+    np.full((4, 2), 1e300),
+])
+OTHERS = st.sampled_from([
+    None,
+    True,
+    "",
+    "nonsense",
+    b"bytes",
+    [],
+    [[]],
+    (),
+    {},
+    {"a": 1},
+    object,
+    object(),
+    [None],
+    ["x"],
+    [NAN],
+])
+NONSENSE = st.one_of(NUMBERS, ARRAYS, OTHERS)
+
+
+def make_model():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, "tanh"), keras.layers.Dense(2)])
+    model.compile("sgd", "mse", jit_compile=False)
+    return model
+
+
+MODEL = make_model()
+PROBLEM = nqm.NoisyQuadratic(curvature=[1.0, 0.1], noise_variance=[1.0, 0.1])
+ALGORITHM = nqm.Algorithm(0.1)
+OPERATOR = curvature.HessianOperator(MODEL, "mse", X, Y)
+TRAINER = BregmanTrainer(models.mlp(3, (4,), 2, seed=0), "mse", num_blocks=1)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A public callable with arguments that are right."""
+
+    function: Any
+    arguments: dict[str, Any]
+    also: tuple[str, ...] = ()  # optional arguments to replace, beside those above
+    fixed: dict[str, Any] = field(default_factory=dict)
+
+
+def fit(**arguments):
+    return TRAINER.fit(epochs=1, verbose=0, **arguments)
+
+
+def folder():
+    return tempfile.mkdtemp()
+
+
+ENTRIES = {
+    "Fromage": Entry(Fromage, {"learning_rate": 0.1}, ("p_bound",)),
+    "LARS": Entry(
+        LARS,
+        {"learning_rate": 0.1},
+        (
+            "momentum",
+            "trust_coefficient",
+            "weight_decay",
+            "epsilon",
+            "nesterov",
+            "denominator",
+            "clip",
+            "layer_adaptation_exclude",
+            "weight_decay_exclude",
+        ),
+    ),
+    "PolynomialDecayWithWarmup": Entry(
+        PolynomialDecayWithWarmup,
+        {"learning_rate": 0.1, "decay_steps": 5},
+        ("warmup_steps", "power", "initial_learning_rate", "end_learning_rate"),
+    ),
+    "Convexity": Entry(
+        callbacks.Convexity,
+        {"probe_data": (X, Y)},
+        (
+            "every_n_steps",
+            "every_n_epochs",
+            "eigenvalues",
+            "trace",
+            "density",
+            "num_matvecs",
+            "batch_size",
+            "batch_norm",
+        ),
+    ),
+    "GradientBreakdown": Entry(
+        callbacks.GradientBreakdown,
+        {"probe_data": (X, Y)},
+        ("every_n_steps", "every_n_epochs", "num_points", "batch_size", "batch_norm"),
+    ),
+    "GradientNoiseScale": Entry(
+        callbacks.GradientNoiseScale,
+        {"probe_data": (X, Y)},
+        ("group_size", "every_n_steps", "every_n_epochs", "batch_size", "batch_norm"),
+    ),
+    "ResumableCheckpoint": Entry(
+        callbacks.ResumableCheckpoint, {}, ("every_n_epochs", "stateless", "verbose"), {"folder": "somewhere"}
+    ),
+    "WarmupLearningRate": Entry(callbacks.WarmupLearningRate, {"epochs": 2}, ("initial_fraction", "steps_per_epoch")),
+    "WeightNorms": Entry(callbacks.WeightNorms, {"every_n_epochs": 1}),
+    "BroadcastVariables": Entry(callbacks.BroadcastVariables, {"root_rank": 0}),
+    "HessianOperator": Entry(
+        curvature.HessianOperator,
+        {"model": MODEL, "loss": "mse", "x": X, "y": Y},
+        ("batch_size", "batch_norm", "sample_weight"),
+    ),
+    "GaussNewtonOperator": Entry(curvature.GaussNewtonOperator, {"model": MODEL, "loss": "mse", "x": X, "y": Y}),
+    "Probe": Entry(curvature.Probe, {"x": X, "y": Y}, ("batch_size", "num_batches", "sample_weight")),
+    "convexity_modulus": Entry(
+        curvature.convexity_modulus,
+        {
+            "l2": 0.1,
+            "mean_squared_error": 0.1,
+            "spectral_norm": 1.0,
+            "input_radius": 1.0,
+            "num_hidden_layers": 1,
+            "num_outputs": 1,
+            "kind": "sharp",
+        },
+    ),
+    "curvature_along": Entry(
+        curvature.curvature_along, {"operator": OPERATOR, "direction": np.ones(OPERATOR.shape[0], "float32")}
+    ),
+    "extremal_eigenvalues": Entry(
+        curvature.extremal_eigenvalues, {"operator": OPERATOR}, ("tolerance", "seed"), {"num_matvecs": 5}
+    ),
+    "lanczos": Entry(curvature.lanczos, {"operator": OPERATOR, "num_matvecs": 3}, ("seed", "start")),
+    "trace": Entry(curvature.trace, {"operator": OPERATOR, "num_matvecs": 3}, ("seed",)),
+    "spectral_density": Entry(
+        curvature.spectral_density, {"operator": OPERATOR, "num_probes": 1, "num_matvecs": 3}, ("seed",)
+    ),
+    "gradient_noise": Entry(
+        curvature.gradient_noise,
+        {"model": MODEL, "loss": "mse", "x": X, "y": Y},
+        ("group_size", "directions", "num_hessian_groups", "batch_size", "batch_norm", "seed"),
+    ),
+    "simple_noise_scale": Entry(
+        curvature.simple_noise_scale,
+        {"small_squared_norm": 2.0, "big_squared_norm": 1.0, "small_size": 1, "big_size": 4},
+    ),
+    "breakdown_profile": Entry(
+        relative_trust.breakdown_profile,
+        {"model": MODEL, "loss": "mse", "x": X, "y": Y, "etas": [0.1]},
+        ("batch_size", "batch_norm"),
+    ),
+    "deep_relative_trust": Entry(relative_trust.deep_relative_trust, {"relative_perturbations": [0.1]}),
+    "largest_safe_step": Entry(relative_trust.largest_safe_step, {"depth": 3, "angle": 0.1}),
+    "relative_gradient_breakdown": Entry(
+        relative_trust.relative_gradient_breakdown, {"gradient": [np.ones(3)], "moved_gradient": [np.ones(3)]}
+    ),
+    "relative_perturbation": Entry(
+        relative_trust.relative_perturbation, {"weights": [np.ones(3)], "step": [np.ones(3)]}
+    ),
+    "Algorithm": Entry(
+        nqm.Algorithm, {"learning_rate": 0.1}, ("momentum", "nesterov", "ema_decay", "preconditioner_power")
+    ),
+    "NoisyQuadratic": Entry(
+        nqm.NoisyQuadratic,
+        {"curvature": [1.0, 0.5], "noise_variance": [1.0, 0.5]},
+        ("multiplicity", "initial_second_moment"),
+    ),
+    "power_law": Entry(nqm.NoisyQuadratic.power_law, {"dim": 10}, ("num_bins",)),
+    "expected_loss": Entry(
+        nqm.expected_loss, {"problem": PROBLEM, "algorithm": ALGORITHM, "batch_size": 4, "steps": [1, 2]}
+    ),
+    "steady_state_loss": Entry(nqm.steady_state_loss, {"problem": PROBLEM, "algorithm": ALGORITHM, "batch_size": 4}),
+    "steps_to_target": Entry(
+        nqm.steps_to_target, {"problem": PROBLEM, "algorithm": ALGORITHM, "batch_size": 64, "target_loss": 0.3}
+    ),
+    "convergence_rate": Entry(nqm.convergence_rate, {"problem": PROBLEM, "algorithm": ALGORITHM}),
+    "largest_stable_learning_rate": Entry(
+        nqm.largest_stable_learning_rate, {"problem": PROBLEM, "momentum": 0.5}, ("nesterov", "preconditioner_power")
+    ),
+    "information_bound": Entry(nqm.information_bound, {"problem": PROBLEM, "batch_size": 4, "target_loss": 0.1}),
+    "monte_carlo": Entry(
+        nqm.monte_carlo,
+        {"problem": PROBLEM, "algorithm": ALGORITHM, "batch_size": 4},
+        ("noise", "seed", "record_every"),
+        {"num_steps": 3, "num_trajectories": 4},
+    ),
+    "noise_batches": Entry(nqm.noise_batches, {"problem": PROBLEM, "batch_size": 4}, ("num_batches", "noise", "seed")),
+    "BregmanTrainer": Entry(
+        BregmanTrainer,
+        {"model": models.mlp(3, (4,), 2, seed=0), "loss": "mse", "preset": "restarted"},
+        (
+            "measure_every_n_epochs",
+            "linear_penalty",
+            "activation_penalty",
+            "weight_decay",
+            "ridge",
+            "state_dtype",
+            "chunk_rows",
+            "num_blocks",
+            "step",
+            "max_relaxation",
+        ),
+    ),
+    "BregmanTrainer.fit": Entry(fit, {"x": X, "y": Y}, ("validation_split", "validation_data", "initial_epoch")),
+    "BregmanTrainer.expected_memory": Entry(TRAINER.expected_memory, {"num_rows": 10}),
+    "clip": Entry(activations.clip, {"maximum": 1.0}),
+    "leaky_relu": Entry(activations.leaky_relu, {"negative_slope": 0.1}),
+    "hinge": Entry(losses.hinge, {"edge": 0.0}),
+    "DistributedOptimizer": Entry(
+        distributed.DistributedOptimizer, {"optimizer": "sgd", "compression": None}, ("communicator",)
+    ),
+    "shard": Entry(distributed.shard, {"dataset": (X, Y)}, ("communicator",)),
+    "mlp": Entry(
+        models.mlp,
+        {"input_shape": 3, "hidden_units": (4,), "num_outputs": 2},
+        ("activation", "negative_slope", "use_bias", "batch_normalization", "weight_decay", "seed"),
+    ),
+    "convnet": Entry(
+        models.convnet,
+        {"input_shape": (8, 8, 1), "num_outputs": 2, "filters": (2,), "hidden_units": 4},
+        ("activation", "weight_decay", "seed"),
+    ),
+    "resnet": Entry(
+        models.resnet, {"depth": 8, "input_shape": (8, 8, 1), "num_outputs": 2, "width": 2}, ("weight_decay", "seed")
+    ),
+    "milne_regression": Entry(models.milne_regression, {"hidden_units": 2}, ("initial_scale", "weight_decay", "seed")),
+    "models.get": Entry(models.get, {"name": "mlp"}, (), {"input_shape": 3}),
+    "models.noisy_quadratic": Entry(models.noisy_quadratic, {"problem": PROBLEM}, ("seed",)),
+    "EpochBatches": Entry(
+        datasets.EpochBatches, {"x": X, "y": Y}, ("sample_weight", "batch_size", "seed", "shuffle", "communicator")
+    ),
+    "datasets.load": Entry(
+        datasets.load,
+        {"name": "breast_cancer"},
+        ("seed", "test_fraction", "validation_fraction", "standardize", "num_rows"),
+    ),
+    "make_higgs_like": Entry(datasets.make_higgs_like, {"num_rows": 10, "seed": 0}),
+    "fit_noisy_quadratic": Entry(
+        planning.fit_noisy_quadratic,
+        {"model": MODEL},
+        ("budget_seconds", "initial_weights", "num_examples", "matrix", "batch_norm", "num_runs"),
+        {"data": (X[:0], Y[:0])},  # so that nothing is fitted: either error will do
+    ),
+}
+CASES = [(name, argument) for name, entry in ENTRIES.items() for argument in (*entry.arguments, *entry.also)]
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_the_arguments_are_right_before_they_are_replaced(name):
+    entry = ENTRIES[name]
+    if name != "fit_noisy_quadratic":
+        entry.function(**entry.arguments, **entry.fixed)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("name", "argument"), CASES)
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+@given(value=NONSENSE)
+def test_nonsense_is_named_or_works(name, argument, value):
+    entry = ENTRIES[name]
+    try:
+        entry.function(**{**entry.arguments, **entry.fixed, argument: value})
+    except (ValueError, TypeError) as error:
+        message = str(error)
+        assert argument in message or (name == "fit_noisy_quadratic" and "data" in message), message
+    assert tf.executing_eagerly()
