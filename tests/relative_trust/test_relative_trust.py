@@ -177,7 +177,10 @@ def test_deep_relative_trust_and_the_largest_safe_step():
         (lambda: largest_safe_step(0), "`depth` must be an integer >= 1"),
         (lambda: largest_safe_step(3, 4.0), "`angle` must be a finite number >= 0 and <= 1.5"),
         (lambda: deep_relative_trust([-0.1]), "`relative_perturbations` must be >= 0. Received: -0.1"),
-        (lambda: relative_perturbation([np.ones(2)], [np.ones(3)]), r"`weights` must have the shapes of `step`, \[\(3,\)\]"),
+        (
+            lambda: relative_perturbation([np.ones(2)], [np.ones(3)]),
+            r"`weights` must have the shapes of `step`, \[\(3,\)\]",
+        ),
         (lambda: relative_gradient_breakdown([np.ones(2)], [np.ones(1)]), "`gradient` must have the shapes"),
         (lambda: breakdown_profile(mlp(2, (), 1), "mse", np.ones((2, 2)), np.ones(2), [-1.0]), "`etas` must be a list"),
         (lambda: breakdown_profile(mlp(2, (), 1), "mse", np.ones((2, 2)), np.ones(2), []), "`etas` must be a list"),

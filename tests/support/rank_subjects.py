@@ -1,0 +1,60 @@
+"""What subjects of ranks are: functions of the communicator and a folder, whose results are saved by rank."""
+
+import time
+
+import keras
+import numpy as np
+
+from tfopt.distributed import DistributedOptimizer
+
+SUBJECTS = {}
+
+
+def subject(function):
+    SUBJECTS[function.__name__] = function
+    return function
+
+
+def misuse(function):
+    """A subject that must end in an error on every rank; its message and how long it took are saved."""
+
+    def catch(ranks, folder):
+        start = time.perf_counter()
+        try:
+            function(ranks, folder)
+        except Exception as error:
+            return {
+                "error": type(error).__name__,
+                "message": str(error),
+                "seconds": time.perf_counter() - start,
+            }
+        return {"error": None, "message": "nothing was raised", "seconds": time.perf_counter() - start}
+
+    SUBJECTS[function.__name__] = catch
+    return function
+
+
+def make_model(seed=0, **options):
+    model = keras.Sequential([
+        keras.Input((4,)),
+        keras.layers.Dense(6, kernel_initializer=keras.initializers.HeNormal(seed)),
+        keras.layers.BatchNormalization(),
+        keras.layers.Dense(1, kernel_initializer=keras.initializers.HeNormal(seed + 1)),
+    ])
+    options = {"optimizer": DistributedOptimizer(keras.optimizers.Adam(0.01)), "jit_compile": False, **options}
+    model.compile(loss="mse", **options)
+    return model
+
+
+def make_data(num_rows, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(num_rows, 4)).astype("float32")
+    return x, x.sum(axis=1, keepdims=True)
+
+
+def fit(model, data, **options):
+    return model.fit(*data, **{"batch_size": 4, "verbose": 0, "shuffle": False, **options})
+
+
+def weights_of(model):
+    return [np.asarray(weight).tolist() for weight in model.get_weights()]

@@ -1,0 +1,231 @@
+"""Callbacks on ranks, those that measure too, with what they need: shards, saved models."""
+
+import csv
+import warnings
+
+import callback_table
+import curvature_parity
+import event_files
+import keras
+import numpy as np
+import parity
+import tensorflow as tf
+from rank_subjects import fit, make_data, make_model, subject, weights_of
+from tfopt.callbacks import (
+    AverageMetrics,
+    BroadcastVariables,
+    GradientNoiseScale,
+    ResumableCheckpoint,
+    WarmupLearningRate,
+)
+
+from tfopt.distributed import DistributedOptimizer, shard
+from tfopt.planning import fit_noisy_quadratic
+
+
+@subject
+def equal_starts(ranks, folder):
+    results = {}
+    data = make_data(16, seed=ranks.rank)
+    for name, callbacks in (("by_optimizer", []), ("by_callback", [BroadcastVariables(root_rank=ranks.size - 1)])):
+        model = make_model(seed=10 * ranks.rank)
+        model.layers[1].moving_mean.assign(tf.fill([6], float(ranks.rank)))
+        if callbacks:
+            model.optimizer.build(model.trainable_variables)
+            model.optimizer.variables[2].assign(tf.fill([4, 6], 0.5 * ranks.rank))
+        initial = weights_of(model)
+        fit(model, data, epochs=0 if callbacks else 1, callbacks=callbacks)
+        results[name] = {
+            "initial": initial,
+            "weights": weights_of(model),
+            "momentum": np.asarray(model.optimizer.variables[2]).tolist(),
+        }
+    deferred = keras.Sequential([keras.layers.Dense(3), keras.layers.BatchNormalization(), keras.layers.Dense(1)])
+    deferred.compile(DistributedOptimizer(keras.optimizers.SGD(0.1)), "mse", jit_compile=False)
+    fit(deferred, data, epochs=1, steps_per_epoch=1, callbacks=[BroadcastVariables()])
+    results["deferred"] = weights_of(deferred)
+    return results
+
+
+@subject
+def seeds_stay_apart(ranks, folder):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.5, seed=ranks.rank), keras.layers.Dense(1)])
+    model.compile(DistributedOptimizer("sgd"), "mse", jit_compile=False)
+    fit(model, make_data(8), epochs=1, callbacks=[BroadcastVariables()])
+    return [np.asarray(v).tolist() for v in model.variables if v.name == "seed_generator_state"]
+
+
+@subject
+def metrics(ranks, folder):
+    class Constant(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            logs["value"], logs["text"] = ranks.rank + epoch, "kept"
+
+    model = make_model(metrics=["mae"])
+    history = fit(
+        model,
+        make_data(16, seed=ranks.rank),
+        epochs=2,
+        validation_data=make_data(8, seed=10 + ranks.rank),
+        callbacks=[BroadcastVariables(), Constant(), AverageMetrics(), keras.callbacks.EarlyStopping("loss")],
+    )
+    return history.history
+
+
+@subject
+def warm_up(ranks, folder):
+    rates = []
+
+    class Rates(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            rates.append(float(np.asarray(self.model.optimizer.learning_rate)))
+
+    model = make_model(optimizer=DistributedOptimizer(keras.optimizers.SGD(0.6)))
+    history = fit(model, make_data(8), epochs=3, callbacks=[WarmupLearningRate(epochs=2), Rates()])
+    return {"rates": rates, "logged": history.history["learning_rate"]}
+
+
+@subject
+def shards(ranks, folder):
+    rows = tf.data.Dataset.range(3 * ranks.size + 1)
+    pairs = tf.data.Dataset.from_tensor_slices(({"a": tf.range(2 * ranks.size)}, tf.range(2 * ranks.size)))
+    unknown = rows.filter(lambda _: True)
+    return {
+        "known": [int(x) for x in shard(rows)],
+        "unknown": [int(x) for x in shard(unknown)],
+        "unknown_batches": [x.numpy().tolist() for x in shard(unknown.batch(2))],
+        "unknown_pairs": [[int(x["a"]), int(y)] for x, y in shard(pairs.filter(lambda *_: True))],
+        "infinite": [int(x) for x in shard(rows.repeat()).take(4)],
+        "arrays": [part.tolist() for part in shard((np.arange(3 * ranks.size + 1), np.arange(3 * ranks.size + 1)))],
+    }
+
+
+@subject
+def automatic_loss_scaling(ranks, folder):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = make_model()
+        fit(model, make_data(16, seed=ranks.rank), callbacks=[BroadcastVariables()])
+        return [type(model.optimizer).__name__, model.optimizer.__class__.__name__, weights_of(model)]
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+@subject
+def saved_model(ranks, folder):
+    model = make_model(optimizer=DistributedOptimizer(parity.OPTIMIZERS["lars"]()))
+    data = make_data(16, seed=ranks.rank)
+    fit(model, data, callbacks=[BroadcastVariables()])
+    if ranks.rank == 0:
+        model.save(folder / "model.keras")
+        model.save_weights(folder / "model.weights.h5")
+        tf.train.Checkpoint(model=model, optimizer=model.optimizer).save(str(folder / "tf"))
+        np.savez(folder / "variables.npz", *[np.asarray(v) for v in [*model.variables, *model.optimizer.variables]])
+        np.savez(folder / "data.npz", *data)
+    ranks.barrier()
+    return True
+
+
+@subject
+def curvature(ranks, folder):
+    x, y, starts = curvature_parity.make_rows(ranks.size)
+    mine = slice(*starts[ranks.rank : ranks.rank + 2])
+    return curvature_parity.measure(x[mine], y[mine], ranks)
+
+
+@subject
+def a_fit_on_unequal_shards(ranks, folder):
+    x, y = curvature_parity.make_noisy_rows()
+    mine = slice(0, 250) if ranks.rank == 0 else slice(249 + ranks.rank, None, ranks.size - 1)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, kernel_initializer="ones")])
+    found = fit_noisy_quadratic(model, (x[mine], y[mine]), "mse", 20.0, num_runs=4, num_matvecs=6)
+    parts = (found.noise, found.start, found.gain_elsewhere[1:], found.floor, found.num_examples, found.num_rows)
+    return [np.asarray(part).tolist() for part in parts]
+
+
+# --- callbacks that measure
+
+
+@subject
+def every_callback(ranks, folder):
+    """All callbacks at once under each optimizer and way to run a step; under more than two ranks a single cell.
+
+    Those that measure by steps too are there once for each optimizer and for each way.
+    """
+    results = {}
+    for row, optimizer in enumerate(callback_table.OPTIMIZERS):
+        for column, mode in enumerate(callback_table.MODES):
+            if ranks.size == 2 or (optimizer, mode) == ("lars", "graph"):
+                place = folder / f"{optimizer}-{mode}-{ranks.rank}"
+                place.mkdir()
+                by_steps = (row + column) % 3 == 0  # so with LARS in a graph
+                results[f"{optimizer}/{mode}"] = measured_on_ranks(ranks, optimizer, mode, place, by_steps)
+    return results
+
+
+def measured_on_ranks(ranks, optimizer, mode, folder, by_steps):
+    x, y = callback_table.X[ranks.rank :: ranks.size][:8], callback_table.Y[ranks.rank :: ranks.size][:8]
+    table = {
+        name: make((x, y), folder)
+        for name, make in callback_table.CALLBACKS.items()
+        if name not in ("BroadcastVariables", "AverageMetrics", "ResumableCheckpoint")
+        and (by_steps or not name.endswith("by steps"))
+    }
+    table["between ranks"] = GradientNoiseScale()
+    checkpoint = ResumableCheckpoint(folder.parent / f"{optimizer}-{mode}", verbose=0)
+    loggers = [
+        keras.callbacks.CSVLogger(folder / "log.csv", append=True),
+        keras.callbacks.TensorBoard(folder / "board"),
+    ]
+    runs = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of steps_per_execution, and of the checkpoint's unknown callbacks
+        for callbacks in ([*loggers, *table.values()], []):
+            model = callback_table.make_model(optimizer, mode, DistributedOptimizer)
+            first = [BroadcastVariables(), AverageMetrics()]
+            last = [checkpoint] * bool(callbacks)
+            rows = np.resize(np.arange(len(x)), 2 * callback_table.STEPS)
+            runs.append(callback_table.fit(model, [*first, *callbacks, *last], x[rows], y[rows], batch_size=2))
+    (history, values), (plain_history, plain) = runs
+    board = event_files.read_scalars(folder / "board")
+    logged = [key for keys in callback_table.LOGGED.values() for key in keys]
+    rows = list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
+    return {
+        "same": all(np.array_equal(a, b) for a, b in zip(values, plain, strict=True)),
+        "same_history": all(history[name] == plain_history[name] for name in plain_history),
+        "steps": {name: callback.history["step"] for name, callback in table.items() if hasattr(callback, "history")},
+        "history": {name: series for name, series in history.items() if "seconds" not in name},
+        "in_csv": all(
+            np.allclose([float(row[name]) for row in rows], history[name], equal_nan=True) for name in logged
+        ),
+        "in_board": all(
+            np.allclose(list(board[f"epoch_{name}"].values()), history[name], rtol=1e-5, equal_nan=True)
+            for name in logged
+        ),
+    }
+
+
+@subject
+def noise_between_ranks(ranks, folder):
+    """Against the gradients themselves; the model stands still, so that they are those of any step."""
+    rng = np.random.default_rng(ranks.rank)
+    x, y = rng.normal(size=(12, 4)).astype("float32"), rng.normal(size=(12, 1)).astype("float32")
+    results = {}
+    for name, options in (("plain", {}), ("compressed", {"compression": "float16"}), ("mixed", {})):
+        keras.config.set_dtype_policy("mixed_float16" if name == "mixed" else "float32")
+        try:
+            model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, kernel_initializer="ones")])
+            model.compile(DistributedOptimizer(keras.optimizers.SGD(0.0), **options), "mse", jit_compile=False)
+            fit(model, (x, y), batch_size=3)  # compiles a step that does not watch
+            noise = GradientNoiseScale(local_batch_size=None if name == "plain" else 3)
+            before = ranks.bytes_reduced
+            fit(model, (x, y), batch_size=3, epochs=2, callbacks=[BroadcastVariables(), noise])
+            results[name] = {**noise.history, "bytes": ranks.bytes_reduced - before}
+        finally:
+            keras.config.set_dtype_policy("float32")
+    local = []
+    for start in range(0, 12, 3):
+        rows, targets = np.c_[x, np.ones(12)][start : start + 3], y[start : start + 3, 0]
+        local.append(2 / 3 * rows.T @ (rows @ np.array([1.0, 1.0, 1.0, 1.0, 0.0]) - targets))
+    results["local_gradients"] = np.array(local).tolist()
+    return results
