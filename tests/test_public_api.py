@@ -192,6 +192,7 @@ def test_docstrings_explain_every_argument(item):
         "tfopt.bregman.trainer",
         "tfopt.planning.fit",
         "tfopt.planning.plan",
+        "tfopt.planning.planner",
         "tfopt.relative_trust.breakdown",
         "tfopt.relative_trust.profile",
         "tfopt.relative_trust.step",

@@ -11,7 +11,8 @@ check_keras_3()
 from tfopt.planning.fit import fit_noisy_quadratic  # noqa: E402
 from tfopt.planning.interval import Interval  # noqa: E402
 from tfopt.planning.noisy_quadratic_fit import NoisyQuadraticFit  # noqa: E402
-from tfopt.planning.plan import BatchSizePlan, Suggestion, plan_batch_size  # noqa: E402
+from tfopt.planning.plan import BatchSizePlan, Suggestion  # noqa: E402
+from tfopt.planning.planner import plan_batch_size  # noqa: E402
 
 __all__ = [
     "BatchSizePlan",
