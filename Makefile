@@ -71,6 +71,7 @@ bench: $(VENV)/installed-bench $(VENV)/built-horovod
 	$(BIN)/python benchmarks/bregman.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/horovodrun -np 2 $(BIN)/python benchmarks/scaling.py
+	HOROVOD_CYCLE_TIME=0.1 $(BIN)/horovodrun -np 2 $(BIN)/python benchmarks/scaling.py --messages
 	$(BIN)/python benchmarks/faults.py
 	$(BIN)/python benchmarks/tables.py
 

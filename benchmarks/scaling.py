@@ -1,8 +1,9 @@
 """What more ranks bring: steps of Keras and sweeps without gradients with the rows split, and what a message costs.
 
 Run with one thread each, once for each number of ranks: `python benchmarks/scaling.py` and
-`horovodrun -np 2 python benchmarks/scaling.py`. Each writes `benchmarks/results/scaling_<N>_ranks.json`;
-`benchmarks/tables.py` fits latency and bandwidth to them, and predicts larger jobs.
+`horovodrun -np 2 python benchmarks/scaling.py`. Each writes `benchmarks/results/scaling_<N>_ranks.json`. Horovod looks
+for messages once a millisecond; `HOROVOD_CYCLE_TIME=0.1 horovodrun -np 2 python benchmarks/scaling.py --messages`
+measures them with less of that wait. `benchmarks/tables.py` fits wait, latency and bandwidth, and predicts larger jobs.
 """
 
 import os
@@ -11,6 +12,7 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import argparse
 import json
 import statistics
 import time
@@ -74,10 +76,10 @@ def time_messages() -> dict[str, float]:
         Bytes of a message -> median seconds.
     """
     ranks, found = communicator.current(), {}
-    for number in NUMBERS:
+    for number in (1, *NUMBERS):  # the first ones of a process are slow, and replaced
         vector = tf.ones(number, tf.float64)
         found[str(8 * number)] = median_seconds(
-            lambda vector=vector: ranks.allreduce_sum([vector])[0].numpy(), 31 if number < 1_000_000 else 9
+            lambda vector=vector: ranks.allreduce_sum([vector])[0].numpy(), 1001 if number < 1_000_000 else 31
         )
     return found
 
@@ -121,16 +123,20 @@ def time_sweeps() -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Measure on the ranks of this job; rank 0 writes the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--messages", action="store_true", help="measure messages only")
+    arguments = parser.parse_args()
     ranks = communicator.current()
-    content = {
-        "environment": environment.describe(["tensorflow", "keras", "numpy", "horovod"]),
-        "messages": time_messages() if ranks.size > 1 else {},
-        "keras": time_keras_step(),
-        "sweeps": time_sweeps(),
-    }
+    content: dict[str, Any] = {"environment": environment.describe(["tensorflow", "keras", "numpy", "horovod"])}
+    content["cycle_milliseconds"] = float(os.environ.get("HOROVOD_CYCLE_TIME", "1"))
+    if ranks.size > 1:
+        content["messages"] = time_messages()
+    if not arguments.messages:
+        content |= {"keras": time_keras_step(), "sweeps": time_sweeps()}
     if ranks.rank == 0:
         print(json.dumps(content, indent=1))
-        path = Path(__file__).parent / "results" / f"scaling_{ranks.size}_ranks.json"
+        name = "messages" if arguments.messages else f"scaling_{ranks.size}_ranks"
+        path = Path(__file__).parent / "results" / f"{name}.json"
         path.write_text(json.dumps(content, indent=1) + "\n")
 
 

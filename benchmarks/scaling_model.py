@@ -1,8 +1,10 @@
 """The latency-bandwidth model: fitted to measured messages, it predicts sweeps on thousands of ranks.
 
-A sum over N ranks of n bytes takes k(N) a + 2 (N - 1) / N n b seconds, where k is 2 (N - 1) if the ranks stand in a
-ring, as with Gloo, and 2 log2(N) in a tree, as MPI and NCCL choose for short messages; on two ranks both are 2 a + n b.
-A sweep takes c + d rows / N seconds of work and a sum for each layer, and one for the logs.
+A sum over N ranks of n bytes takes w + k(N) a + 2 (N - 1) / N n b seconds: w until Horovod, which looks for messages
+once in a cycle, has agreed on this one; k hops of latency a, 2 (N - 1) if the ranks stand in a ring, as with Gloo, and
+2 log2(N) in a tree, as MPI and NCCL choose for short messages; and n bytes at a bandwidth of 1 / b. On two ranks a ring
+is a tree, and w is told from 2 a by measuring with two cycles. A sweep takes c + d rows / N seconds of work and a sum
+for each layer, and one for the logs.
 """
 
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.optimize
 
 # Published: seconds of a whole training to a test accuracy, by number of cores (Taylor et al. 2016, section 6).
 PUBLISHED = {
@@ -29,27 +32,33 @@ class Network:
     """What a message costs.
 
     Attributes:
+        wait: w, seconds, with Horovod's default cycle of a millisecond.
         latency: a, seconds.
         seconds_per_byte: b.
     """
 
+    wait: float
     latency: float
     seconds_per_byte: float
 
     @classmethod
-    def fit(cls, messages: dict[str, float]) -> "Network":
+    def fit(cls, results: list[dict]) -> "Network":
         """Fit to messages between two ranks, so that relative errors are small.
 
         Args:
-            messages: Bytes -> seconds.
+            results: Files of `scaling.py` with different cycles.
 
         Returns:
             The fit.
         """
-        sizes, seconds = np.array([float(size) for size in messages]), np.array(list(messages.values()))
-        columns = np.stack([2 + 0 * sizes, sizes], axis=1) / seconds[:, None]
-        latency, per_byte = np.linalg.lstsq(columns, np.ones(len(sizes)), rcond=None)[0]
-        return cls(float(latency), float(per_byte))
+        rows = [
+            (result["cycle_milliseconds"], 2.0, float(size), seconds)
+            for result in results
+            for size, seconds in result["messages"].items()
+        ]
+        *columns, seconds = np.array(rows).T
+        found, _ = scipy.optimize.nnls(np.stack(columns, axis=1) / seconds[:, None], np.ones(len(rows)))
+        return cls(*found.tolist())
 
     def sum_seconds(self, num_ranks: Any, num_bytes: float, in_ring: bool) -> Any:
         """Predict a sum over ranks.
@@ -63,7 +72,8 @@ class Network:
             Seconds.
         """
         hops = 2 * (num_ranks - 1) if in_ring else 2 * np.log2(num_ranks)
-        return hops * self.latency + 2 * (num_ranks - 1) / num_ranks * num_bytes * self.seconds_per_byte
+        wait = np.where(np.asarray(num_ranks) > 1, self.wait, 0.0)
+        return wait + hops * self.latency + 2 * (num_ranks - 1) / num_ranks * num_bytes * self.seconds_per_byte
 
 
 def predict_sweep(
@@ -121,7 +131,7 @@ def draw(one: dict, two: dict, network: Network, path: Path) -> None:
         label = f"published: training to {published['level']}"
         axis.plot(list(published["seconds"]), list(published["seconds"].values()), "s", color="C3", label=label)
         axis.set(title=f"{name}, {published['rows']:,} rows, {published['widths']}", xlabel="ranks (published: cores)")
-        axis.legend()
+        axis.legend(loc="lower left", fontsize="small")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("seconds")
     figure.savefig(path, dpi=110)

@@ -191,7 +191,7 @@ def scaling_table(one: dict, two: dict, network: Network) -> str:
     cases |= {name: (one["sweeps"][name], two["sweeps"][name]) for name in one["sweeps"]}
     for name, (first, second) in cases.items():
         predicted = ""
-        if name.count(", ") == 2 and "restarted, " not in name:
+        if not name.startswith("Keras") and "restarted, " not in name:
             shape, preset, rows = name.split(", ")
             count = int(rows.removesuffix(" rows").replace(",", ""))
             predicted = f"{1000 * predict_sweep(one, network, shape, preset, count, 2, True):.0f}"
@@ -202,23 +202,26 @@ def scaling_table(one: dict, two: dict, network: Network) -> str:
     return "\n".join(lines)
 
 
-def messages_table(two: dict, network: Network) -> str:
+def messages_table(two: dict, short_cycle: dict, network: Network) -> str:
     """Return what a message between two ranks costs.
 
     Args:
         two: The contents of `scaling_2_ranks.json`.
+        short_cycle: The contents of `messages.json`.
         network: The fit.
 
     Returns:
         A Markdown table.
     """
-    lines = ["| bytes | measured: ms | fitted: ms |", "| ---: | ---: | ---: |"]
+    cycle = short_cycle["cycle_milliseconds"]
+    lines = [f"| bytes | measured: ms | fitted: ms | with a cycle of {cycle:g} ms |", "| ---: | ---: | ---: | ---: |"]
     for size, seconds in two["messages"].items():
         fitted = network.sum_seconds(2, int(size), True)
-        lines.append(f"| {int(size):,} | {1000 * seconds:.2f} | {1000 * fitted:.2f} |")
+        other = 1000 * short_cycle["messages"][size]
+        lines.append(f"| {int(size):,} | {1000 * seconds:.2f} | {1000 * fitted:.2f} | {other:.2f} |")
     lines.append("")
     lines.append(
-        f"Latency a = {1e6 * network.latency:.0f} microseconds, "
+        f"Wait w = {1e6 * network.wait:.0f} microseconds, latency a = {1e6 * network.latency:.0f} microseconds, "
         f"bandwidth 1 / b = {1e-9 / network.seconds_per_byte:.2f} GB/s."
     )
     return "\n".join(lines)
@@ -243,7 +246,7 @@ def prediction_table(one: dict, network: Network) -> str:
         for published in PUBLISHED.values():
             for in_ring in (True, False):
                 arguments = (published["widths"], "penalty", published["rows"], num_ranks, in_ring)
-                cells.append(f"{predict_sweep(one, network, *arguments):.3g}")
+                cells.append(f"{float(predict_sweep(one, network, *arguments)):.3g}")
         lines.append(f"| {num_ranks:,} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -279,8 +282,9 @@ def main() -> None:
     """
     names = ("optimizers", "distributed", "curvature", "callbacks", "nqm", "bregman", "faults")
     found = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in names}
-    one, two = (json.loads((RESULTS / f"scaling_{size}_ranks.json").read_text()) for size in (1, 2))
-    network = Network.fit(two["messages"])
+    measured = ("scaling_1_ranks", "scaling_2_ranks", "messages")
+    one, two, short_cycle = (json.loads((RESULTS / f"{name}.json").read_text()) for name in measured)
+    network = Network.fit([two, short_cycle])
     bregman = found["bregman"]
     parts = {
         "environment": environment_line(found["optimizers"]["environment"]),
@@ -298,7 +302,7 @@ def main() -> None:
         "bregman": bregman_table(bregman, [name for name in bregman if name[0].isdigit()]),
         "scaling environment": environment_line(two["environment"]),
         "scaling": scaling_table(one, two, network),
-        "messages": messages_table(two, network),
+        "messages": messages_table(two, short_cycle, network),
         "predictions": prediction_table(one, network),
         "faults": faults_table(found["faults"]),
     }

@@ -191,7 +191,6 @@ def test_docstrings_explain_every_argument(item):
         "tfopt.nqm.steps_to_target",
         "tfopt.bregman.trainer",
         "tfopt.planning.fit",
-        "tfopt.planning.plan",
         "tfopt.planning.planner",
         "tfopt.relative_trust.breakdown",
         "tfopt.relative_trust.profile",

@@ -389,8 +389,8 @@ def test_a_loop_of_ones_own_can_call_it(tmp_path):
     [
         ({"folder": 3}, TypeError, "`folder` must be a path. Received: folder=3"),
         ({"folder": "x", "every_n_epochs": 0}, ValueError, "`every_n_epochs` must be an integer >= 1"),
-        ({"folder": "x", "stateless": Counter}, TypeError, "`stateless` must be a list of classes"),
-        ({"folder": "x", "stateless": [Counter()]}, TypeError, "`stateless` must be a list of classes"),
+        ({"folder": "x", "stateless": Counter}, TypeError, "`stateless` must hold classes"),
+        ({"folder": "x", "stateless": [Counter()]}, TypeError, "`stateless` must hold classes"),
         ({"folder": "x", "verbose": 2}, ValueError, "`verbose` must be an integer >= 0 and <= 1"),
     ],
 )

@@ -62,6 +62,7 @@ def plan_batch_size(
         ValueError: An argument is out of its range, or the model or the data cannot be measured.
 
     Example:
+        >>> import numpy as np
         >>> from tfopt import models
         >>> rng = np.random.default_rng(0)
         >>> x = rng.standard_normal((4096, 4))
