@@ -86,7 +86,10 @@ def find_rank(job: subprocess.Popen[str], rank: int) -> psutil.Process:
 
 
 def state_of(checkpoints: Path) -> str:
-    """Digest everything that the newest checkpoint of each rank holds, durations aside.
+    """Digest everything that the newest checkpoint of each rank holds.
+
+    Left out are durations, and the states of Python's and NumPy's global generators, which the examples neither seed nor
+    draw from.
 
     Args:
         checkpoints: The folder.
@@ -109,7 +112,8 @@ def state_of(checkpoints: Path) -> str:
             digest.update(f"{name}={value!r}".encode() if not isinstance(value, np.ndarray) else value.tobytes())
 
     for rank in range(RANKS):
-        add(f"rank {rank}", _state_file.read(max(checkpoints.glob(f"epoch-*.rank-{rank}-of-{RANKS}.npz"))))
+        state = _state_file.read(max(checkpoints.glob(f"epoch-*.rank-{rank}-of-{RANKS}.npz")))
+        add(f"rank {rank}", {name: value for name, value in state.items() if name != "random"})
     return digest.hexdigest()
 
 
