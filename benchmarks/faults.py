@@ -88,8 +88,8 @@ def find_rank(job: subprocess.Popen[str], rank: int) -> psutil.Process:
 def state_of(checkpoints: Path) -> str:
     """Digest everything that the newest checkpoint of each rank holds.
 
-    Left out are durations, and the states of Python's and NumPy's global generators, which the examples neither seed nor
-    draw from.
+    Left out are durations, and the states of Python's and NumPy's global generators, which the examples neither seed
+    nor draw from.
 
     Args:
         checkpoints: The folder.
