@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from tfopt.models._lookup import look_up
 
 from tfopt._checks import check_integer, check_number
 
@@ -26,7 +27,7 @@ class Kernels:
     """
 
     def __init__(self, initializer: Any, weight_decay: float, seed: int | None) -> None:
-        self.initializer = keras.initializers.get(initializer)
+        self.initializer = look_up("kernel_initializer", keras.initializers.get, initializer)
         weight_decay = check_number("weight_decay", weight_decay, minimum=0.0)
         self.regularizer = keras.regularizers.L2(weight_decay) if weight_decay else None
         self.seed = None if seed is None else check_integer("seed", seed, minimum=0)

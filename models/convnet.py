@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 from tfopt.models._kernels import Kernels
+from tfopt.models._lookup import look_up
 
 from tfopt._checks import check_flag, check_integer, check_shape
 
@@ -53,6 +54,7 @@ def convnet(
         check_integer(argument, value, minimum=1)
     check_flag("batch_normalization", batch_normalization)
     kernels = Kernels(kernel_initializer, weight_decay, seed)
+    look_up("activation", keras.activations.get, activation)
 
     def activated(x: Any, label: str) -> Any:
         if batch_normalization:

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 from tfopt.models._kernels import Kernels
+from tfopt.models._lookup import look_up
 
 from tfopt._checks import check_flag, check_integer, check_number, check_shape
 
@@ -72,6 +73,9 @@ def mlp(
         depth = max(len(units), 1) if residual else 1
         kernel_initializer = keras.initializers.VarianceScaling(2.0 / depth)  # He's, for depth 1
     kernels = Kernels(kernel_initializer, weight_decay, seed)
+    look_up("activation", keras.activations.get, activation)
+    if output_activation is not None:
+        look_up("output_activation", keras.activations.get, output_activation)
 
     inputs = keras.Input(shape, name="inputs")
     x = keras.layers.Flatten(name="flatten")(inputs) if len(shape) > 1 else inputs

@@ -96,7 +96,7 @@ class Entry:
 
 
 def fit(**arguments):
-    return TRAINER.fit(epochs=1, verbose=0, **arguments)
+    return TRAINER.fit(epochs=3, verbose=0, **arguments)
 
 
 def folder():
@@ -263,12 +263,15 @@ ENTRIES = {
     "mlp": Entry(
         models.mlp,
         {"input_shape": 3, "hidden_units": (4,), "num_outputs": 2},
-        ("activation", "negative_slope", "use_bias", "batch_normalization", "weight_decay", "seed"),
+        (
+            *("activation", "negative_slope", "use_bias", "batch_normalization", "weight_decay", "seed"),
+            *("kernel_initializer", "output_activation", "residual"),
+        ),
     ),
     "convnet": Entry(
         models.convnet,
         {"input_shape": (8, 8, 1), "num_outputs": 2, "filters": (2,), "hidden_units": 4},
-        ("activation", "weight_decay", "seed"),
+        ("activation", "weight_decay", "seed", "kernel_initializer"),
     ),
     "resnet": Entry(
         models.resnet, {"depth": 8, "input_shape": (8, 8, 1), "num_outputs": 2, "width": 2}, ("weight_decay", "seed")
@@ -312,5 +315,5 @@ def test_nonsense_is_named_or_works(name, argument, value):
         entry.function(**{**entry.arguments, **entry.fixed, argument: value})
     except (ValueError, TypeError) as error:
         message = str(error)
-        assert argument in message or (name == "fit_noisy_quadratic" and "data" in message), message
+        assert f"`{argument}`" in message or (name == "fit_noisy_quadratic" and "`x`" in message), message
     assert tf.executing_eagerly()

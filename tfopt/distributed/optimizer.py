@@ -67,7 +67,10 @@ class DistributedOptimizer:
         if type(optimizer) is DistributedOptimizer:
             raise ValueError("`optimizer` is a DistributedOptimizer already: wrap an optimizer once")
         if isinstance(optimizer, str):
-            optimizer = keras.optimizers.get(optimizer)
+            try:
+                optimizer = keras.optimizers.get(optimizer)
+            except ValueError as error:
+                raise ValueError(f"`optimizer` is no optimizer that Keras knows. Received: {optimizer!r}") from error
         if not isinstance(optimizer, keras.optimizers.Optimizer):
             raise TypeError(
                 "`optimizer` must be a Keras 3 optimizer or its name. "
