@@ -76,7 +76,7 @@ class ResumableCheckpoint(Callback):
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"`folder` must be a folder. Received: folder={str(folder)!r}, which is a file")
         self.every_n_epochs = check_integer("every_n_epochs", every_n_epochs, minimum=1)
-        self.stateless = as_items("stateless", stateless, "classes")
+        self.stateless = as_items("stateless", stateless, "hold classes")
         if not all(isinstance(item, type) for item in self.stateless):
             raise TypeError(f"`stateless` must hold classes. Received: stateless={stateless!r}")
         self.verbose = check_integer("verbose", verbose, minimum=0, maximum=1)

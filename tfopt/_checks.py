@@ -110,19 +110,19 @@ def check_shape(name: str, value: Any, *, num_dimensions: int | None = None) -> 
         ValueError: There are too few or too many, or one is not positive.
     """
     expected = f"{num_dimensions or 'one or more'} positive integers"
-    sizes = as_items(name, value, expected)
+    sizes = as_items(name, value, f"hold {expected}")
     if not sizes or (num_dimensions is not None and len(sizes) != num_dimensions):
         raise ValueError(f"`{name}` must hold {expected}. Received: {name}={value!r}")
     return tuple(check_integer(name, size, minimum=1) for size in sizes)
 
 
-def as_items(name: str, value: Any, expected: str = "items") -> tuple[Any, ...]:
+def as_items(name: str, value: Any, expected: str = "hold items") -> tuple[Any, ...]:
     """Make a tuple of what can be gone through.
 
     Args:
         name: The argument's name, for the message.
         value: What came.
-        expected: What it must hold, for the message.
+        expected: What it must do or be, for the message.
 
     Returns:
         Its items.
@@ -135,7 +135,7 @@ def as_items(name: str, value: Any, expected: str = "items") -> tuple[Any, ...]:
             return tuple(value)
     except TypeError:
         pass
-    raise TypeError(f"`{name}` must hold {expected}. Received: {name}={value!r} of type {type(value).__name__}")
+    raise TypeError(f"`{name}` must {expected}. Received: {name}={value!r} of type {type(value).__name__}")
 
 
 def as_numbers(name: str, value: Any, expected: str = "numbers") -> np.ndarray:
@@ -219,10 +219,10 @@ def check_patterns(name: str, value: Any) -> tuple[str, ...] | str:
         if value == "vectors":
             return value
         raise ValueError(f"`{name}` must be {expected}. Received: {name}={value!r}. Did you mean [{value!r}]?")
-    patterns = as_items(name, value, expected)
+    patterns = as_items(name, value, f"be {expected}")
     for pattern in patterns:
         if not isinstance(pattern, str):
-            raise TypeError(f"`{name}` must hold {expected}. Received an element {pattern!r}")
+            raise TypeError(f"`{name}` must be {expected}. Received an element {pattern!r}")
         try:
             re.compile(pattern)
         except re.error as error:

@@ -101,6 +101,8 @@ def test_a_missing_cmake_comes_from_the_package_index(tmp_path, monkeypatch):
     assert environment["PATH"].startswith(str(tmp_path / "tools" / "cmake" / "data" / "bin"))
     assert environment["CPATH"].split(os.pathsep)[0] == str(tmp_path / "headers")
     assert environment["HOROVOD_WITH_MPI"] == "1"
+    assert "HOROVOD_WITHOUT_MPI" not in environment
+    assert _toolchain.build_environment(include, tmp_path, {"PATH": ""})["HOROVOD_WITHOUT_MPI"] == "1"
     assert environment["HOROVOD_WITH_GLOO"] == "1"
 
 

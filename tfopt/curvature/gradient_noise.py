@@ -358,7 +358,7 @@ def _jackknife(squares: np.ndarray, alignments: np.ndarray, squared_norm: float,
 
 
 def _units(directions: Any, size: int) -> np.ndarray:
-    listed = as_items("directions", directions, "vectors")
+    listed = as_items("directions", directions, "hold vectors")
     units = np.empty((len(listed), size))
     for place, direction in enumerate(listed):
         vector = as_vector("directions", direction)

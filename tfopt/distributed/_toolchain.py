@@ -27,10 +27,12 @@ HEADERS = {
 }
 INCLUDED_LIBRARIES = ("external/highwayhash", "external/farmhash_archive/src")
 
-# What is built unless the environment says otherwise.
+# What is built unless the environment says otherwise. Without being told, Horovod builds with MPI where it finds one,
+# and `horovodrun` then starts ranks by `mpirun`: what a job does would hang on what else a machine has installed.
 OPTIONS = {
     "HOROVOD_WITH_TENSORFLOW": "1",
     "HOROVOD_WITH_GLOO": "1",
+    "HOROVOD_WITHOUT_MPI": "1",
     "HOROVOD_WITHOUT_PYTORCH": "1",
     "HOROVOD_WITHOUT_MXNET": "1",
 }
@@ -185,6 +187,20 @@ def run(command: list[str], what: str, environment: Mapping[str, str] | None = N
         raise BuildError(f"{what} failed:\n" + "\n".join(result.stdout.splitlines()[-30:]))
 
 
+def choose_options(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the options of Horovod's build.
+
+    Args:
+        environment: The user's environment variables.
+
+    Returns:
+        Ours, and the user's in their place.
+    """
+    theirs = {name: value for name, value in environment.items() if name.startswith("HOROVOD_WITH")}
+    opposites = {name.replace("_WITH_", "_WITHOUT_") for name in theirs if theirs[name] not in ("", "0")}
+    return {name: value for name, value in OPTIONS.items() if name not in opposites} | theirs
+
+
 def build_environment(include: Path, folder: Path, environment: Mapping[str, str]) -> dict[str, str]:
     """Prepare everything that the compilation needs in a folder of its own, which leaves the user's packages alone.
 
@@ -209,8 +225,8 @@ def build_environment(include: Path, folder: Path, environment: Mapping[str, str
     places = [headers, *(include / library for library in INCLUDED_LIBRARIES)]
     python = Path(sys.executable).parent
     return {
-        **OPTIONS,
         **environment,
+        **choose_options(environment),
         "CPATH": os.pathsep.join([*map(str, places), *filter(None, [environment.get("CPATH")])]),
         "PYTHONPATH": os.pathsep.join([str(tools), *filter(None, [environment.get("PYTHONPATH")])]),
         "PATH": os.pathsep.join([str(tools / "cmake/data/bin"), str(python), environment.get("PATH", "")]),

@@ -25,10 +25,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from tfopt.distributed._toolchain import (
     HOROVOD_VERSION,
     MENDED,
-    OPTIONS,
     RUNTIME_REQUIREMENTS,
     BuildError,
     build_environment,
+    choose_options,
     console,
     find_compiler,
     find_tensorflow,
@@ -122,10 +122,8 @@ def build_key(tensorflow_version: str, compiler: str) -> str:
     Returns:
         A name for its folder in the cache.
     """
-    flags = {name: value for name, value in os.environ.items() if name.startswith("HOROVOD_WITH")}
-    flags |= {
-        name: os.environ[name] for name in ("CXXFLAGS", "HOROVOD_GPU", "HOROVOD_GPU_OPERATIONS") if name in os.environ
-    }
+    others = ("CXXFLAGS", "HOROVOD_GPU", "HOROVOD_GPU_OPERATIONS")
+    flags = choose_options(os.environ) | {name: os.environ[name] for name in others if name in os.environ}
     version = subprocess.run(
         [compiler, "-dumpfullversion", "-dumpversion"], capture_output=True, text=True, check=False
     )
@@ -136,7 +134,7 @@ def build_key(tensorflow_version: str, compiler: str) -> str:
         platform.machine(),
         platform.libc_ver(),
         os.path.basename(compiler) + version.stdout.strip(),
-        sorted({**OPTIONS, **flags}.items()),
+        sorted(flags.items()),
         sorted(MENDED.items()),
     ]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:10]

@@ -50,7 +50,7 @@ def relative_gradient_breakdown(gradient: Sequence[Any], moved_gradient: Sequenc
         >>> relative_gradient_breakdown([np.array([3.0, 4.0])], [np.array([3.0, 5.0])]).tolist()
         [0.2]
     """
-    moved = [as_numbers("moved_gradient", part) for part in as_items("moved_gradient", moved_gradient, "arrays")]
+    moved = [as_numbers("moved_gradient", part) for part in as_items("moved_gradient", moved_gradient, "hold arrays")]
     norms = norms_of("gradient", gradient, moved, "moved_gradient")
     changes = [after - np.asarray(before, np.float64) for before, after in zip(gradient, moved, strict=True)]
     return ratios_of(norms_of("moved_gradient", changes), norms)
@@ -120,7 +120,7 @@ def norms_of(name: str, parts: Sequence[Any], like: Sequence[Any] | None = None,
     Raises:
         ValueError: The shapes differ.
     """
-    arrays = [as_numbers(name, part) for part in as_items(name, parts, "arrays")]
+    arrays = [as_numbers(name, part) for part in as_items(name, parts, "hold arrays")]
     shapes = [array.shape for array in arrays]
     if like is not None and shapes != (others := [tuple(np.shape(part)) for part in like]):
         raise ValueError(f"`{name}` must have the shapes of `{like_name}`, {others}. Received: {shapes}")
