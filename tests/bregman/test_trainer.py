@@ -360,8 +360,13 @@ def test_callbacks_run_on_a_model_that_was_not_compiled(tmp_path):
     trainer = make_trainer()
     trainer.fit(X, Y, epochs=2, verbose=0, callbacks=[keras.callbacks.TensorBoard(tmp_path), WeightNorms()])
     assert not hasattr(trainer.model, "optimizer")
-    with pytest.raises(ValueError, match="learning_rate"):
-        trainer.fit(X, Y, epochs=1, verbose=0, callbacks=[keras.callbacks.LearningRateScheduler(lambda epoch: 0.1)])
+
+    class Failing(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            raise RuntimeError("an error of a callback")
+
+    with pytest.raises(RuntimeError, match="of a callback"):
+        trainer.fit(X, Y, epochs=1, verbose=0, callbacks=[Failing()])
     assert not hasattr(trainer.model, "optimizer")
 
 
@@ -402,3 +407,18 @@ def test_losses_that_do_not_go_with_the_outputs_are_refused():
     yes_or_no = BregmanTrainer(models.mlp(4, (3,), 1), "binary_crossentropy")
     with pytest.raises(ValueError, match=r"`y` must lie in \[0, 1\] for binary cross-entropy"):
         yes_or_no.fit(np.ones((5, 4)), -np.ones(5), epochs=1, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        lambda folder: keras.callbacks.BackupAndRestore(folder),
+        lambda folder: keras.callbacks.ReduceLROnPlateau(),
+        lambda folder: keras.callbacks.LearningRateScheduler(lambda epoch: 0.1),
+    ],
+    ids=["BackupAndRestore", "ReduceLROnPlateau", "LearningRateScheduler"],
+)
+def test_callbacks_that_would_do_nothing_are_refused(callback, tmp_path):
+    callback = callback(tmp_path / "backup")
+    with pytest.raises(ValueError, match=f"`callbacks` has a {type(callback).__name__}"):
+        make_trainer().fit(X, Y, epochs=1, verbose=0, callbacks=[callback])

@@ -20,6 +20,11 @@ __all__ = ["Run"]
 
 _EXPLOSION = 30.0  # a loss this many times the larger of the first one and 1 is no longer training
 _MOST_OVERFLOWS = 10
+_REFUSED = (
+    keras.callbacks.BackupAndRestore,
+    keras.callbacks.LearningRateScheduler,
+    keras.callbacks.ReduceLROnPlateau,
+)
 
 
 class Run:
@@ -54,6 +59,7 @@ class Run:
         self._engine: Engine = algorithm(problem, rows)
         if verbose == "auto":
             verbose = int(self._communicator.rank == 0)
+        self._is_silent = verbose == 0
         self._callbacks = keras.callbacks.CallbackList(
             callbacks,
             add_history=True,
@@ -63,6 +69,12 @@ class Run:
             epochs=epochs,
             steps=1,
         )
+        for callback in self._callbacks.callbacks:
+            if isinstance(callback, _REFUSED):
+                raise ValueError(
+                    f"`callbacks` has a {type(callback).__name__}, which does nothing here: there is no learning rate, "
+                    "and `checkpoint=` keeps the whole state of training"
+                )
         self._history = next(c for c in self._callbacks.callbacks if isinstance(c, keras.callbacks.History))
         self._best: tuple[float, int, Any] = (math.inf, -1, self._engine.weights)
         self._largest = math.inf
@@ -202,7 +214,10 @@ class Run:
 
     def _check_fingerprint(self, state: dict[str, Any]) -> None:
         there, here = state["fingerprint"], self._fingerprint()
-        changes = [f"{name} was {there.get(name)}, is {here[name]}" for name in here if there.get(name) != here[name]]
+        different = [name for name in here if there.get(name) != here[name]]
+        # The checksums depend on how rows are cut into blocks, and so on the network and the options.
+        different = [name for name in different if "checksum" not in name] or different
+        changes = [f"{name} was {there.get(name)}, is {here[name]}" for name in different]
         if changes:
             raise ValueError(
                 f"The checkpoint in {self._files and self._files.folder} is of another training: {'; '.join(changes)}. "
@@ -233,7 +248,12 @@ class Run:
         stateful = [c for c in self._callbacks.callbacks if get_state(c) is not None]
         names, kept = [type(c).__name__ for c in stateful], [name for name, _ in state["callbacks"]]
         if names != kept:
-            raise ValueError(f"The checkpoint holds the state of the callbacks {kept}, but `fit` has {names}")
+            raise ValueError(
+                f"The checkpoint in {self._files and self._files.folder} holds the state of the callbacks {kept}, but "
+                f"`fit` has {names}. Pass the same ones, or delete the folder to begin anew"
+            )
+        if not self._is_silent:
+            print(f"Resuming after epoch {state['epochs']} of {self._files and self._files.folder}")
         for callback, (_, kept_state) in zip(stateful, state["callbacks"], strict=True):
             set_state(callback, kept_state)
         best, best_epoch, weights = state["best"]
