@@ -1,5 +1,6 @@
 """A rank dies in the middle of training: the job ends and says who; started again, it goes on to the same bits."""
 
+import re
 import time
 
 import pytest
@@ -32,5 +33,5 @@ def test_a_killed_rank_ends_the_job_which_then_goes_on_to_the_same_bits(start_ra
 def test_a_rank_that_raises_ends_the_job_with_its_message(start_ranks, tmp_path):
     job = start_ranks(2, "train_until_a_rank_dies.py", arguments=[tmp_path, "raises"], timeout=START + LIMIT)
     assert job.returncode != 0
-    assert "row 36 of the last shard cannot be read" in job.stdout
-    assert "Process name: 1" in job.stdout
+    # Its traceback, with its number. Which rank is gone first is chance: Horovod tells the others when one shuts down.
+    assert re.search(r"\[1\]<stderr>:.*row 36 of the last shard cannot be read", job.stdout)
