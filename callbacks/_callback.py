@@ -8,6 +8,8 @@ import keras
 class Callback(keras.callbacks.Callback):
     """A Keras callback that refuses models whose gradients Horovod's own Keras wrapper would not average."""
 
+    needs_optimizer = False  # those that do are of no use in training without one
+
     def set_model(self, model: Any) -> None:
         """Take the model, when training begins.
 

@@ -98,6 +98,7 @@ class Measurement(RankCallback):
         self._latest: dict[str, float] = {}
         self._first_epoch: int | None = None
         self._epochs_completed = 0
+        self._sweeps = 0  # completed, of a trainer without an optimizer, whose epochs are of one step each
         self._batches = 0  # completed in this training, where the cadence is one of steps
         self._batches_before_epoch = 0
         self._steps_before = 0
@@ -151,7 +152,7 @@ class Measurement(RankCallback):
             logs: Not used.
         """
         super().on_epoch_begin(epoch, logs)
-        self._epochs_completed = epoch
+        self._epochs_completed = self._sweeps = epoch
         self._batches_before_epoch = self._batches
         if not self._is_ready:
             self._get_ready()
@@ -178,6 +179,7 @@ class Measurement(RankCallback):
             logs: Receives what has been measured.
         """
         num_measured = len(self.history["step"])
+        self._sweeps = self._epochs_completed + 1
         self._move_on(self._steps_made())
         if logs is not None and len(self.history["step"]) > num_measured:
             logs.update(self._latest)
@@ -190,6 +192,7 @@ class Measurement(RankCallback):
             logs: Receives what was measured last.
         """
         self.compare(f"the end of epoch {epoch + 1}", logs)
+        self._sweeps = epoch + 1
         if self._may_end_anywhere and self._steps > self._steps_before:
             # The data have run out in the middle of an execution, of which Keras tells the beginning only.
             self._move_on(self._steps - self._steps_before)
@@ -265,7 +268,7 @@ class Measurement(RankCallback):
     def _steps(self) -> int:
         optimizer = getattr(self.model, "optimizer", None)
         if optimizer is None:
-            return self._epochs_completed  # of a trainer whose epochs are its steps
+            return self._sweeps
         return int(keras.ops.convert_to_numpy(optimizer.iterations))
 
     def _is_measured(self, step: int) -> bool:

@@ -94,7 +94,9 @@ def learning_rates_of(model: Any) -> list[float]:
         model: A compiled Keras model.
 
     Returns:
-        The learning rates.
+        The learning rates; none, where there is no optimizer.
     """
+    if model.optimizer is None:
+        return []
     optimizers = getattr(model.optimizer, "optimizers", None) or [model.optimizer]
     return [float(keras.ops.convert_to_numpy(optimizer.learning_rate)) for optimizer in optimizers]

@@ -39,6 +39,8 @@ class BroadcastVariables(RankCallback):
         >>> _ = model.fit(np.ones((4, 2)), np.ones(4), verbose=0, callbacks=[BroadcastVariables(), AverageMetrics()])
     """
 
+    needs_optimizer = True
+
     def __init__(self, root_rank: int = 0, communicator: Communicator | None = None) -> None:
         super().__init__(communicator)
         self.root_rank = check_integer("root_rank", root_rank, minimum=0, maximum=self.communicator.size - 1)
@@ -149,6 +151,8 @@ class WarmupLearningRate(Callback):
         ValueError: An argument is out of its range; in `fit`: the learning rate is a schedule, or the number of batches
             is not known.
     """
+
+    needs_optimizer = True
 
     def __init__(
         self,

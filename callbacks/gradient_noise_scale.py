@@ -143,14 +143,15 @@ class GradientNoiseScale(Measurement):
             )
             self._groups = Groups(probe_loss, self.group_size)
             return
-        if type(self.model.optimizer) is not DistributedOptimizer:
+        optimizer = self.model.optimizer
+        if type(optimizer) is not DistributedOptimizer:
+            found = "no optimizer" if optimizer is None else f"a plain {type(optimizer).__name__}"
             raise ValueError(
                 "Without `probe_data`, GradientNoiseScale compares the gradients of ranks, which needs "
-                "model.compile(tfopt.distributed.DistributedOptimizer(optimizer), ...). Received: a plain "
-                f"{type(self.model.optimizer).__name__}"
+                f"model.compile(tfopt.distributed.DistributedOptimizer(optimizer), ...). Received: {found}"
             )
         self._rows = self.local_batch_size or self._find_batch_size()
-        self._scatter = self.model.optimizer.watch_scatter()
+        self._scatter = optimizer.watch_scatter()
         self.model.make_train_function(force=True)  # one that was compiled before does not watch
 
     def _find_batch_size(self) -> int:

@@ -61,6 +61,8 @@ class ResumableCheckpoint(Callback):
         [0, 1, 2]
     """
 
+    needs_optimizer = True
+
     def __init__(
         self,
         folder: str | Path,

@@ -28,8 +28,9 @@ class WeightNorms(Callback):
 
     Attributes:
         history: A dictionary with the lists `epoch` (number of epochs completed), `step` (steps that the optimizer
-            took; under loss scaling without those that it skipped), and `norms`, whose elements map each variable's
-            path to its norm. Of variables with the same path the second is called `path (2)`, and so on.
+            took, under loss scaling without those that it skipped; epochs, where there is no optimizer), and `norms`,
+            whose elements map each variable's path to its norm. Of variables with the same path the second is called
+            `path (2)`, and so on.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -125,7 +126,8 @@ class WeightNorms(Callback):
         }
         optimizer = self.model.optimizer
         self.history["epoch"].append(epoch)
-        self.history["step"].append(0 if optimizer is None else int(keras.ops.convert_to_numpy(optimizer.iterations)))
+        steps = epoch if optimizer is None else int(keras.ops.convert_to_numpy(optimizer.iterations))
+        self.history["step"].append(steps)
         self.history["norms"].append(norms)
 
     def to_dataframe(self) -> "pandas.DataFrame":

@@ -6,7 +6,15 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tfopt.callbacks import Convexity, GradientBreakdown, WeightNorms
+from tfopt.callbacks import (
+    BroadcastVariables,
+    Convexity,
+    GradientBreakdown,
+    GradientNoiseScale,
+    ResumableCheckpoint,
+    WarmupLearningRate,
+    WeightNorms,
+)
 
 from tfopt import datasets, models
 from tfopt.bregman import BregmanTrainer, losses
@@ -238,11 +246,64 @@ def test_divergence_gives_the_best_weights_back():
     assert trainer.evaluate(x, y)["loss"] == pytest.approx(min(history.history["loss"][:3]), rel=1e-5)
 
 
-def test_gradient_breakdown_is_told_apart():
-    # It measures along a step of an optimizer, which there is not: its own error says what it needs.
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("every", ["every_n_epochs", "every_n_steps"])
+def test_a_sweep_is_a_step_and_an_epoch_of_what_measures(is_compiled, every):
     trainer = make_trainer()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    if is_compiled:
+        trainer.model.compile(keras.optimizers.SGD(0.1), loss)
+    probe, cadence = (X[:64], Y[:64]), {every: 2}
+    convexity = Convexity(probe, loss, eigenvalues=False, **cadence)
+    breakdown, noise = GradientBreakdown(probe, loss, **cadence), GradientNoiseScale(probe, loss, **cadence)
+    norms = WeightNorms()
+    seen = []
+    batches = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append((batch, logs["loss"])))
+    callbacks = [convexity, breakdown, noise, norms, batches]
+    history = trainer.fit(X, Y, epochs=4, verbose=0, validation_data=VALIDATION, callbacks=callbacks)
+    assert convexity.history["step"] == noise.history["step"] == [0, 2, 4]
+    assert breakdown.history["step"] == [1, 2, 4]
+    assert norms.history["step"] == [0, 1, 2, 3, 4]
+    assert seen == [(0, loss) for loss in history.history["loss"]]
+    assert history.history["convexity/fraction_of_steps_along_gradient"][-1] >= 0  # NaN where no steps are counted
+    losses = convexity.history["convexity/loss"]
+    assert losses[2] < losses[1] < losses[0]
+    assert (np.array(breakdown.history["breakdown/relative_perturbation"]) > 0).all()
+    assert breakdown.history["breakdown/steps_spanned"] == [1, 1, 1]
+    assert "hessian/stability_limit" not in history.history  # of an optimizer that makes no steps
+    assert hasattr(trainer.model, "optimizer") == is_compiled
+    if is_compiled:
+        assert isinstance(trainer.model.optimizer, keras.optimizers.SGD)
+        trainer.model.fit(X, Y, verbose=0)  # goes on with it
+        assert int(trainer.model.optimizer.iterations) > 0
+
+
+def test_a_loss_that_callbacks_need_is_asked_for():
     with pytest.raises((ValueError, RuntimeError), match="compile"):
-        trainer.fit(X, Y, epochs=1, verbose=0, callbacks=[GradientBreakdown((X[:32], Y[:32]))])
+        make_trainer().fit(X, Y, epochs=1, verbose=0, callbacks=[GradientBreakdown((X[:32], Y[:32]))])
+
+
+REFUSED = {
+    "ReduceLROnPlateau": lambda folder: keras.callbacks.ReduceLROnPlateau(),
+    "LearningRateScheduler": lambda folder: keras.callbacks.LearningRateScheduler(lambda epoch: 0.1),
+    "BackupAndRestore": lambda folder: keras.callbacks.BackupAndRestore(folder),
+    "SwapEMAWeights": lambda folder: keras.callbacks.SwapEMAWeights(swap_on_epoch=True),
+    "WarmupLearningRate": lambda folder: WarmupLearningRate(2),
+    "BroadcastVariables": lambda folder: BroadcastVariables(),
+    "ResumableCheckpoint": lambda folder: ResumableCheckpoint(folder),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_callbacks_for_optimizers_are_refused(name, tmp_path):
+    with pytest.raises(ValueError, match=f"`callbacks` has a {name}, which does nothing here"):
+        make_trainer().fit(X, Y, epochs=1, verbose=0, callbacks=[REFUSED[name](tmp_path)])
+
+
+def test_keras_callbacks_of_batches_run(tmp_path):
+    saved = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.weights.h5", save_freq=2, save_weights_only=True)
+    make_trainer().fit(X, Y, epochs=4, verbose=0, callbacks=[saved, keras.callbacks.TerminateOnNaN()])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2.weights.h5", "4.weights.h5"]
 
 
 NAN = np.where(np.arange(len(X))[:, None, None, None] == 7, np.nan, X)
@@ -407,18 +468,3 @@ def test_losses_that_do_not_go_with_the_outputs_are_refused():
     yes_or_no = BregmanTrainer(models.mlp(4, (3,), 1), "binary_crossentropy")
     with pytest.raises(ValueError, match=r"`y` must lie in \[0, 1\] for binary cross-entropy"):
         yes_or_no.fit(np.ones((5, 4)), -np.ones(5), epochs=1, verbose=0)
-
-
-@pytest.mark.parametrize(
-    "callback",
-    [
-        lambda folder: keras.callbacks.BackupAndRestore(folder),
-        lambda folder: keras.callbacks.ReduceLROnPlateau(),
-        lambda folder: keras.callbacks.LearningRateScheduler(lambda epoch: 0.1),
-    ],
-    ids=["BackupAndRestore", "ReduceLROnPlateau", "LearningRateScheduler"],
-)
-def test_callbacks_that_would_do_nothing_are_refused(callback, tmp_path):
-    callback = callback(tmp_path / "backup")
-    with pytest.raises(ValueError, match=f"`callbacks` has a {type(callback).__name__}"):
-        make_trainer().fit(X, Y, epochs=1, verbose=0, callbacks=[callback])

@@ -407,6 +407,14 @@ def test_bad_rows_on_one_rank_are_the_same_error_on_all(launch, name, message):
     assert said.startswith(message.format(last=launch.size - 1)), said
 
 
+def test_training_without_gradients_is_measured_on_ranks(launch):
+    """Rows may differ in number, and steps are sweeps."""
+    found, expected = same_on_all(launch.results("bregman_measuring")), bregman_parity.measure(SerialCommunicator())
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-6, err_msg=name)
+    assert [expected[f"steps {place}"] for place in range(3)] == [[0, 1, 2, 3], [1, 2, 3], [0, 1, 2, 3]]
+
+
 def test_training_without_gradients_stops_on_all_ranks(launch):
     assert same_on_all(launch.results("bregman_stopping_on_one_rank")) == [0, 1]
 

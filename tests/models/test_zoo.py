@@ -4,8 +4,18 @@ import keras
 import numpy as np
 import pytest
 from optimizer_table import TABLE
+from tfopt.callbacks import (
+    Convexity,
+    GradientBreakdown,
+    GradientNoiseScale,
+    ResumableCheckpoint,
+    WarmupLearningRate,
+    WeightNorms,
+)
 
 from tfopt import models
+from tfopt.bregman import BregmanTrainer
+from tfopt.datasets import EpochBatches
 from tfopt.nqm import NoisyQuadratic
 
 QUADRATIC = NoisyQuadratic([1.0, 0.3, 0.1], 1e-4, 2)
@@ -29,7 +39,15 @@ LARGE = {
 ONE_OF_EACH = ("fromage", "lars")
 
 
-def train(model, optimizer, num_steps=12, jit_compile=False):
+DENSE_CHAINS = {  # which can be trained without gradients; none above can: they have penalties, or joins
+    "mlp": lambda: models.mlp(6, (16, 16), 3, seed=0),
+    "mlp_leaky": lambda: models.mlp(6, (16,), 3, negative_slope=0.1, use_bias=False, seed=0),
+    "milne_regression": lambda: models.milne_regression(weight_decay=0.0, seed=0),
+}
+
+
+def data_for(model):
+    """Thirty-two rows, targets, and a loss."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((32, *model.input_shape[1:])).astype("float32")
     target = x.reshape(32, -1).sum(axis=1)
@@ -40,6 +58,11 @@ def train(model, optimizer, num_steps=12, jit_compile=False):
     else:
         y, loss = np.digitize(target, np.quantile(target, [1 / 3, 2 / 3])), "sparse_categorical_crossentropy"
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    return x, y, loss
+
+
+def train(model, optimizer, num_steps=12, jit_compile=False):
+    x, y, loss = data_for(model)
     model.compile(optimizer, loss, jit_compile=jit_compile)
     # The whole data in one batch: the loss of an epoch is the loss before its step.
     return model.fit(x, y, batch_size=len(x), epochs=num_steps, verbose=0).history["loss"]
@@ -56,6 +79,63 @@ def test_every_optimizer_lowers_the_loss_of_every_model(model, optimizer):
     losses = train(ZOO[model](), gentle(optimizer))
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0]
+
+
+def callbacks_for(x, y, loss, folder):
+    """Every callback, but those that do nothing on one rank."""
+    probe = (x[:16], y[:16])
+    return [
+        Convexity(probe, loss, num_matvecs=4, trace=True, density=True),
+        GradientBreakdown(probe, loss, num_points=2),
+        GradientNoiseScale(probe, loss, group_size=4),
+        WeightNorms(),
+        WarmupLearningRate(1, initial_fraction=0.5),
+        ResumableCheckpoint(folder, verbose=0),
+    ]
+
+
+def assert_measured(callbacks, logs, epochs):
+    """Each has measured the start (breakdown the first step) and the end, and logs what it has found."""
+    convexity, breakdown, noise, norms = callbacks[:4]
+    assert convexity.history["step"] == noise.history["step"] == norms.history["step"] == list(range(epochs + 1))
+    assert breakdown.history["step"] == list(range(1, epochs + 1))
+    for name in ("convexity/curvature_along_gradient", "hessian/lambda_max", "hessian/trace", "weight_norms/max"):
+        assert np.isfinite(logs[name]).all(), name
+    for name in ("breakdown/relative_gradient_breakdown", "gradient_noise/covariance_trace"):
+        assert np.greater(logs[name], 0).all(), name
+    for bound, change in zip(logs["breakdown/descent_bound"], logs["breakdown/loss_change"], strict=True):
+        assert np.isfinite([bound, change]).all()
+    assert len(convexity.densities) == epochs + 1
+
+
+@pytest.mark.parametrize("model", ZOO)
+def test_every_callback_measures_every_model(model, tmp_path):
+    model = ZOO[model]()
+    x, y, loss = data_for(model)
+    model.compile(gentle("fromage"), loss, jit_compile=False)
+    callbacks = callbacks_for(x, y, loss, tmp_path)
+    batches = EpochBatches(x, y, batch_size=len(x), seed=0)
+    logs = model.fit(batches, epochs=2, shuffle=False, verbose=0, callbacks=callbacks).history
+    assert_measured(callbacks, logs, 2)
+
+
+@pytest.mark.parametrize("model", DENSE_CHAINS)
+def test_every_callback_measures_dense_chains_trained_without_gradients(model, tmp_path):
+    model = DENSE_CHAINS[model]()
+    x, y, loss = data_for(model)
+    trainer = BregmanTrainer(model, loss)
+    before = trainer.evaluate(x, y)["loss"]
+    callbacks = callbacks_for(x, y, loss, tmp_path)[:4]  # the others are for optimizers
+    logs = trainer.fit(x, y, epochs=2, verbose=0, callbacks=callbacks).history
+    assert_measured(callbacks, logs, 2)
+    assert logs["loss"][-1] < before
+
+
+@pytest.mark.parametrize("model", ZOO)
+def test_what_is_no_dense_chain_is_refused_by_its_layer(model):
+    model = ZOO[model]()
+    with pytest.raises(ValueError, match=r"[Ll]ayer '\w+'"):
+        BregmanTrainer(model, data_for(model)[2])
 
 
 @pytest.mark.parametrize("optimizer", ONE_OF_EACH)

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+from tfopt.callbacks import AverageMetrics, Convexity, GradientBreakdown, GradientNoiseScale, WeightNorms
 
 from tfopt import models
 from tfopt.bregman import BregmanTrainer
@@ -51,6 +52,26 @@ def train(case, ranks):
     history = trainer.fit(x, y, epochs=5, verbose=0, validation_data=(x, y))
     logs = {name: values for name, values in history.history.items() if name not in ("seconds", "bytes_reduced")}
     return {"weights": [w.tolist() for w in trainer.model.get_weights()], "logs": logs}
+
+
+def measure(ranks):
+    """Train under the callbacks that measure: each rank's rows are its probe."""
+    trainer = make_trainer(ranks)
+    x, y = shard_of(make_data(), ranks)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    options = {"probe_data": (x, y), "loss": loss, "communicator": ranks}
+    callbacks = [Convexity(num_matvecs=60, **options), GradientBreakdown(**options), GradientNoiseScale(**options)]
+    callbacks += [AverageMetrics(ranks), WeightNorms()]
+    history = trainer.fit(x, y, epochs=3, verbose=0, callbacks=callbacks)
+    names = ["loss", "convexity/loss", "convexity/curvature_along_gradient", "hessian/lambda_max", "hessian/lambda_min"]
+    names += ["breakdown/relative_gradient_breakdown", "breakdown/cosine", "breakdown/descent_bound"]
+    found = {name: history.history[name] for name in [*names, "weight_norms/max"]}
+    return found | {f"steps {place}": callback.history["step"] for place, callback in enumerate(callbacks[:3])}
+
+
+@subject
+def measuring(ranks, folder):
+    return measure(ranks)
 
 
 @subject

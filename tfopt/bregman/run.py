@@ -24,6 +24,7 @@ _REFUSED = (
     keras.callbacks.BackupAndRestore,
     keras.callbacks.LearningRateScheduler,
     keras.callbacks.ReduceLROnPlateau,
+    keras.callbacks.SwapEMAWeights,
 )
 
 
@@ -54,9 +55,6 @@ class Run:
         self._epochs, self._measure_every = epochs, measure_every_n_epochs
         self._chain, self._communicator = problem.chain, problem.communicator
         self._model = problem.chain.model
-        self._align_weights()
-        algorithm = {"restarted": Restarted, "splitting": Splitting}[problem.settings.algorithm]
-        self._engine: Engine = algorithm(problem, rows)
         if verbose == "auto":
             verbose = int(self._communicator.rank == 0)
         self._is_silent = verbose == 0
@@ -70,11 +68,15 @@ class Run:
             steps=1,
         )
         for callback in self._callbacks.callbacks:
-            if isinstance(callback, _REFUSED):
+            if isinstance(callback, _REFUSED) or getattr(callback, "needs_optimizer", False):
                 raise ValueError(
-                    f"`callbacks` has a {type(callback).__name__}, which does nothing here: there is no learning rate, "
-                    "and `checkpoint=` keeps the whole state of training"
+                    f"`callbacks` has a {type(callback).__name__}, which does nothing here: there is no optimizer and "
+                    "no learning rate, ranks share their weights anyway, and `checkpoint=` keeps the whole state of "
+                    "training"
                 )
+        self._align_weights()
+        algorithm = {"restarted": Restarted, "splitting": Splitting}[problem.settings.algorithm]
+        self._engine: Engine = algorithm(problem, rows)
         self._history = next(c for c in self._callbacks.callbacks if isinstance(c, keras.callbacks.History))
         self._best: tuple[float, int, Any] = (math.inf, -1, self._engine.weights)
         self._largest = math.inf
@@ -113,13 +115,15 @@ class Run:
         Returns:
             The history.
         """
-        has_optimizer = hasattr(self._model, "optimizer")
-        if not has_optimizer:
-            self._model.optimizer = None  # which callbacks look for, and a model that was not compiled does not have
+        # Callbacks look for an optimizer. One that the model was compiled with makes no steps here.
+        was_compiled, optimizer = hasattr(self._model, "optimizer"), getattr(self._model, "optimizer", None)
+        self._model.optimizer = None
         try:
             return self._train(initial_epoch)
         finally:
-            if not has_optimizer:
+            if was_compiled:
+                self._model.optimizer = optimizer
+            else:
                 del self._model.optimizer
 
     def _train(self, initial_epoch: int) -> keras.callbacks.History:
@@ -137,7 +141,9 @@ class Run:
         logs: dict[str, Any] = {}
         for epoch in range(initial_epoch, self._epochs):
             self._callbacks.on_epoch_begin(epoch)
+            self._callbacks.on_train_batch_begin(0)  # a sweep is an epoch of one batch
             logs, reason = self._sweep(epoch)
+            self._callbacks.on_train_batch_end(0, {k: v for k, v in logs.items() if not k.startswith("val_")})
             self._callbacks.on_epoch_end(epoch, logs)
             if reason:
                 self._give_up(epoch, reason)
