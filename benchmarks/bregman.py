@@ -13,6 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import environment
 import numpy as np
+import scipy
 import tensorflow as tf
 
 from tfopt import models
@@ -124,7 +125,7 @@ def numpy_sweep(x: np.ndarray, y: np.ndarray, widths: tuple[int, ...], with_pinv
             return np.linalg.pinv(left) @ right
         matrix = left.T @ left
         matrix += 1e-6 * np.trace(matrix) / len(matrix) * np.eye(len(matrix), dtype="f4")
-        return np.linalg.solve(matrix, left.T @ right)
+        return scipy.linalg.cho_solve(scipy.linalg.cho_factor(matrix), left.T @ right)
 
     begin = time.perf_counter()
     w1 = solve(a[0], z[0])

@@ -163,12 +163,14 @@ def kill_once(job: str, checkpoints: Path, rank: int, moment: float) -> dict[str
     try:
         output, _ = process.communicate(timeout=5 * LIMIT)
     except subprocess.TimeoutExpired:
+        for started in psutil.Process(process.pid).children(recursive=True):
+            started.kill()  # the ranks, which hold the pipe open
         process.kill()
         output, _ = process.communicate()
     seconds = time.perf_counter() - begin
     if process.returncode == 0:
         return None  # it had nothing more to say to the others
-    epochs = [int(path.name[6:12]) for path in checkpoints.glob(f"epoch-*.rank-{rank}-*")]
+    epochs = [int(path.name[6:12]) for path in checkpoints.glob(f"epoch-*.rank-{rank}-*.npz")]
     return {
         "job": job,
         "rank": rank,

@@ -77,12 +77,13 @@ class Network:
 
 
 def predict_sweep(
-    one: dict, network: Network, shape: str, preset: str, rows: int, num_ranks: Any, in_ring: bool
+    one: dict, two: dict, network: Network, shape: str, preset: str, rows: int, num_ranks: Any, in_ring: bool
 ) -> Any:
     """Predict the seconds of a sweep.
 
     Args:
-        one: The contents of `scaling_1_ranks.json`.
+        one: The contents of `scaling_1_ranks.json`: what is computed.
+        two: The contents of `scaling_2_ranks.json`: what is sent.
         network: What a message costs.
         shape: Widths, as in the names of its sweeps.
         preset: "penalty" or "restarted in one block".
@@ -97,7 +98,7 @@ def predict_sweep(
     counts = [int(name.split(", ")[-1].removesuffix(" rows").replace(",", "")) for name, _ in cases]
     per_row, constant = np.polyfit(counts, [row["seconds"] for _, row in cases], 1)
     num_sums = shape.count("-") + 1
-    sums = num_sums * network.sum_seconds(num_ranks, cases[0][1]["bytes_reduced"] / num_sums, in_ring)
+    sums = num_sums * network.sum_seconds(num_ranks, two["sweeps"][cases[0][0]]["bytes_reduced"] / num_sums, in_ring)
     return max(constant, 0.0) + per_row * rows / num_ranks + sums
 
 
@@ -118,7 +119,9 @@ def draw(one: dict, two: dict, network: Network, path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
     for axis, (name, published) in zip(axes, PUBLISHED.items(), strict=True):
         for in_ring, style in ((True, "-"), (False, "--")):
-            seconds = predict_sweep(one, network, published["widths"], "penalty", published["rows"], NUM_RANKS, in_ring)
+            seconds = predict_sweep(
+                one, two, network, published["widths"], "penalty", published["rows"], NUM_RANKS, in_ring
+            )
             axis.loglog(
                 NUM_RANKS, seconds, style, color="C0", label=f"a sweep, {'ring' if in_ring else 'tree'}: predicted"
             )

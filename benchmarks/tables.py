@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 from scaling_model import PUBLISHED, Network, draw, predict_sweep
@@ -194,7 +195,7 @@ def scaling_table(one: dict, two: dict, network: Network) -> str:
         if not name.startswith("Keras") and "restarted, " not in name:
             shape, preset, rows = name.split(", ")
             count = int(rows.removesuffix(" rows").replace(",", ""))
-            predicted = f"{1000 * predict_sweep(one, network, shape, preset, count, 2, True):.0f}"
+            predicted = f"{1000 * predict_sweep(one, two, network, shape, preset, count, 2, True):.0f}"
         lines.append(
             f"| {name} | {1000 * first['seconds']:.0f} | {1000 * second['seconds']:.0f} "
             f"| {first['seconds'] / second['seconds']:.2f} | {second['bytes_reduced']:,.0f} | {predicted} |"
@@ -227,7 +228,7 @@ def messages_table(two: dict, short_cycle: dict, network: Network) -> str:
     return "\n".join(lines)
 
 
-def prediction_table(one: dict, network: Network) -> str:
+def prediction_table(one: dict, two: dict, network: Network) -> str:
     """Return predicted sweeps of the published problems.
 
     Args:
@@ -246,7 +247,7 @@ def prediction_table(one: dict, network: Network) -> str:
         for published in PUBLISHED.values():
             for in_ring in (True, False):
                 arguments = (published["widths"], "penalty", published["rows"], num_ranks, in_ring)
-                cells.append(f"{float(predict_sweep(one, network, *arguments)):.3g}")
+                cells.append(f"{float(predict_sweep(one, two, network, *arguments)):.3g}")
         lines.append(f"| {num_ranks:,} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -269,7 +270,7 @@ def faults_table(result: dict) -> str:
         seconds = sorted(kill["seconds_to_the_end"] for kill in kills)
         lines.append(
             f"| {job} | {len(kills)} | {sum(kill['names_the_rank'] for kill in kills)} "
-            f"| {sum(kill['same_bits'] for kill in kills)} | {seconds[len(seconds) // 2]:.1f} | {seconds[-1]:.1f} |"
+            f"| {sum(kill['same_bits'] for kill in kills)} | {statistics.median(seconds):.1f} | {seconds[-1]:.1f} |"
         )
     return "\n".join(lines)
 
@@ -303,7 +304,7 @@ def main() -> None:
         "scaling environment": environment_line(two["environment"]),
         "scaling": scaling_table(one, two, network),
         "messages": messages_table(two, short_cycle, network),
-        "predictions": prediction_table(one, network),
+        "predictions": prediction_table(one, two, network),
         "faults": faults_table(found["faults"]),
     }
     seen = set()

@@ -24,13 +24,13 @@ class Callback(keras.callbacks.Callback):
         """What `fit` has said of this training: `epochs`, `steps`, `verbose`; nothing in loops that say nothing."""
         return self.params or {}
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> dict[str, Any] | None:
         """Return what `ResumableCheckpoint` must keep of this callback.
 
         Returns:
-            Numbers, strings, arrays, and lists, tuples and dictionaries of them.
+            Numbers, strings, arrays, and lists, tuples and dictionaries of them; None where there is nothing to keep.
         """
-        return {}
+        return None
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on where a checkpoint was written; called after `on_train_begin`.

@@ -15,11 +15,11 @@ from tfopt.callbacks._summaries import Summaries
 from threadpoolctl import ThreadpoolController
 
 from tfopt import _plotting
+from tfopt._agreement import check_agreement
 from tfopt._checks import check_choice
 from tfopt.communicator import Communicator
 from tfopt.curvature.objective import BATCH_NORM_MODES
 from tfopt.curvature.probe import Probe, as_probe, map_arrays
-from tfopt.distributed.agreement import check_agreement
 
 if TYPE_CHECKING:
     import pandas

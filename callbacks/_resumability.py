@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from tfopt._callback_state import STATE_OF
+from tfopt._callback_state import STATE_OF, has_methods, refuse_overwriting_loggers
 
 _STATELESS = (
     keras.callbacks.CSVLogger,
@@ -34,18 +34,17 @@ def check_callbacks(callbacks: list[Any], checkpoint: Any, stateless: tuple[type
     Raises:
         ValueError: One has a state that cannot be saved, or changes it after the checkpoint has been written.
     """
+    refuse_overwriting_loggers(callbacks)
     is_after = False
     for callback in callbacks:
         name = type(callback).__name__
         is_after = is_after or callback is checkpoint
-        if isinstance(callback, keras.callbacks.CSVLogger) and not callback.append:
-            raise ValueError("CSVLogger would empty its file when training is resumed: use CSVLogger(..., append=True)")
         if callback is checkpoint or isinstance(callback, (*_STATELESS, *stateless)):
             continue
         for cls, reason in _REFUSED.items():
             if isinstance(callback, cls):
                 raise ValueError(f"ResumableCheckpoint does not work together with {name}: {reason}")
-        is_known = isinstance(callback, tuple(STATE_OF)) or hasattr(callback, "get_state")
+        is_known = isinstance(callback, tuple(STATE_OF)) or has_methods(callback)
         if is_after and is_known:
             raise ValueError(f"Put ResumableCheckpoint after {name}, whose state at the end of an epoch it must save")
         if not is_known:

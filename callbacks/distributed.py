@@ -9,9 +9,9 @@ from tfopt.callbacks._callback import Callback
 from tfopt.callbacks._rank_callback import RankCallback, learning_rates_of
 from tfopt.callbacks._running_fit import build_model, come_before_loggers, find_running_fit
 
+from tfopt._agreement import check_agreement
 from tfopt._checks import check_integer, check_number
 from tfopt.communicator import Communicator, check_communicator
-from tfopt.distributed.agreement import check_agreement
 from tfopt.distributed.optimizer import DistributedOptimizer, describe_config
 
 
@@ -69,8 +69,8 @@ class BroadcastVariables(RankCallback):
                 "optimizer": type(self.model.optimizer).__name__,
                 "optimizer's arguments": describe_config(self.model.optimizer),
                 "optimizer's variables": _describe(self.model.optimizer.variables),
-                "number of epochs": self.params.get("epochs"),
-                "number of batches": self.params.get("steps"),
+                "number of epochs": self.parameters.get("epochs"),
+                "number of batches": self.parameters.get("steps"),
                 "steps_per_execution": self.model.steps_per_execution,
                 "learning rate": learning_rates_of(self.model),
             },
@@ -218,7 +218,7 @@ class WarmupLearningRate(Callback):
 
     @property
     def _num_steps(self) -> int | None:
-        return self.steps_per_epoch or self.params.get("steps")
+        return self.steps_per_epoch or self.parameters.get("steps")
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Note the epoch.

@@ -109,7 +109,8 @@ class GradientBreakdown(Measurement):
 
     # --- when
 
-    def _after_start(self) -> None:
+    def _get_ready(self) -> None:
+        super()._get_ready()
         self._steps_per_epoch = self.parameters.get("steps")
         spanned = self._execution_size
         if spanned > 1:
@@ -145,13 +146,21 @@ class GradientBreakdown(Measurement):
             self._measure_kept()
 
     def _after_epoch(self, epochs: int, is_last: bool) -> None:
-        if self._waiting is not None and self._steps_per_epoch is None and self._has_not_moved(self._waiting[0]):
-            self._waiting = None  # Keras has counted a step that found no data
+        if self.parameters.get("steps") is None:
+            self._count_steps()
         self._keep_step()
-        if self._steps_per_epoch is None:
-            self._steps_per_epoch = self.parameters.get("steps") or self._num_batches
         if is_last or not self.history["step"] or self._is_due_after_epoch(self.cadence, epochs):
             self._measure_kept()
+
+    def _count_steps(self) -> None:
+        # Keras does not know how many there are, and begins one more, which finds no data.
+        if self._waiting is None:  # fewer than in the epoch before
+            self._steps_per_epoch = None
+            return
+        found_no_data = self._has_not_moved(self._waiting[0])
+        if found_no_data:
+            self._waiting = None
+        self._steps_per_epoch = self._num_batches - found_no_data
 
     def _keep_step(self) -> None:
         # Where nothing is waiting, nothing was kept; where nothing has moved, gradients are being accumulated.

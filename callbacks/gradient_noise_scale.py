@@ -13,6 +13,7 @@ from tfopt._checks import check_integer
 from tfopt.communicator import Communicator
 from tfopt.curvature.gradient_noise import Groups
 from tfopt.curvature.probe_loss import ProbeLoss
+from tfopt.datasets import EpochBatches
 from tfopt.distributed.gradient_scatter import GradientScatter
 from tfopt.distributed.optimizer import DistributedOptimizer
 
@@ -111,6 +112,7 @@ class GradientNoiseScale(Measurement):
                 "`probe_data` must be given on a single rank, which has no other rank's gradients to compare with"
             )
         self._scatter: GradientScatter | None = None
+        self._sums: np.ndarray | None = None
         self._rows = 0
 
     # --- when
@@ -150,14 +152,37 @@ class GradientNoiseScale(Measurement):
                 "Without `probe_data`, GradientNoiseScale compares the gradients of ranks, which needs "
                 f"model.compile(tfopt.distributed.DistributedOptimizer(optimizer), ...). Received: {found}"
             )
-        self._rows = self.local_batch_size or self._find_batch_size()
         self._scatter = optimizer.watch_scatter()
         self.model.make_train_function(force=True)  # one that was compiled before does not watch
+
+    def _get_ready(self) -> None:
+        super()._get_ready()
+        if self._scatter is not None:
+            self._rows = self.local_batch_size or self._find_batch_size()
+            if self._sums is not None:  # of a training that is resumed
+                self._scatter.sums, self._sums = self._sums, None
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what a checkpoint must keep.
+
+        Returns:
+            The measurements, and what has been summed up since the last one.
+        """
+        return super().get_state() | {"sums": None if self._scatter is None else self._scatter.sums}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on where a checkpoint was written.
+
+        Args:
+            state: What `get_state` has returned.
+        """
+        self._sums = state["sums"]
+        super().set_state({name: value for name, value in state.items() if name != "sums"})
 
     def _find_batch_size(self) -> int:
         running = find_running_fit(self)
         batches = epoch_batches_of(running)
-        if batches is not None:
+        if isinstance(batches, EpochBatches):
             return batches.batch_size // self.communicator.size
         size = getattr(getattr(running.epoch_iterator, "data_adapter", None), "batch_size", None)
         if size is None:

@@ -11,7 +11,7 @@ from tfopt.callbacks._callback import Callback
 from tfopt.callbacks._resumability import check_callbacks, check_data
 from tfopt.callbacks._running_fit import RunningFit, build_model, epoch_batches_of, find_running_fit
 
-from tfopt._callback_state import get_state, set_state
+from tfopt._callback_state import check_states, set_states, states_of
 from tfopt._checkpoint_files import CheckpointFiles
 from tfopt._checks import as_items, check_integer
 from tfopt.communicator import Communicator, check_communicator
@@ -124,7 +124,7 @@ class ResumableCheckpoint(Callback):
             epoch: Its number, from 0.
             logs: Metrics, kept with the history.
         """
-        is_last = epoch + 1 == self.params.get("epochs") or self.model.stop_training
+        is_last = epoch + 1 == self.parameters.get("epochs") or self.model.stop_training
         if (epoch + 1) % self.every_n_epochs == 0 or is_last:
             self._files.write(epoch + 1, self._state(epoch, logs or {}))
 
@@ -149,13 +149,13 @@ class ResumableCheckpoint(Callback):
             "learning_rate": _arguments_of(self.model.optimizer, None).get("optimizer's learning_rate"),
             "variables": [[_describe(v), keras.ops.convert_to_numpy(v.value)] for v in _variables_of(self.model)],
             "random": _random_state(),
-            "callbacks": [[type(c).__name__, state] for c, state in self._stateful()],
+            "callbacks": states_of(self._others),
             "history": past,
         }
 
-    def _stateful(self) -> list[tuple[Any, dict[str, Any]]]:
-        others = [c for c in self._running.callbacks if c is not self]
-        return [(c, state) for c in others if (state := get_state(c)) is not None]
+    @property
+    def _others(self) -> list[Any]:
+        return [callback for callback in self._running.callbacks if callback is not self]
 
     def _check_arguments(self, state: dict[str, Any]) -> None:
         there, here = state["arguments"], self._arguments
@@ -181,19 +181,14 @@ class ResumableCheckpoint(Callback):
                 "Delete the folder to begin anew"
             )
         self._check_arguments(state)
-        stateful = [c for c, _ in self._stateful()]
-        names, kept = [type(c).__name__ for c in stateful], [name for name, _ in state["callbacks"]]
-        if names != kept:
-            raise ValueError(
-                f"The checkpoint in {self.folder} holds the state of the callbacks {kept}, but `fit` has {names}"
-            )
+        check_states(self._others, state["callbacks"], self.folder)
         for variable, (_, value) in zip(variables, state["variables"], strict=True):
             variable.assign(value)
-        for callback, (_, kept_state) in zip(stateful, state["callbacks"], strict=True):
-            set_state(callback, kept_state)
+        set_states(self._others, state["callbacks"])
+        self._arguments = state["arguments"]  # of the training as it began
         _set_random_state(state["random"])
         self._history = state["history"]
-        epochs = self.params.get("epochs") or 0
+        epochs = self.parameters.get("epochs") or 0
         self.model._initial_epoch = epochs if state["stopped"] else min(state["epochs"], epochs)
         if self.verbose and self.communicator.rank == 0:
             why = ", where training was stopped" * state["stopped"]

@@ -20,8 +20,8 @@ class WeightNorms(Callback):
 
     Measured before the first epoch (of a model that is built by then), at the end of every n-th epoch, and at the end
     of training. The largest and the smallest norm that is not zero go into `logs` as `weight_norms/max` and
-    `weight_norms/min`, from the first epoch on, so that History, CSVLogger and TensorBoard see them (put this callback
-    before those); per-variable norms stay in `history`.
+    `weight_norms/min`, from the first epoch on, so that History, CSVLogger and TensorBoard see them; per-variable norms
+    stay in `history`.
 
     Args:
         every_n_epochs: Measure at the end of each n-th epoch, an integer >= 1. Default 1.

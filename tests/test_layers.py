@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Room -> the rooms that it may import from. A room may always import from itself.
 GROUND = {
+    "tfopt._agreement",
     "tfopt._callback_state",
     "tfopt._checkpoint_files",
     "tfopt._checks",
@@ -22,6 +23,7 @@ FIRST_FLOOR = GROUND | {"tfopt.numerics", "tfopt.communicator"}
 ALLOWED = {
     "tfopt": {"tfopt._version"},
     "tfopt._version": set(),
+    "tfopt._agreement": set(),
     "tfopt._callback_state": set(),
     "tfopt._checkpoint_files": {"tfopt._state_file"},
     "tfopt._checks": set(),

@@ -39,7 +39,7 @@ class CheckpointFiles:
             epochs: How many epochs are done.
             state: What to write.
         """
-        _state_file.write(self._path(epochs), state)
+        _state_file.write(self._path(epochs), {"owner": self._owner, **state})
         for old in sorted(self._epochs())[:-_GENERATIONS]:
             self._path(old).unlink(missing_ok=True)
 
@@ -50,16 +50,18 @@ class CheckpointFiles:
             This rank's state; None if there is no checkpoint.
 
         Raises:
-            ValueError: The checkpoints are of another number of ranks, or none is whole on every rank.
+            ValueError: The checkpoints are of another number of ranks or of another owner, or none is whole on every
+                rank.
         """
         sizes = {path.name.split("-of-")[1].removesuffix(".npz") for path in self.folder.glob("epoch-*-of-*.npz")}
-        states = {}
-        for epochs in sorted(self._epochs(), reverse=True):
+        whole = []
+        for epochs in sorted(self._epochs()):
             try:
-                states[epochs] = _state_file.read(self._path(epochs))
+                _state_file.read(self._path(epochs))
+                whole.append(epochs)
             except _state_file.DamagedFileError as error:
                 warnings.warn(f"Passing over a damaged checkpoint: {error}", stacklevel=2)
-        found_here = (sorted(states), sorted(sizes), self._epochs())
+        found_here = (whole, sorted(sizes), self._epochs())
         everybody = self._communicator.allgather_object(found_here, f"{self._owner} before training")
         found = set().union(*(sizes for _, sizes, _ in everybody))
         if found - {str(self._communicator.size)}:
@@ -82,7 +84,19 @@ class CheckpointFiles:
                 f"No epoch in {self.folder} has a whole checkpoint on every rank: by rank, there are "
                 f"{[epochs for epochs, _, _ in everybody]}. Delete the folder to begin anew"
             )
-        return states[max(common)] if common else None
+        return self._read(max(common)) if common else None
+
+    def _read(self, epochs: int) -> dict[str, Any]:
+        state = _state_file.read(self._path(epochs))
+        if state["owner"] != self._owner:
+            raise ValueError(
+                f"The checkpoints in {self.folder} were written by {state['owner']}. Received: the same folder for "
+                f"{self._owner}. Pass another one, or delete it to begin anew"
+            )
+        # What is newer was not written by all ranks: it would count as one of the generations.
+        for newer in filter(lambda there: there > epochs, self._epochs()):
+            self._path(newer).unlink(missing_ok=True)
+        return dict(state)
 
 
 def _was_cut_off_at_the_first(whole: list[list[int]], files: list[list[int]]) -> bool:

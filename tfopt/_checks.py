@@ -5,6 +5,7 @@ import numbers
 import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -177,6 +178,67 @@ def check_flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"`{name}` must be True or False. Received: {name}={value!r} of type {type(value).__name__}")
     return value
+
+
+def check_text(name: str, value: Any) -> str:
+    """Check that a value is a string.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What came.
+
+    Returns:
+        The value.
+
+    Raises:
+        TypeError: The value is not a string.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"`{name}` must be a string. Received: {name}={value!r} of type {type(value).__name__}")
+    return value
+
+
+def check_path(name: str, value: Any) -> Path:
+    """Check that a value is a path.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What came.
+
+    Returns:
+        The path.
+
+    Raises:
+        TypeError: The value is neither a string nor a path.
+        ValueError: The string is empty.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"`{name}` must be a path. Received: {name}={value!r} of type {type(value).__name__}")
+    if not os.fspath(value):
+        raise ValueError(f"`{name}` must be a path. Received: {name}={value!r}")
+    return Path(value)
+
+
+def check_indices(name: str, value: Any, size: int) -> np.ndarray:
+    """Check indices of an array.
+
+    Args:
+        name: The argument's name, for the message.
+        value: An integer, or a list of them.
+        size: The array's length.
+
+    Returns:
+        An array of integers, of the value's shape.
+
+    Raises:
+        TypeError: They are no integers.
+        ValueError: There are none, or one is out of range.
+    """
+    expected = f"one or more integers >= 0 and < {size}"
+    indices = as_numbers(name, value, expected)
+    if indices.ndim > 1 or not indices.size or not ((indices >= 0) & (indices < size) & (indices % 1 == 0)).all():
+        raise ValueError(f"`{name}` must hold {expected}. Received: {name}={value!r}")
+    return indices.astype(np.int64)
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:

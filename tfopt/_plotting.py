@@ -22,12 +22,16 @@ def get_axes(ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes"
 
     Raises:
         ImportError: matplotlib is not installed.
+        TypeError: `ax` is something else.
     """
     try:
         import matplotlib.pyplot as plt
         from cycler import cycler
+        from matplotlib.axes import Axes
     except ImportError as error:
         raise ImportError("Plots need matplotlib: pip install 'tfopt[plot]'") from error
+    if ax is not None and not isinstance(ax, Axes):
+        raise TypeError(f"`ax` must be Axes of matplotlib, or None. Received: ax={ax!r} of type {type(ax).__name__}")
     if ax is None:
         _, ax = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     if not ax.lines:

@@ -1,11 +1,13 @@
 """Nested state (dictionaries, lists, numbers, strings, arrays) in one file that is either whole or refused."""
 
+import contextlib
 import json
 import os
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -28,9 +30,23 @@ def write(path: Path, state: Any) -> None:
     """
     arrays: dict[str, np.ndarray] = {}
     text = json.dumps(_pack(state, arrays))
+    with replacing(path) as stream:
+        np.savez(stream, __state__=np.frombuffer(text.encode(), np.uint8), **arrays)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Write a file under another name, which is renamed when all of it is safe on the disk.
+
+    Args:
+        path: The file.
+
+    Yields:
+        The stream to write to.
+    """
     temporary = path.with_name(path.name + ".partial")
     with temporary.open("wb") as stream:
-        np.savez(stream, __state__=np.frombuffer(text.encode(), np.uint8), **arrays)  # type: ignore[arg-type]
+        yield stream
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, path)
@@ -64,7 +80,7 @@ def _pack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
             raise TypeError(f"A checkpoint cannot hold an array of dtype {value.dtype}")
         value = value.astype(value.dtype.newbyteorder("="), copy=False)
         name = f"array{len(arrays)}"
-        arrays[name] = np.frombuffer(np.ascontiguousarray(value).tobytes(), np.uint8)
+        arrays[name] = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
         return {"__array__": [name, value.dtype.name, list(value.shape)]}
     if isinstance(value, tuple):
         return {"__tuple__": [_pack(item, arrays) for item in value]}
@@ -87,8 +103,8 @@ def _unpack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(value, dict):
         if "__array__" in value:
             name, dtype, shape = value["__array__"]
-            array = np.frombuffer(arrays[name].tobytes(), np.dtype(dtype)).reshape(shape)
-            return array.copy() if shape else array[()]
+            array = arrays[name].view(np.dtype(dtype)).reshape(shape)
+            return array if shape else array[()]
         if "__tuple__" in value:
             return tuple(_unpack(item, arrays) for item in value["__tuple__"])
         return {key: _unpack(item, arrays) for key, item in value.items()}

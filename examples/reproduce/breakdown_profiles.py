@@ -85,6 +85,7 @@ def main(argv: list[str] | None = None) -> Reproduction:
     x, y = data.x_train[:num_rows], data.y_train[:num_rows]
     figure, panels = plt.subplots(2, 3, figsize=(13, 7), sharex=True, sharey="row", layout="constrained")
     at_start: dict[str, list[float]] = {}
+    keras.utils.set_random_seed(run.seed)  # of the order of the batches
     for column, (name, (depth, residual)) in enumerate(track(DEPTHS.items(), "networks")):
         initializer = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
         options = {"residual": residual, "kernel_initializer": initializer, "use_bias": False, "seed": run.seed}

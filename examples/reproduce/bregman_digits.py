@@ -67,7 +67,8 @@ def main(argv: list[str] | None = None) -> Reproduction:
     """
     title = "Training without gradients: digits, test accuracy"
     run = start("bregman_digits", title, argv, __doc__, uses_data=False)
-    seeds, epochs = run.choose(range(1), range(5), range(5)), run.choose(2, 100, 100)
+    seeds, epochs = run.choose(1, 5, 5), run.choose(2, 100, 100)
+    seeds = range(run.seed, run.seed + seeds)
     cells = [(method, seed) for method in METHODS for seed in seeds]
     for method, seed in track(cells, "training"):
         run.results.setdefault(method, []).append(accuracy_by(method, seed, epochs))

@@ -76,9 +76,8 @@ def main(argv: list[str] | None = None) -> Reproduction:
     curves: dict[str, list[float]] = {}
     for depth, method, pair, seed in track(cells, "training"):
         losses = train(data, depth, method, pair, seed, epochs)
-        worst.setdefault(f"{method}, {depth} hidden", []).append(
-            float(np.nan_to_num(max(losses), nan=1e30) / losses[0])
-        )
+        largest = np.max(losses) / losses[0]  # NaN if one is
+        worst.setdefault(f"{method}, {depth} hidden", []).append(float(largest) if np.isfinite(largest) else 1e30)
         if depth == depths[-1] and pair == penalties[-1] and seed == seeds[0]:
             curves[method] = losses
     unstable = {name: sum(ratio > 10 for ratio in ratios) for name, ratios in worst.items()}

@@ -113,12 +113,15 @@ def by_keras(data: datasets.Dataset, model: keras.Model, epochs: int, optimizer:
         The trace.
     """
     model.compile(optimizer, keras.losses.BinaryCrossentropy(from_logits=True), jit_compile=True)
-    first = model.get_weights()
-    model.fit(data.x_train[:512], data.y_train[:512], batch_size=256, epochs=1, verbose=0)  # compiles
-    model.set_weights(first)
+    optimizer.build(model.trainable_variables)
     clock = Clock()
     batches = tf.data.Dataset.from_tensor_slices((data.x_train, data.y_train.astype("float32")))
     batches = batches.shuffle(len(data.x_train), seed=0).batch(256, drop_remainder=True).prefetch(2)
+    variables = [*model.variables, *optimizer.variables]
+    first = [keras.ops.convert_to_numpy(variable) for variable in variables]
+    model.fit(batches.take(1), epochs=1, verbose=0, shuffle=False)  # compiles
+    for variable, value in zip(variables, first, strict=True):
+        variable.assign(value)
     model.fit(batches, epochs=epochs, verbose=0, callbacks=[clock], shuffle=False)
     return clock.trace
 

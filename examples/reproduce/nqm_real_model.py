@@ -159,13 +159,14 @@ def try_schedule(
     schedule = plan.make_schedule(SCHEDULE_AT)
     constant = float(sgd.steps[plan.batch_sizes == SCHEDULE_AT][0])
     for stretch in 1.05 ** np.arange(-20, 50):
-        ends = np.unique(np.maximum(np.cumsum(schedule.lengths) * stretch, 1).round().astype(int))
+        ends = np.maximum(np.cumsum(schedule.lengths) * stretch, 1).round().astype(int)
 
         def rate_from(step: int, ends: np.ndarray = ends) -> float:
             place = int(np.searchsorted(ends, step, side="right"))
             return float(schedule.learning_rates[min(place, len(schedule.learning_rates) - 1)])
 
-        losses = [trainings.losses(SCHEDULE_AT, rate_from, seed, ends.tolist(), 0.0, 0.0)[-1] for seed in seeds]
+        checks = np.unique(ends).tolist()
+        losses = [trainings.losses(SCHEDULE_AT, rate_from, seed, checks, 0.0, 0.0)[-1] for seed in seeds]
         if np.mean(losses) <= target:
             return float(ends[-1]), constant
     return np.inf, constant

@@ -119,6 +119,25 @@ def test_unknown_numbers_of_batches():
     assert breakdown.history["step"] == [1, 5]
 
 
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed", "ignore:Your input ran out of data")
+@pytest.mark.parametrize("steps_per_execution", [1, 2])
+def test_the_last_steps_of_epochs_of_unknown_length(steps_per_execution):
+    """Each epoch begins a step that finds no data, which Keras counts from the second on."""
+    signature = (tf.TensorSpec((4, X.shape[1])), tf.TensorSpec((4, Y.shape[1])))
+    rows = tf.data.Dataset.from_generator(lambda: ((X[:4], Y[:4]) for _ in range(6)), output_signature=signature)
+
+    def measured(data):
+        model, breakdown = make_model(steps_per_execution=steps_per_execution), GradientBreakdown((X, Y))
+        model.fit(data, epochs=4, shuffle=False, verbose=0, callbacks=[breakdown])
+        return breakdown.history
+
+    expected, found = measured(rows.apply(tf.data.experimental.assert_cardinality(6))), measured(rows)
+    for name in ("relative_perturbation", "loss_change", "descent_bound", "steps_spanned"):
+        name = f"breakdown/{name}"
+        assert found[name] == pytest.approx(expected[name], rel=1e-6), name
+    assert len(found["step"]) == 5
+
+
 def test_a_resumed_training_measures_as_one_that_was_not_interrupted(tmp_path):
     def train(folder, epochs, callbacks=()):
         breakdown = GradientBreakdown((X, Y))

@@ -20,6 +20,20 @@ def test_the_definitions_agree_on_a_hyperbola(definition):
     assert found.definition == definition
 
 
+@pytest.mark.parametrize("definition", ["examples", "steps"])
+def test_curves_that_reach_exactly_twice_their_fewest(definition):
+    """Step counts are whole numbers: the level may be met at one of the batch sizes, where no sign changes."""
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        sizes = 2.0 ** np.arange(rng.integers(4, 9))
+        steps = np.maximum.accumulate(rng.integers(1, 30, len(sizes))[::-1])[::-1].astype(float)
+        values = (sizes * steps) if definition == "examples" else steps[::-1]
+        values[-1] = 2 * values[:-1].min()
+        steps = values / sizes if definition == "examples" else values[::-1]
+        found = critical_batch_size((sizes, steps), definition).batch_size
+        assert sizes[0] <= found <= sizes[-1]
+
+
 def test_the_order_of_the_batch_sizes_does_not_matter():
     order = np.random.default_rng(0).permutation(len(SIZES))
     assert critical_batch_size((SIZES[order], HYPERBOLA[1][order])) == critical_batch_size(HYPERBOLA)

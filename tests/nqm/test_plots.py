@@ -76,7 +76,7 @@ def test_bad_arguments(plot):
         with pytest.raises(TypeError, match="must be a dictionary of"):
             plot(value)
     if plot in (plot_steps_to_target, plot_training_curves):
-        with pytest.raises(TypeError, match="`a` must be a pair of lists of numbers"):
+        with pytest.raises(TypeError, match="`curves` must hold pairs of lists of numbers"):
             plot({"a": 5})
     if plot in (plot_learning_rates, plot_schedule):
         with pytest.raises(TypeError, match="must be a dictionary of (OptimalSettings|Schedule), by name"):

@@ -102,7 +102,7 @@ def test_bad_arguments(arguments, error, message):
         ((np.diag([1.0, -1.0]), np.eye(2)), ValueError, "`hessian` must be positive definite"),
         ((np.eye(2), np.diag([1.0, -1.0])), ValueError, "`noise_covariance` must be positive semi-definite"),
         ((np.eye(2), np.eye(2), -1.0), ValueError, "`initial_second_moment`"),
-        (("a", np.eye(2)), TypeError, "`hessian` must be a matrix"),
+        (("a", np.eye(2)), TypeError, "`hessian` must hold a matrix"),
     ],
 )
 def test_bad_matrices(matrices, error, message):

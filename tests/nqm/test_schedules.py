@@ -113,7 +113,11 @@ def test_keras_follows_the_schedule():
     rates = [float(decay(step)) for step in range(40)]
     np.testing.assert_allclose(rates[:33], np.repeat(schedule.learning_rates, schedule.lengths), rtol=1e-6)
     assert rates[33:] == [rates[32]] * 7
-    assert isinstance(keras.optimizers.SGD(decay).learning_rate, keras.Variable) is False
+    optimizer, weight = keras.optimizers.SGD(decay), keras.Variable(0.0)
+    optimizer.build([weight])
+    for _ in range(33):
+        optimizer.apply([keras.ops.ones(())])
+    assert float(weight) == pytest.approx(-float(schedule.learning_rates @ schedule.lengths), rel=1e-5)
     one = optimal_schedule(PROBLEM, 8, num_steps=1).to_keras()
     assert float(one(0)) > 0
 

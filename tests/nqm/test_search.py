@@ -273,7 +273,7 @@ def test_progress_is_shown(standard, capsys, monkeypatch):
 
 def test_curvatures_that_differ_too_much():
     problem = NoisyQuadratic([1.0, 1e-17], [0.0, 0.0], [1.0, 1e17])
-    with pytest.raises(ValueError, match="`target_loss` was reached by no setting"):
+    with pytest.raises(ValueError, match="`target_loss` is reached by no setting"):
         optimize(problem, "sgd", [1.0], 1e-3)
 
 
@@ -292,6 +292,9 @@ def test_curvatures_that_differ_too_much():
 def test_bad_arguments(standard, arguments, error, message):
     with pytest.raises(error, match=message):
         optimize(standard, *arguments)
+
+
+def test_bad_options(standard):
     with pytest.raises(ValueError, match="`preconditioner_power`"):
         optimize(standard, "sgd", [1], 0.1, preconditioner_power=2.0)
     with pytest.raises(ValueError, match="`largest_momentum` must be a finite number >= 0 and < 1"):

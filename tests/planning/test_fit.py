@@ -340,7 +340,7 @@ def test_bad_data_are_named(regression):
     x, y = regression
     model = models.mlp(4, (), 1, seed=0)
     for data, error, message in (
-        ([x, y], TypeError, r"`data` must be \(x, y\), .* Received: a list of 1"),
+        ([x, y], TypeError, r"`data` must be \(x, y\), .* Received: a list of 2"),
         ((x, y[:10]), ValueError, "`data` must be what a Probe can hold: .*equally many rows"),
         ((np.full_like(x, np.nan), y), ValueError, "`data` must be what a Probe can hold: .*finite"),
         ((x[:, :2], y), ValueError, "`x` must fit the model"),

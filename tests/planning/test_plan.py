@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tfopt import models, nqm
-from tfopt.planning import BatchSizePlan, fit_noisy_quadratic, plan_batch_size
+from tfopt.planning import BatchSizePlan, fit_noisy_quadratic, plan_batch_size, prediction
+from tfopt.planning import plan as plan_module
 
 SIZES = [2**k for k in range(15)]
 KNOWN = nqm.NoisyQuadratic(np.geomspace(1e-2, 1.0, 5), 2 * np.geomspace(1e-2, 1.0, 5), [8, 6, 4, 3, 2])
@@ -149,7 +150,7 @@ def test_plans_print_plot_and_export(plan, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 
-def test_targets_that_small_batches_never_reach(fit):
+def test_critical_batch_sizes_beyond_the_largest(fit):
     noisy = dataclasses.replace(fit, noise=1e3 * fit.noise, sampling=0.0 * fit.sampling, loss=fit.loss + 0.1)
     found = BatchSizePlan.of(noisy, TARGET + 0.1, batch_sizes=[1, 2, 4, 8], families=["momentum"], draws=20)
     assert found.critical_batch_size["momentum"].value == math.inf
@@ -157,6 +158,26 @@ def test_targets_that_small_batches_never_reach(fit):
     assert found.to_dict()["critical_batch_size"]["momentum"]["value"] == "infinity"
     assert found.suggest().batch_size == 8
     found.plot()
+
+
+def test_targets_that_few_batch_sizes_reach(fit, monkeypatch):
+    """Two sizes are too few to tell the critical one; suggested is the smallest that gets there."""
+
+    def find_best(fit, family, sizes, target, largest_momentum):
+        found = prediction.find_best(fit, family, sizes, target, largest_momentum)
+        return dataclasses.replace(found, steps=np.where(np.array(sizes) < 4, np.inf, found.steps))
+
+    monkeypatch.setattr(plan_module, "find_best", find_best)
+    found = BatchSizePlan.of(fit, TARGET, batch_sizes=[1, 2, 4, 8], families=["sgd"], draws=20)
+    assert math.isnan(found.critical_batch_size["sgd"].value)
+    assert "critical batch size, sgd:          unknown" in repr(found)
+    assert found.suggest().batch_size == 4
+    with pytest.raises(ValueError, match="No setting reaches a loss of .* at batch_size=2: take a larger one"):
+        found.suggest(2)
+    frame = found.to_dataframe()
+    assert frame["steps"].tolist() == [math.inf, math.inf, *found.curves["sgd"].steps[2:]]
+    assert frame["steps"].max() == math.inf  # numbers, where JSON has words
+    assert [row["steps"] for row in found.to_dict()["predictions"]][:2] == ["infinity"] * 2
 
 
 def test_minima_that_no_loss_has_are_told(fit):
@@ -191,8 +212,9 @@ def test_from_a_model_in_one_call():
     ("options", "error", "message"),
     [
         ({"families": None}, TypeError, "`families` must be a list"),
+        ({"families": np.array([])}, ValueError, "`families` must be a list"),
         ({"families": "sgd"}, TypeError, "`families` must be a list"),
-        ({"families": []}, TypeError, "`families` must be a list"),
+        ({"families": []}, ValueError, "`families` must be a list"),
         ({"families": ["adam"]}, ValueError, "`families` must be one of 'sgd'"),
         ({"batch_sizes": [1, 2]}, ValueError, "`batch_sizes` must be three or more, rising"),
         ({"batch_sizes": [1, 4, 2]}, ValueError, "`batch_sizes` must be three or more, rising"),

@@ -84,7 +84,8 @@ class Engine(abc.ABC):
         Returns:
             Arrays and numbers.
         """
-        return {"weights": weights_to_arrays(self.weights), "penalty_scale": self._penalty_scale}
+        weights = weights_to_arrays(self.weights)
+        return {"weights": weights, "penalty_scale": self._penalty_scale, "num_overflows": self.num_overflows}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from a state.
@@ -93,6 +94,7 @@ class Engine(abc.ABC):
             state: What `get_state` has returned.
         """
         self.weights, self._penalty_scale = weights_from_arrays(state["weights"]), state["penalty_scale"]
+        self.num_overflows = state["num_overflows"]
 
     def _num_inputs(self, layer: int) -> int:
         # Of a layer counted from 0, its bias included.

@@ -135,11 +135,14 @@ def _make_metric(metric: Any, num_outputs: int, loss: Loss) -> Any:
             return keras.metrics.CategoricalAccuracy(name=metric)
         return keras.metrics.BinaryAccuracy(name=metric, threshold=0.0 if loss.name == KERAS_HINGE else 0.5)
     if isinstance(metric, str):
-        made = keras.metrics.get(metric)
+        try:
+            made = keras.metrics.get(metric)
+        except ValueError as error:
+            raise ValueError(f"`metrics` has {metric!r}, which Keras does not know: {error}") from error
         made.name = metric
         return made
     if isinstance(metric, keras.metrics.Metric):
         return metric
-    if callable(metric):
+    if callable(metric) and not isinstance(metric, type):
         return keras.metrics.MeanMetricWrapper(metric, name=getattr(metric, "__name__", "metric"))
     raise TypeError(f"`metrics` must be Keras metrics or their names. Received: {metric!r}")

@@ -285,7 +285,8 @@ def _output_activation_of(steps: list[Any]) -> str:
     for layer, step in steps:
         function = step.activation if isinstance(step, keras.layers.Activation) else step
         name = "softmax" if isinstance(step, keras.layers.Softmax) else getattr(function, "__name__", "")
-        if name not in ("linear", "softmax", "sigmoid"):
+        is_of_keras = isinstance(step, keras.layers.Softmax) or function is getattr(keras.activations, name, None)
+        if name not in ("linear", "softmax", "sigmoid") or not is_of_keras:
             raise ValueError(_refusal(layer, "comes last and is not linear, softmax or sigmoid"))
         if name != "linear":
             names.append((layer, name))

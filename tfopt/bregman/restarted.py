@@ -44,7 +44,7 @@ __all__ = ["Restarted"]
 _STEP_OF_SEVERAL_BLOCKS = 0.3
 _SHORTENING = 0.5
 _SMALLEST_PENALTY_SCALE = 1e-3
-_SAFE_RIDGE = 1e-8
+_SAFE_RIDGE = 1e-4  # far above the rounding of Gram matrices of float32 rows
 _PENALTY_UP, _PENALTY_DOWN = 2.0, 0.95
 
 
@@ -67,9 +67,9 @@ class Restarted(Engine):
         self._num_averaged = 0
         self._objective = float("inf")
         self._metrics: dict[str, float] = {}
-        key = (self._chain.architecture, self._loss, self._state_dtype)
-        self._output_pass = _make_output_pass(*key)
-        self._hidden_passes = [_make_hidden_pass(*key, layer) for layer in range(self._num_layers - 1)]
+        architecture, dtype = self._chain.architecture, self._state_dtype
+        self._output_pass = _make_output_pass(architecture, self._loss, dtype)
+        self._hidden_passes = [_make_hidden_pass(architecture, dtype, layer) for layer in range(self._num_layers - 1)]
 
     def start(self) -> dict[str, float]:
         """Measure the network as it is, and sum up the Gram matrix of the inputs, which stays as it is.
@@ -174,7 +174,9 @@ class Restarted(Engine):
             beta,
             self._hidden[layer - 1] * self._penalty_scale if layer > 0 else 0.0,
         )
-        call = _call if self._settings.ridge > _SAFE_RIDGE else solve_compiled
+        # The ridge is relative: inputs that are all zero leave the decay alone to make a matrix positive.
+        is_safe = self._settings.ridge > _SAFE_RIDGE and self._settings.weight_decay > 0.0
+        call = _call if is_safe else solve_compiled
         with_bias = self._chain.uses_bias[layer]
         numbers, pair = as_tensor(numbers), self.weights[layer]
         if layer > 0:
@@ -203,11 +205,9 @@ class Restarted(Engine):
             Arrays and numbers.
         """
         return super().get_state() | {
-            "grams": [matrix.numpy() for matrix in self._grams],
+            "grams": [matrix.numpy() for matrix in self._grams[1:]],
             "num_averaged": self._num_averaged,
             "relaxation": self._relaxation,
-            "objective": self._objective,
-            "metrics": self._metrics,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -217,10 +217,9 @@ class Restarted(Engine):
             state: What `get_state` has returned.
         """
         super().set_state(state)
-        self._grams = [tf.constant(matrix) for matrix in state["grams"]]
+        self._grams = [self._grams[0], *(tf.constant(matrix) for matrix in state["grams"])]
         self._num_averaged = state["num_averaged"]
         self._relaxation = state["relaxation"]
-        self._objective, self._metrics = state["objective"], state["metrics"]
 
 
 @functools.lru_cache(maxsize=64)
@@ -238,7 +237,7 @@ def _make_output_pass(architecture: Architecture, loss: Loss, state_dtype: Any) 
 
 
 @functools.lru_cache(maxsize=256)
-def _make_hidden_pass(architecture: Architecture, loss: Loss, state_dtype: Any, layer: int) -> Any:
+def _make_hidden_pass(architecture: Architecture, state_dtype: Any, layer: int) -> Any:
     # Of hidden layer `layer`, counted from 0; `above` are the weights of the next layer, `targets` its targets.
     activation, dtype = architecture.activations[layer], architecture.dtype
 
@@ -297,5 +296,5 @@ def _make_move(with_bias: bool, is_hidden_below: bool) -> Any:
 
 
 def _call(function: Any, *arguments: Any) -> Any:
-    # With a ridge matrices are safely positive: that need not be looked at, which would wait for the result.
+    # Matrices are safely positive: that need not be looked at, which would wait for the result.
     return function(*arguments)

@@ -2,22 +2,22 @@
 
 import math
 import zlib
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tfopt._agreement import in_agreement
 from tfopt.bregman.losses import KERAS_HINGE, Loss, categorical_crossentropy, squared_error
 from tfopt.bregman.network import DenseChain
 from tfopt.communicator import Communicator
 
-__all__ = ["Chunk", "Rows", "choose_num_blocks", "in_agreement"]
+__all__ = ["Chunk", "Rows", "choose_num_blocks"]
 
 _MOST_BLOCKS = 32
 _LONGEST_RUN = 256  # rows that stay together when rows are dealt out to blocks
-T = TypeVar("T")
 
 
 class Chunk(NamedTuple):
@@ -192,37 +192,6 @@ def choose_num_blocks(num_rows: int, chain: DenseChain) -> int:
     return max(1, min(_MOST_BLOCKS, num_rows // (2 * max(chain.widths[:-1]))))
 
 
-def in_agreement(communicator: Communicator, action: Callable[[], T]) -> T:
-    """Do something on each rank that may fail on some; then raise the same error on all.
-
-    Args:
-        communicator: The job's processes.
-        action: What to do.
-
-    Returns:
-        What the action has returned.
-
-    Raises:
-        TypeError: The action has raised one on some rank.
-        ValueError: The same.
-    """
-    result, error = None, None
-    try:
-        result = action()
-    except (TypeError, ValueError) as caught:
-        error = caught
-    if communicator.size == 1:
-        if error is not None:
-            raise error
-        return result  # type: ignore[return-value]
-    found = communicator.allgather_object((type(error).__name__, str(error)) if error else None, name="errors")
-    said = [(kind, f"Rank {rank}: {text}") for rank, item in enumerate(found) if item for kind, text in [item]]
-    if said:
-        text = "; ".join(dict.fromkeys(text for _, text in said))
-        raise TypeError(text) if said[0][0] == "TypeError" else ValueError(text)
-    return result  # type: ignore[return-value]
-
-
 def _check_arrays(x: Any, y: Any, chain: DenseChain, loss: Loss, names: tuple[str, str]) -> tuple[Any, Any]:
     x_name, y_name = names
     if isinstance(x, tf.data.Dataset):
@@ -299,6 +268,8 @@ def _targets(y: np.ndarray, num_outputs: int, loss: Loss, dtype: Any) -> Any:
 
 def _collect(dataset: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
     # The batches are let go one by one while they are copied, so that hardly more than one copy is held.
+    if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise ValueError(f"`{name}` must end. Received: a tf.data.Dataset that goes on for ever: leave out .repeat()")
     if isinstance(dataset.element_spec, tuple) and len(dataset.element_spec) == 2:
         batches = [tuple(np.asarray(part) for part in batch) for batch in dataset]
     else:

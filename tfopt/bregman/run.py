@@ -9,14 +9,15 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfopt._callback_state import get_state, set_state
+from tfopt._agreement import in_agreement
+from tfopt._callback_state import check_states, refuse_overwriting_loggers, set_states, states_of
 from tfopt._checkpoint_files import CheckpointFiles
 from tfopt.bregman.engine import Engine, Problem, weights_from_arrays, weights_to_arrays
 from tfopt.bregman.restarted import Restarted
 from tfopt.bregman.rows import Rows
 from tfopt.bregman.splitting import Splitting
 
-__all__ = ["Run"]
+__all__ = ["Run", "make_callbacks"]
 
 _EXPLOSION = 30.0  # a loss this many times the larger of the first one and 1 is no longer training
 _MOST_OVERFLOWS = 10
@@ -28,6 +29,41 @@ _REFUSED = (
 )
 
 
+def make_callbacks(
+    model: Any, callbacks: Any, verbose: int | str, epochs: int, rank: int, is_resumable: bool
+) -> keras.callbacks.CallbackList:
+    """Make Keras's list of callbacks, and refuse those that would do nothing.
+
+    Args:
+        model: The model.
+        callbacks: What came as `callbacks`.
+        verbose: As in `fit`.
+        epochs: Number of the last sweep.
+        rank: This process's number.
+        is_resumable: Whether checkpoints are written.
+
+    Returns:
+        The list, with a History and, unless it is silent, a progress bar.
+
+    Raises:
+        ValueError: A callback is of no use here, or would lose what it has written.
+    """
+    if verbose == "auto":
+        verbose = int(rank == 0)
+    listed = keras.callbacks.CallbackList(
+        callbacks, add_history=True, add_progbar=verbose != 0, model=model, verbose=verbose, epochs=epochs, steps=1
+    )
+    for callback in listed.callbacks:
+        if isinstance(callback, _REFUSED) or getattr(callback, "needs_optimizer", False):
+            raise ValueError(
+                f"`callbacks` has a {type(callback).__name__}, which does nothing here: there is no optimizer and no "
+                "learning rate, ranks share their weights anyway, and `checkpoint=` keeps the whole state of training"
+            )
+    if is_resumable:
+        refuse_overwriting_loggers(listed.callbacks)
+    return listed
+
+
 class Run:
     """Training from the model's current weights.
 
@@ -35,8 +71,7 @@ class Run:
         problem: What is trained and how.
         rows: The rows to train on.
         validation: Those to validate on; None for none.
-        callbacks: Keras callbacks.
-        verbose: As in `fit`.
+        callbacks: What `make_callbacks` has made.
         epochs: Number of the last sweep.
         measure_every_n_epochs: How often to compute metrics, and all of the validation.
     """
@@ -46,38 +81,18 @@ class Run:
         problem: Problem,
         rows: Rows,
         validation: Rows | None,
-        callbacks: Any,
-        verbose: int | str,
+        callbacks: keras.callbacks.CallbackList,
         epochs: int,
         measure_every_n_epochs: int,
     ) -> None:
         self._problem, self._rows, self._validation = problem, rows, validation
-        self._epochs, self._measure_every = epochs, measure_every_n_epochs
+        self._callbacks, self._epochs, self._measure_every = callbacks, epochs, measure_every_n_epochs
         self._chain, self._communicator = problem.chain, problem.communicator
         self._model = problem.chain.model
-        if verbose == "auto":
-            verbose = int(self._communicator.rank == 0)
-        self._is_silent = verbose == 0
-        self._callbacks = keras.callbacks.CallbackList(
-            callbacks,
-            add_history=True,
-            add_progbar=verbose != 0,
-            model=self._model,
-            verbose=verbose,
-            epochs=epochs,
-            steps=1,
-        )
-        for callback in self._callbacks.callbacks:
-            if isinstance(callback, _REFUSED) or getattr(callback, "needs_optimizer", False):
-                raise ValueError(
-                    f"`callbacks` has a {type(callback).__name__}, which does nothing here: there is no optimizer and "
-                    "no learning rate, ranks share their weights anyway, and `checkpoint=` keeps the whole state of "
-                    "training"
-                )
         self._align_weights()
         algorithm = {"restarted": Restarted, "splitting": Splitting}[problem.settings.algorithm]
         self._engine: Engine = algorithm(problem, rows)
-        self._history = next(c for c in self._callbacks.callbacks if isinstance(c, keras.callbacks.History))
+        self._history = next(c for c in callbacks.callbacks if isinstance(c, keras.callbacks.History))
         self._best: tuple[float, int, Any] = (math.inf, -1, self._engine.weights)
         self._largest = math.inf
         self._files: CheckpointFiles | None = None
@@ -89,32 +104,23 @@ class Run:
             flat = self._communicator.broadcast(flat, name="weights")
             self._chain.write_weights(list(zip(flat[::2], flat[1::2], strict=True)))
 
-    def use_checkpoints(self, folder: Path, every_n_epochs: int) -> None:
-        """Write checkpoints, and go on from what is there.
-
-        Args:
-            folder: Where to.
-            every_n_epochs: How often.
-
-        Raises:
-            ValueError: A callback would lose what it has written.
-        """
-        for callback in self._callbacks.callbacks:
-            if isinstance(callback, keras.callbacks.CSVLogger) and not callback.append:
-                raise ValueError(
-                    "CSVLogger would empty its file when training is resumed: use CSVLogger(..., append=True)"
-                )
-        self._files, self._every = CheckpointFiles(folder, self._communicator, "BregmanTrainer"), every_n_epochs
-
-    def train(self, initial_epoch: int) -> keras.callbacks.History:
+    def train(
+        self, initial_epoch: int, files: CheckpointFiles | None = None, every_n_epochs: int = 1
+    ) -> keras.callbacks.History:
         """Train.
 
         Args:
             initial_epoch: Number of the sweep to begin at.
+            files: Where to write checkpoints, and to go on from what is there; None for none.
+            every_n_epochs: How often.
 
         Returns:
             The history.
+
+        Raises:
+            ValueError: The checkpoint is of another training.
         """
+        self._files, self._every = files, every_n_epochs
         # Callbacks look for an optimizer. One that the model was compiled with makes no steps here.
         was_compiled, optimizer = hasattr(self._model, "optimizer"), getattr(self._model, "optimizer", None)
         self._model.optimizer = None
@@ -130,7 +136,7 @@ class Run:
         self._model.stop_training = False
         state = None if self._files is None else self._files.read_newest()
         if state is not None:
-            self._check_fingerprint(state)
+            in_agreement(self._communicator, lambda: self._check_fingerprint(state))
             self._engine.set_state(state["engine"])
         first = self._engine.start()
         self._largest = _EXPLOSION * max(1.0, first["loss"])
@@ -169,6 +175,7 @@ class Run:
             monitored = logs["val_loss" if self._validation is not None else "loss"]
             if monitored < self._best[0]:
                 self._best = (monitored, epoch, self._engine.weights)
+                self._history.best_epoch = epoch
         logs["seconds"] = time.perf_counter() - begin
         logs["bytes_reduced"] = self._communicator.bytes_reduced - reduced
         return logs, reason
@@ -198,7 +205,6 @@ class Run:
         )
 
     def _any_rank_stops(self) -> bool:
-        self._history.best_epoch = None if self._best[1] < 0 else self._best[1]
         stops = tf.constant(float(bool(self._model.stop_training)), tf.float64)
         (stops,) = self._communicator.allreduce_sum([stops], name="whether to stop")
         return bool(stops > 0)
@@ -226,7 +232,7 @@ class Run:
         changes = [f"{name} was {there.get(name)}, is {here[name]}" for name in different]
         if changes:
             raise ValueError(
-                f"The checkpoint in {self._files and self._files.folder} is of another training: {'; '.join(changes)}. "
+                f"The checkpoint in {self._folder} is of another training: {'; '.join(changes)}. "
                 "Change them back, or delete the folder to begin anew"
             )
 
@@ -234,7 +240,6 @@ class Run:
         is_last = stops or epoch + 1 == self._epochs
         if self._files is None or not ((epoch + 1) % self._every == 0 or is_last):
             return
-        stateful = [(c, state) for c in self._callbacks.callbacks if (state := get_state(c)) is not None]
         best, best_epoch, weights = self._best
         self._files.write(
             epoch + 1,
@@ -246,22 +251,23 @@ class Run:
                 "best": [best, best_epoch, weights_to_arrays(weights)],
                 "largest": self._largest,
                 "history": {"epoch": list(self._history.epoch), "history": dict(self._history.history)},
-                "callbacks": [[type(c).__name__, state] for c, state in stateful],
+                "callbacks": states_of(self._callbacks.callbacks),
             },
         )
 
+    @property
+    def _folder(self) -> Path:
+        assert self._files is not None
+        return self._files.folder
+
     def _restore(self, state: dict[str, Any]) -> int:
-        stateful = [c for c in self._callbacks.callbacks if get_state(c) is not None]
-        names, kept = [type(c).__name__ for c in stateful], [name for name, _ in state["callbacks"]]
-        if names != kept:
-            raise ValueError(
-                f"The checkpoint in {self._files and self._files.folder} holds the state of the callbacks {kept}, but "
-                f"`fit` has {names}. Pass the same ones, or delete the folder to begin anew"
-            )
-        if not self._is_silent:
-            print(f"Resuming after epoch {state['epochs']} of {self._files and self._files.folder}")
-        for callback, (_, kept_state) in zip(stateful, state["callbacks"], strict=True):
-            set_state(callback, kept_state)
+        if self._history.params.get("verbose"):
+            print(f"Resuming after epoch {state['epochs']} of {self._folder}")
+        # Asked for only now, as some have no state before training begins.
+        in_agreement(
+            self._communicator, lambda: check_states(self._callbacks.callbacks, state["callbacks"], self._folder)
+        )
+        set_states(self._callbacks.callbacks, state["callbacks"])
         best, best_epoch, weights = state["best"]
         self._best = (best, best_epoch, weights_from_arrays(weights))
         self._largest = state["largest"]

@@ -1,6 +1,7 @@
 """The options of a `BregmanTrainer`, and sets of them that go together."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -114,58 +115,67 @@ class Settings:
                     f"`{name}` does not go with preset={preset!r}. Received: {name}={options[name]!r}. It is an option "
                     f"of preset {', '.join(map(repr, others))}"
                 )
-        settings = replace(chosen, **options)
-        settings._check()
-        return settings
+        return replace(chosen, **chosen._checked(options))
 
-    def _check(self) -> None:
-        for name in ("weight_decay", "ridge"):
-            check_number(name, getattr(self, name), minimum=0.0)
-        for name in ("relaxation_growth", "max_relaxation", "penalty_growth", "max_penalty"):
-            check_number(name, getattr(self, name), minimum=1.0)
-        if self.state_dtype is not None:
-            check_choice("state_dtype", self.state_dtype, ("float16", "float32", "float64"))
-        check_integer("chunk_rows", self.chunk_rows, minimum=1)
-        if not isinstance(self.num_blocks, str) or self.num_blocks != "auto":
-            check_integer("num_blocks", self.num_blocks, minimum=1)
-        if not isinstance(self.step, str) or self.step != "auto":
-            check_number("step", self.step, minimum=0.0, maximum=1.0, exclusive_minimum=True)
-        check_choice("multiplier", self.multiplier, ("bregman", "admm", "none"))
-        check_integer("multiplier_step", self.multiplier_step, minimum=1, maximum=2)
-        check_integer("num_warm_start_iterations", self.num_warm_start_iterations, minimum=0)
-        check_integer("num_sweeps_per_multiplier_update", self.num_sweeps_per_multiplier_update, minimum=1)
-        check_choice("order", self.order, ("forward", "backward", "alternating"))
-        check_choice("last_layer_order", self.last_layer_order, ("W,Z", "Z,W"))
-        check_choice("update", self.update, ("gauss_seidel", "jacobi"))
-        check_choice("initialization", self.initialization, ("forward", "gaussian"))
-        check_integer("seed", self.seed, minimum=0, maximum=2**31 - 1)
-        self.penalties(None)
+    def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
+        # As plain numbers and tuples, so that equal settings look alike in a checkpoint.
+        checks: dict[str, Callable[[str, Any], Any]] = {
+            **dict.fromkeys(("weight_decay", "ridge"), functools.partial(check_number, minimum=0.0)),
+            **dict.fromkeys(
+                ("relaxation_growth", "max_relaxation", "penalty_growth", "max_penalty"),
+                functools.partial(check_number, minimum=1.0),
+            ),
+            "state_dtype": lambda name, value: (
+                None if value is None else check_choice(name, value, ("float16", "float32", "float64"))
+            ),
+            "chunk_rows": functools.partial(check_integer, minimum=1),
+            "num_blocks": _auto_or(functools.partial(check_integer, minimum=1)),
+            "step": _auto_or(functools.partial(check_number, minimum=0.0, maximum=1.0, exclusive_minimum=True)),
+            "multiplier": functools.partial(check_choice, choices=("bregman", "admm", "none")),
+            "multiplier_step": functools.partial(check_integer, minimum=1, maximum=2),
+            "num_warm_start_iterations": functools.partial(check_integer, minimum=0),
+            "num_sweeps_per_multiplier_update": functools.partial(check_integer, minimum=1),
+            "order": functools.partial(check_choice, choices=("forward", "backward", "alternating")),
+            "last_layer_order": functools.partial(check_choice, choices=("W,Z", "Z,W")),
+            "update": functools.partial(check_choice, choices=("gauss_seidel", "jacobi")),
+            "initialization": functools.partial(check_choice, choices=("forward", "gaussian")),
+            "seed": functools.partial(check_integer, minimum=0, maximum=2**31 - 1),
+            **dict.fromkeys(("linear_penalty", "activation_penalty"), _check_penalty),
+        }
+        return {name: checks[name](name, value) for name, value in options.items()}
 
-    def penalties(self, num_layers: int | None) -> tuple[list[float], list[float]]:
+    def penalties(self, num_layers: int) -> tuple[list[float], list[float]]:
         """Return beta of each Dense layer and gamma of each hidden layer.
 
         Args:
-            num_layers: Number of Dense layers; None only checks the values.
+            num_layers: Number of Dense layers.
 
         Returns:
             Two lists, of `num_layers` and `num_layers - 1` numbers.
 
         Raises:
-            ValueError: The number of penalties is not that of the layers, or a value is not positive.
+            ValueError: The number of penalties is not that of the layers.
         """
         linear = _per_layer("linear_penalty", self.linear_penalty, num_layers, "Dense layers")
-        hidden = None if num_layers is None else num_layers - 1
-        return linear, _per_layer("activation_penalty", self.activation_penalty, hidden, "hidden layers")
+        return linear, _per_layer("activation_penalty", self.activation_penalty, num_layers - 1, "hidden layers")
 
 
-def _per_layer(name: str, value: Any, count: int | None, what: str) -> list[float]:
-    if (isinstance(value, Sequence) and not isinstance(value, str)) or getattr(value, "ndim", 0) == 1:
-        values = [check_number(name, item, minimum=0.0, exclusive_minimum=True) for item in value]
-        if count is not None and len(values) != count:
-            raise ValueError(f"`{name}` must be one number, or one for each of the {count} {what}. Received: {value!r}")
-        return values
-    number = check_number(name, value, minimum=0.0, exclusive_minimum=True)
-    return [number] * (1 if count is None else count)
+def _auto_or(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    return lambda name, value: value if isinstance(value, str) and value == "auto" else check(name, value)
+
+
+def _check_penalty(name: str, value: Any) -> float | tuple[float, ...]:
+    if (isinstance(value, Sequence) and not isinstance(value, str | bytes)) or getattr(value, "ndim", 0) == 1:
+        return tuple(check_number(name, item, minimum=0.0, exclusive_minimum=True) for item in value)
+    return check_number(name, value, minimum=0.0, exclusive_minimum=True)
+
+
+def _per_layer(name: str, value: float | tuple[float, ...], count: int, what: str) -> list[float]:
+    if not isinstance(value, tuple):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(f"`{name}` must be one number, or one for each of the {count} {what}. Received: {value!r}")
+    return list(value)
 
 
 PRESETS = {

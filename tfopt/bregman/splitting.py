@@ -93,7 +93,7 @@ class Splitting(Engine):
                 self._first_variables(chunk, members)
                 for chunk, members in zip(self._rows.all(), self._rows.row_numbers(), strict=True)
             ]
-        return self._measure(with_metrics=True)
+        return self._measure()
 
     def _first_variables(self, chunk: Chunk, members: Any) -> Variables:
         if self._settings.initialization == "forward":
@@ -157,7 +157,7 @@ class Splitting(Engine):
         self._sweep += 1
         self._penalty_scale = min(self._penalty_scale * self._settings.penalty_growth, self._settings.max_penalty)
         if with_metrics:
-            return self._measure(with_metrics=True)
+            return self._measure()
         return {"penalty_scale": self._penalty_scale}
 
     def _sweep_jacobi(self, order: list[Token]) -> None:
@@ -217,7 +217,7 @@ class Splitting(Engine):
 
     # ---- Measurements
 
-    def _measure(self, with_metrics: bool) -> dict[str, float]:
+    def _measure(self) -> dict[str, float]:
         penalties = self._penalties()
         total: Any = None
         for k, chunk in enumerate(self._rows.all()):
@@ -226,7 +226,7 @@ class Splitting(Engine):
         (total,) = self._communicator.allreduce_sum([total], name="objective and residuals")
         means = [float(value) / self._rows.total_rows for value in total.numpy()]
         loss, inner, linear, hidden, norm = means[:5]
-        logs = self._evaluation(self._rows, self.weights, with_metrics)[1]
+        logs = self._evaluation(self._rows, self.weights)[1]
         return logs | {
             "objective": loss + inner + linear + hidden + self._decay_of_weights(),
             "objective/loss": loss,

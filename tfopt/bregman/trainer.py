@@ -1,19 +1,21 @@
 """Training of Dense networks without gradients, with the interface of Keras's `fit`."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tfopt._agreement import check_agreement, in_agreement
+from tfopt._checkpoint_files import CheckpointFiles
 from tfopt._checks import check_integer, check_keras_3, check_number
 from tfopt.bregman.engine import Problem
 from tfopt.bregman.evaluation import Evaluation
 from tfopt.bregman.keras_loss import read_loss
 from tfopt.bregman.network import DenseChain
 from tfopt.bregman.rows import Rows, choose_num_blocks
-from tfopt.bregman.run import Run
+from tfopt.bregman.run import Run, make_callbacks
 from tfopt.bregman.settings import Settings
 from tfopt.communicator import Communicator, check_communicator
 
@@ -139,14 +141,35 @@ class BregmanTrainer:
         check_integer("checkpoint_every_n_epochs", checkpoint_every_n_epochs, minimum=1)
         if verbose not in ("auto", 0, 1, 2):
             raise ValueError(f"`verbose` must be 'auto', 0, 1 or 2. Received: verbose={verbose!r}")
-        folder = _check_checkpoint(checkpoint)
-        train, validation = _split(x, y, validation_split, validation_data)
-        rows = self._rows(train[0], train[1], self._num_blocks)
-        held_out = None if validation is None else self._rows(validation[0], validation[1], 1, _VALIDATION_NAMES)
-        run = Run(self._problem, rows, held_out, callbacks, verbose, epochs, self._measure_every)
-        if folder is not None:
-            run.use_checkpoints(folder, checkpoint_every_n_epochs)
-        return run.train(initial_epoch)
+        ranks = self._problem.communicator
+
+        def prepare() -> Any:
+            folder = _check_checkpoint(checkpoint)
+            listed = make_callbacks(self.model, callbacks, verbose, epochs, ranks.rank, folder is not None)
+            return folder, listed, *_split(x, y, validation_split, validation_data)
+
+        folder, listed, train, validation = in_agreement(ranks, prepare)
+        self._check_ranks(epochs, initial_epoch, validation, folder, checkpoint_every_n_epochs)
+        rows = self._rows(train, self._num_blocks)
+        held_out = None if validation is None else self._rows(validation, 1)
+        files = None if folder is None else CheckpointFiles(folder, ranks, "BregmanTrainer")
+        run = Run(self._problem, rows, held_out, listed, epochs, self._measure_every)
+        return run.train(initial_epoch, files, checkpoint_every_n_epochs)
+
+    def _check_ranks(self, epochs: int, initial_epoch: int, validation: Any, folder: Any, every: int) -> None:
+        chain, problem = self._problem.chain, self._problem
+        facts = {
+            "network": [*chain.widths, *(h.name for h in chain.activations), str(chain.dtype), *chain.uses_bias],
+            "loss": problem.loss.name,
+            "options": [f"{name}={value!r}" for name, value in vars(self.settings).items()],
+            "metrics": problem.evaluation.metric_names,
+            "measure_every_n_epochs": self._measure_every,
+            "epochs": [initial_epoch, epochs],
+            "use of validation": validation is not None,
+            "use of checkpoints": "none" if folder is None else f"every {every} epochs",
+        }
+        advice = "Every rank must build the same model and BregmanTrainer, and call `fit` in the same way."
+        check_agreement(problem.communicator, "the start of training without gradients", facts, advice)
 
     def evaluate(self, x: Any, y: Any = None) -> dict[str, float]:
         """Measure the model.
@@ -158,11 +181,12 @@ class BregmanTrainer:
         Returns:
             Keras's loss, and the metrics.
         """
-        return self._problem.evaluation(self._rows(x, y, 1), self._problem.chain.read_weights())[1]
+        rows = self._rows(Part(x, y), 1)
+        return self._problem.evaluation(rows, self._problem.chain.read_weights())[1]
 
-    def _rows(self, x: Any, y: Any, num_blocks: int | str, names: tuple[str, str] = ("x", "y")) -> Rows:
+    def _rows(self, part: "Part", num_blocks: int | str) -> Rows:
         chain, loss, ranks = self._problem.chain, self._problem.loss, self._problem.communicator
-        return Rows(x, y, chain, loss, ranks, self.settings.chunk_rows, num_blocks, names)
+        return Rows(part.x, part.y, chain, loss, ranks, self.settings.chunk_rows, num_blocks, part.names)
 
     def expected_memory(self, num_rows: int, *, is_memory_mapped: bool = False) -> int:
         """Estimate what `fit` holds at its peak, beside the arrays passed to it and compiled programs (about 50 MB).
@@ -191,7 +215,8 @@ class BregmanTrainer:
         copy = 0 if is_memory_mapped else num_rows * (widths[0] + widths[-1] + 1) * size
         if self.settings.algorithm == "restarted":
             blocks = self._num_blocks
-            num_blocks = choose_num_blocks(num_rows, chain) if blocks == "auto" else int(blocks)
+            total = num_rows * self._problem.communicator.size
+            num_blocks = choose_num_blocks(total, chain) if blocks == "auto" else int(blocks)
             state = -(-num_rows // num_blocks) * outputs
         else:
             multipliers = {"none": 0, "bregman": widths[-1], "admm": outputs + hidden}[self.settings.multiplier]
@@ -219,23 +244,39 @@ def _check_checkpoint(checkpoint: Any) -> Path | None:
     return folder
 
 
-def _split(x: Any, y: Any, share: Any, validation_data: Any) -> tuple[Any, Any]:
+class Part(NamedTuple):
+    """Rows to train or to validate on, and what messages call them."""
+
+    x: Any
+    y: Any
+    names: tuple[str, str] = ("x", "y")
+
+
+def _split(x: Any, y: Any, share: Any, validation_data: Any) -> tuple[Part, Part | None]:
     check_number("validation_split", share, minimum=0.0, maximum=1.0, exclusive_maximum=True)
     if validation_data is not None:
         if share:
             raise ValueError("Only one of `validation_split` and `validation_data` can be given")
         if isinstance(validation_data, tf.data.Dataset):
-            return (x, y), (validation_data, None)
+            return Part(x, y), Part(validation_data, None, _VALIDATION_NAMES)
         if not isinstance(validation_data, tuple | list) or len(validation_data) != 2:
             raise ValueError(
                 "`validation_data` must be a pair (x, y) or a tf.data.Dataset. "
                 f"Received: {type(validation_data).__name__}"
             )
-        return (x, y), tuple(validation_data)
+        return Part(x, y), Part(validation_data[0], validation_data[1], _VALIDATION_NAMES)
     if not share:
-        return (x, y), None
+        return Part(x, y), None
     if isinstance(x, tf.data.Dataset) or y is None:
         raise ValueError("`validation_split` goes with arrays. Pass `validation_data` with a tf.data.Dataset")
     x, y = (part if isinstance(part, np.ndarray) else np.asarray(part) for part in (x, y))
-    cut = len(x) - int(len(x) * share)
-    return (x[:cut], y[:cut]), (x[cut:], y[cut:])
+    if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
+        return Part(x, y), None  # whose shapes are refused in a moment
+    held_out = int(len(x) * share)
+    if held_out in (0, len(x)):
+        raise ValueError(
+            f"`validation_split` must leave rows to train and to validate on. Received: validation_split={share} of "
+            f"{len(x)} rows"
+        )
+    cut = len(x) - held_out
+    return Part(x[:cut], y[:cut]), Part(x[cut:], y[cut:], (f"x[{cut}:]", f"y[{cut}:]"))

@@ -115,7 +115,10 @@ class ConvexityCertificate:
         check_number("theta", theta, maximum=2.0 * self.l2)
         sizes = (self.input_radius, self.num_hidden_layers, self.num_outputs)
         unit = -float(convexity_modulus(0.0, 1.0, self._norm(norm_bound), *sizes, kind))
-        return float("inf") if unit == 0.0 else ((2.0 * self.l2 - theta) / unit) ** 2
+        if unit == 0.0:
+            return float("inf")
+        root = (2.0 * self.l2 - theta) / unit
+        return root * root
 
     def _norm(self, norm_bound: float | None) -> float:
         if norm_bound is None:
@@ -175,7 +178,7 @@ def convexity_modulus(
     decay, squares, norm, radius = numbers.values()
     decay = 2.0 * decay
     if factor == 0:
-        return decay + 0.0 * squares
+        return np.array(np.broadcast_to(decay, np.broadcast_shapes(*(part.shape for part in numbers.values()))))
     with np.errstate(over="ignore", invalid="ignore"):
         size = np.sqrt(squares / num_outputs) * radius
         theta = decay - 2.0 * factor * size * norm ** (depth - 1)
@@ -238,18 +241,31 @@ class CertifiedNetwork:
 
     def __init__(self, probe_loss: ProbeLoss) -> None:
         self._loss = probe_loss
-        self._layers = dense_layers(probe_loss.objective.model)
-        check_loss(probe_loss)
-        self._l2 = common_l2(self._layers)
+        radius = self._read()
         objective = probe_loss.objective
         self._error_of = compiled(
             lambda values, batch: objective.loss_of_outputs(
                 objective.outputs(values, batch[0], probe_loss.variables), batch
             )
         )
-        radius = self._largest(max(_radius(batch.x) for batch in probe_loss.probe.batches))
         # A bias is the weight of an input that is always 1.
         self._radius = float(np.hypot(radius, 1.0)) if any(layer.use_bias for layer in self._layers) else radius
+
+    def _read(self) -> float:
+        # The largest norm of an input. What one rank's part of it does not let be covered is refused on all.
+        why, radius = "", 0.0
+        try:
+            self._layers = dense_layers(self._loss.objective.model)
+            check_loss(self._loss)
+            self._l2 = common_l2(self._layers)
+            radius = max(_radius(batch.x) for batch in self._loss.probe.batches)
+        except NotCoveredError as error:
+            why = error.why
+        found = self._loss.communicator.allgather_object((why, radius), "what the certificate covers")
+        refused = next((why for why, _ in found if why), None)
+        if refused:
+            raise NotCoveredError(refused)
+        return max(radius for _, radius in found)
 
     def certificate(self) -> ConvexityCertificate:
         """Return the certificate at the model's weights.
@@ -277,10 +293,6 @@ class CertifiedNetwork:
             num_hidden_layers=len(self._layers) - 1,
             num_outputs=int(self._layers[-1].units),
         )
-
-    def _largest(self, number: float) -> float:
-        together = self._loss.communicator.allgather(tf.constant([number], tf.float64), name="radius")
-        return float(tf.reduce_max(together))
 
 
 def _radius(x: Any) -> float:

@@ -16,9 +16,13 @@ class NotCoveredError(ValueError):
 
     Args:
         why: What it does not cover.
+
+    Attributes:
+        why: The same.
     """
 
     def __init__(self, why: str) -> None:
+        self.why = why
         super().__init__(
             f"The strong-convexity certificate does not cover this: {why}. It covers chains of Dense layers without "
             "biases (or one hidden layer, with the same L2 penalty on its biases), with linear, relu or leaky_relu "

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfopt._checks import check_integer, check_number
+from tfopt._checks import as_numbers, check_integer, check_number
 from tfopt._plotting import get_axes
 from tfopt.curvature.lanczos import lanczos
 from tfopt.curvature.linear_map import as_linear_map
@@ -39,8 +39,12 @@ class SpectralDensity:
 
         Returns:
             Shares from 0 to 1, and their standard errors, of shape (k,) each.
+
+        Raises:
+            TypeError: `points` holds no numbers.
+            ValueError: It is no list.
         """
-        points = np.asarray(points, np.float64)
+        points = _check_points(points)
         below = self.nodes[:, :, None] <= points
         return _mean_and_error(np.einsum("pm,pmk->pk", self.weights, below))
 
@@ -53,9 +57,13 @@ class SpectralDensity:
 
         Returns:
             The density, whose integral is 1, and its standard errors, of shape (k,) each.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: `points` is no list, or `width` not > 0.
         """
         width = self._width if width is None else check_number("width", width, minimum=0.0, exclusive_minimum=True)
-        distance = (np.asarray(points, np.float64) - self.nodes[:, :, None]) / width
+        distance = (_check_points(points) - self.nodes[:, :, None]) / width
         bumps = np.exp(-0.5 * distance**2) / (width * np.sqrt(2 * np.pi))
         return _mean_and_error(np.einsum("pm,pmk->pk", self.weights, bumps))
 
@@ -87,10 +95,10 @@ class SpectralDensity:
         Returns:
             The axes.
         """
-        ax = get_axes(ax)
-        margin = 3 * (width or self._width)
-        points = np.linspace(self.nodes.min() - margin, self.nodes.max() + margin, 500)
+        width = self._width if width is None else check_number("width", width, minimum=0.0, exclusive_minimum=True)
+        points = np.linspace(self.nodes.min() - 3 * width, self.nodes.max() + 3 * width, 500)
         mean, error = self.density(points, width)
+        ax = get_axes(ax)
         floor = max(mean.max() * 1e-6, np.finfo(np.float64).tiny)
         ax.semilogy(points, np.maximum(mean, floor))
         if np.isfinite(error).all():
@@ -138,6 +146,13 @@ def spectral_density(operator: Any, num_probes: int = 5, num_matvecs: int = 30, 
             nodes[place], weights[place, : len(values)] = values[-1], vectors[0] ** 2
             nodes[place, : len(values)] = values
     return SpectralDensity(nodes, weights, linear.size)
+
+
+def _check_points(points: Any) -> np.ndarray:
+    values = as_numbers("points", points)
+    if values.ndim != 1:
+        raise ValueError(f"`points` must be a list of numbers. Received shape {values.shape}")
+    return values
 
 
 def _mean_and_error(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

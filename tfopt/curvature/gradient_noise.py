@@ -287,10 +287,14 @@ class Groups:
         values = self._loss.values()
         is_mean = True
         if self._batches:
-            count = self._batches[0].num_rows // self._size
-            rows = self._batches[0].rows(0, count * self._size)
-            whole = _flat(self._loss.loss_and_gradient_of(values, rows.tensors)[1])
-            apart = sum((self._gradient(place, values) for place in self._places[:count]), np.zeros_like(whole)) / count
+            batch = max(self._batches, key=lambda batch: batch.num_rows)
+            size = self._size if batch.num_rows >= 2 * self._size else max(batch.num_rows // 2, 1)
+            count = batch.num_rows // size
+            whole, *parts = (
+                _flat(self._loss.loss_and_gradient_of(values, batch.rows(first, last).tensors)[1])
+                for first, last in [(0, count * size), *((k * size, (k + 1) * size) for k in range(count))]
+            )
+            apart = np.mean(parts, axis=0)
             scale = max(np.linalg.norm(whole), np.linalg.norm(apart))
             is_half = any(layer.compute_dtype in HALF for layer in self._loss.objective.model._flatten_layers())
             is_mean = bool(np.linalg.norm(whole - apart) <= (0.05 if is_half else 1e-3) * scale)

@@ -51,7 +51,13 @@ class Tridiagonal:
 
         Returns:
             A vector of n entries and norm 1.
+
+        Raises:
+            TypeError: `index` is no integer.
+            ValueError: There is no such place.
         """
+        count = len(self.diagonal)
+        check_integer("index", index, minimum=-count, maximum=count - 1)
         _, vectors, _ = self.ritz()
         vector = self.basis.T @ vectors[:, index].astype(self.basis.dtype)
         return vector / np.linalg.norm(vector)

@@ -40,7 +40,7 @@ class Objective:
     Raises:
         TypeError: `model` is no Keras 3 model.
         ValueError: The model has no variables yet, none that is trainable, or some of half precision; there is no loss;
-            the loss depends on the size of the batches, and there are several.
+            the loss is no number, or does not fit the data.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Objective:
         self.given_loss = loss
         self._is_custom = loss is None and type(model).compute_loss is not keras.Model.compute_loss
         self._form: tuple[Any, list[Any]] = (None, [])
+        self.reduction = ""  # the loss's, where it depends on how rows are cut into batches
         self._check_inputs(probe)
         self._loss = None if self._is_custom else self._make_loss(loss, probe)
 
@@ -214,11 +215,8 @@ class Objective:
             depends = reduction == "sum" or (
                 reduction == "mean_with_sample_weight" and probe.batches[0].sample_weight is not None
             )
-            if depends and len(probe.batches) > 1:
-                raise ValueError(
-                    f"`loss` depends on how rows are cut into batches. Received: reduction={reduction!r} and "
-                    f"{len(probe.batches)} batches. Use the reduction 'sum_over_batch_size', or one batch of all rows"
-                )
+            if depends:
+                self.reduction = reduction
             parts.append(part._replace(loss=_with_dtype(part.loss, wide)))
         made._flat_losses = parts
         if wide:
@@ -277,11 +275,11 @@ def _check_model(model: Any) -> None:
         )
     if not model.trainable_variables:
         raise ValueError("`model` must have trainable variables. Received: a model without any")
-    half = [v.path for v in model.trainable_variables if tf.as_dtype(v.dtype).size < 4]
+    half = [v for v in model.trainable_variables if tf.as_dtype(v.dtype).size < 4]
     if half:
         raise ValueError(
             "`model` must keep its weights in float32 or float64 (the policies 'mixed_float16' and 'mixed_bfloat16' "
-            f"do). Received: {half[0]} of dtype {model.trainable_variables[0].dtype}"
+            f"do). Received: {half[0].path} of dtype {half[0].dtype}"
         )
     strategy = getattr(model, "distribute_strategy", None)
     if strategy is not None and strategy.num_replicas_in_sync > 1:

@@ -98,6 +98,7 @@ class CurvatureOperator(ABC):
         self.dtype = np.result_type(*(dtype.as_numpy_dtype for dtype in self._dtypes))
         self.shape = (sum(self._sizes), sum(self._sizes))
         self._shared: list[Any] | None = None
+        self._bytes_needed: list[int] = []
         self._products: dict[Any, SplitFunction] = {}
 
     def __repr__(self) -> str:
@@ -204,7 +205,7 @@ class CurvatureOperator(ABC):
         other = copy.copy(self)
         other.probe_loss = self.probe_loss.over(probe)
         other.probe, other.num_rows = probe, other.probe_loss.num_rows
-        other.num_matvecs, other._shared = 0, None
+        other.num_matvecs, other._shared, other._bytes_needed = 0, None, []
         return other
 
     # --- for the self-check
@@ -302,8 +303,10 @@ class CurvatureOperator(ABC):
         return self._products[form]
 
     def _may_share(self, place: int, values: list[Any], vectors: list[Any]) -> bool:
-        needed = (self._product_for(earlier, values, vectors).num_bytes for earlier in range(place + 1))
-        return sum(needed) <= SHARED_BYTES
+        while len(self._bytes_needed) <= place:  # by the batches up to each
+            needed = self._product_for(len(self._bytes_needed), values, vectors).num_bytes
+            self._bytes_needed.append(needed + sum(self._bytes_needed[-1:]))
+        return self._bytes_needed[place] <= SHARED_BYTES
 
     # --- vectors
 

@@ -134,11 +134,16 @@ class Probe:
         """Return the first rows of the first batch.
 
         Args:
-            num_rows: How many.
+            num_rows: How many, an integer >= 1; if that is more than there are, all.
 
         Returns:
             A probe of one batch.
+
+        Raises:
+            TypeError: `num_rows` is no integer.
+            ValueError: It is not >= 1.
         """
+        check_integer("num_rows", num_rows, minimum=1)
         return self.of([self.batches[0].rows(0, num_rows)])
 
     @classmethod
@@ -260,7 +265,7 @@ def _as_array(name: str, leaf: Any) -> Any:
 
 
 def _make_batch(element: Any, index: int) -> Batch:
-    parts = element if isinstance(element, tuple) else (element,)
+    parts = tuple(element) if isinstance(element, tuple | list) else (element,)  # as Keras takes a batch apart
     if not 1 <= len(parts) <= 3:
         raise ValueError(
             f"`x` must bring (x, y, sample_weight) or less. Received: a tuple of {len(parts)} in batch {index}"

@@ -86,8 +86,15 @@ class ProbeLoss:
         return other
 
     def _count_rows(self) -> int:
-        (rows,) = self.communicator.allreduce_sum([tf.constant(self.probe.num_rows, tf.int64)], name="rows")
-        return int(rows)
+        here = [tf.constant(count, tf.int64) for count in (self.probe.num_rows, len(self.probe.batches))]
+        rows, batches = map(int, self.communicator.allreduce_sum(here, name="rows"))
+        if self.objective.reduction and batches > 1:
+            raise ValueError(
+                "`loss` depends on how rows are cut into batches. Received: "
+                f"reduction={self.objective.reduction!r} and {batches} batches, those of all ranks. Use the reduction "
+                "'sum_over_batch_size', or one batch of all rows"
+            )
+        return rows
 
     def values(self) -> list[Any]:
         """Return the values of the variables.

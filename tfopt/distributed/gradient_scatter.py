@@ -71,6 +71,15 @@ class GradientScatter:
         row = tf.stack([tf.ones_like(noise), noise, signal, noise**2, signal**2, noise * signal])
         self._sums.assign_add(tf.where(tf.reduce_all(tf.math.is_finite(row)), row, tf.zeros_like(row)))
 
+    @property
+    def sums(self) -> np.ndarray:
+        """What the steps since the last measurement have added up to, to be kept in a checkpoint."""
+        return self._sums.numpy()
+
+    @sums.setter
+    def sums(self, value: np.ndarray) -> None:
+        self._sums.assign(value)
+
     def take(self) -> Scatter:
         """Return what the steps since the last call say, and begin anew.
 

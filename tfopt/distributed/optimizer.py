@@ -7,9 +7,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfopt._agreement import check_agreement
 from tfopt._checks import check_choice
 from tfopt.communicator import Communicator, check_communicator
-from tfopt.distributed.agreement import check_agreement
 from tfopt.distributed.gradient_scatter import GradientScatter
 from tfopt.distributed.gradients import mean_gradients
 from tfopt.numerics import densify

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tfopt._checks import check_flag
+from tfopt._checks import check_flag, check_indices
 from tfopt.nqm._checks import check_kind, check_values
 from tfopt.nqm.problem import NoisyQuadratic
 
@@ -19,7 +19,8 @@ class Algorithm:
 
     theta' = theta - u' with u' = beta u + a H^-p g; with Nesterov's momentum, as Keras has it,
     theta' = theta - beta u' - a H^-p g.
-    With an average, avg' = gamma avg + (1 - gamma) theta' from avg(0) = theta(0), and the loss is that of avg.
+    With an average, avg' = gamma avg + (1 - gamma) theta' from avg(0) = theta(0), and the loss is that of avg. (Keras
+    begins its average after the first step.)
 
     Attributes:
         learning_rate: a, >= 0.
@@ -96,12 +97,19 @@ class Algorithm:
         """Select settings of a flat grid.
 
         Args:
-            indices: What indexes arrays of shape (k,).
+            indices: One or more integers >= 0 and < k.
 
         Returns:
             An algorithm with the selected settings.
+
+        Raises:
+            TypeError: `indices` are no integers.
+            ValueError: One is out of range, or the grid is not flat.
         """
-        rate, momentum, decay, power = (part[indices] for part in np.broadcast_arrays(*self.settings))
+        if len(self.shape) != 1:
+            raise ValueError(f"The settings must be a flat grid for `indices` to be taken. Their shape is {self.shape}")
+        chosen = check_indices("indices", indices, self.shape[0])
+        rate, momentum, decay, power = (part[chosen] for part in np.broadcast_arrays(*self.settings))
         return Algorithm(rate, momentum, self.nesterov, decay, power)
 
 
@@ -152,6 +160,9 @@ def convergence_rate(problem: NoisyQuadratic, algorithm: Algorithm) -> np.ndarra
 
     Returns:
         The factors, of the settings' shape; 1 or more where the iterates do not settle.
+
+    Raises:
+        TypeError: An argument has the wrong type.
     """
     trace, determinant = trace_and_determinant(problem, algorithm)
     with np.errstate(over="ignore"):
@@ -177,11 +188,16 @@ def steady_state_loss(problem: NoisyQuadratic, algorithm: Algorithm, batch_size:
     Returns:
         The losses, of the shape that settings and batch sizes broadcast to; infinite where the iterates do not settle.
         At a learning rate of 0 nothing moves, and the loss is the initial one.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: A batch size is not > 0, or shapes do not broadcast.
     """
     batch_size = check_batch_size(batch_size)
+    check_kind("algorithm", algorithm, Algorithm)
+    shape = broadcast_with(algorithm, batch_size)
     noise = noise_in_steady_state(problem, algorithm)
-    still = np.broadcast_to(algorithm.learning_rate == 0, np.broadcast_shapes(noise.shape, batch_size.shape))
-    return np.where(still, problem.initial_loss, noise / batch_size)
+    return np.where(np.broadcast_to(algorithm.learning_rate == 0, shape), problem.initial_loss, noise / batch_size)
 
 
 def noise_in_steady_state(problem: NoisyQuadratic, algorithm: Algorithm) -> np.ndarray:
@@ -248,6 +264,27 @@ def check_batch_size(batch_size: Any, name: str = "batch_size") -> np.ndarray:
         A float64 array.
     """
     return check_values(name, batch_size, positive=True)
+
+
+def broadcast_with(algorithm: Algorithm, batch_size: np.ndarray) -> tuple[int, ...]:
+    """Return the shape that settings and batch sizes broadcast to.
+
+    Args:
+        algorithm: The settings.
+        batch_size: B.
+
+    Returns:
+        The shape.
+
+    Raises:
+        ValueError: They do not broadcast.
+    """
+    try:
+        return np.broadcast_shapes(algorithm.shape, batch_size.shape)
+    except ValueError as error:
+        raise ValueError(
+            f"`batch_size` must broadcast with the settings' shape {algorithm.shape}. Received shape {batch_size.shape}"
+        ) from error
 
 
 def _is_stable(trace: np.ndarray, determinant: np.ndarray, moves: np.ndarray) -> np.ndarray:

@@ -127,7 +127,7 @@ def information_bound(problem: NoisyQuadratic, batch_size: Any, target_loss: flo
     def excess(examples: float) -> float:
         return float(np.log(0.5 * np.sum(start[noisy] / (1.0 + examples * gain))) - np.log(target_loss))
 
-    if problem.initial_loss <= target_loss or not noisy.any() or excess(0.0) <= 0:
+    if problem.initial_loss <= target_loss or not start[noisy].any() or excess(0.0) <= 0:
         return np.zeros(sizes.shape)
     high = 1.0
     while excess(high) > 0:
@@ -147,7 +147,8 @@ def _crossing(excess: Callable[[float], float], sizes: np.ndarray, values: np.nd
         raise ValueError(
             f"`curve` must reach {level:g}, twice its fewest, and ends at {values[-1]:g}: add {missing} batch sizes"
         )
-    return float(np.exp(brentq(excess, *np.log(sizes[above[0] - 1 : above[0] + 1]))))
+    before, after = np.log(sizes[above[0] - 1 : above[0] + 1])
+    return float(np.exp(brentq(excess, before, after) if excess(after) > 0 else after))
 
 
 def _check_curve(curve: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -34,7 +34,7 @@ class TransientBounds:
         )
         self.size = tf.sqrt(self.real**2 + self.imaginary**2)
         self.angle = tf.atan2(self.imaginary, self.real)
-        self.is_unstable = self.size >= 1.0 - ROUNDING
+        self.is_unstable = ~self.is_complex & (self.size >= 1.0 - ROUNDING)
 
     def smallest(
         self, system: LinearSystem, state: Vector, end: Vector, power: Any, num_steps: tf.Tensor

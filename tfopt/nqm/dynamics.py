@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt.nqm._checks import check_kind
-from tfopt.nqm.algorithm import Algorithm, Structure, check_batch_size
+from tfopt.nqm.algorithm import Algorithm, Structure, broadcast_with, check_batch_size
 from tfopt.nqm.kernels import (
     CompiledByShape,
     finite_or_infinite,
@@ -138,12 +138,7 @@ def flatten_with(algorithm: Algorithm, batch_size: np.ndarray) -> tuple[Algorith
         ValueError: The shapes do not broadcast.
     """
     check_kind("algorithm", algorithm, Algorithm)
-    try:
-        shape = np.broadcast_shapes(algorithm.shape, batch_size.shape)
-    except ValueError as error:
-        raise ValueError(
-            f"`batch_size` must broadcast with the settings' shape {algorithm.shape}. Received shape {batch_size.shape}"
-        ) from error
+    shape = broadcast_with(algorithm, batch_size)
     flat, sizes = algorithm.flat(batch_size)
     return flat, sizes, shape
 
@@ -214,7 +209,10 @@ def _losses(
 
 
 def _check_steps(steps: Any) -> np.ndarray:
-    values = np.asarray(steps)
+    try:
+        values = np.asarray(steps)
+    except ValueError as error:
+        raise TypeError(f"`steps` must hold integers >= 0. Received: steps={steps!r}") from error
     if values.size == 0:
         raise ValueError("`steps` must hold one or more integers >= 0. Received an empty list")
     if values.dtype.kind not in "iu":

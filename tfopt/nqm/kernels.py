@@ -10,7 +10,7 @@ from tfopt.nqm.algorithm import Algorithm, Structure
 from tfopt.nqm.linear_system import LinearSystem, make_system
 from tfopt.nqm.problem import NoisyQuadratic
 
-MAX_ENTRIES = 2**22  # numbers that a kernel holds at once: 32 MiB
+MAX_ENTRIES = 2**22  # numbers that a kernel which works in chunks holds at once: 32 MiB
 CHUNKS = (8, 128)  # few sizes, so that few kernels are compiled; 1 where these do not fit
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import tensorflow as tf
 
-from tfopt._checks import check_integer, check_number
+from tfopt._checks import check_integer, check_number, check_text
 from tfopt.nqm._checks import check_kind
 from tfopt.nqm.algorithm import Algorithm
 from tfopt.nqm.kernels import finite_or_infinite
@@ -73,7 +73,7 @@ class Trajectories:
             return self.losses.std(axis=1, ddof=1) / np.sqrt(self.losses.shape[1])
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str = "samples") -> "matplotlib.axes.Axes":
-        """Draw the mean with its standard error, and the range of nine in ten trajectories.
+        """Draw the mean, and the range of nine in ten trajectories.
 
         Args:
             ax: Axes to draw into; None makes new ones.
@@ -84,7 +84,7 @@ class Trajectories:
         """
         from tfopt.nqm.plots import plot_training_curves
 
-        return plot_training_curves({label: self}, ax=ax)
+        return plot_training_curves({check_text("label", label): self}, ax=ax)
 
 
 def monte_carlo(
@@ -134,8 +134,9 @@ def monte_carlo(
     check_integer("num_trajectories", num_trajectories, minimum=2)
     check_integer("record_every", record_every, minimum=1, maximum=num_steps)
     check_integer("seed", seed, minimum=0, maximum=LARGEST_SEED)
-    rule = _as_rule(algorithm, problem.expanded())
-    trajectories = _Sampler(problem.expanded(), rule, size, num_trajectories, UnitNoise(noise), seed)
+    whole = problem.expanded()
+    rule = _as_rule(algorithm, whole)
+    trajectories = _Sampler(whole, rule, size, num_trajectories, UnitNoise(noise), seed)
     num_records = num_steps // record_every
     losses = trajectories.run(tf.constant(num_records), tf.constant(record_every))
     return Trajectories(record_every * np.arange(num_records + 1), finite_or_infinite(losses))

@@ -29,7 +29,7 @@ class UnitNoise:
         if distribution is None:
             return
         if isinstance(distribution, type) or not all(
-            hasattr(distribution, name) for name in ("sample", "mean", "variance", "event_shape")
+            hasattr(distribution, name) for name in ("sample", "mean", "variance", "event_shape", "batch_shape")
         ):
             raise TypeError(
                 "`noise` must be a distribution of tensorflow_probability, or None for the normal one. Received: "

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfopt import _plotting
+from tfopt._checks import as_numbers, check_flag, check_number
 from tfopt.nqm.monte_carlo import Trajectories
 from tfopt.nqm.schedules import Schedule
 from tfopt.nqm.search import OptimalSettings
@@ -32,15 +33,20 @@ def plot_steps_to_target(
         The axes.
 
     Raises:
-        TypeError: `curves` is no dictionary of curves.
+        TypeError: `curves` is no dictionary of curves, or another argument has the wrong type.
+        ValueError: A curve's two lists differ in length.
     """
+    pairs = {
+        label: (curve.batch_size, curve.steps) if isinstance(curve, OptimalSettings) else _check_pair("curves", curve)
+        for label, curve in _check_named("curves", curves).items()
+    }
+    floor = None if bound is None else _check_pair("bound", bound)
     ax = _plotting.get_axes(ax)
-    for place, (label, curve) in enumerate(_check_named("curves", curves).items()):
-        sizes, steps = (curve.batch_size, curve.steps) if isinstance(curve, OptimalSettings) else _pair(label, curve)
+    for place, (label, (sizes, steps)) in enumerate(pairs.items()):
         ax.plot(sizes, steps, marker=MARKERS[place % len(MARKERS)], markersize=4, label=label)
-    if bound is not None:
-        ax.plot(*_pair("bound", bound), color="0.5", linestyle="-", linewidth=1, label="information bound")
-    ax.set(xlabel="batch size", ylabel="steps to the target", xscale="log", yscale="log")
+    if floor is not None:
+        ax.plot(*floor, color="0.5", linestyle="-", linewidth=1, label="information bound")
+    ax.set(xlabel="batch size", ylabel="steps to the target", yscale="log")
     ax.set_xscale("log", base=2)
     ax.legend(fontsize="small")
     return ax
@@ -62,8 +68,10 @@ def plot_learning_rates(
     Raises:
         TypeError: `curves` is no dictionary of what `optimize` returned.
     """
+    check_flag("effective", effective)
+    _check_named("curves", curves, OptimalSettings)
     ax = _plotting.get_axes(ax)
-    for place, (label, curve) in enumerate(_check_named("curves", curves, OptimalSettings).items()):
+    for place, (label, curve) in enumerate(curves.items()):
         rates = curve.effective_learning_rate if effective else curve.algorithm.learning_rate
         ax.plot(curve.batch_size, rates, marker=MARKERS[place % len(MARKERS)], markersize=4, label=label)
     ylabel = "effective learning rate a / (1 - momentum)" if effective else "learning rate"
@@ -88,8 +96,9 @@ def plot_schedule(
     Raises:
         TypeError: `schedules` is no dictionary of schedules.
     """
+    _check_named("schedules", schedules, Schedule)
     ax = _plotting.get_axes(ax)
-    for label, schedule in _check_named("schedules", schedules, Schedule).items():
+    for label, schedule in schedules.items():
         ends = np.concatenate([[0], np.cumsum(schedule.lengths)]) / schedule.num_steps
         rates = np.append(schedule.learning_rates, schedule.learning_rates[-1])
         ax.plot(ends, rates, drawstyle="steps-post", label=f"{label}: {schedule.num_steps:,} steps")
@@ -113,12 +122,19 @@ def plot_training_curves(
         The axes.
 
     Raises:
-        TypeError: `curves` is no dictionary of curves.
+        TypeError: `curves` is no dictionary of curves, or another argument has the wrong type.
+        ValueError: A curve's two lists differ in length.
     """
+    found = {
+        label: curve if isinstance(curve, Trajectories) else _check_pair("curves", curve)
+        for label, curve in _check_named("curves", curves).items()
+    }
+    if target_loss is not None:
+        check_number("target_loss", target_loss)
     ax = _plotting.get_axes(ax)
-    for label, curve in _check_named("curves", curves).items():
+    for label, curve in found.items():
         if not isinstance(curve, Trajectories):
-            ax.plot(*_pair(label, curve), label=label)
+            ax.plot(*curve, label=label)
             continue
         (line,) = ax.plot(curve.steps, curve.mean, label=f"{label}: mean of {curve.losses.shape[1]}")
         low, high = np.quantile(curve.losses, [0.05, 0.95], axis=1)
@@ -132,10 +148,13 @@ def plot_training_curves(
     return ax
 
 
-def _pair(name: str, value: Any) -> tuple[Any, Any]:
+def _check_pair(name: str, value: Any) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(value, tuple | list) or len(value) != 2:
-        raise TypeError(f"`{name}` must be a pair of lists of numbers, x and y. Received: {value!r}")
-    return value[0], value[1]
+        raise TypeError(f"`{name}` must hold pairs of lists of numbers, x and y. Received: {value!r}")
+    x, y = (as_numbers(name, part, "pairs of lists of numbers, x and y") for part in value)
+    if x.ndim != 1 or x.shape != y.shape:
+        raise ValueError(f"`{name}` must hold lists of one length, x and y. Received shapes {x.shape} and {y.shape}")
+    return x, y
 
 
 def _check_named(name: str, value: Any, kind: type = object) -> Mapping[str, Any]:

@@ -1,12 +1,13 @@
 """The noisy quadratic model: a quadratic loss whose gradients are noisy."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tfopt import _plotting
-from tfopt._checks import check_integer, check_number
+from tfopt._checks import as_numbers, check_integer, check_number
 from tfopt.nqm._checks import check_values
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class NoisyQuadratic:
 
         Args:
             dim: Number of directions, >= 1. Default 10,000.
-            exponent: How fast the eigenvalues fall, >= 0. Default 1.
+            exponent: How fast the eigenvalues fall, >= 0; at most so fast that float64 holds them. Default 1.
             num_bins: None (default) keeps every eigenvalue; a number merges them, see `binned`.
 
         Returns:
@@ -82,9 +83,11 @@ class NoisyQuadratic:
             ValueError: An argument is out of its range.
         """
         check_integer("dim", dim, minimum=1)
-        check_number("exponent", exponent, minimum=0.0)
-        with np.errstate(under="ignore"):
-            curvature = np.arange(1, dim + 1, dtype=np.float64) ** -float(exponent)
+        # The smallest eigenvalue must not be lost in underflow.
+        check_number("exponent", exponent, minimum=0.0, maximum=300.0 / max(math.log10(dim), 1.0))
+        if num_bins is not None:
+            check_integer("num_bins", num_bins, minimum=1)
+        curvature = np.arange(1, dim + 1, dtype=np.float64) ** -float(exponent)
         problem = cls(curvature, curvature)
         return problem if num_bins is None else problem.binned(num_bins)
 
@@ -138,7 +141,7 @@ class NoisyQuadratic:
         """Merge directions of similar curvature, so that fewer have to be followed. An approximation.
 
         The bins are intervals of log h. Each keeps its number of directions, and its sums of h, of h c and of
-        h E theta(0)^2: so the initial loss stays as it is, and the noise's share to first order in the rate.
+        h E theta(0)^2: so the initial loss stays as it is, and what the noise of one step adds to the loss.
 
         Args:
             num_bins: Largest number of entries afterwards, >= 1.
@@ -226,10 +229,7 @@ def _bin(span: np.ndarray, num_intervals: int) -> np.ndarray:
 
 
 def _check_matrix(name: str, value: Any, shape: tuple[int, ...] | None) -> np.ndarray:
-    try:
-        matrix = np.asarray(value, np.float64)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"`{name}` must be a matrix of real numbers. Received: {value!r}") from error
+    matrix = as_numbers(name, value, "a matrix of real numbers")
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0 or shape not in (None, matrix.shape):
         raise ValueError(
             f"`{name}` must be a square matrix{f' of shape {shape}' if shape else ''}. Received shape {matrix.shape}"

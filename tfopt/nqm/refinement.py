@@ -22,7 +22,7 @@ MAX_ROUNDS = 20
 STENCILS_PER_ROUND = 8
 WORTHWHILE = 1e-4  # share of the steps that another round must be expected to save
 HOPELESS = 1.05  # a start that is that far behind another is given up
-MAX_STEPS = 2**50
+LAST_GRID_STEP = 2**50
 FEWEST_HOPS, MAX_HOPS = 4, 12
 HOP_WIDTHS = (2.0, 0.6, 0.2, 0.06, 0.02)  # standard deviations, of the settings' logarithms
 HOPS_PER_WIDTH = {1: 32, 2: 192, 3: 256}  # by the number of free settings
@@ -60,11 +60,7 @@ class Refinement:
         points, steps = _best_first(*self._refine(problem, points, 0.4 * spacing))
         points, steps = self._share(problem, points[:, :NUM_STARTS], steps[:, :NUM_STARTS])
         points, steps = self._hop(problem, points, steps)
-        points, steps = self._share(problem, points, steps)
-        open_ = np.flatnonzero(np.isinf(steps[:, 0]))
-        if len(open_):  # all patience for what is left
-            steps[open_, 0] = self._passages(problem, points[open_, 0], self._sizes[open_], TABLES)
-        return points, steps
+        return self._share(problem, points, self._decide(problem, points, steps))
 
     def polish(self, problem: NoisyQuadratic, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Search near known points, such as the best ones of a similar problem.
@@ -77,7 +73,14 @@ class Refinement:
             Better points, and their steps.
         """
         points, steps = self._refine(problem, points, np.full(points.shape[2], 0.25 * HOP_WIDTHS[-1]))
-        return self._share(problem, points, steps)
+        return self._share(problem, points, self._decide(problem, points, steps))
+
+    def _decide(self, problem: NoisyQuadratic, points: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        # All patience for the best settings of what is left.
+        open_ = np.flatnonzero(np.isinf(steps[:, 0]))
+        if len(open_):
+            steps[open_, 0] = self._passages(problem, points[open_, 0], self._sizes[open_], TABLES)
+        return steps
 
     def _hop(self, problem: NoisyQuadratic, points: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         # Where momentum is underdamped, the loss at a fixed step ripples with the settings: there are many valleys.
@@ -138,10 +141,9 @@ class Refinement:
                 break
         for smaller, larger in itertools.pairwise(order):
             if steps[larger, 0] > steps[smaller, 0]:
-                points[larger, 0], steps[larger, 0] = (
-                    points[smaller, 0],
-                    self._steps_at(problem, points[smaller, 0], larger),
-                )
+                counted = self._passages(problem, points[smaller, :1], self._sizes[[larger]], TABLES)
+                if counted[0] < steps[larger, 0]:
+                    points[larger, 0], steps[larger, 0] = points[smaller, 0], counted[0]
         return points, steps
 
     def _lend(self, points: np.ndarray) -> np.ndarray:
@@ -221,9 +223,6 @@ class Refinement:
         sizes = np.repeat(self._sizes, points.shape[1])
         return self._passages(problem, points.reshape(-1, points.shape[-1]), sizes).reshape(points.shape[:2])
 
-    def _steps_at(self, problem: NoisyQuadratic, point: np.ndarray, row: int) -> float:
-        return float(self._passages(problem, point[None], self._sizes[[row]])[0])
-
     def _passages(
         self,
         problem: NoisyQuadratic,
@@ -249,11 +248,12 @@ def _all_times(problem: NoisyQuadratic, algorithm: Algorithm) -> Iterator[tuple[
     grid = DoublingTimes(problem, algorithm)
     yield from zip((1, 2, 3), *grid.first, strict=True)
     step = 4
-    while step < MAX_STEPS:
+    while step < LAST_GRID_STEP:
         for step, *parts in zip(*grid.advance(), strict=True):
             yield int(step), *parts
     raise ValueError(
-        f"`target_loss` was reached by no setting within {MAX_STEPS} steps: the curvatures differ too much"
+        f"`target_loss` is reached by no setting of the grid within {LAST_GRID_STEP} steps: the curvatures differ too "
+        "much"
     )
 
 

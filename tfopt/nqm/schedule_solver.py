@@ -29,9 +29,7 @@ class ScheduleSolver:
         logarithms: Those of the last solution's rates, from which the next one starts.
     """
 
-    def __init__(
-        self, problem: NoisyQuadratic, batch_size: float, num_pieces: int, power: float, start: np.ndarray | None = None
-    ) -> None:
+    def __init__(self, problem: NoisyQuadratic, batch_size: float, num_pieces: int, power: float) -> None:
         self._num_pieces = num_pieces
         # Just below the limit, where the noise still has a steady state.
         self._limit = float(np.log(largest_stable_learning_rate(problem, preconditioner_power=power) * (1.0 - 1e-9)))

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from tfopt import _plotting
-from tfopt._checks import check_integer, check_number
+from tfopt._checks import check_integer, check_number, check_text
 from tfopt._progress import Progress
 from tfopt.nqm._checks import check_kind
 from tfopt.nqm.batch_size import information_bound
@@ -94,7 +94,7 @@ class Schedule:
         """
         from tfopt.nqm.plots import plot_schedule
 
-        return plot_schedule({label or f"batch size {self.batch_size:g}": self}, ax=ax)
+        return plot_schedule({check_text("label", label) or f"batch size {self.batch_size:g}": self}, ax=ax)
 
 
 def optimal_schedule(

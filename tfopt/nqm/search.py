@@ -1,15 +1,15 @@
 """The settings that reach a target loss in the fewest steps, for every batch size."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tfopt import _plotting
-from tfopt._checks import check_choice, check_number
+from tfopt._checks import check_choice, check_number, check_text
 from tfopt._progress import Progress
 from tfopt.nqm._checks import check_kind
-from tfopt.nqm.algorithm import FAMILIES, Algorithm, check_batch_size, largest_stable_learning_rate
+from tfopt.nqm.algorithm import FAMILIES, Algorithm, check_batch_size, noise_in_steady_state
 from tfopt.nqm.problem import NoisyQuadratic
 from tfopt.nqm.refinement import Refinement
 from tfopt.nqm.settings_space import CLOSEST_TO_ONE, SettingsSpace
@@ -40,7 +40,7 @@ class OptimalSettings:
     batch_size: np.ndarray
     steps: np.ndarray
     algorithm: Algorithm
-    is_stable: np.ndarray = field(repr=False)
+    is_stable: np.ndarray
 
     @property
     def examples(self) -> np.ndarray:
@@ -83,7 +83,7 @@ class OptimalSettings:
         """
         from tfopt.nqm.plots import plot_steps_to_target
 
-        return plot_steps_to_target({label or self.family: self}, ax=ax)
+        return plot_steps_to_target({check_text("label", label) or self.family: self}, ax=ax)
 
     def __repr__(self) -> str:
         lines = [f"OptimalSettings({self.family}, target_loss={self.target_loss:g})"]
@@ -137,7 +137,7 @@ def optimize(
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: An argument is out of its range.
+        ValueError: An argument is out of its range, or no setting of the grid reaches the target within 2^50 steps.
 
     Example:
         >>> problem = NoisyQuadratic(curvature=[1.0, 0.1], noise_variance=[1.0, 0.1])
@@ -166,7 +166,5 @@ def optimize(
         if small is not problem:
             points, steps = search.polish(problem, points[:, :1])
     settings = space.algorithm(points[:, 0])
-    limit = largest_stable_learning_rate(
-        problem, settings.momentum, nesterov=settings.nesterov, preconditioner_power=preconditioner_power
-    )
-    return OptimalSettings(family, float(target_loss), sizes, steps[:, 0], settings, settings.learning_rate < limit)
+    is_stable = np.isfinite(noise_in_steady_state(problem, settings))
+    return OptimalSettings(family, float(target_loss), sizes, steps[:, 0], settings, is_stable)

@@ -41,7 +41,7 @@ class SettingsSpace:
         """Return the coordinates of the first grid, of a shape that depends on the family alone.
 
         Rates go from where the noise of the smallest batch sustains a fiftieth of the target (a c h^-p / 4 in each
-        direction) to where all directions are unstable.
+        direction) to where SGD is unstable along all directions.
         """
         curvature = problem.curvature ** (1.0 - self.power)
         limit = float(largest_stable_learning_rate(problem, preconditioner_power=self.power))

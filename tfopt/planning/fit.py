@@ -83,8 +83,9 @@ def fit_noisy_quadratic(
         batch_norm: "moving" (default) normalises by the moving averages, "batch" by each batch's own statistics.
         num_runs: Most independent runs, an integer >= 4. Default 8.
         num_matvecs: Most products with H for each of three or four vectors in a run, an integer >= 2. Default 50.
-        num_rows_per_run: Most rows in a run, of all ranks, an integer >= 16. Default 8192. A model with many more
-            parameters needs many rows: directions that rows do not show look flat.
+        num_rows_per_run: Most rows in a run, of all ranks, an integer >= 16, but at least a batch (of up to 512 rows)
+            on every rank. Default 8192. A model with many more parameters needs many rows: directions that rows do not
+            show look flat.
         num_bins: Bins of log curvature, over six decades, an integer >= 2. Default 64.
         seed: Seed of all randomness, an integer >= 0. Default 0.
         progress: Whether to show progress; None (default) does in a terminal.
@@ -214,7 +215,7 @@ def make_probe(data: Any, seed: int) -> Probe:
     if isinstance(data, list) or not 1 <= len(parts) <= 3:
         raise TypeError(
             "`data` must be (x, y), (x, y, sample_weight), a data set or a tfopt.curvature.Probe. "
-            f"Received: a {type(data).__name__} of {len(parts)}"
+            f"Received: a {type(data).__name__} of {len(data)}"
         )
     try:
         probe = as_probe(*parts)

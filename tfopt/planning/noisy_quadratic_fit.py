@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfopt import _plotting
-from tfopt._checks import check_integer, check_number
+from tfopt._checks import check_indices, check_integer, check_number
 from tfopt.nqm import NoisyQuadratic
 from tfopt.nqm._checks import check_values
 from tfopt.planning.interval import Interval, bootstrap, describe
@@ -125,25 +125,33 @@ class NoisyQuadraticFit:
 
     @property
     def noise_scale(self) -> float:
-        """The simple noise scale tr C / |G|^2 at the model's weights, in rows; infinity if noise drowns g."""
+        """The simple noise scale tr C / |G|^2 at the model's weights, in rows (McCandlish et al., arXiv:1812.06162).
+
+        Infinity, if noise drowns the gradient.
+        """
         signal = float(np.mean(self.squared_gradient_norm - self.covariance_trace * self.sampling))
         return float(self.covariance_trace.mean()) / signal if signal > 0.0 else math.inf
 
     @property
     def hessian_covariance_trace(self) -> float:
-        """Tr(H C), which the loss of SGD with a small rate a settles at, times a / (4 B)."""
+        """Tr(H C): times a^2 / (2 B), what the noise of one step of SGD at the rate a adds to the loss."""
         return float(self.noise.mean(axis=0) @ self.curvature)
 
     def take(self, runs: Any) -> "NoisyQuadraticFit":
         """Return the fit from some of the runs.
 
         Args:
-            runs: Indices, which may repeat.
+            runs: Their numbers, from 0, which may repeat.
 
         Returns:
             A fit with these runs.
+
+        Raises:
+            TypeError: `runs` are no integers.
+            ValueError: There is no such run.
         """
-        return replace(self, **{name: getattr(self, name)[runs] for name in BY_RUN})
+        chosen = np.atleast_1d(check_indices("runs", runs, self.num_runs))
+        return replace(self, **{name: getattr(self, name)[chosen] for name in BY_RUN})
 
     def interval(
         self, function: Callable[["NoisyQuadraticFit"], Any], level: float = 0.9, draws: int = 200, seed: int = 0
@@ -181,7 +189,7 @@ class NoisyQuadraticFit:
         Batches drawn without replacement from N rows have the noise C / B (1 - B / N).
 
         Args:
-            batch_size: B, from 1 to N.
+            batch_size: B, > 0 and <= N.
 
         Returns:
             B / (1 - B / N), of B's shape; 1e15 where B is N.

@@ -3,15 +3,14 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
-from tfopt import _plotting, nqm
-from tfopt._checks import check_choice, check_integer
+from tfopt import _plotting, _state_file, nqm
+from tfopt._checks import check_choice, check_integer, check_path
 from tfopt._progress import Progress
 from tfopt.planning.interval import Interval, describe
 from tfopt.planning.noisy_quadratic_fit import NoisyQuadraticFit
@@ -70,7 +69,7 @@ class BatchSizePlan:
     target_loss: float
     batch_sizes: np.ndarray
     curves: dict[str, nqm.OptimalSettings]
-    steps: dict[str, Interval] = field(repr=False)
+    steps: dict[str, Interval]
     critical_batch_size: dict[str, Interval]
     noise_scale: Interval
     largest_momentum: float
@@ -147,9 +146,10 @@ class BatchSizePlan:
         family = self._check_family(family)
         curve = self.curves[family]
         if batch_size is None:
-            # NaN, where nothing is known, allows the smallest.
-            allowed = np.flatnonzero(self.batch_sizes <= self.critical_batch_size[family].value)
-            place = int(allowed[-1]) if len(allowed) else 0
+            reaches = np.isfinite(curve.steps)
+            allowed = np.flatnonzero(reaches & (self.batch_sizes <= self.critical_batch_size[family].value))
+            # Where the critical one is not known (NaN), the smallest that gets there.
+            place = int(allowed[-1]) if len(allowed) else int(np.argmax(reaches))
         else:
             batch_size = self._check_size(batch_size)
             place = int(np.argmax(self.batch_sizes == batch_size))
@@ -173,8 +173,8 @@ class BatchSizePlan:
             family: As for `suggest`.
 
         Returns:
-            A Keras optimizer for `model.compile`. With averaged weights it keeps the average itself, and Keras puts it
-            into the model when `fit` ends.
+            A Keras optimizer for `model.compile`. With averaged weights it keeps the average itself, from the first
+            step on, and Keras puts it into the model when `fit` ends.
 
         Raises:
             TypeError: As for `suggest`.
@@ -215,8 +215,27 @@ class BatchSizePlan:
         Returns:
             Steps with their intervals, examples and settings.
         """
-        rows = self.to_dict()["predictions"]
+        rows = self._rows()
         return _plotting.make_dataframe({name: [row[name] for row in rows] for name in rows[0]})
+
+    def _rows(self) -> list[dict[str, Any]]:
+        rows = []
+        for family, curve in self.curves.items():
+            for place, size in enumerate(self.batch_sizes.tolist()):
+                rate, momentum, decay, _ = (part[0] for part in curve.algorithm.take([place]).settings)
+                steps, low, high = (float(getattr(self.steps[family], end)[place]) for end in ("value", "low", "high"))
+                rows.append({
+                    "family": family,
+                    "batch_size": size,
+                    "steps": steps,
+                    "steps_low": low,
+                    "steps_high": high,
+                    "examples": steps * size,
+                    "learning_rate": float(rate),
+                    "momentum": float(momentum),
+                    "ema_decay": float(decay),
+                })
+        return rows
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as what JSON can hold.
@@ -226,22 +245,10 @@ class BatchSizePlan:
             fitted problem. Infinity is the string "infinity", and what is unknown None.
         """
         problem = self.fit.problem
-        predictions = []
-        for family, curve in self.curves.items():
-            for place, size in enumerate(self.batch_sizes.tolist()):
-                rate, momentum, decay, _ = (part[0] for part in curve.algorithm.take([place]).settings)
-                ends = {end: float(getattr(self.steps[family], end)[place]) for end in ("value", "low", "high")}
-                predictions.append({
-                    "family": family,
-                    "batch_size": size,
-                    "steps": _finite(ends["value"]),
-                    "steps_low": _finite(ends["low"]),
-                    "steps_high": _finite(ends["high"]),
-                    "examples": _finite(ends["value"] * size),
-                    "learning_rate": float(rate),
-                    "momentum": float(momentum),
-                    "ema_decay": float(decay),
-                })
+        predictions = [
+            {name: _finite(value) if isinstance(value, float) else value for name, value in row.items()}
+            for row in self._rows()
+        ]
         return {
             "target_loss": self.target_loss,
             "floor": self.fit.floor,
@@ -267,11 +274,14 @@ class BatchSizePlan:
 
         Args:
             path: The file.
+
+        Raises:
+            TypeError: `path` is no path.
+            ValueError: It is empty.
         """
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-        partial.replace(path)
+        text = json.dumps(self.to_dict(), indent=1) + "\n"
+        with _state_file.replacing(check_path("path", path)) as stream:
+            stream.write(text.encode())
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw steps against batch size with their intervals, critical batch sizes, and the simple noise scale.

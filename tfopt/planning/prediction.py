@@ -2,18 +2,17 @@
 
 import math
 import warnings
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
 from tfopt import nqm
-from tfopt._checks import check_choice, check_integer, check_number, check_shape
+from tfopt._checks import as_items, check_choice, check_integer, check_number, check_shape
 from tfopt.nqm.algorithm import FAMILIES
 from tfopt.planning.interval import Interval
 from tfopt.planning.noisy_quadratic_fit import NoisyQuadraticFit
 
-LARGEST_BATCH = 2**16
+LARGEST_PLANNED = 2**16
 RATES_AROUND = 2.0 ** np.arange(-1.0, 1.5, 0.5)  # tried when runs are drawn again
 
 
@@ -38,8 +37,10 @@ def check_options(
         TypeError: An argument has the wrong type.
         ValueError: An argument is out of its range.
     """
-    if isinstance(families, str) or not isinstance(families, Collection) or not families:
-        raise TypeError(f"`families` must be a list of {', '.join(map(repr, FAMILIES))}. Received: {families!r}")
+    expected = f"be a list of {', '.join(map(repr, FAMILIES))}"
+    families = as_items("families", families, expected)
+    if not families:
+        raise ValueError(f"`families` must {expected}. Received: an empty one")
     for family in families:
         check_choice("families", family, FAMILIES)
     check_number("largest_momentum", largest_momentum, minimum=0.0, maximum=1.0, exclusive_maximum=True)
@@ -47,7 +48,7 @@ def check_options(
     check_integer("draws", draws, minimum=20)
     check_integer("seed", seed, minimum=0)
     if batch_sizes is None:
-        most = int(min(num_examples, LARGEST_BATCH))
+        most = int(min(num_examples, LARGEST_PLANNED))
         sizes = 2 ** np.arange(most.bit_length())
     else:
         sizes = np.array(check_shape("batch_sizes", batch_sizes))
@@ -156,16 +157,16 @@ def intervals(
     around = nqm.Algorithm(rates, settings.momentum, settings.nesterov, settings.ema_decay)
 
     def predict(part: NoisyQuadraticFit) -> np.ndarray:
-        if part is fit:
-            steps = best.steps
-        elif target <= part.floor:
-            steps = np.full(len(sizes), np.inf)
-        else:
-            steps = nqm.steps_to_target(part.problem, around, best.batch_size, target - part.floor).min(axis=0)
+        steps = np.full(len(sizes), np.inf)
+        if target > part.floor:
+            try:
+                steps = nqm.steps_to_target(part.problem, around, best.batch_size, target - part.floor).min(axis=0)
+            except RuntimeError:  # the loss oscillates for too long to tell
+                steps[:] = np.nan
         return np.append(steps, _critical(sizes, steps))
 
     replicates = fit.interval(predict, level, draws, seed)
-    value = predict(fit)
+    value = np.append(best.steps, _critical(sizes, best.steps))
     low = np.maximum(replicates.low, 0.0)  # where nothing is known
     parts = [Interval(value[at], low[at], replicates.high[at], level) for at in (slice(-1), -1)]
     return parts[0], parts[1]

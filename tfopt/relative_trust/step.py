@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt import _plotting
-from tfopt._checks import check_integer
+from tfopt._checks import as_items, as_numbers, check_integer
 from tfopt._naming import unique_paths
 from tfopt.communicator import Communicator
 from tfopt.curvature.probe_loss import ProbeLoss
@@ -142,9 +142,14 @@ class StepMeter:
 
         Returns:
             What the step does.
+
+        Raises:
+            TypeError: An argument holds no arrays of numbers.
+            ValueError: The arrays have other shapes than the model's weights.
         """
         start = self._arrays("before", before)
-        step = [b - a for a, b in zip(start, self._arrays("after", after or self.weights()), strict=True)]
+        end = self._arrays("after", self.weights() if after is None else after)
+        step = [b - a for a, b in zip(start, end, strict=True)]
         loss_before, gradient = self.loss_and_gradient(start)
         largest = np.zeros(len(step))
         for point in range(1, self.num_points + 1):
@@ -170,7 +175,8 @@ class StepMeter:
         )
 
     def _arrays(self, name: str, weights: Sequence[Any]) -> list[np.ndarray]:
-        arrays = [np.asarray(part, np.float64) for part in weights]
+        parts = as_items(name, weights, "hold one array for each trainable variable")
+        arrays = [as_numbers(name, part, "one array of numbers for each trainable variable") for part in parts]
         shapes, expected = [part.shape for part in arrays], [tuple(v.shape) for v in self.variables]
         if shapes != expected:
             raise ValueError(f"`{name}` must have the shapes {expected}. Received: {shapes}")
@@ -184,7 +190,12 @@ class StepMeter:
 
         Returns:
             The loss, and a list of arrays, float64.
+
+        Raises:
+            TypeError: `weights` holds no arrays of numbers.
+            ValueError: The arrays have other shapes than the model's weights.
         """
-        values = [tf.constant(part, dtype) for part, dtype in zip(weights, self._loss.dtypes, strict=True)]
+        arrays = self._arrays("weights", weights)
+        values = [tf.constant(part, dtype) for part, dtype in zip(arrays, self._loss.dtypes, strict=True)]
         loss, gradient = self._loss.loss_and_gradient(values)
         return loss, [np.asarray(part, np.float64) for part in gradient]

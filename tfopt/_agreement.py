@@ -1,14 +1,13 @@
-"""Do all ranks mean the same? Asked before they would otherwise wait for each other, or average unlike things."""
+"""Do all ranks mean the same, and get on? Asked before they would wait for each other, or average unlike things."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from tfopt.communicator import Communicator
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 _LONGEST = 200  # characters of a value that an error shows
+T = TypeVar("T")
 
 
-def check_agreement(communicator: Communicator, place: str, facts: Mapping[str, Any], advice: str = "") -> None:
+def check_agreement(communicator: Any, place: str, facts: Mapping[str, Any], advice: str = "") -> None:
     """Check that some facts are the same on all ranks; every rank calls this, and every rank raises the same error.
 
     Args:
@@ -29,6 +28,38 @@ def check_agreement(communicator: Communicator, place: str, facts: Mapping[str, 
                     f"The ranks do not agree on the {name}: rank 0 has {first}, rank {rank} has {second}. "
                     f"{advice}".rstrip()
                 )
+
+
+def in_agreement(communicator: Any, action: Callable[[], T]) -> T:
+    """Do something on each rank that may fail on some; then raise the same error on all.
+
+    Args:
+        communicator: The job's communicator.
+        action: What to do. It must not wait for other ranks.
+
+    Returns:
+        What the action has returned.
+
+    Raises:
+        TypeError: The action has raised one on some rank.
+        ValueError: The same.
+        RuntimeError: It has raised anything else on some rank; on a single rank, that itself.
+    """
+    if communicator.size == 1:
+        return action()
+    result, error = None, None
+    try:
+        result = action()
+    except Exception as caught:  # whatever it is: the other ranks would wait
+        error = caught
+    found = communicator.allgather_object((type(error).__name__, str(error)) if error else None, name="errors")
+    said = [(rank, *item) for rank, item in enumerate(found) if item]
+    if said:
+        kinds = {"TypeError": TypeError, "ValueError": ValueError}
+        kind = kinds.get(said[0][1], RuntimeError)
+        texts = [f"Rank {rank}: {'' if name in kinds else name + ': '}{text}" for rank, name, text in said]
+        raise kind("; ".join(texts)) from error
+    return result  # type: ignore[return-value]
 
 
 def _differing_parts(first: Any, second: Any) -> tuple[str, str]:
