@@ -233,6 +233,7 @@ def prediction_table(one: dict, two: dict, network: Network) -> str:
 
     Args:
         one: The contents of `scaling_1_ranks.json`.
+        two: The contents of `scaling_2_ranks.json`.
         network: What a message costs.
 
     Returns:

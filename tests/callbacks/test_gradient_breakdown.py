@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from tfopt.callbacks import GradientBreakdown, ResumableCheckpoint
 from tfopt.models import mlp
 

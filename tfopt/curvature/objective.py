@@ -216,7 +216,7 @@ class Objective:
                 reduction == "mean_with_sample_weight" and probe.batches[0].sample_weight is not None
             )
             if depends:
-                self.reduction = reduction
+                self.reduction = str(reduction)
             parts.append(part._replace(loss=_with_dtype(part.loss, wide)))
         made._flat_losses = parts
         if wide:
