@@ -303,6 +303,8 @@ MISUSE = {
     "optimizer_inside_loss_scaling": "must not be wrapped in a LossScaleOptimizer",
     "a_measurement_on_one_rank": "do not agree on the callbacks: rank 0 has Convexity, rank 1 has none",
     "measuring_unequal_weights": "do not agree on the weights.*BroadcastVariables",
+    "a_sum_over_rows": r"`loss` depends on how rows are cut into batches. .* and \d batches, those of all ranks",
+    "a_certificate_that_one_rank_refuses": "does not cover this: the data have sample weights",
     "noise_of_a_plain_optimizer": "compares the gradients of ranks, which needs .*DistributedOptimizer",
     "noise_of_accumulated_gradients": "accumulated over several steps. Received: gradient_accumulation_steps=2",
     "noise_of_batches_of_unknown_size": "does not know how many rows a batch of one rank has: pass `local_batch_size`",
@@ -400,9 +402,18 @@ def test_bytes_of_a_sweep_do_not_depend_on_the_rows(launch):
         ("nan_on_the_last_rank", "Rank {last}: `x` must be finite. Received: NaN or infinity in row 2"),
         ("an_empty_shard", "Rank 1: `x` must have at least one row. Received: no rows"),
         ("other_inputs_on_one_rank", "Rank 0: `x` must have the shape (rows, 6). Received: shape ("),
+        (
+            "other_options_on_one_rank",
+            "The ranks do not agree on the options: rank 0 has ridge=0.1, rank 1 has ridge=0.2",
+        ),
+        ("more_epochs_on_one_rank", "The ranks do not agree on the epochs: rank 0 has 2, rank 1 has 1"),
+        ("validation_on_one_rank", "The ranks do not agree on the use of validation: rank 0 has True"),
+        ("a_refused_callback_on_one_rank", "Rank 1: `callbacks` has a ReduceLROnPlateau, which does nothing here"),
+        ("a_pipeline_that_breaks_on_one_rank", "Rank 1: InvalidArgumentError: "),
+        ("another_checkpoint_on_one_rank", "Rank 1: The checkpoint in "),
     ],
 )
-def test_bad_rows_on_one_rank_are_the_same_error_on_all(launch, name, message):
+def test_what_is_wrong_on_one_rank_is_the_same_error_on_all(launch, name, message):
     said = same_on_all(launch.results(f"bregman_{name}"))
     assert said.startswith(message.format(last=launch.size - 1)), said
 

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 from tfopt.callbacks import AverageMetrics, Convexity, GradientBreakdown, GradientNoiseScale, WeightNorms
 
 from tfopt import models
@@ -98,7 +99,7 @@ def refused(function):
     def run(ranks, folder):
         try:
             function(ranks)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             return str(error)
         return "nothing was raised"
 
@@ -124,6 +125,53 @@ def an_empty_shard(ranks):
 def other_inputs_on_one_rank(ranks):
     x, y = shard_of(make_data(), ranks)
     make_trainer(ranks).fit(x[:, : 6 - (ranks.rank == 0)], y, epochs=1, verbose=0)
+
+
+@refused
+def other_options_on_one_rank(ranks):
+    x, y = shard_of(make_data(), ranks)
+    make_trainer(ranks, ridge=0.1 + 0.1 * (ranks.rank == 1)).fit(x, y, epochs=1, verbose=0)
+
+
+@refused
+def more_epochs_on_one_rank(ranks):
+    x, y = shard_of(make_data(), ranks)
+    make_trainer(ranks).fit(x, y, epochs=1 + (ranks.rank == 0), verbose=0)
+
+
+@refused
+def validation_on_one_rank(ranks):
+    x, y = shard_of(make_data(), ranks)
+    make_trainer(ranks).fit(x, y, epochs=1, verbose=0, validation_data=(x, y) if ranks.rank == 0 else None)
+
+
+@refused
+def a_refused_callback_on_one_rank(ranks):
+    x, y = shard_of(make_data(), ranks)
+    callbacks = [keras.callbacks.ReduceLROnPlateau()] * (ranks.rank == 1)
+    make_trainer(ranks).fit(x, y, epochs=1, verbose=0, callbacks=callbacks)
+
+
+@refused
+def a_pipeline_that_breaks_on_one_rank(ranks):
+    x, y = shard_of(make_data(), ranks)
+
+    def check(row, label):
+        return tf.debugging.check_numerics(row, "broken"), label
+
+    x[0] = np.nan if ranks.rank == 1 else 0.0
+    make_trainer(ranks).fit(tf.data.Dataset.from_tensor_slices((x, y)).map(check).batch(4), epochs=1, verbose=0)
+
+
+@subject
+def another_checkpoint_on_one_rank(ranks, folder):
+    x, y = shard_of(make_data(), ranks)
+    make_trainer(ranks).fit(x, y, epochs=1, verbose=0, checkpoint=folder)
+    try:
+        make_trainer(ranks).fit(x + (ranks.rank == 1), y, epochs=2, verbose=0, checkpoint=folder)
+    except ValueError as error:
+        return str(error)
+    return "nothing was raised"
 
 
 @subject

@@ -15,6 +15,8 @@ from tfopt.callbacks import (
     WeightNorms,
 )
 
+from tfopt import models
+from tfopt.curvature import HessianOperator, Probe
 from tfopt.distributed import DistributedOptimizer
 
 
@@ -23,6 +25,22 @@ def a_measurement_on_one_rank(ranks, folder):
     data = make_data(8)
     callbacks = [BroadcastVariables()] + [Convexity(data)] * (ranks.rank == 0)
     fit(make_model(), data, callbacks=callbacks)
+
+
+@misuse
+def a_sum_over_rows(ranks, folder):
+    """Each rank has one batch, so that none sees by itself that the loss depends on how rows are cut."""
+    HessianOperator(make_model(), keras.losses.MeanSquaredError(reduction="sum"), *make_data(8))
+
+
+@misuse
+def a_certificate_that_one_rank_refuses(ranks, folder):
+    x = tf.zeros((4, 3))
+    weights = tf.ones(4) if ranks.rank == 1 else None
+    probe = Probe(x, tf.zeros((4, 1)), weights)
+    model = models.mlp(3, (2,), 1, use_bias=False, weight_decay=0.1, seed=0)
+    model.compile(DistributedOptimizer(keras.optimizers.SGD(0.1)), "mse")
+    fit(model, (x, tf.zeros((4, 1))), callbacks=[BroadcastVariables(), Convexity(probe, certificate=True)])
 
 
 @misuse
