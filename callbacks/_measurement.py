@@ -42,6 +42,7 @@ class Measurement(RankCallback):
         communicator: The job's communicator; None means `tfopt.communicator.current()`.
 
     Attributes:
+        batch_norm: As it was given: how all in `history` was measured.
         history: Lists with one entry for each measurement: `epoch` (epochs completed), `step` (steps that the optimizer
             took), `seconds`, and what was measured.
     """

@@ -148,7 +148,7 @@ class Convexity(Measurement):
         Returns:
             The measurements, and how far training has come.
         """
-        densities = [[step, d.nodes, d.weights, d.size] for step, d in self.densities.items()]
+        densities = [[step, d.nodes, d.weights, d.size, d.batch_norm] for step, d in self.densities.items()]
         return super().get_state() | {
             "densities": densities,
             "_spectrum_step": self._spectrum_step,

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,28 @@ def test_ranks_that_fail_the_proof_are_shown(monkeypatch):
     monkeypatch.setattr(build_horovod, "PROOF", "raise RuntimeError('no network')")
     with pytest.raises(BuildError, match="two ranks failed:(.|\n)*no network"):
         build_horovod.prove()
+
+
+def test_ranks_that_hang_are_ended(monkeypatch, tmp_path):
+    ranks = tmp_path / "ranks"
+    monkeypatch.setattr(
+        build_horovod, "PROOF", f"import os, time\nprint(os.getpid(), file=open({str(ranks)!r}, 'a'))\ntime.sleep(600)"
+    )
+    monkeypatch.setattr(build_horovod, "PROOF_SECONDS", 20)
+    with pytest.raises(BuildError, match="did not finish within 20 s"):
+        build_horovod.prove()
+    deadline = time.monotonic() + 30
+    pids = [int(line) for line in ranks.read_text().split()]
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, "the ranks go on"
+        time.sleep(0.2)
+    assert len(pids) == 2
+
+
+def test_options_of_the_users_displace_their_opposites():
+    assert _toolchain.choose_options({"HOROVOD_WITHOUT_GLOO": "1"}).keys() & {"HOROVOD_WITH_GLOO"} == set()
+    assert "HOROVOD_WITHOUT_MPI" not in _toolchain.choose_options({"HOROVOD_WITH_MPI": "1"})
+    assert "HOROVOD_WITHOUT_MPI" in _toolchain.choose_options({"HOROVOD_WITH_MPI": "0"})
 
 
 def test_errors_of_the_command_are_printed_without_a_traceback(monkeypatch, capsys):

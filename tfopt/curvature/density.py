@@ -25,11 +25,13 @@ class SpectralDensity:
         nodes: Points, of shape (num_probes, m). Where an iteration ended early, the rest has no weight.
         weights: Masses, of shape (num_probes, m); each row adds up to 1.
         size: Number of the matrix's rows.
+        batch_norm: How batch normalisation was computed, "batch" or "moving"; None for a matrix that is no model's.
     """
 
     nodes: np.ndarray = field(repr=False)
     weights: np.ndarray = field(repr=False)
     size: int
+    batch_norm: str | None = None
 
     def cumulative(self, points: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return the share of eigenvalues up to some points.
@@ -145,7 +147,7 @@ def spectral_density(operator: Any, num_probes: int = 5, num_matvecs: int = 30, 
             values, vectors, _ = lanczos(linear, num_matvecs, start=start).ritz()
             nodes[place], weights[place, : len(values)] = values[-1], vectors[0] ** 2
             nodes[place, : len(values)] = values
-    return SpectralDensity(nodes, weights, linear.size)
+    return SpectralDensity(nodes, weights, linear.size, linear.batch_norm)
 
 
 def _check_points(points: Any) -> np.ndarray:

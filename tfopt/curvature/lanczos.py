@@ -78,6 +78,7 @@ class ExtremalEigenvalues:
             more products there were.
         vector_min: Approximate eigenvector of `lambda_min`, of shape (n,) and norm 1.
         vector_max: Approximate eigenvector of `lambda_max`, of shape (n,) and norm 1.
+        batch_norm: How batch normalisation was computed, "batch" or "moving"; None for a matrix that is no model's.
     """
 
     lambda_min: float
@@ -88,6 +89,7 @@ class ExtremalEigenvalues:
     converged: bool
     vector_min: np.ndarray = field(repr=False)
     vector_max: np.ndarray = field(repr=False)
+    batch_norm: str | None = field(default=None, repr=False)
 
     @property
     def spectral_radius(self) -> float:
@@ -177,6 +179,7 @@ def extremal_eigenvalues(
         converged=converged,
         vector_min=result.eigenvector(0),
         vector_max=result.eigenvector(-1),
+        batch_norm=linear.batch_norm,
     )
 
 

@@ -21,12 +21,14 @@ class LinearMap:
         dtype: Of the vectors: float32 or float64.
         matvec: Takes a vector of `size` entries and returns the product.
         shared: Returns a context within which the matrix does not change, so that products can share work.
+        batch_norm: How a model's batch normalisation is computed; None for other matrices.
     """
 
     size: int
     dtype: Any
     matvec: Callable[[np.ndarray], np.ndarray]
     shared: Callable[[], Any] = contextlib.nullcontext
+    batch_norm: str | None = None
 
 
 def as_linear_map(operator: Any) -> LinearMap:
@@ -47,7 +49,7 @@ def as_linear_map(operator: Any) -> LinearMap:
     if isinstance(operator, LinearMap):
         return operator
     if isinstance(operator, CurvatureOperator):
-        return LinearMap(operator.shape[0], operator.dtype, operator.matvec, operator.shared)
+        return LinearMap(operator.shape[0], operator.dtype, operator.matvec, operator.shared, operator.batch_norm)
     if isinstance(operator, list | tuple):
         operator = np.asarray(operator)
     shape = getattr(operator, "shape", None)

@@ -141,7 +141,7 @@ def write_forwarding_headers(include: Path, folder: Path) -> None:
 
 
 def has_usable_cmake(environment: Mapping[str, str]) -> bool:
-    """Tell whether there is a cmake that takes Horovod's files: any before version 4.
+    """Tell whether there is a cmake that takes Horovod's files: any from 3.13 on, before version 4.
 
     Args:
         environment: Environment variables.
@@ -197,12 +197,19 @@ def choose_options(environment: Mapping[str, str]) -> dict[str, str]:
         Ours, and the user's in their place.
     """
     theirs = {name: value for name, value in environment.items() if name.startswith("HOROVOD_WITH")}
-    opposites = {name.replace("_WITH_", "_WITHOUT_") for name in theirs if theirs[name] not in ("", "0")}
+    opposites = {_opposite_of(name) for name in theirs if theirs[name] not in ("", "0")}
     return {name: value for name, value in OPTIONS.items() if name not in opposites} | theirs
 
 
+def _opposite_of(name: str) -> str:
+    first, second = ("_WITHOUT_", "_WITH_") if "_WITHOUT_" in name else ("_WITH_", "_WITHOUT_")
+    return name.replace(first, second)
+
+
 def build_environment(include: Path, folder: Path, environment: Mapping[str, str]) -> dict[str, str]:
-    """Prepare everything that the compilation needs in a folder of its own, which leaves the user's packages alone.
+    """Prepare everything that the compilation needs, in a folder of its own.
+
+    Only what Horovod needs to run, and imports while it is built, goes among the user's packages.
 
     Args:
         include: TensorFlow's folder of headers.
@@ -216,7 +223,7 @@ def build_environment(include: Path, folder: Path, environment: Mapping[str, str
     write_forwarding_headers(include, headers)
     wanted = list(BUILD_REQUIREMENTS)
     if not has_usable_cmake(environment):
-        console.print("There is no cmake before version 4 here: taking one from the package index")
+        console.print("There is no cmake from 3.13 to 3.31 here: taking one from the package index")
         wanted.append(CMAKE_REQUIREMENT)
     run(pip("install", "--quiet", "--target", str(tools), *wanted), "Installing the build tools")
     missing = [name for name in RUNTIME_REQUIREMENTS if not _is_installed(name)]

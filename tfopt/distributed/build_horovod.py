@@ -7,6 +7,7 @@ then on.
 """
 
 import argparse
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -38,6 +39,9 @@ from tfopt.distributed._toolchain import (
 )
 
 PROOF_SECONDS = 120
+# Variables beside HOROVOD_WITH... that the build reads.
+SEEN = ("CXX", "CXXFLAGS", "CPATH", "LDFLAGS", "HOROVOD_CPU_OPERATIONS")
+SEEN_PREFIXES = ("HOROVOD_GPU", "HOROVOD_CUDA_", "HOROVOD_NCCL_", "HOROVOD_ROCM_", "HOROVOD_BUILD_")
 PROOF = """
 import tensorflow as tf
 from tfopt import communicator
@@ -122,8 +126,8 @@ def build_key(tensorflow_version: str, compiler: str) -> str:
     Returns:
         A name for its folder in the cache.
     """
-    others = ("CXXFLAGS", "HOROVOD_GPU", "HOROVOD_GPU_OPERATIONS")
-    flags = choose_options(os.environ) | {name: os.environ[name] for name in others if name in os.environ}
+    asked = {name: value for name, value in os.environ.items() if name in SEEN or name.startswith(SEEN_PREFIXES)}
+    flags = choose_options(os.environ) | asked
     version = subprocess.run(
         [compiler, "-dumpfullversion", "-dumpversion"], capture_output=True, text=True, check=False
     )
@@ -174,19 +178,22 @@ def prove() -> None:
         with tempfile.TemporaryDirectory() as folder:
             script = Path(folder, "proof.py")
             script.write_text(PROOF)
-            result = subprocess.run(
+            process = subprocess.Popen(
                 [*command, sys.executable, str(script)],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
                 env=environment,
-                timeout=PROOF_SECONDS,
-                check=False,
             )
+            output, _ = process.communicate(timeout=PROOF_SECONDS)
     except subprocess.TimeoutExpired as error:
+        process.terminate()  # which lets it end its ranks
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=PROOF_SECONDS)
+        process.kill()
         raise BuildError(f"Horovod is installed, but two ranks did not finish within {PROOF_SECONDS} s") from error
-    if result.returncode:
-        lines = result.stdout.splitlines()
+    if process.returncode:
+        lines = output.splitlines()
         said = [line for line in lines if re.match(r"\[\d+\]<std", line)] or lines  # by the ranks, not their launcher
         raise BuildError("Horovod is installed, but two ranks failed:\n" + "\n".join(said[-30:]))
 

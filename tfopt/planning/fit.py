@@ -13,6 +13,7 @@ from tfopt._checks import check_choice, check_integer, check_number
 from tfopt._progress import Progress
 from tfopt.communicator import Communicator
 from tfopt.curvature import GaussNewtonOperator, HessianOperator, Probe
+from tfopt.curvature.operator import CurvatureOperator
 from tfopt.curvature.probe import as_probe, brings_batches, map_arrays
 from tfopt.planning.measurement import (
     FEWEST_RUNS,
@@ -144,7 +145,7 @@ def fit_noisy_quadratic(
             f"Received: {budget_seconds:g}",
             stacklevel=2,
         )
-    return _assemble(runs, operator.shape[0], examples, displacement is not None, num_bins, begin)
+    return _assemble(runs, operator, examples, displacement is not None, num_bins, begin)
 
 
 def _measure(
@@ -167,7 +168,7 @@ def _measure(
 
 
 def _assemble(
-    runs: list[Run], num_parameters: int, examples: float, is_displaced: bool, num_bins: int, begin: float
+    runs: list[Run], operator: CurvatureOperator, examples: float, is_displaced: bool, num_bins: int, begin: float
 ) -> NoisyQuadraticFit:
     bins = Bins.around([measure for run in runs for measure in run.measures], num_bins, SMALLEST_CURVATURE)
     filled = [[bins.fill(measure) for measure in (run.counts, run.noise, run.start)] for run in runs]
@@ -191,8 +192,9 @@ def _assemble(
         covariance_trace=np.array([run.covariance_trace for run in runs]),
         num_examples=examples,
         num_rows=sum(run.num_rows for run in runs),
-        num_parameters=num_parameters,
+        num_parameters=operator.shape[0],
         is_displaced=is_displaced,
+        batch_norm=operator.batch_norm,
         seconds=time.perf_counter() - begin,
     )
 

@@ -62,6 +62,7 @@ class NoisyQuadraticFit:
         num_rows: Rows that were measured on, in all runs.
         num_parameters: Entries of the model's trainable variables.
         is_displaced: Whether training starts elsewhere than where the model stands.
+        batch_norm: How batch normalisation was computed, "batch" or "moving".
         seconds: What it took.
     """
 
@@ -82,6 +83,7 @@ class NoisyQuadraticFit:
     num_rows: int
     num_parameters: int
     is_displaced: bool
+    batch_norm: str
     seconds: float
 
     @property

@@ -256,6 +256,7 @@ class BatchSizePlan:
             "initial_loss": float(self.fit.initial_loss.mean()),
             "quadratic_initial_loss": self.fit.quadratic_initial_loss,
             "num_examples": _finite(self.fit.num_examples),
+            "batch_norm": self.fit.batch_norm,
             "largest_momentum": self.largest_momentum,
             "level": self.noise_scale.level,
             "noise_scale": _ends(self.noise_scale),

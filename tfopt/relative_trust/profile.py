@@ -28,6 +28,7 @@ class BreakdownProfile:
         loss: L at each of them, of shape (k,).
         relative_gradient_breakdown: Of each variable, of shape (k, number of variables).
         deep_relative_trust: (1 + eta)^L - 1 with L the number of variables that move, of shape (k,).
+        batch_norm: How batch normalisation was computed, "batch" or "moving".
     """
 
     paths: tuple[str, ...]
@@ -35,6 +36,7 @@ class BreakdownProfile:
     loss: np.ndarray = field(repr=False)
     relative_gradient_breakdown: np.ndarray = field(repr=False)
     deep_relative_trust: np.ndarray = field(repr=False)
+    batch_norm: str
 
     @property
     def largest_breakdown(self) -> np.ndarray:
@@ -137,4 +139,5 @@ def breakdown_profile(
         loss=np.array(losses),
         relative_gradient_breakdown=np.array(breakdowns),
         deep_relative_trust=np.array([deep_relative_trust(np.full(moves.sum(), eta)) for eta in steps]),
+        batch_norm=batch_norm,
     )

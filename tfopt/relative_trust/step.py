@@ -35,6 +35,7 @@ class StepBreakdown:
         descent_bound: Right-hand side of the descent lemma (Lemma 1): L(W + dW) - L(W) is at most the sum over l of
             |dW_l| (max_t |g_l(W + t dW) - g_l(W)| - |g_l(W)| cosine_l), with t on a grid in (0, 1]. A theorem, up to
             the grid; a negative bound certifies that the loss falls.
+        batch_norm: How batch normalisation was computed, "batch" or "moving".
     """
 
     paths: tuple[str, ...] = field(repr=False)
@@ -46,6 +47,7 @@ class StepBreakdown:
     loss_before: float
     loss_after: float
     descent_bound: float
+    batch_norm: str
 
     @property
     def loss_change(self) -> float:
@@ -90,6 +92,7 @@ class StepMeter:
 
     Attributes:
         variables: The model's trainable variables.
+        batch_norm: As it was given.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -124,6 +127,7 @@ class StepMeter:
             model, loss, x, y, sample_weight, batch_size=batch_size, batch_norm=batch_norm, communicator=communicator
         )
         self.variables: list[Any] = self._loss.variables
+        self.batch_norm = batch_norm
 
     def weights(self) -> list[Any]:
         """Return the weights that the model has now, to be handed to `measure` after a step.
@@ -172,6 +176,7 @@ class StepMeter:
             loss_before=loss_before,
             loss_after=loss_after,
             descent_bound=float(np.sum(lengths * largest - gains)),
+            batch_norm=self.batch_norm,
         )
 
     def _arrays(self, name: str, weights: Sequence[Any]) -> list[np.ndarray]:
