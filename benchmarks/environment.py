@@ -4,6 +4,8 @@ import importlib.metadata
 import os
 import platform
 
+THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")  # where they are limited
+
 
 def describe(packages: list[str]) -> dict:
     """Return the machine and the installed versions of some packages.
@@ -24,6 +26,7 @@ def describe(packages: list[str]) -> dict:
         "python": platform.python_version(),
         "processor": _processor_name(),
         "cores": os.cpu_count(),
+        "threads": {name: os.environ[name] for name in THREADS if name in os.environ} or "all cores",
         "packages": versions,
     }
 

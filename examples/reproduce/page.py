@@ -52,8 +52,9 @@ def main(argv: list[str] | None = None) -> None:
             continue
         pattern = rf"(?<=<!-- begin {name} -->\n).*?(?=<!-- end {name} -->)"
         text = re.sub(pattern, lambda _, content=content: table(content) + "\n", text, flags=re.DOTALL)
-        if (figure := arguments.page.parent / "figures" / f"{name}.png").exists():
-            shutil.copy(results.with_name("figure.png"), figure)
+        if f"(figures/{name}.png)" in text:
+            (arguments.page.parent / "figures").mkdir(exist_ok=True)
+            shutil.copy(results.with_name("figure.png"), arguments.page.parent / "figures" / f"{name}.png")
         done.append(name)
     if not done:
         raise SystemExit(

@@ -14,7 +14,7 @@ OPTIMIZERS = {
     "fromage": lambda **kwargs: Fromage(**{"learning_rate": 0.01, **kwargs}),
     "lars": lambda **kwargs: LARS(**{"learning_rate": 0.5, **kwargs}, weight_decay=1e-3),
 }
-FEATURES = ("plain", "clipping", "accumulation", "overflow", "overflow_accumulation", "sparse", "schedule")
+FEATURES = ("plain", "clipping", "accumulation", "overflow", "overflow_accumulation", "sparse", "schedule", "float32")
 EXECUTIONS = {"eager": {"run_eagerly": True}, "many_steps": {"steps_per_execution": 3}}
 CASES = [f"{optimizer}-{feature}" for optimizer in OPTIMIZERS for feature in (*FEATURES, *EXECUTIONS)]
 
@@ -65,7 +65,7 @@ def set_precision(feature):
     if feature.startswith("overflow"):
         keras.config.set_floatx("float32")
         keras.config.set_dtype_policy("mixed_float16")
-    else:
+    elif feature != "float32":
         keras.config.set_floatx("float64")
         keras.config.set_dtype_policy("float64")
 

@@ -174,24 +174,25 @@ def prove() -> None:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }
     command = [sys.executable, "-m", "horovod.runner.launch", "-np", "2", "-H", "localhost:2"]
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            script = Path(folder, "proof.py")
-            script.write_text(PROOF)
-            process = subprocess.Popen(
-                [*command, sys.executable, str(script)],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                env=environment,
-            )
-            output, _ = process.communicate(timeout=PROOF_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        process.terminate()  # which lets it end its ranks
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=PROOF_SECONDS)
-        process.kill()
-        raise BuildError(f"Horovod is installed, but two ranks did not finish within {PROOF_SECONDS} s") from error
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder, "proof.py")
+        script.write_text(PROOF)
+        options: dict[str, Any] = {
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.STDOUT,
+            "text": True,
+            "env": environment,
+        }
+        with subprocess.Popen([*command, sys.executable, str(script)], **options) as process:
+            try:
+                output, _ = process.communicate(timeout=PROOF_SECONDS)
+            except subprocess.TimeoutExpired as error:
+                process.terminate()  # which lets it end its ranks
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=30)
+                process.kill()
+                seconds = f"{PROOF_SECONDS} s"
+                raise BuildError(f"Horovod is installed, but two ranks did not finish within {seconds}") from error
     if process.returncode:
         lines = output.splitlines()
         said = [line for line in lines if re.match(r"\[\d+\]<std", line)] or lines  # by the ranks, not their launcher
