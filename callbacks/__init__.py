@@ -11,10 +11,11 @@ from tfopt.callbacks.weight_norms import WeightNorms  # noqa: E402
 
 if TYPE_CHECKING:
     from tfopt.callbacks.convexity import Convexity
-    from tfopt.callbacks.distributed import AverageMetrics, BroadcastVariables, WarmupLearningRate
+    from tfopt.callbacks.distributed import AverageMetrics, BroadcastVariables
     from tfopt.callbacks.gradient_breakdown import GradientBreakdown
     from tfopt.callbacks.gradient_noise_scale import GradientNoiseScale
     from tfopt.callbacks.resumable_checkpoint import ResumableCheckpoint
+    from tfopt.callbacks.warmup import WarmupLearningRate
 
 # These import TensorFlow, which the others can do without on other Keras backends.
 _MODULES = {
@@ -24,7 +25,7 @@ _MODULES = {
     "GradientBreakdown": "gradient_breakdown",
     "GradientNoiseScale": "gradient_noise_scale",
     "ResumableCheckpoint": "resumable_checkpoint",
-    "WarmupLearningRate": "distributed",
+    "WarmupLearningRate": "warmup",
 }
 
 __all__ = [

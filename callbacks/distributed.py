@@ -1,17 +1,15 @@
-"""Callbacks for training on several ranks: equal starts, equal steps, equal metrics."""
+"""Callbacks for training on several ranks: equal starts, and equal metrics."""
 
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
-from tfopt.callbacks._callback import Callback
 from tfopt.callbacks._rank_callback import RankCallback, learning_rates_of
 from tfopt.callbacks._running_fit import build_model, come_before_loggers, find_running_fit
 
 from tfopt._agreement import check_agreement
-from tfopt._checks import check_integer, check_number
-from tfopt.communicator import Communicator, check_communicator
+from tfopt._checks import check_integer
+from tfopt.communicator import Communicator
 from tfopt.distributed.optimizer import DistributedOptimizer, describe_config
 
 
@@ -129,130 +127,6 @@ class AverageMetrics(RankCallback):
         local = tf.constant([float(logs[name]) for name in names], tf.float64)
         (means,) = self.communicator.allreduce_mean([local], name="metrics")
         logs.update(zip(names, means.numpy().tolist(), strict=True))
-
-
-class WarmupLearningRate(Callback):
-    """Raise the learning rate in equal steps from a fraction of it to the whole, over the first epochs.
-
-    With N ranks and a batch N times as large, a learning rate N times as large is usual (linear scaling), but too
-    large for the first steps: Goyal et al., "Accurate, Large Minibatch SGD", 2017, section 2.2. After the last warm-up
-    epoch the learning rate is left alone.
-
-    Args:
-        epochs: How many epochs the warm-up takes, a number > 0. Default 5.
-        initial_fraction: Where it starts, from 0 to 1, as a fraction of the optimizer's learning rate. None (default)
-            means 1 / number of ranks.
-        steps_per_epoch: Number of batches in an epoch; None (default) asks `fit`, which knows it unless the data set
-            is a generator or of unknown cardinality.
-        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
-
-    Raises:
-        TypeError: An argument has the wrong type.
-        ValueError: An argument is out of its range; in `fit`: the learning rate is a schedule, or the number of batches
-            is not known.
-    """
-
-    needs_optimizer = True
-
-    def __init__(
-        self,
-        epochs: float = 5,
-        initial_fraction: float | None = None,
-        steps_per_epoch: int | None = None,
-        communicator: Communicator | None = None,
-    ) -> None:
-        super().__init__()
-        size = check_communicator(communicator).size
-        self.epochs = check_number("epochs", epochs, minimum=0.0, exclusive_minimum=True)
-        fraction = 1.0 / size if initial_fraction is None else initial_fraction
-        self.initial_fraction = check_number("initial_fraction", fraction, minimum=0.0, maximum=1.0)
-        if steps_per_epoch is not None:
-            check_integer("steps_per_epoch", steps_per_epoch, minimum=1)
-        self.steps_per_epoch = steps_per_epoch
-        self.target: float | None = None
-        self._last_set: float | None = None
-        self._epoch = 0
-
-    def get_state(self) -> dict[str, Any]:
-        """Return what a checkpoint must keep.
-
-        Returns:
-            The learning rate that the warm-up leads to, and the one that it has set last.
-        """
-        return {"target": self.target, "last_set": self._last_set}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Go on where a checkpoint was written.
-
-        Args:
-            state: What `get_state` has returned.
-        """
-        self.target, self._last_set = state["target"], state["last_set"]
-
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Note the learning rate that the optimizer has, as the target; go on if it is the one that was set last.
-
-        Args:
-            logs: Not used.
-
-        Raises:
-            ValueError: It is a schedule, or the number of batches is not known.
-        """
-        rate = getattr(self.model.optimizer, "_learning_rate", None)
-        inner = getattr(self.model.optimizer, "inner_optimizer", None)
-        rate = rate if inner is None else inner._learning_rate
-        if not isinstance(rate, keras.Variable) or hasattr(self.model.optimizer, "optimizers"):
-            raise ValueError(
-                "WarmupLearningRate needs an optimizer with a number as its learning rate. Received: "
-                f"learning_rate={rate!r}. A schedule brings its own warm-up, for example "
-                "tfopt.optimizers.schedules.PolynomialDecayWithWarmup"
-            )
-        if self._num_steps is None:
-            raise ValueError(
-                "WarmupLearningRate does not know how many batches an epoch has: pass `steps_per_epoch` to it"
-            )
-        come_before_loggers(self)
-        (rate,) = learning_rates_of(self.model)
-        if self.target is None or rate != self._last_set:
-            self.target = rate
-
-    @property
-    def _num_steps(self) -> int | None:
-        return self.steps_per_epoch or self.parameters.get("steps")
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Note the epoch.
-
-        Args:
-            epoch: Its number, from 0.
-            logs: Not used.
-        """
-        self._epoch = epoch
-
-    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Set the learning rate of this step.
-
-        Args:
-            batch: Its number in the epoch, from 0.
-            logs: Not used.
-        """
-        assert self.target is not None
-        assert self._num_steps is not None
-        step, last = self._epoch * self._num_steps + batch, self.epochs * self._num_steps
-        if step <= last:
-            fraction = self.initial_fraction + (1.0 - self.initial_fraction) * step / last
-            self.model.optimizer.learning_rate = self.target * fraction
-            (self._last_set,) = learning_rates_of(self.model)
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Log the learning rate.
-
-        Args:
-            epoch: Not used.
-            logs: Receives `learning_rate`.
-        """
-        if logs is not None:
-            (logs["learning_rate"],) = learning_rates_of(self.model)
 
 
 def _describe(variables: list[Any]) -> list[str]:

@@ -8,7 +8,7 @@ import keras
 from tfopt.models._kernels import Kernels
 from tfopt.models._lookup import look_up
 
-from tfopt._checks import check_flag, check_integer, check_number, check_shape
+from tfopt._checks import as_items, check_flag, check_integer, check_number, check_shape
 
 
 def mlp(
@@ -94,9 +94,7 @@ def mlp(
 
 
 def _check_widths(hidden_units: Any) -> tuple[Any, ...]:
-    if isinstance(hidden_units, (int, str)) or not hasattr(hidden_units, "__iter__"):
-        raise TypeError(f"`hidden_units` must be a sequence of widths. Received: hidden_units={hidden_units!r}")
-    widths = tuple(hidden_units)
+    widths = as_items("hidden_units", hidden_units, "be a sequence of widths")
     if len(widths) > 50:
         raise ValueError(f"`hidden_units` must list at most 50 layers. Received: {len(widths)}")
     return widths

@@ -20,6 +20,7 @@ PUBLIC = {
         "distributed",
         "models",
         "nqm",
+        "numerics",
         "optimizers",
         "planning",
         "relative_trust",
@@ -133,7 +134,7 @@ def test_an_unknown_name_is_answered_with_those_there_are():
 
     with pytest.raises(
         AttributeError,
-        match="it has bregman, callbacks, communicator, curvature, datasets, distributed, models, nqm, optimizers",
+        match="it has bregman, callbacks, communicator, curvature, datasets, distributed, models, nqm, numerics",
     ):
         tfopt.optimisers  # noqa: B018
     assert set(dir(tfopt)) == PUBLIC["tfopt"]

@@ -10,6 +10,7 @@ Sub-packages are imported on first use, so that `import tfopt` costs nothing and
 * `tfopt.nqm`: the noisy quadratic model: which batch size, learning rate, momentum and schedule reach a loss first.
 * `tfopt.planning`: the same for a Keras model: the noisy quadratic fitted to it, and a batch size to train it with.
 * `tfopt.bregman`: trains Dense networks without gradients, by exact block minimisation, on one rank or many.
+* `tfopt.numerics`: norms that survive zeros, half precision and extreme magnitudes, for optimizers of your own.
 * `tfopt.models`: a zoo of Keras models.
 * `tfopt.datasets`: real and synthetic data, split and standardised the same way every time.
 """
@@ -28,6 +29,7 @@ _SUBPACKAGES = (
     "distributed",
     "models",
     "nqm",
+    "numerics",
     "optimizers",
     "planning",
     "relative_trust",

@@ -155,8 +155,11 @@ class SerialCommunicator:
 
         Returns:
             The same tensor.
+
+        Raises:
+            ValueError: The tensor is a scalar.
         """
-        return check_tensors("tensor", [tensor])[0]
+        return check_axis(tensor)
 
     def allgather_object(self, item: Any, name: str = "object") -> list[Any]:
         """Return the object in a list.
@@ -211,6 +214,25 @@ def check_communicator(communicator: Any) -> "Communicator":
             f"Received: {communicator!r} of type {type(communicator).__name__}"
         )
     return communicator
+
+
+def check_axis(tensor: Any) -> Any:
+    """Check that a tensor can be joined with others along its first axis.
+
+    Args:
+        tensor: What came as `tensor`.
+
+    Returns:
+        The tensor.
+
+    Raises:
+        TypeError: This is no tensor of numbers.
+        ValueError: It is a scalar.
+    """
+    (tensor,) = check_tensors("tensor", [tensor])
+    if tensor.shape.rank == 0:
+        raise ValueError("`tensor` must have at least one axis. Received: a scalar")
+    return tensor
 
 
 def check_tensors(name: str, tensors: Any, floating: bool = False) -> list[Any]:

@@ -88,3 +88,19 @@ def _sum_of_squares(x: Tensor) -> Tensor:
         return ops.sum(ops.square(x))
     groups = ops.sum(ops.square(ops.reshape(x, (size // 8, 8))), axis=1)
     return ops.sum(ops.relu(groups))
+
+
+def is_inside_xla() -> bool:
+    """Return whether TensorFlow is tracing a function that XLA will compile.
+
+    Returns:
+        Whether it is; False on other backends.
+    """
+    if backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+    from tensorflow.python.ops import control_flow_util  # the only place where TensorFlow tells
+
+    if tf.executing_eagerly():
+        return False
+    return bool(control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))

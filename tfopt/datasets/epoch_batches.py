@@ -28,7 +28,8 @@ class EpochBatches(keras.utils.PyDataset):
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
 
     Attributes:
-        epoch: The epoch whose order is next, or being served. `fit` moves it on.
+        epoch: The epoch whose order is next, or being served. `fit` moves it on, and so do `evaluate` and `predict` of
+            the same object: see `start_at`.
 
     Raises:
         TypeError: An argument has the wrong type.

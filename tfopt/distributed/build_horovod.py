@@ -177,13 +177,13 @@ def prove() -> None:
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder, "proof.py")
         script.write_text(PROOF)
-        options: dict[str, Any] = {
-            "stdout": subprocess.PIPE,
-            "stderr": subprocess.STDOUT,
-            "text": True,
-            "env": environment,
-        }
-        with subprocess.Popen([*command, sys.executable, str(script)], **options) as process:
+        with subprocess.Popen(
+            [*command, sys.executable, str(script)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        ) as process:
             try:
                 output, _ = process.communicate(timeout=PROOF_SECONDS)
             except subprocess.TimeoutExpired as error:

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfopt import communicator
 from tfopt._checks import check_integer
-from tfopt.communicator import check_tensors
+from tfopt.communicator import check_axis, check_tensors
 
 # Seconds after which a process that waits for another gives up, unless the user has set another limit. Long enough
 # for one rank to write a checkpoint or to evaluate while the others wait.
@@ -137,9 +137,7 @@ class HorovodCommunicator:
         Raises:
             ValueError: The tensor is a scalar.
         """
-        (tensor,) = check_tensors("tensor", [tensor])
-        if tensor.shape.rank == 0:
-            raise ValueError("`tensor` must have at least one axis. Received: a scalar")
+        tensor = check_axis(tensor)
         send: Callable[..., Any] = self._horovod.allgather
         return self._in_turn(lambda sent: [send(sent, name=f"tfopt.{name}", ignore_name_scope=True)], tensor)[0]
 

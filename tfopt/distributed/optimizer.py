@@ -12,7 +12,7 @@ from tfopt._checks import check_choice
 from tfopt.communicator import Communicator, check_communicator
 from tfopt.distributed.gradient_scatter import GradientScatter
 from tfopt.distributed.gradients import mean_gradients
-from tfopt.numerics import densify
+from tfopt.numerics import densify, is_inside_xla
 
 _OWN = ("_optimizer", "_communicator", "_compression", "_started", "_scatter")
 
@@ -335,11 +335,7 @@ def _refuse_accumulation_in_parts(optimizer: Any) -> None:
 
 
 def _refuse_xla() -> None:
-    from tensorflow.python.ops import control_flow_util  # the only place where TensorFlow tells what XLA compiles
-
-    if tf.executing_eagerly():
-        return
-    if control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+    if is_inside_xla():
         raise ValueError(
             "The training step is being compiled with XLA, in which Horovod cannot average gradients. "
             "Use model.compile(..., jit_compile=False)"

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfopt.numerics import Tensor
+from tfopt.numerics import Tensor, is_inside_xla
 
 # Sums of squares outside these bounds may have lost entries to underflow, or come close to overflow, in float32; and
 # the proximal kernel divides by its rate, so that a denormal one gives NaN.
@@ -33,7 +33,6 @@ def is_available(variable: Any, gradient: Any) -> bool:
     if keras.backend.backend() != "tensorflow":
         return False
     import tensorflow as tf
-    from tensorflow.python.ops import control_flow_util  # the only place where TensorFlow tells what XLA compiles
 
     if not isinstance(variable, tf.Variable) or variable.dtype not in (tf.float32, tf.float64):
         return False
@@ -41,8 +40,7 @@ def is_available(variable: Any, gradient: Any) -> bool:
         return False
     if tf.distribute.has_strategy() or "CPU" not in variable.device or gradient.dtype != variable.dtype:
         return False
-    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
-    return graph is None or not control_flow_util.GraphOrParentsInXlaContext(graph)
+    return not is_inside_xla()
 
 
 def sum_of_squares(x: Tensor) -> Tensor:
