@@ -73,6 +73,14 @@ def test_the_newest_that_all_ranks_have_counts(tmp_path, ahead):
     write(tmp_path, ahead, 1, 2, 3)
     write(tmp_path, 1 - ahead, 1, 2)
     assert read_on_all(tmp_path, 2) == ([{"epoch": 2, "rank": rank} for rank in range(2)], [])
+    # What is newer would count as one of two generations, and push the other out before the next is complete.
+    assert sorted(path.name[:12] for path in tmp_path.iterdir()) == ["epoch-000001", "epoch-000002", "epoch-000002"]
+
+
+def test_checkpoints_of_something_else_are_refused(tmp_path):
+    write(tmp_path, 0, 1, size=1)
+    with pytest.raises(ValueError, match=r"were written by a test\. Received: the same folder for another test"):
+        CheckpointFiles(tmp_path, Threads(1).rank(0), "another test").read_newest()
 
 
 def test_a_damaged_file_is_passed_over_by_all(tmp_path):

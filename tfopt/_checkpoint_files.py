@@ -87,16 +87,17 @@ class CheckpointFiles:
         return self._read(max(common)) if common else None
 
     def _read(self, epochs: int) -> dict[str, Any]:
-        state = _state_file.read(self._path(epochs))
-        if state["owner"] != self._owner:
+        state = dict(_state_file.read(self._path(epochs)))
+        owner = state.pop("owner", "another version of tfopt")
+        if owner != self._owner:
             raise ValueError(
-                f"The checkpoints in {self.folder} were written by {state['owner']}. Received: the same folder for "
+                f"The checkpoints in {self.folder} were written by {owner}. Received: the same folder for "
                 f"{self._owner}. Pass another one, or delete it to begin anew"
             )
         # What is newer was not written by all ranks: it would count as one of the generations.
         for newer in filter(lambda there: there > epochs, self._epochs()):
             self._path(newer).unlink(missing_ok=True)
-        return dict(state)
+        return state
 
 
 def _was_cut_off_at_the_first(whole: list[list[int]], files: list[list[int]]) -> bool:

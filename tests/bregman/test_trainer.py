@@ -306,6 +306,54 @@ def test_keras_callbacks_of_batches_run(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2.weights.h5", "4.weights.h5"]
 
 
+def test_a_loss_of_ones_own():
+    """Huber-like: a squared error that is told what its targets may be, which are no shares."""
+    own = losses.Loss(
+        "half the squared error",
+        value=lambda outputs, targets: 0.5 * tf.reduce_sum((outputs - targets) ** 2, axis=1),
+        gradient=lambda outputs, targets: outputs - targets,
+        update=lambda u, targets, beta: (targets + 2 * tf.cast(beta, u.dtype) * u) / (1 + 2 * tf.cast(beta, u.dtype)),
+    )
+    x = np.random.default_rng(0).normal(size=(64, 3)).astype("float32")
+    y = 5 * x[:, :2]
+    history = BregmanTrainer(models.mlp(3, (8,), 2, seed=0), own).fit(x, y, epochs=10, verbose=0).history
+    assert history["loss"][-1] < 0.5 * history["loss"][0]
+
+
+def test_data_without_an_end_are_refused():
+    endless = tf.data.Dataset.from_tensor_slices((X, Y)).batch(32).repeat()
+    with pytest.raises(ValueError, match=r"`x` must end. .* leave out .repeat\(\)"):
+        make_trainer().fit(endless, epochs=1, verbose=0)
+
+
+def test_validation_splits_that_leave_nothing_are_refused():
+    with pytest.raises(ValueError, match="`validation_split` must leave rows .*: validation_split=0.1 of 5 rows"):
+        make_trainer().fit(X[:5], Y[:5], epochs=1, verbose=0, validation_split=0.1)
+    broken = np.array(X)
+    broken[-1] = np.nan
+    with pytest.raises(ValueError, match=rf"`x\[{len(X) // 2 + len(X) % 2}:\]` must be finite"):
+        make_trainer().fit(broken, Y, epochs=1, verbose=0, validation_split=0.5)
+
+
+def test_equal_options_resume_whatever_their_types(tmp_path):
+    options = [{"ridge": 0.25, "linear_penalty": (0.5, 1)}, {"ridge": np.float64(0.25), "linear_penalty": [0.5, 1.0]}]
+    for epochs, chosen in enumerate(options, start=1):
+        history = make_trainer(**chosen).fit(X, Y, epochs=epochs, verbose=0, checkpoint=tmp_path)
+        assert history.epoch == list(range(epochs))
+
+
+def test_inputs_that_are_all_zero_need_no_weight_decay():
+    """Dead units leave a Gram matrix of zeros, to which a ridge relative to it adds nothing."""
+    model = models.mlp(4, (6, 5), 2, seed=0)
+    weights = model.get_weights()
+    model.set_weights([weights[0], weights[1] - 100.0, *weights[2:]])
+    x = np.random.default_rng(0).normal(size=(40, 4)).astype("float32")
+    trainer = BregmanTrainer(model, "mse", weight_decay=0.0)
+    history = trainer.fit(x, x[:, :2], epochs=3, verbose=0)
+    assert not history.diverged
+    assert np.isfinite(history.history["loss"]).all()
+
+
 NAN = np.where(np.arange(len(X))[:, None, None, None] == 7, np.nan, X)
 FIT_ERRORS = [
     ({"x": NAN, "y": Y}, ValueError, "`x` must be finite. Received: NaN or infinity in row 7"),

@@ -121,6 +121,7 @@ def test_unknown_numbers_of_batches():
 
 
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed", "ignore:Your input ran out of data")
+@pytest.mark.filterwarnings("ignore:With steps_per_execution=2")
 @pytest.mark.parametrize("steps_per_execution", [1, 2])
 def test_the_last_steps_of_epochs_of_unknown_length(steps_per_execution):
     """Each epoch begins a step that finds no data, which Keras counts from the second on."""

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt.bregman.losses import KERAS_HINGE, Loss, categorical_crossentropy, squared_error
+from tfopt.bregman.losses import Loss
 from tfopt.bregman.network import DenseChain
 
 __all__ = ["check_arrays", "make_targets"]
@@ -65,14 +65,14 @@ def _matches(shape: tuple[int, ...], expected: tuple[Any, ...]) -> bool:
 def _check_targets(y: Any, num_outputs: int, loss: Loss, name: str) -> None:
     is_sparse = y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1)
     shapes = [f"(rows, {num_outputs})"]
-    if loss is not squared_error or num_outputs == 1:
+    if loss.targets != "real" or num_outputs == 1:
         shapes.insert(0, "(rows,)")
     if y.shape[1:] != (num_outputs,) and not (is_sparse and len(shapes) == 2):
         raise ValueError(
             f"`{name}` must have the shape {' or '.join(shapes)}, for {loss.name} of {num_outputs} outputs. "
             f"Received: shape {y.shape}"
         )
-    if loss is squared_error:
+    if loss.targets == "real":
         return
     values = np.asarray(y, np.float64)
     if not np.isfinite(values).all():
@@ -81,13 +81,14 @@ def _check_targets(y: Any, num_outputs: int, loss: Loss, name: str) -> None:
     if is_sparse and num_outputs > 1:
         if (values != np.floor(values)).any() or values.min() < 0 or values.max() >= num_outputs:
             raise ValueError(f"`{name}` must be labels 0 to {num_outputs - 1}. {received}")
-    elif loss.name.startswith("hinge"):
+    elif loss.targets in ("flags", "signs"):
         found = set(np.unique(values).tolist())
-        if not (found <= {0.0, 1.0} or (loss.name == KERAS_HINGE and found <= {-1.0, 1.0})):
-            raise ValueError(f"`{name}` must be {'-1 and 1, or ' * (loss.name == KERAS_HINGE)}0 and 1. {received}")
+        with_signs = loss.targets == "signs"
+        if not (found <= {0.0, 1.0} or (with_signs and found <= {-1.0, 1.0})):
+            raise ValueError(f"`{name}` must be {'-1 and 1, or ' * with_signs}0 and 1. {received}")
     elif values.min() < 0 or values.max() > 1:
         raise ValueError(f"`{name}` must lie in [0, 1] for {loss.name}. {received}")
-    elif loss is categorical_crossentropy and np.abs(values.sum(axis=1) - 1).max() > 1e-3:
+    elif loss.targets == "distribution" and np.abs(values.sum(axis=1) - 1).max() > 1e-3:
         row = int(np.abs(values.sum(axis=1) - 1).argmax())
         raise ValueError(
             f"`{name}` must have rows that sum to 1 for {loss.name}. Received: row {row} sums to {values[row].sum():g}"
@@ -110,7 +111,7 @@ def make_targets(y: np.ndarray, num_outputs: int, loss: Loss, dtype: Any) -> Any
         if num_outputs > 1:
             return tf.one_hot(y.reshape(-1).astype(np.int64), num_outputs, dtype=dtype)
         y = y[:, None]
-    return tf.cast(y > 0.5 if loss.name.startswith("hinge") else y, dtype)
+    return tf.cast(y > 0.5 if loss.targets in ("flags", "signs") else y, dtype)
 
 
 def _collect(dataset: Any, name: str) -> tuple[np.ndarray, np.ndarray]:

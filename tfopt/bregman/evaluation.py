@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt.bregman.compilation import compiled
-from tfopt.bregman.losses import KERAS_HINGE, Loss, categorical_crossentropy
+from tfopt.bregman.losses import Loss
 from tfopt.bregman.network import Architecture, DenseChain
 from tfopt.bregman.rows import Chunk, Rows
 from tfopt.communicator import Communicator
@@ -51,7 +51,7 @@ class Evaluation:
         Returns:
             Keras's loss.
         """
-        return loss_per_row if self._loss is categorical_crossentropy else loss_per_row / self._chain.widths[-1]
+        return loss_per_row if self._loss.targets == "distribution" else loss_per_row / self._chain.widths[-1]
 
     def __call__(self, rows: Rows, weights: Any, with_metrics: bool = True) -> tuple[float, dict[str, Any]]:
         """Measure weights on rows.
@@ -133,7 +133,7 @@ def _make_metric(metric: Any, num_outputs: int, loss: Loss) -> Any:
     if metric in ("accuracy", "acc"):
         if num_outputs > 1:
             return keras.metrics.CategoricalAccuracy(name=metric)
-        return keras.metrics.BinaryAccuracy(name=metric, threshold=0.0 if loss.name == KERAS_HINGE else 0.5)
+        return keras.metrics.BinaryAccuracy(name=metric, threshold=0.0 if loss.targets == "signs" else 0.5)
     if isinstance(metric, str):
         try:
             made = keras.metrics.get(metric)

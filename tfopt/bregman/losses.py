@@ -20,7 +20,6 @@ from tfopt.bregman.activations import as_scalar
 
 __all__ = ["Loss", "binary_crossentropy", "categorical_crossentropy", "hinge", "squared_error"]
 
-KERAS_HINGE = "hinge on {-1, 1}"
 _NUM_NEWTON_STEPS = 60
 _NUM_HALVINGS = 8
 
@@ -35,6 +34,9 @@ class Loss:
         gradient: `gradient(outputs, targets)`: its derivative (at a kink, a subgradient), shape `(rows, outputs)`.
         update: `update(u, targets, linear_penalty)`: the minimisers of loss(z, y) + beta |z - u|^2, for beta > 0.
         probability: Turns outputs into what metrics see.
+        targets: What targets may be: "real" numbers; "shares" in [0, 1]; a "distribution" over the outputs, or labels,
+            for which Keras's loss is that of a row (of all others it is the mean over outputs); "flags", 0 and 1;
+            "signs", -1 and 1, or 0 and 1. Labels are turned into rows of zeros and a one, but for "real".
     """
 
     name: str
@@ -42,6 +44,7 @@ class Loss:
     gradient: Callable[[Any, Any], Any]
     update: Callable[[Any, Any, Any], Any]
     probability: Callable[[Any], Any] = lambda outputs: outputs
+    targets: str = "real"
 
 
 def _squared_update(u: Any, targets: Any, linear_penalty: Any) -> Any:
@@ -81,7 +84,8 @@ def _hinge(edge: float) -> Loss:
         step = 0.5 / as_scalar(linear_penalty, u.dtype)
         return mirrored(tf.where(u >= 1, u, tf.minimum(tf.ones_like(u), u + step)), targets)
 
-    return Loss(f"hinge on {{{edge:g}, 1}}", value, gradient, update)
+    targets = "signs" if edge == -1.0 else "flags"
+    return Loss(f"hinge on {{{edge:g}, 1}}", value, gradient, update, targets=targets)
 
 
 def _binary_value(outputs: Any, targets: Any) -> Any:
@@ -177,6 +181,7 @@ binary_crossentropy = Loss(
     gradient=lambda outputs, targets: tf.sigmoid(outputs) - targets,
     update=_binary_update,
     probability=tf.sigmoid,
+    targets="shares",
 )
 categorical_crossentropy = Loss(
     "softmax cross-entropy",
@@ -184,4 +189,5 @@ categorical_crossentropy = Loss(
     gradient=lambda outputs, targets: tf.nn.softmax(outputs) - targets,
     update=_categorical_update,
     probability=tf.nn.softmax,
+    targets="distribution",
 )
