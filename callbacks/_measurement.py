@@ -18,7 +18,7 @@ from tfopt import _plotting
 from tfopt._agreement import check_agreement
 from tfopt._checks import check_choice
 from tfopt.communicator import Communicator
-from tfopt.curvature.objective import BATCH_NORM_MODES
+from tfopt.curvature.objective import BATCH_NORM_MODES, check_loss_name
 from tfopt.curvature.probe import Probe, as_probe, map_arrays
 
 if TYPE_CHECKING:
@@ -73,11 +73,7 @@ class Measurement(RankCallback):
         self._start()
 
     def _check_loss_and_hooks(self) -> None:
-        if isinstance(self.loss, str):
-            try:
-                keras.losses.get(self.loss)
-            except ValueError as error:
-                raise ValueError(f"`loss` must be a loss that Keras knows. Received: loss={self.loss!r}") from error
+        check_loss_name(self.loss)
         if self.cadence.every_n_steps is None and type(self).on_train_batch_end is Measurement.on_train_batch_end:
             # Where every callback leaves this hook alone, Keras does not wait for the metrics of each batch.
             self.__dict__["on_train_batch_end"] = keras.callbacks.Callback.on_train_batch_end.__get__(self)

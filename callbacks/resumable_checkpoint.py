@@ -15,6 +15,7 @@ from tfopt._callback_state import check_states, set_states, states_of
 from tfopt._checkpoint_files import CheckpointFiles
 from tfopt._checks import as_items, check_integer
 from tfopt.communicator import Communicator, check_communicator
+from tfopt.datasets import EpochBatches
 
 
 class ResumableCheckpoint(Callback):
@@ -93,14 +94,26 @@ class ResumableCheckpoint(Callback):
 
         Args:
             logs: Not used.
+
+        Raises:
+            ValueError: The folder cannot be made.
         """
         self._running = find_running_fit(self)
         check_callbacks(self._running.callbacks, self, self.stateless)
         check_data(self._running.epoch_iterator, self.stateless)
         build_model(self.model, self._running)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"`folder` must be one that can be made. Received: folder={str(self.folder)!r}: {error}"
+            ) from error
         self._history = None
-        self._arguments = _arguments_of(self.model.optimizer, epoch_batches_of(self._running))
+        self._arguments = {
+            **_optimizer_arguments(self.model.optimizer),
+            **_data_arguments(self._running.epoch_iterator, epoch_batches_of(self._running)),
+            **_loss_arguments(self.model),
+        }
         state = self._files.read_newest()
         if state is not None:
             self._restore(state)
@@ -146,7 +159,7 @@ class ResumableCheckpoint(Callback):
             "epochs": epoch + 1,
             "stopped": bool(self.model.stop_training),
             "arguments": self._arguments,
-            "learning_rate": _arguments_of(self.model.optimizer, None).get("optimizer's learning_rate"),
+            "learning_rate": _optimizer_arguments(self.model.optimizer).get("optimizer's learning_rate"),
             "variables": [[_describe(v), keras.ops.convert_to_numpy(v.value)] for v in _variables_of(self.model)],
             "random": _random_state(),
             "callbacks": states_of(self._others),
@@ -207,12 +220,30 @@ def _variables_of(model: Any) -> list[Any]:
     return [*model.variables, *model.optimizer.variables]
 
 
-def _arguments_of(optimizer: Any, batches: Any) -> dict[str, str]:
-    """Return what decides how training goes on, beside the state: the optimizer's arguments and those of the data."""
+def _optimizer_arguments(optimizer: Any) -> dict[str, str]:
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    config = {f"optimizer's {name}": value for name, value in optimizer.get_config().items() if name != "name"}
-    data = {name: getattr(batches, name, None) for name in ("batch_size", "seed", "shuffle", "num_rows")}
-    return {name: str(value) for name, value in {**config, **data}.items() if value is not None}
+    config = optimizer.get_config().items()
+    return {f"optimizer's {name}": str(value) for name, value in config if name != "name" and value is not None}
+
+
+def _data_arguments(epoch_iterator: Any, batches: Any) -> dict[str, str]:
+    names = ("batch_size", "seed", "shuffle", "num_rows")
+    data = {name: getattr(batches, name, None) for name in names}
+    data["number of batches"] = getattr(epoch_iterator, "num_batches", None)
+    if isinstance(batches, EpochBatches):
+        data["checksum of some rows"] = batches.checksum
+    return {name: str(value) for name, value in data.items() if value is not None}
+
+
+def _loss_arguments(model: Any) -> dict[str, str]:
+    def describe(loss: Any) -> str:
+        config = loss.get_config() if isinstance(loss, keras.losses.Loss) else {}
+        plain = {name: value for name, value in config.items() if isinstance(value, str | bool | int | float)}
+        name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+        return f"{name} {plain}" if plain else str(name)
+
+    losses = keras.tree.flatten(getattr(model, "loss", None))
+    return {"loss": ", ".join(describe(loss) for loss in losses)} if losses else {}
 
 
 def _describe(variable: Any) -> str:

@@ -380,6 +380,8 @@ FIT_ERRORS = [
     ({"x": tf.data.Dataset.from_tensor_slices((X, Y)), "y": None}, ValueError, "of batches: use .batch"),
     ({"x": tf.data.Dataset.from_tensor_slices((X, Y)).batch(9), "y": Y}, ValueError, "`y` must not be given"),
     ({"x": X, "y": Y, "epochs": -1}, ValueError, "`epochs` must be an integer >= 0"),
+    ({"x": X, "y": Y, "initial_epoch": 2}, ValueError, "`epochs` must be at least `initial_epoch`. Received: epochs=1"),
+    ({"x": X, "y": Y, "callbacks": ["a"]}, TypeError, "`callbacks` must hold Keras callbacks. Received: 'a'"),
     ({"x": X, "y": Y, "verbose": 3}, ValueError, "`verbose` must be 'auto', 0, 1 or 2"),
     ({"x": X, "y": Y, "validation_split": 1.0}, ValueError, "`validation_split` must be"),
     ({"x": X, "y": Y, "validation_data": X}, ValueError, "`validation_data` must be a pair"),

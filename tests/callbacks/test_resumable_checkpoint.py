@@ -270,9 +270,10 @@ def test_the_log_of_an_interrupted_training_is_whole(tmp_path):
 
 
 def test_other_arguments_are_refused(tmp_path):
-    def run(batch_size=5, rate=0.1, seed=0, folder="a", **options):
+    def run(batch_size=5, rate=0.1, seed=0, folder="a", data=None, loss="mse", **options):
         model = make_model(keras.optimizers.SGD(rate))
-        batches = EpochBatches(*make_data(), batch_size=batch_size, seed=seed)
+        model.compile(model.optimizer, loss, jit_compile=False)
+        batches = EpochBatches(*(data or make_data()), batch_size=batch_size, seed=seed)
         checkpoint = ResumableCheckpoint(tmp_path / folder, verbose=0)
         model.fit(batches, shuffle=False, verbose=0, callbacks=[checkpoint], **options)
         return model, batches, checkpoint
@@ -285,11 +286,28 @@ def test_other_arguments_are_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"written with other arguments.*{message}"):
             run(epochs=2, **changed)
+    x, y = make_data()
+    with pytest.raises(ValueError, match="checksum of some rows was [0-9]+, is [0-9]+"):
+        run(epochs=2, data=(x + 1.0, y))
+    with pytest.raises(ValueError, match=r"loss was mse, is MeanSquaredError \{.*'sum'"):
+        run(epochs=2, loss=keras.losses.MeanSquaredError(reduction="sum"))
     # A learning rate that training itself has changed is no other argument.
     halve = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
     model.fit(batches, shuffle=False, epochs=3, verbose=0, callbacks=[halve, checkpoint])
     model.fit(batches, shuffle=False, epochs=4, verbose=0, callbacks=[checkpoint])
     assert model.history.epoch == [0, 1, 2, 3]
+
+
+def test_another_number_of_batches_is_refused(tmp_path):
+    x, y = make_data()
+    fit([ResumableCheckpoint(tmp_path, verbose=0)], x, y, batch_size=5)
+    with pytest.raises(ValueError, match="number of batches was [0-9]+, is 1"):
+        fit([ResumableCheckpoint(tmp_path, verbose=0)], x[:5], y[:5], batch_size=5, epochs=2)
+
+
+def test_a_folder_that_cannot_be_made_is_named():
+    with pytest.raises(ValueError, match="`folder` must be one that can be made. Received: folder='/proc/nothing'"):
+        fit([ResumableCheckpoint("/proc/nothing")])
 
 
 class EveryOther(keras.utils.PyDataset):

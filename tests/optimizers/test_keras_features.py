@@ -186,9 +186,14 @@ def test_exclude_from_weight_decay_works_before_build(name):
     np.testing.assert_array_equal(results["excluded"][kernel], results["without"][kernel])
     np.testing.assert_array_equal(results["excluded"][conv], results["with"][conv])
     assert (results["with"][kernel] != results["without"][kernel]).any()
-    optimizer._built = True
-    with pytest.raises(ValueError, match="before the optimizer is built"):
-        optimizer.exclude_from_weight_decay(**excluded)
+
+
+def test_variables_that_are_excluded_too_late_are_refused():
+    weights, gradients = make_problem(num_steps=1)
+    optimizer = TABLE["lars_decay"].make()
+    run(optimizer, weights, gradients)
+    with pytest.raises(ValueError, match=r"exclude_from_weight_decay\(\) must be called before the first step"):
+        optimizer.exclude_from_weight_decay(var_names=["kernel"])
 
 
 @ALL

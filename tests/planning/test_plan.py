@@ -208,6 +208,24 @@ def test_from_a_model_in_one_call():
     np.testing.assert_array_equal(found.fit.noise, again.noise)
 
 
+def test_a_target_out_of_reach_does_not_lose_the_fit():
+    x = np.random.default_rng(0).standard_normal((512, 4)).astype("float32")
+    y = x.sum(axis=1, keepdims=True) + np.random.default_rng(1).standard_normal((512, 1)).astype("float32")
+    options = {"families": ["sgd"], "draws": 20}
+    with pytest.raises(ValueError, match="`target_loss` must lie between") as caught:
+        plan_batch_size(models.mlp(4, (), 1, seed=0), (x, y), "mse", 1e3, num_runs=4, num_matvecs=5, **options)
+    fit = caught.value.fit
+    assert "BatchSizePlan.of(error.fit" in caught.value.__notes__[0]
+    target = 0.5 * (fit.floor + fit.quadratic_initial_loss)
+    assert BatchSizePlan.of(fit, target, **options).target_loss == target
+
+
+def test_plans_are_written_where_there_is_a_folder(plan, tmp_path):
+    for path in (tmp_path, tmp_path / "nowhere" / "plan.json"):
+        with pytest.raises(ValueError, match="`path` must be a file, in a folder that exists"):
+            plan.to_json(path)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -46,10 +46,14 @@ def make_callbacks(
         The list, with a History and, unless it is silent, a progress bar.
 
     Raises:
+        TypeError: One is no callback.
         ValueError: A callback is of no use here, or would lose what it has written.
     """
     if verbose == "auto":
         verbose = int(rank == 0)
+    for callback in callbacks if isinstance(callbacks, list | tuple) else [callbacks]:
+        if not isinstance(callback, keras.callbacks.Callback | keras.callbacks.CallbackList | None):
+            raise TypeError(f"`callbacks` must hold Keras callbacks. Received: {callback!r}")
     listed = keras.callbacks.CallbackList(
         callbacks, add_history=True, add_progbar=verbose != 0, model=model, verbose=verbose, epochs=epochs, steps=1
     )

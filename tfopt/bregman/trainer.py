@@ -137,7 +137,10 @@ class BregmanTrainer:
                 checkpoint is of another training.
         """
         check_integer("initial_epoch", initial_epoch, minimum=0)
-        check_integer("epochs", epochs, minimum=initial_epoch)
+        if check_integer("epochs", epochs, minimum=0) < initial_epoch:
+            raise ValueError(
+                f"`epochs` must be at least `initial_epoch`. Received: epochs={epochs}, initial_epoch={initial_epoch}"
+            )
         check_integer("checkpoint_every_n_epochs", checkpoint_every_n_epochs, minimum=1)
         if verbose not in ("auto", 0, 1, 2):
             raise ValueError(f"`verbose` must be 'auto', 0, 1 or 2. Received: verbose={verbose!r}")

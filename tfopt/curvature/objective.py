@@ -178,6 +178,7 @@ class Objective:
                 )
         if loss is None:
             return None
+        check_loss_name(loss)
         made = CompileLoss(loss, weights, output_names=getattr(self.model, "output_names", None))
         x, y, sample_weight = probe.batches[0].tensors
         with self._scope([], []):
@@ -221,6 +222,22 @@ class Objective:
         made._flat_losses = parts
         if wide:
             made._dtype_policy, made._dtype = keras.DTypePolicy(wide), wide
+
+
+def check_loss_name(loss: Any) -> None:
+    """Check that a loss given by its name is one.
+
+    Args:
+        loss: As `compile` takes it.
+
+    Raises:
+        ValueError: Keras does not know the name.
+    """
+    if isinstance(loss, str):
+        try:
+            keras.losses.get(loss)
+        except ValueError as error:
+            raise ValueError(f"`loss` must be a loss that Keras knows. Received: loss={loss!r}") from error
 
 
 def check_trainable(objective: Objective, choice: Any) -> list[Any]:

@@ -140,6 +140,23 @@ class LARS(keras.optimizers.Optimizer):
         if self.momentum:
             self._velocities = tuple(self._add_velocity(variable) for variable in variables)
 
+    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
+        """Exclude variables from weight decay, as Keras's optimizers do; `weight_decay_exclude` is saved, this is not.
+
+        Args:
+            var_list: Variables.
+            var_names: Regular expressions on their paths.
+
+        Raises:
+            ValueError: The optimizer is built, which decides which variables decay.
+        """
+        if self.built:
+            raise ValueError(
+                "exclude_from_weight_decay() must be called before the first step, when it is decided which variables "
+                "decay. Make a new optimizer, with `weight_decay_exclude`"
+            )
+        super().exclude_from_weight_decay(var_list, var_names)
+
     def _takes_weight_decay(self, variable: Any) -> bool:
         # Keras's own exclusions look at the backend's variable on TensorFlow, whose name is the full path.
         is_wrapped = keras.backend.backend() == "tensorflow" and isinstance(variable, keras.Variable)

@@ -192,7 +192,8 @@ class BatchSizePlan:
             num_pieces: Most pieces, an integer >= 1. Default 10.
 
         Returns:
-            The schedule, whose `to_keras()` is a learning rate for Keras's SGD.
+            The schedule, whose `to_keras()` is a learning rate for Keras's SGD. Its `batch_size` is the effective one
+            (`NoisyQuadraticFit.effective_batch_size`).
 
         Raises:
             TypeError: As for `suggest`.
@@ -278,10 +279,13 @@ class BatchSizePlan:
 
         Raises:
             TypeError: `path` is no path.
-            ValueError: It is empty.
+            ValueError: It is a folder, or in one that does not exist.
         """
+        path = check_path("path", path)
+        if path.is_dir() or not path.parent.is_dir():
+            raise ValueError(f"`path` must be a file, in a folder that exists. Received: path={str(path)!r}")
         text = json.dumps(self.to_dict(), indent=1) + "\n"
-        with _state_file.replacing(check_path("path", path)) as stream:
+        with _state_file.replacing(path) as stream:
             stream.write(text.encode())
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":

@@ -59,7 +59,8 @@ def plan_batch_size(
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: An argument is out of its range, or the model or the data cannot be measured.
+        ValueError: An argument is out of its range, or the model or the data cannot be measured. Where the target is
+            out of the fit's range, the error has the fit as its attribute `fit`, for `BatchSizePlan.of`.
 
     Example:
         >>> import numpy as np
@@ -81,14 +82,19 @@ def plan_batch_size(
     examples = check_examples(fit_options.get("num_examples"), sum(ranks.allgather_object(probe.num_rows, "rows")))
     check_options(batch_sizes, families, largest_momentum, level, draws, seed, examples)
     fit = fit_noisy_quadratic(model, probe, loss, budget_seconds, seed=seed, progress=progress, **fit_options)
-    return BatchSizePlan.of(
-        fit,
-        target_loss,
-        batch_sizes=batch_sizes,
-        families=families,
-        largest_momentum=largest_momentum,
-        level=level,
-        draws=draws,
-        seed=seed,
-        progress=progress,
-    )
+    try:
+        return BatchSizePlan.of(
+            fit,
+            target_loss,
+            batch_sizes=batch_sizes,
+            families=families,
+            largest_momentum=largest_momentum,
+            level=level,
+            draws=draws,
+            seed=seed,
+            progress=progress,
+        )
+    except ValueError as error:
+        error.fit = fit  # type: ignore[attr-defined]
+        error.add_note("The fit is not lost: BatchSizePlan.of(error.fit, target_loss=...) plans from it.")
+        raise
