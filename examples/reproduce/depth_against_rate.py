@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> Reproduction:
                 f"{published:.3f}",
                 f"{ours:.3f} ({others})",
                 held=abs(ours - published) < 0.1,
-                partly=ours > CHANCE,
+                partly=ours > 0.5 * published,
             )
     return run.finish(figure)
 
