@@ -13,7 +13,7 @@ from tfopt.callbacks._running_fit import RunningFit, build_model, epoch_batches_
 
 from tfopt._callback_state import check_states, set_states, states_of
 from tfopt._checkpoint_files import CheckpointFiles
-from tfopt._checks import as_items, check_integer
+from tfopt._checks import as_items, check_folder, check_integer
 from tfopt.communicator import Communicator, check_communicator
 from tfopt.datasets import EpochBatches
 
@@ -73,11 +73,7 @@ class ResumableCheckpoint(Callback):
         communicator: Communicator | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(folder, str | Path):
-            raise TypeError(f"`folder` must be a path. Received: folder={folder!r} of type {type(folder).__name__}")
-        self.folder = Path(folder)
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"`folder` must be a folder. Received: folder={str(folder)!r}, which is a file")
+        self.folder = check_folder("folder", folder)
         self.every_n_epochs = check_integer("every_n_epochs", every_n_epochs, minimum=1)
         self.stateless = as_items("stateless", stateless, "hold classes")
         if not all(isinstance(item, type) for item in self.stateless):

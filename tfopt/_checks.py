@@ -219,6 +219,26 @@ def check_path(name: str, value: Any) -> Path:
     return Path(value)
 
 
+def check_folder(name: str, value: Any) -> Path:
+    """Check that a value is the path of a folder, which need not exist yet.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What came.
+
+    Returns:
+        The path.
+
+    Raises:
+        TypeError: The value is neither a string nor a path.
+        ValueError: The string is empty, or there is a file.
+    """
+    folder = check_path(name, value)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"`{name}` must be a folder. Received: {name}={str(value)!r}, which is a file")
+    return folder
+
+
 def check_indices(name: str, value: Any, size: int) -> np.ndarray:
     """Check indices of an array.
 

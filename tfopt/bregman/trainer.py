@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfopt._agreement import check_agreement, in_agreement
 from tfopt._checkpoint_files import CheckpointFiles
-from tfopt._checks import check_integer, check_keras_3, check_number
+from tfopt._checks import check_folder, check_integer, check_keras_3, check_number
 from tfopt.bregman.engine import Problem
 from tfopt.bregman.evaluation import Evaluation
 from tfopt.bregman.keras_loss import read_loss
@@ -236,13 +236,7 @@ class BregmanTrainer:
 def _check_checkpoint(checkpoint: Any) -> Path | None:
     if checkpoint is None:
         return None
-    if not isinstance(checkpoint, str | Path):
-        raise TypeError(
-            f"`checkpoint` must be a path. Received: checkpoint={checkpoint!r} of type {type(checkpoint).__name__}"
-        )
-    folder = Path(checkpoint)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"`checkpoint` must be a folder. Received: checkpoint={str(folder)!r}, which is a file")
+    folder = check_folder("checkpoint", checkpoint)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
