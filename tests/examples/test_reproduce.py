@@ -79,7 +79,8 @@ def test_norms_overflow_when_they_should(load, tmp_path):
 def test_findings_of_the_noisy_quadratic_model_hold(load, tmp_path):
     found = run(load, "nqm_figures", tmp_path)
     # Twenty bins need a little more than the bound on all 10,000 directions.
-    assert [claim.verdict for claim in found.claims[:-1]] == ["held"] * 7
+    # At small batches the best schedule does not begin at the largest stable rate.
+    assert [claim.verdict for claim in found.claims[:-1]] == ["held"] * 5 + ["partly", "held"]
 
 
 def test_entry_into_the_convex_regime(load):
