@@ -127,3 +127,11 @@ def test_one_layer_is_logistic_regression():
         for w, b in ((kernel[:, 0], bias), (exact.coef_[0], exact.intercept_))
     ]
     assert objectives[1] <= objectives[0] <= 1.01 * objectives[1]
+
+
+def test_sweeps_that_overflowed_are_counted_on():
+    x, y = data()
+    engine, again = make_engine(x, y, (5, 4, 2)), make_engine(x, y, (5, 4, 2))
+    engine.num_overflows = 7
+    again.set_state(engine.get_state())
+    assert again.num_overflows == 7

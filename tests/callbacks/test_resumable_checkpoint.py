@@ -238,6 +238,43 @@ def test_callbacks_of_users_can_bring_their_state(tmp_path):
     assert counter.count == 5
 
 
+class EmptyAtFirst(SavedCounter):
+    """Has nothing to keep before the first epoch."""
+
+    def get_state(self):
+        return {"count": self.count} if self.count else {}
+
+    def set_state(self, state):
+        self.count = state.get("count", 0)
+
+
+class CountingStopping(keras.callbacks.EarlyStopping):
+    """Has a state of Keras's, and one of its own."""
+
+    count = 0
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch, logs)
+        self.count += 1
+
+    def get_state(self):
+        return {"count": self.count}
+
+    def set_state(self, state):
+        self.count = state["count"]
+
+
+@pytest.mark.parametrize("make", [EmptyAtFirst, lambda: CountingStopping("loss", patience=9)])
+def test_states_come_back_whenever_they_begin_and_whoever_has_them(tmp_path, make):
+    for epochs in (2, 5):
+        callback = make()
+        callbacks = [callback, ResumableCheckpoint(tmp_path, verbose=0)]
+        fit(callbacks, epochs=epochs)
+    assert callback.count == 5
+    if isinstance(callback, keras.callbacks.EarlyStopping):
+        assert callback.best == min(callbacks[0].model.history.history["loss"])
+
+
 def fit(callbacks, *data, **options):
     make_model().fit(*(data or make_data()), **{"verbose": 0, "shuffle": False, **options}, callbacks=callbacks)
 

@@ -132,6 +132,13 @@ def test_without_hidden_layers_it_is_the_decay():
     assert certificate.largest_mean_squared_error() == float("inf")
 
 
+def test_moduli_have_the_shape_of_their_arguments():
+    for depth in (0, 2):
+        found = convexity_modulus(1.0, 0.25, np.ones(5), np.ones((3, 1)), depth)
+        assert found.shape == (3, 5)
+    assert (convexity_modulus(1.0, [0.25, np.inf], 1.0, 1.0, 0) == 2.0).all()
+
+
 def test_powers_that_overflow_certify_nothing():
     assert convexity_modulus(1.0, 1.0, 1e30, 1.0, 50) == -np.inf
     assert convexity_modulus(1.0, 0.0, 1e30, 1.0, 50) == -np.inf

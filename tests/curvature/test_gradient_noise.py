@@ -119,6 +119,19 @@ def test_frozen_batch_normalization_has_single_rows():
     assert gradient_noise(model, "mse", x, y).covariance_trace.value > 0
 
 
+@pytest.mark.parametrize("rows", [8, 16])
+def test_masks_are_seen_where_a_batch_is_one_group(rows):
+    """Then there are no two groups to compare with their batch: halves of one are."""
+    x = np.random.default_rng(0).normal(size=(16, 3)).astype("float32")
+    labels = np.repeat([0, 1, 2], [3, 7, 6])  # all that is ignored is in one half
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3)])
+    ignoring = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
+    with pytest.raises(ValueError, match="`loss` must be a mean over rows"):
+        gradient_noise(model, ignoring, x, labels, group_size=8, batch_size=rows)
+    plain = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    assert gradient_noise(model, plain, x, labels, group_size=8, batch_size=rows).covariance_trace.value > 0
+
+
 def test_losses_that_are_no_mean_over_rows_are_refused():
     model, x, y = oracles.make("dense")
     for loss, weight in (

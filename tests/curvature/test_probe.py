@@ -62,6 +62,17 @@ def test_every_source_gives_the_same_batches(name):
     np.testing.assert_allclose(matrix @ vector, whole @ vector, rtol=1e-4, atol=1e-5)
 
 
+def test_lists_are_taken_apart_as_fit_takes_them():
+    x, y = np.arange(8.0).reshape(4, 2), np.arange(4.0)[:, None]
+
+    def batches():
+        yield [x, y]
+
+    probe = Probe(batches(), num_batches=1)
+    np.testing.assert_array_equal(probe.batches[0].x, x)
+    np.testing.assert_array_equal(probe.batches[0].y, y)
+
+
 def test_dictionaries_weights_and_inputs_alone():
     x, y = make_data()
     probe = Probe({"a": x, "b": (x, x)}, {"u": y}, np.arange(10.0), batch_size=7)

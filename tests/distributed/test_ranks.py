@@ -264,6 +264,11 @@ def test_noise_between_ranks_is_that_of_the_gradients(launch):
                 assert row["noise_scale"] == pytest.approx(scale, rel=10 * tolerance)
 
 
+def test_noise_between_ranks_is_of_the_batches_of_the_moment(launch):
+    again, new = same_on_all([result["second"] for result in launch.results("noise_between_ranks")])
+    assert again == new
+
+
 def denan(value):
     """NaN as None, which equals itself."""
     if isinstance(value, dict):

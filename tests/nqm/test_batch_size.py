@@ -75,6 +75,11 @@ def test_the_bound_on_the_standard_problem():
     assert bound[0] == pytest.approx(10_000 / (2 * 0.01), rel=0.011)  # d / (2 C B), which forgets what is known before
 
 
+def test_the_bound_where_what_is_noisy_is_there_already():
+    problem = NoisyQuadratic([1.0, 0.5], [1.0, 0.0], 1.0, [0.0, 1.0])
+    assert information_bound(problem, [1, 8], 0.01).tolist() == [0.0, 0.0]
+
+
 def test_the_bound_where_nothing_is_to_be_learnt():
     assert information_bound(NoisyQuadratic([1.0], [1.0]), 1, 0.5) == 0.0
     assert information_bound(NoisyQuadratic([1.0, 1.0], [0.0, 0.0]), 1, 0.1) == 0.0

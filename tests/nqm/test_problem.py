@@ -93,6 +93,12 @@ def test_bad_arguments(arguments, error, message):
         NoisyQuadratic(*arguments)
 
 
+def test_curvatures_that_float64_cannot_hold_are_refused_by_their_exponent():
+    with pytest.raises(ValueError, match="`exponent` must be a finite number >= 0 and <= 300"):
+        NoisyQuadratic.power_law(10, 400.0)
+    assert NoisyQuadratic.power_law(10, 300.0).curvature[-1] == pytest.approx(1e-300)
+
+
 @pytest.mark.parametrize(
     ("matrices", "error", "message"),
     [
@@ -103,6 +109,7 @@ def test_bad_arguments(arguments, error, message):
         ((np.eye(2), np.diag([1.0, -1.0])), ValueError, "`noise_covariance` must be positive semi-definite"),
         ((np.eye(2), np.eye(2), -1.0), ValueError, "`initial_second_moment`"),
         (("a", np.eye(2)), TypeError, "`hessian` must hold a matrix"),
+        ((np.array([[2, 1j], [-1j, 2]]), np.eye(2)), TypeError, "`hessian` must hold a matrix of real numbers"),
     ],
 )
 def test_bad_matrices(matrices, error, message):

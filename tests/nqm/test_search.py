@@ -294,6 +294,13 @@ def test_bad_arguments(standard, arguments, error, message):
         optimize(standard, *arguments)
 
 
+def test_directions_in_which_nothing_moves_do_not_make_settings_unstable():
+    problem = NoisyQuadratic([1.0, 1e-3], [0.0, 0.0], 1.0, [0.0, 1.0])
+    found = optimize(problem, "sgd", [1], 1e-5)
+    assert found.algorithm.learning_rate[0] > 2.0  # beyond the limit of the steep direction, which is at its minimum
+    assert found.is_stable.all()
+
+
 def test_bad_options(standard):
     with pytest.raises(ValueError, match="`preconditioner_power`"):
         optimize(standard, "sgd", [1], 0.1, preconditioner_power=2.0)

@@ -56,6 +56,16 @@ def test_passages_are_those_found_by_looking_at_every_step(family):
     assert outcomes >= {"never", "not monotone"}
 
 
+@pytest.mark.parametrize("momentum", [1 - 1e-15, 1 - 2e-16])
+def test_oscillations_without_an_end_are_followed(momentum):
+    """Roots of size 1, but complex: they turn, and pass through zero again and again."""
+    problem, algorithm = NoisyQuadratic([1.0], [0.0]), Algorithm(0.013, momentum)
+    target = 0.002
+    expected = first_passage(loss_curve(problem, 1, NUM_STEPS, learning_rate=0.013, momentum=momentum), target)
+    assert np.isfinite(expected)
+    assert float(steps_to_target(problem, algorithm, 1, target)) == expected
+
+
 def test_a_loss_that_passes_once_and_settles_above():
     problem, algorithm = NoisyQuadratic([1.0], [1.0]), Algorithm(0.5, 0.9)
     curve = loss_curve(problem, 20, 2000, learning_rate=0.5, momentum=0.9)

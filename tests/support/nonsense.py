@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -66,6 +67,7 @@ class Entry:
     arguments: dict[str, Any]
     also: tuple[str, ...] = ()  # optional arguments to replace, beside those above
     fixed: dict[str, Any] = field(default_factory=dict)
+    blamed: str = ""  # an argument that is wrong on purpose, so that nothing is computed: either error will do
 
 
 def cases(entries):
@@ -73,7 +75,16 @@ def cases(entries):
     return [(name, argument) for name, entry in entries.items() for argument in (*entry.arguments, *entry.also)]
 
 
-def assert_named_or_works(entry, argument, also_named=()):
+def assert_right(entry):
+    """The arguments are right before one is replaced, but for the one that is wrong on purpose."""
+    if entry.blamed:
+        with pytest.raises(ValueError, match=f"`{entry.blamed}`"):
+            entry.function(**entry.arguments, **entry.fixed)
+    else:
+        assert entry.function(**entry.arguments, **entry.fixed) is not None
+
+
+def assert_named_or_works(entry, argument):
     """Replace an argument by nonsense, many times: nothing but ValueError and TypeError, whose message names it."""
 
     @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
@@ -83,7 +94,7 @@ def assert_named_or_works(entry, argument, also_named=()):
             entry.function(**{**entry.arguments, **entry.fixed, argument: value})
         except (ValueError, TypeError) as error:
             message = str(error)
-            assert any(f"`{name}`" in message for name in (argument, *also_named)), message
+            assert any(f"`{name}`" in message for name in (argument, entry.blamed)), message
         assert tf.executing_eagerly()
 
     replace()

@@ -221,6 +221,12 @@ def noise_between_ranks(ranks, folder):
             before = ranks.bytes_reduced
             fit(model, (x, y), batch_size=3, epochs=2, callbacks=[BroadcastVariables(), noise])
             results[name] = {**noise.history, "bytes": ranks.bytes_reduced - before}
+            if name == "plain":  # a second training, in other batches, is as new
+                measured = []
+                for callback in (noise, GradientNoiseScale()):
+                    fit(model, (x, y), batch_size=6, callbacks=[BroadcastVariables(), callback])
+                    measured.append(callback.history["gradient_noise/covariance_trace"])
+                results["second"] = measured
         finally:
             keras.config.set_dtype_policy("float32")
     local = []

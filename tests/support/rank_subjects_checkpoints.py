@@ -8,6 +8,7 @@ from rank_subjects import make_data, subject
 from tfopt.callbacks import (
     AverageMetrics,
     BroadcastVariables,
+    GradientNoiseScale,
     ResumableCheckpoint,
 )
 
@@ -31,14 +32,14 @@ def checkpointed(ranks, folder, epochs, stop_after=None):
         keras.layers.Dropout(0.3),
         keras.layers.Dense(1),
     ])
-    wrap = DistributedOptimizer if ranks.size > 1 else (lambda optimizer: optimizer)
-    model.compile(wrap(keras.optimizers.Adam(0.01)), "mse", jit_compile=False)
+    model.compile(DistributedOptimizer(keras.optimizers.Adam(0.01)), "mse", jit_compile=False)
     plateau = keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=10.0)
     batches = EpochBatches(*make_data(24, seed=1), batch_size=6, seed=4, communicator=ranks)
     callbacks = [
         BroadcastVariables(communicator=ranks),
         AverageMetrics(communicator=ranks),
         plateau,
+        GradientNoiseScale(every_n_epochs=2, communicator=ranks),  # of steps before and after the interruption
         ResumableCheckpoint(folder, stateless=[Interrupt], communicator=ranks),
         Interrupt(),
     ]
@@ -48,7 +49,7 @@ def checkpointed(ranks, folder, epochs, stop_after=None):
         return None
     return {
         "variables": [np.asarray(v).tolist() for v in [*model.variables, *model.optimizer.variables]],
-        "history": model.history.history,
+        "history": {name: str(v) for name, v in model.history.history.items() if name != "gradient_noise/seconds"},
         "epochs": model.history.epoch,
         "wait": plateau.wait,
     }

@@ -154,11 +154,11 @@ class StepMeter:
         start = self._arrays("before", before)
         end = self._arrays("after", self.weights() if after is None else after)
         step = [b - a for a, b in zip(start, end, strict=True)]
-        loss_before, gradient = self.loss_and_gradient(start)
+        loss_before, gradient = self._at(start)
         largest = np.zeros(len(step))
         for point in range(1, self.num_points + 1):
             share = point / self.num_points
-            loss_after, moved = self.loss_and_gradient([w + share * d for w, d in zip(start, step, strict=True)])
+            loss_after, moved = self._at([w + share * d for w, d in zip(start, step, strict=True)])
             changes = [m - g for m, g in zip(moved, gradient, strict=True)]
             largest = np.maximum(largest, norms_of("changes", changes))
         norms, lengths = norms_of("gradient", gradient), norms_of("step", step)
@@ -200,7 +200,9 @@ class StepMeter:
             TypeError: `weights` holds no arrays of numbers.
             ValueError: The arrays have other shapes than the model's weights.
         """
-        arrays = self._arrays("weights", weights)
+        return self._at(self._arrays("weights", weights))
+
+    def _at(self, arrays: list[np.ndarray]) -> tuple[float, list[np.ndarray]]:
         values = [tf.constant(part, dtype) for part, dtype in zip(arrays, self._loss.dtypes, strict=True)]
         loss, gradient = self._loss.loss_and_gradient(values)
         return loss, [np.asarray(part, np.float64) for part in gradient]
