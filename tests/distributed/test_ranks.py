@@ -117,29 +117,34 @@ def test_overwritten_variables_take_the_value_of_rank_0(launch):
     assert scale == [10.0] * 3
 
 
-@pytest.mark.parametrize("case", parity.CASES)
-def test_ranks_give_what_one_process_gives(launch, one_process, case):
+@pytest.mark.parametrize("feature", [*parity.FEATURES, *parity.EXECUTIONS])
+def test_ranks_give_what_one_process_gives(launch, one_process, feature):
+    cases = [case for case in parity.cases(launch.size) if case.endswith(f"-{feature}")]
+    assert f"sgd-{feature}" in cases
+    for case in cases:
+        assert_same_on_ranks(launch, one_process[case], case, feature)
+
+
+def assert_same_on_ranks(launch, expected, case, feature):
     ranks = []
     for rank in range(launch.size):
         with np.load(launch.folder / "parity_with_one_process" / f"parity-{rank}.npz") as arrays:
             ranks.append({name.split("/")[1]: arrays[name] for name in arrays.files if name.split("/")[0] == case})
-    expected = one_process[case]
-    assert set(ranks[0]) == set(expected)
-    feature = case.split("-")[1]
+    assert set(ranks[0]) == set(expected), case
     parity.set_precision(feature)
     initial = [np.array(weight) for weight in parity.make_model(feature).get_weights()]
     for name, value in expected.items():
         for rank in ranks:
-            np.testing.assert_array_equal(rank[name], ranks[0][name])
+            np.testing.assert_array_equal(rank[name], ranks[0][name], case)
         if name.startswith("weight"):
             tolerance = TOLERANCES.get(feature, 1e-9)
             movement = np.linalg.norm(value - initial[int(name[6:])])
-            assert movement > 0
-            assert np.linalg.norm(ranks[0][name] - value) <= tolerance * movement
+            assert movement > 0, case
+            assert np.linalg.norm(ranks[0][name] - value) <= tolerance * movement, case
         else:
-            assert ranks[0][name] == value
+            assert ranks[0][name] == value, case
     if feature == "overflow":
-        assert expected["iterations"] == 8  # of 10; the two with the large row were left out
+        assert expected["iterations"] == 8, case  # of 10; the two with the large row were left out
 
 
 def test_accumulated_gradients_are_reduced_once_per_step(launch):

@@ -1,7 +1,11 @@
 """Each reproduction runs for real, in its smallest setting."""
 
+import contextlib
+import functools
+import io
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -21,15 +25,24 @@ def load():
         sys.path.remove(str(FOLDER))
 
 
-def run(load, script, tmp_path, *arguments):
-    return load(script).main(["--smoke", "--output", str(tmp_path), *arguments])
+@pytest.fixture(scope="module")
+def run(load, tmp_path_factory):
+    """Runs a script in its smallest setting, once; gives what came of it, what it printed, and its folder."""
+
+    @functools.cache
+    def run_once(script):
+        folder = tmp_path_factory.mktemp(script)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            found = load(script).main(["--smoke", "--output", str(folder)])
+        return found, printed.getvalue(), folder
+
+    return run_once
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_writes_and_prints_published_beside_measured(load, script, tmp_path, capsys):
-    found = run(load, script, tmp_path)
-    printed = capsys.readouterr().out
-    content = json.loads((tmp_path / "results.json").read_text())
+def test_writes_and_prints_published_beside_measured(run, script):
+    found, printed, folder = run(script)
+    content = json.loads((folder / "results.json").read_text())
     assert content["size"] == "smoke"
     assert content["results"]
     assert len(content["claims"]) == len(found.claims) > 0
@@ -39,11 +52,11 @@ def test_writes_and_prints_published_beside_measured(load, script, tmp_path, cap
         assert claim["measured"]
     assert "published" in printed
     assert "verdict" in printed
-    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    assert (folder / "figure.png").stat().st_size > 10_000
 
 
-def test_the_page_takes_over_what_was_measured(load, tmp_path):
-    run(load, "norms_to_overflow", tmp_path / "runs" / "norms_to_overflow")
+def test_the_page_takes_over_what_was_measured(load, run, tmp_path):
+    shutil.copytree(run("norms_to_overflow")[2], tmp_path / "runs" / "norms_to_overflow")
     page = tmp_path / "page.md"
     page.write_text(
         "a\n<!-- begin norms_to_overflow -->\nold\n<!-- end norms_to_overflow -->\nb\n<!-- begin other -->\nc"
@@ -66,18 +79,18 @@ def test_the_page_and_the_makefile_know_every_script():
     assert named | {"bregman_defaults"} == set(SCRIPTS)  # whose page is docs/bregman-defaults.md
 
 
-def test_the_regression_in_numpy_is_that_in_keras(load, tmp_path):
-    one_trial = run(load, "milne_regression", tmp_path).results["one_trial"]
+def test_the_regression_in_numpy_is_that_in_keras(run):
+    one_trial = run("milne_regression")[0].results["one_trial"]
     assert one_trial["keras"] == pytest.approx(one_trial["numpy"], abs=0.01)
     assert 0.1 < one_trial["numpy"][0] < 0.9  # certified on part of the way
 
 
-def test_norms_overflow_when_they_should(load, tmp_path):
-    assert [claim.verdict for claim in run(load, "norms_to_overflow", tmp_path).claims] == ["held"] * 3
+def test_norms_overflow_when_they_should(run):
+    assert [claim.verdict for claim in run("norms_to_overflow")[0].claims] == ["held"] * 3
 
 
-def test_findings_of_the_noisy_quadratic_model_hold(load, tmp_path):
-    found = run(load, "nqm_figures", tmp_path)
+def test_findings_of_the_noisy_quadratic_model_hold(run):
+    found = run("nqm_figures")[0]
     # Twenty bins need a little more than the bound on all 10,000 directions.
     # At small batches the best schedule does not begin at the largest stable rate.
     assert [claim.verdict for claim in found.claims[:-1]] == ["held"] * 5 + ["partly", "held"]

@@ -353,7 +353,7 @@ def test_bad_data_are_named(regression):
         quick(model, regression, initial_weights=model.get_weights())
     with pytest.raises(TypeError, match="`model` must be a Keras 3 model"):
         quick("model", regression)
-    with pytest.raises(TypeError, match="`function` must take a fit. Received: 'floor'"):
+    with pytest.raises(TypeError, match="`function` must be a function of a fit. Received: 'floor'"):
         quick(model, regression).interval("floor")
     with pytest.raises(ValueError, match="`batch_size` must hold finite numbers > 0 and <= 2000"):
         quick(model, regression).effective_batch_size([1, 5000])

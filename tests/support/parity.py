@@ -19,6 +19,11 @@ EXECUTIONS = {"eager": {"run_eagerly": True}, "many_steps": {"steps_per_executio
 CASES = [f"{optimizer}-{feature}" for optimizer in OPTIMIZERS for feature in (*FEATURES, *EXECUTIONS)]
 
 
+def cases(num_ranks):
+    """All cases on two ranks; on more, every optimizer plain, and every feature with SGD."""
+    return [case for case in CASES if num_ranks == 2 or case.endswith("-plain") or case.startswith("sgd-")]
+
+
 def make_data(feature):
     rng = np.random.default_rng(5)
     x = rng.normal(size=(NUM_ROWS, 4))

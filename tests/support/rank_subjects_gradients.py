@@ -122,7 +122,7 @@ def overwritten_variables(ranks, folder):
 @subject
 def parity_with_one_process(ranks, folder):
     results, num_bytes = {}, {}
-    for case in parity.CASES:
+    for case in parity.cases(ranks.size):
         before = ranks.bytes_reduced
         found = parity.train(case, ranks, DistributedOptimizer)
         num_bytes[case] = ranks.bytes_reduced - before

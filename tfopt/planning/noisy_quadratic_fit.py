@@ -178,8 +178,8 @@ class NoisyQuadraticFit:
             >>> fit.interval(lambda fit: fit.noise_scale)  # doctest: +SKIP
             43.1 (38.2 to 49.7)
         """
-        if not callable(function):
-            raise TypeError(f"`function` must take a fit. Received: {function!r}")
+        if not callable(function) or isinstance(function, type):
+            raise TypeError(f"`function` must be a function of a fit. Received: {function!r}")
         check_number("level", level, minimum=0.0, maximum=1.0, exclusive_minimum=True, exclusive_maximum=True)
         check_integer("draws", draws, minimum=20)
         check_integer("seed", seed, minimum=0)
