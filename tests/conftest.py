@@ -1,3 +1,4 @@
+import gc
 import os
 import sys
 
@@ -7,6 +8,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers together use all cores
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 import pytest
+
+# Graphs are many small objects that live long: looking through them as often as Python does costs several percent.
+gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(autouse=True)

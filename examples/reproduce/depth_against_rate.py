@@ -12,6 +12,8 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from collections.abc import Iterator, Sequence
+
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,25 +26,28 @@ from tfopt.optimizers import LARS, Fromage
 PUBLISHED = (10, 22, 50)  # deepest networks that SGD with momentum, Adam and Fromage train
 CHANCE = 0.15  # at or below this a network of ten classes has learned nothing: one that always says the same has 0.1
 OPTIMIZERS = {
-    "SGD, momentum 0.9": (lambda rate: keras.optimizers.SGD(rate, momentum=0.9), (0.001, 0.01, 0.1)),
+    "SGD, momentum 0.9": (lambda: keras.optimizers.SGD(momentum=0.9), (0.001, 0.01, 0.1)),
     "Adam": (keras.optimizers.Adam, (0.0001, 0.001, 0.01)),
     "LARS": (LARS, (0.3, 1.0, 3.0)),
     "Fromage": (Fromage, (0.001, 0.01, 0.1)),
 }
 
 
-def final_accuracy(optimizer: keras.Optimizer, depth: int, data: datasets.Dataset, epochs: int, seed: int) -> float:
-    """Train one network.
+def final_accuracies(
+    optimizer: keras.Optimizer, rates: Sequence[float], depth: int, data: datasets.Dataset, epochs: int, seed: int
+) -> Iterator[float]:
+    """Train one network from the same weights at one rate after another; its step is traced once for all.
 
     Args:
         optimizer: What to train it with.
+        rates: The learning rates.
         depth: Number of layers with weights.
         data: What to train it on.
         epochs: Number of epochs.
         seed: Seed of the weights and the batches.
 
-    Returns:
-        The share of the training part that is classified correctly at the end.
+    Yields:
+        For each rate, the share of the training part that is classified correctly at the end.
     """
     keras.utils.set_random_seed(seed)
     initializer = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
@@ -50,8 +55,16 @@ def final_accuracy(optimizer: keras.Optimizer, depth: int, data: datasets.Datase
     model = models.mlp(data.input_shape, units, data.num_classes, kernel_initializer=initializer, seed=seed)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
-    model.fit(data.x_train, data.y_train, batch_size=64, epochs=epochs, verbose=0)
-    return model.evaluate(data.x_train, data.y_train, batch_size=512, verbose=0, return_dict=True)["accuracy"]
+    optimizer.build(model.trainable_variables)
+    variables = [*model.variables, *optimizer.variables]
+    initial = [np.array(variable) for variable in variables]
+    for rate in rates:
+        for variable, value in zip(variables, initial, strict=True):
+            variable.assign(value)
+        optimizer.learning_rate = rate
+        keras.utils.set_random_seed(seed)
+        model.fit(data.x_train, data.y_train, batch_size=64, epochs=epochs, verbose=0)
+        yield model.evaluate(data.x_train, data.y_train, batch_size=512, verbose=0, return_dict=True)["accuracy"]
 
 
 def deepest_trained(depths: list[int], best: list[float]) -> int:
@@ -86,11 +99,13 @@ def main(argv: list[str] | None = None) -> Reproduction:
     depths = run.choose([1, 4], [2, 6, 10, 16, 22, 27, 35, 50], [1, 2, 4, 6, 8, 10, 11, 14, 18, 22, 23, 27, 35, 42, 50])
     epochs = run.choose(1, 20, 100)
     rates = run.choose(slice(1, 2), slice(None), slice(None))  # the middle one; all
-    cells = [(name, rate, depth) for name, row in OPTIMIZERS.items() for rate in row[1][rates] for depth in depths]
-    found: dict[str, dict[float, list[float]]] = {}
-    for name, rate, depth in track(cells, "training"):
-        accuracy = final_accuracy(OPTIMIZERS[name][0](rate), depth, data, epochs, run.seed)
-        found.setdefault(name, {}).setdefault(rate, []).append(accuracy)
+    found: dict[str, dict[float, list[float]]] = {
+        name: {rate: [] for rate in row[1][rates]} for name, row in OPTIMIZERS.items()
+    }
+    for name, depth in track([(name, depth) for name in OPTIMIZERS for depth in depths], "training"):
+        accuracies = final_accuracies(OPTIMIZERS[name][0](), list(found[name]), depth, data, epochs, run.seed)
+        for rate, accuracy in zip(found[name], accuracies, strict=True):
+            found[name][rate].append(accuracy)
     figure, panels = plt.subplots(1, len(found), figsize=(4 * len(found), 3.6), sharey=True, layout="constrained")
     best, deepest = {}, {}
     for ax, (name, by_rate) in zip(panels, found.items(), strict=True):

@@ -114,7 +114,7 @@ def study(task: Task, run: Reproduction) -> Outcome:
     seeds = range(run.choose(1, 4, 8))
     first, others = task.model.get_weights(), {}
 
-    def make_plan(epochs: float, target: float | None) -> BatchSizePlan | None:
+    def make_plan(epochs: float, target: float | None, families: Sequence[str]) -> BatchSizePlan | None:
         task.model.set_weights(first)
         displaced = {}
         if epochs:
@@ -123,18 +123,18 @@ def study(task: Task, run: Reproduction) -> Outcome:
         fit = fit_noisy_quadratic(task.model, (task.x, task.y), task.loss, None, seed=run.seed, **displaced)
         fit = replace(fit, num_examples=np.inf)  # batches are drawn with replacement here
         try:
-            return BatchSizePlan.of(fit, target, batch_sizes=sizes.tolist(), families=FAMILIES)
+            return BatchSizePlan.of(fit, target, batch_sizes=sizes.tolist(), families=families)
         except ValueError:
             return None  # the target lies below the quadratic's floor
 
-    plan = make_plan(1.0, None)
+    plan = make_plan(1.0, None, FAMILIES)
     assert plan is not None  # its target is where the pilot ended
     task.model.set_weights(first)
     trainings = Trainings(task)
     pilot(task, 1.0, run.seed)
     target = trainings.loss_now()  # of the same weights, on the rows on which trainings are evaluated
     for epochs in run.choose((), (0.0, *PILOTS), (0.0, *PILOTS)):
-        others[epochs] = make_plan(epochs, plan.target_loss)
+        others[epochs] = make_plan(epochs, plan.target_loss, ["sgd"])
     measured = {family: measure(trainings, plan, target, family, seeds) for family in FAMILIES}
     outcome = Outcome(task, plan, measured, others)
     outcome.schedule = try_schedule(trainings, plan, target, measured["sgd"], seeds)

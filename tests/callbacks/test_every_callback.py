@@ -15,7 +15,7 @@ PROBE = (table.X, table.Y)
 
 @functools.cache
 def without(optimizer, mode):
-    return table.fit(table.make_model(optimizer, mode), [])
+    return table.fit(table.model_at_its_start(optimizer, mode), [])
 
 
 def loggers(folder):
@@ -55,7 +55,7 @@ def check_measurements(name, mode, callback, folder):
 @pytest.mark.filterwarnings("ignore:With steps_per_execution=3 GradientBreakdown")
 def test_loggers_first(name, optimizer, mode, tmp_path):
     callback = table.CALLBACKS[name](PROBE, tmp_path)
-    history, values = table.fit(table.make_model(optimizer, mode), [*loggers(tmp_path), callback])
+    history, values = table.fit(table.model_at_its_start(optimizer, mode), [*loggers(tmp_path), callback])
     plain_history, plain_values = without(optimizer, mode)
     for ours, plain in zip(values, plain_values, strict=True):
         np.testing.assert_array_equal(ours, plain)
@@ -68,7 +68,7 @@ def test_loggers_first(name, optimizer, mode, tmp_path):
 @pytest.mark.parametrize("name", table.LOGGED)
 def test_loggers_last(name, tmp_path):
     callback = table.CALLBACKS[name](PROBE, tmp_path)
-    history, _ = table.fit(table.make_model("adam", "graph"), [callback, *loggers(tmp_path)])
+    history, _ = table.fit(table.model_at_its_start("adam", "graph"), [callback, *loggers(tmp_path)])
     check_measurements(name, "graph", callback, tmp_path)
     check_logs(name, history, tmp_path)
 

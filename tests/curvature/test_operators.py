@@ -28,7 +28,8 @@ def truth():
         is_training = mode == "batch"
         variables = model.trainable_variables
         hessian = oracles.hessian(model, keras.losses.MeanSquaredError(), x, y, training=is_training)
-        jacobian = oracles.jacobian(lambda m=model, x=x, t=is_training: np.asarray(m(x, training=t)), variables)
+        outputs = tf.function(lambda m=model, x=x, t=is_training: m(x, training=t), autograph=False)
+        jacobian = oracles.jacobian(lambda f=outputs: f().numpy(), variables)
         decayed = [v.regularizer is not None for v in variables for _ in range(np.prod(v.shape))]
         found[kind, mode] = hessian, oracles.gauss_newton_of_mse(jacobian) + 2 * 0.25 * np.diag(decayed)
     compute_in("float32")

@@ -117,7 +117,7 @@ def test_overwritten_variables_take_the_value_of_rank_0(launch):
     assert scale == [10.0] * 3
 
 
-@pytest.mark.parametrize("feature", [*parity.FEATURES, *parity.EXECUTIONS])
+@pytest.mark.parametrize("feature", [*parity.FEATURES, *parity.MIXED])
 def test_ranks_give_what_one_process_gives(launch, one_process, feature):
     cases = [case for case in parity.cases(launch.size) if case.endswith(f"-{feature}")]
     assert f"sgd-{feature}" in cases

@@ -3,15 +3,15 @@
 import contract
 import numpy as np
 import pytest
-from optimizer_table import TABLE
+from optimizer_table import CLASSES, TABLE
 
 CASES = contract.make_cases(list(TABLE))
 
 
 def test_every_pair_occurs_and_the_core_in_full():
     assert not contract.missing_pairs(CASES, list(TABLE))
-    core = {(case.optimizer, case.execution, case.dtype) for case in CASES}
-    assert len(core) == len(TABLE) * len(contract.EXECUTIONS) * len(contract.DTYPES)
+    core = {(case.optimizer, case.execution, case.dtype) for case in CASES if case.optimizer in CLASSES}
+    assert len(core) == len(CLASSES) * len(contract.EXECUTIONS) * len(contract.DTYPES)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -23,7 +23,8 @@ def fit():
     rows = np.random.default_rng(1).standard_normal((8192, int(KNOWN.dim))).astype("float32")
     data = (rows, np.zeros((len(rows), 1), "float32"))
     model = models.noisy_quadratic(KNOWN, seed=0)
-    return fit_noisy_quadratic(model, data, models.output_as_loss, None, matrix="hessian", num_examples=math.inf)
+    options = {"matrix": "hessian", "num_examples": math.inf, "num_matvecs": 10}  # 5 curvatures
+    return fit_noisy_quadratic(model, data, models.output_as_loss, None, **options)
 
 
 @pytest.fixture(scope="module")

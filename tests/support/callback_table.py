@@ -1,5 +1,7 @@
 """Every exported callback, every optimizer, every way to run a step: one row or column for each."""
 
+import functools
+
 import keras
 import numpy as np
 from tfopt.callbacks import (
@@ -58,7 +60,11 @@ def expected_steps(name, mode):
     return _STATES[key] if name.split()[0] in ("Convexity", "GradientNoiseScale", "WeightNorms") else None
 
 
-def make_model(optimizer, mode, wrap=lambda optimizer: optimizer):
+def _plain(optimizer):
+    return optimizer
+
+
+def make_model(optimizer, mode, wrap=_plain):
     keras.utils.set_random_seed(3)
     model = keras.Sequential([
         keras.Input((4,)),
@@ -72,8 +78,27 @@ def make_model(optimizer, mode, wrap=lambda optimizer: optimizer):
     return model
 
 
+def variables_of(model):
+    return [*model.variables, *model.optimizer.variables]
+
+
+@functools.cache
+def _traced_once(optimizer, mode, wrap):
+    model = make_model(optimizer, mode, wrap)
+    model.optimizer.build(model.trainable_variables)
+    return model, [np.array(v) for v in variables_of(model)]
+
+
+def model_at_its_start(optimizer, mode, wrap=_plain):
+    """The same model for every callback, set back, since tracing its step takes longer than any callback."""
+    model, initial = _traced_once(optimizer, mode, wrap)
+    for variable, value in zip(variables_of(model), initial, strict=True):
+        variable.assign(value)
+    return model
+
+
 def fit(model, callbacks, x=X, y=Y, batch_size=BATCH_SIZE):
     """Train; return the history and everything that has a value."""
     options = {"batch_size": batch_size, "epochs": EPOCHS, "verbose": 0, "shuffle": False}
     history = model.fit(x, y, callbacks=callbacks, **options).history
-    return history, [np.asarray(v) for v in [*model.variables, *model.optimizer.variables]]
+    return history, [np.array(v) for v in variables_of(model)]

@@ -1,9 +1,10 @@
 """The contract: one case is an optimizer in some setting under some feature of Keras, against its equations.
 
-Optimizer x execution x dtype is covered in full; the kind of gradient, the feature and the round trip are spread over
+Class of optimizer x execution x dtype is covered in full, and setting x feature; the other factors are spread over
 these so that every pair of values of any two factors occurs.
 """
 
+import functools
 import itertools
 import pickle
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 import tensorflow as tf
+from optimizer_table import CLASSES
 from prescribed_gradients import SHAPES, make_data, make_gradients, make_model, mean_of_outputs
 
 EPOCHS = 3  # of each of the two fits, before and after the round trip
@@ -49,20 +51,26 @@ def combinations_of(values, size):
 
 
 def make_cases(optimizers):
-    """One case for each optimizer x execution x dtype, whose other factors go through all pairs, then through triples.
+    """One case for each class x execution x dtype, and for each other setting x feature.
 
-    Each case takes the values that bring most pairs, and among those most triples, that have not occurred yet.
+    Each takes those values of the other factors that bring most pairs, and among those most triples, that have not
+    occurred yet.
     """
-    others = list(itertools.product(GRADIENTS, FEATURES, ROUND_TRIPS))
     seen, cases = set(), []
 
     def gain(values):
         return [len(combinations_of(values, size) - seen) for size in (2, 3)]
 
-    for base in itertools.product(optimizers, EXECUTIONS, DTYPES):
-        best = max(((*base, *other) for other in others), key=gain)
-        seen |= combinations_of(best, 2) | combinations_of(best, 3)
+    def add_best_of(*factors):
+        best = max(itertools.product(*factors), key=gain)
+        seen.update(combinations_of(best, 2), combinations_of(best, 3))
         cases.append(Case(*best))
+
+    for optimizer, execution, dtype in itertools.product(CLASSES, EXECUTIONS, DTYPES):
+        add_best_of([optimizer], [execution], [dtype], GRADIENTS, FEATURES, ROUND_TRIPS)
+    for optimizer, feature in itertools.product(optimizers, FEATURES):
+        if optimizer not in CLASSES:
+            add_best_of([optimizer], EXECUTIONS, DTYPES, GRADIENTS, [feature], ROUND_TRIPS)
     return cases
 
 
@@ -103,14 +111,21 @@ def compile_model(model, optimizer, case):
     return model
 
 
-def run(row, case, folder):
-    """The weights after a fit, a round trip and another fit, by name."""
-    keras.config.set_dtype_policy(case.dtype)
-    weights, data = make_data()
-    sparse = case.gradient == "sparse"
+@functools.cache
+def make_batches(sparse):
+    """One row a batch."""
+    data = make_data()[1]
     inputs = {name: values.astype("int32" if name == "rows" else "float32") for name, values in data.items()}
     if not sparse:
         del inputs["rows"], inputs["factors"]
+    return tf.data.Dataset.from_tensor_slices((inputs, np.zeros(len(inputs["bias"]), "float32"))).batch(1)
+
+
+def run(row, case, folder):
+    """The weights after a fit, a round trip and another fit, by name."""
+    keras.config.set_dtype_policy(case.dtype)
+    weights, _ = make_data()
+    sparse = case.gradient == "sparse"
 
     def fresh():
         return compile_model(make_model(sparse, weights), make_optimizer(row, case), case)
@@ -118,8 +133,7 @@ def run(row, case, folder):
     def fit(model):
         plateau = keras.callbacks.ReduceLROnPlateau(monitor="loss", factor=0.1, patience=1, min_delta=1e9, min_lr=0)
         callbacks = [plateau] if case.feature == "plateau" else []
-        labels = np.zeros(len(inputs["bias"]), "float32")
-        model.fit(inputs, labels, batch_size=1, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=callbacks)
+        model.fit(make_batches(sparse), epochs=EPOCHS, shuffle=False, verbose=0, callbacks=callbacks)
 
     model = fresh()
     fit(model)

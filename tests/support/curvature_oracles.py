@@ -11,7 +11,7 @@ import tensorflow as tf
 
 
 def _dense(gradient, variable):
-    return np.zeros(variable.shape) if gradient is None else np.asarray(tf.convert_to_tensor(gradient))
+    return tf.zeros(variable.shape, variable.dtype) if gradient is None else tf.convert_to_tensor(gradient)
 
 
 def gradient(model, loss, x, y, variables, training):
@@ -19,7 +19,7 @@ def gradient(model, loss, x, y, variables, training):
     with tf.GradientTape() as tape:
         value = loss(y, model(x, training=training)) + sum(model.losses)
     gradients = tape.gradient(value, [v.value for v in variables])
-    return np.concatenate([_dense(g, v).reshape(-1) for g, v in zip(gradients, variables, strict=True)])
+    return tf.concat([tf.reshape(_dense(g, v), [-1]) for g, v in zip(gradients, variables, strict=True)], 0)
 
 
 def derivative(function, variables, step=4e-3, levels=4):
@@ -46,7 +46,8 @@ def derivative(function, variables, step=4e-3, levels=4):
 
 def hessian(model, loss, x, y, variables=None, training=False):
     variables = variables or model.trainable_variables
-    return derivative(lambda: gradient(model, loss, x, y, variables, training), variables)
+    compiled = tf.function(lambda: gradient(model, loss, x, y, variables, training), autograph=False)
+    return derivative(lambda: compiled().numpy(), variables)
 
 
 def jacobian(outputs, variables):

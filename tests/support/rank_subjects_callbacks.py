@@ -175,13 +175,13 @@ def measured_on_ranks(ranks, optimizer, mode, folder, by_steps):
     checkpoint = ResumableCheckpoint(folder.parent / f"{optimizer}-{mode}", verbose=0)
     loggers = [
         keras.callbacks.CSVLogger(folder / "log.csv", append=True),
-        keras.callbacks.TensorBoard(folder / "board"),
+        keras.callbacks.TensorBoard(folder / "board", write_graph=False),
     ]
     runs = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of steps_per_execution, and of the checkpoint's unknown callbacks
         for callbacks in ([*loggers, *table.values()], []):
-            model = callback_table.make_model(optimizer, mode, DistributedOptimizer)
+            model = callback_table.model_at_its_start(optimizer, mode, DistributedOptimizer)
             first = [BroadcastVariables(), AverageMetrics()]
             last = [checkpoint] * bool(callbacks)
             rows = np.resize(np.arange(len(x)), 2 * callback_table.STEPS)

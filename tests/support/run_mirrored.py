@@ -10,12 +10,12 @@ import sys
 import keras
 import numpy as np
 import tensorflow as tf
-from optimizer_table import TABLE
+from optimizer_table import CLASSES, TABLE, WAYS_TO_STEP
 from tfopt.callbacks import Convexity, GradientBreakdown, GradientNoiseScale
 
-# Every row plain; what Keras itself does around the step, with one row of each class.
-CASES = [(name, "plain") for name in TABLE] + [
-    (name, feature) for name in ("fromage", "lars", "guide") for feature in ("schedule", "ema")
+# What Keras itself does around the step, with one row of each class.
+CASES = [(name, "plain") for name in WAYS_TO_STEP] + [
+    (name, feature) for name in CLASSES for feature in ("schedule", "ema")
 ]
 MEASUREMENTS = (Convexity, GradientBreakdown, GradientNoiseScale)
 NUM_ROWS, WIDTH = 32, 2100  # 8 x 2100 entries: large enough for the fused kernels, where there is one device
