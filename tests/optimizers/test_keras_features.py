@@ -70,9 +70,19 @@ def test_mixed_float16_trains_and_skips_overflowing_steps(name, execution):
     assert any((weights_of(model)[i] != before[i]).any() for i in trainable)
 
 
-@EXECUTIONS
+@pytest.mark.parametrize(
+    ("execution", "clipping"),
+    [
+        ("eager", {}),
+        ("graph", {}),
+        ("xla", {}),
+        ("eager", {"clipnorm": 2.0}),
+        ("graph", {"global_clipnorm": 2.0}),
+        ("xla", {"clipvalue": 1.5}),
+    ],
+)
 @ALL
-def test_sparse_gradients_with_repeated_rows_equal_dense_ones(name, execution):
+def test_sparse_gradients_with_repeated_rows_equal_dense_ones(name, execution, clipping):
     table = np.random.default_rng(0).standard_normal((2000, 9)).astype("float32")
     rows = np.array([3, 7, 3, 3, 1999, 7])
     entries = np.random.default_rng(1).standard_normal((6, 9)).astype("float32")
@@ -80,7 +90,7 @@ def test_sparse_gradients_with_repeated_rows_equal_dense_ones(name, execution):
     np.add.at(dense, rows, entries)
     results = []
     for sparse in (True, False):
-        optimizer, variable = TABLE[name].make(), keras.Variable(table, name="table")
+        optimizer, variable = TABLE[name].make(**clipping), keras.Variable(table, name="table")
         optimizer.build([variable])
 
         def step(optimizer=optimizer, sparse=sparse):

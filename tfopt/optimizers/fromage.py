@@ -1,6 +1,6 @@
 """Fromage: the Frobenius matched gradient descent of Bernstein, Vahdat, Yue and Liu."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -92,6 +92,16 @@ class Fromage(keras.optimizers.Optimizer):
             initializer=lambda shape, dtype: ops.convert_to_tensor(initial_norm, dtype=dtype),
             name="initial_norm",
         )
+
+    def apply(self, grads: Iterable[Any], trainable_variables: Iterable[Any] | None = None) -> None:
+        """Update the variables, once from each gradient.
+
+        Args:
+            grads: One gradient for each variable: a tensor, a `tf.IndexedSlices`, or None.
+            trainable_variables: The variables; None for those that the optimizer was built with.
+        """
+        variables = None if trainable_variables is None else list(trainable_variables)
+        super().apply(numerics.densify_to_clip(self, grads, variables), variables)
 
     def update_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
         """Take one step on one variable.

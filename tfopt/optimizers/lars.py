@@ -1,7 +1,7 @@
 """LARS: layer-wise adaptive rate scaling, by You, Gitman and Ginsburg."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -179,6 +179,16 @@ class LARS(keras.optimizers.Optimizer):
 
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
         """Do nothing: the decay is part of the gradient here, and Keras's decoupled one must not come on top."""
+
+    def apply(self, grads: Iterable[Any], trainable_variables: Iterable[Any] | None = None) -> None:
+        """Update the variables, once from each gradient.
+
+        Args:
+            grads: One gradient for each variable: a tensor, a `tf.IndexedSlices`, or None.
+            trainable_variables: The variables; None for those that the optimizer was built with.
+        """
+        variables = None if trainable_variables is None else list(trainable_variables)
+        super().apply(numerics.densify_to_clip(self, grads, variables), variables)
 
     def update_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
         """Take one step on one variable.
