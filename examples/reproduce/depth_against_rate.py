@@ -57,7 +57,7 @@ def final_accuracies(
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
     optimizer.build(model.trainable_variables)
     variables = [*model.variables, *optimizer.variables]
-    initial = [np.array(variable) for variable in variables]
+    initial = [variable.numpy() for variable in variables]
     for rate in rates:
         for variable, value in zip(variables, initial, strict=True):
             variable.assign(value)
