@@ -8,6 +8,13 @@ from optimizer_table import CLASSES, TABLE
 CASES = contract.make_cases(list(TABLE))
 
 
+def test_the_first_row_of_every_class_is_known():
+    first = {}
+    for name, row in TABLE.items():
+        first.setdefault(type(row.make()), name)
+    assert tuple(first.values()) == CLASSES
+
+
 def test_every_pair_occurs_and_the_core_in_full():
     assert not contract.missing_pairs(CASES, list(TABLE))
     core = {(case.optimizer, case.execution, case.dtype) for case in CASES if case.optimizer in CLASSES}
