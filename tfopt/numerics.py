@@ -1,7 +1,7 @@
 """Norms that survive zeros, half precision and extreme magnitudes, on every Keras backend."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from keras import backend, ops
@@ -44,35 +44,6 @@ def densify(gradient: Tensor, shape: Sequence[int]) -> Tensor:
             values = tf.cast(gradient.values, accumulation_dtype(gradient.dtype))
             gradient = tf.math.unsorted_segment_sum(values, gradient.indices, shape[0])
     return ops.reshape(ops.convert_to_tensor(gradient), tuple(shape))
-
-
-def densify_to_clip(optimizer: Any, gradients: Iterable[Any], variables: Iterable[Any] | None) -> list[Any]:
-    """Turn sparse gradients dense if Keras is going to clip them, for an optimizer's `apply` to hand on.
-
-    Keras takes the norm of the rows that a sparse gradient lists, and clips their entries, before anybody has added up
-    those that occur more than once: the norm of something that is not the gradient.
-
-    Args:
-        optimizer: A Keras optimizer; its `clipnorm`, `global_clipnorm` and `clipvalue` are looked at.
-        gradients: One for each variable: a tensor, a `tf.IndexedSlices`, or None.
-        variables: Those variables; None for the ones that the optimizer was built with.
-
-    Returns:
-        The gradients, the sparse ones dense and in their own dtype; all as they are if nothing is clipped.
-    """
-    gradients = list(gradients)
-    clips = optimizer.clipnorm or optimizer.global_clipnorm or optimizer.clipvalue
-    if not clips or backend.backend() != "tensorflow":
-        return gradients
-    import tensorflow as tf
-
-    variables = list(optimizer._trainable_variables if variables is None else variables)
-    if len(variables) != len(gradients):
-        return gradients  # Keras says so
-    return [
-        ops.cast(densify(g, v.shape), g.dtype) if isinstance(g, tf.IndexedSlices) else g
-        for g, v in zip(gradients, variables, strict=True)
-    ]
 
 
 def norm(x: Tensor) -> Tensor:

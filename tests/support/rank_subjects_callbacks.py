@@ -180,13 +180,13 @@ def measured_on_ranks(ranks, optimizer, mode, folder, by_steps):
     runs = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of steps_per_execution, and of the checkpoint's unknown callbacks
-        for callbacks in ([*loggers, *table.values()], []):
+        for callbacks in ([], [*loggers, *table.values()]):  # the first on a model that no callback has touched
             model = callback_table.model_at_its_start(optimizer, mode, DistributedOptimizer)
             first = [BroadcastVariables(), AverageMetrics()]
             last = [checkpoint] * bool(callbacks)
             rows = np.resize(np.arange(len(x)), 2 * callback_table.STEPS)
             runs.append(callback_table.fit(model, [*first, *callbacks, *last], x[rows], y[rows], batch_size=2))
-    (history, values), (plain_history, plain) = runs
+    (plain_history, plain), (history, values) = runs
     board = event_files.read_scalars(folder / "board")
     logged = [key for keys in callback_table.LOGGED.values() for key in keys]
     rows = list(csv.DictReader((folder / "log.csv").read_text().splitlines()))

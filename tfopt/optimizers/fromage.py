@@ -1,6 +1,6 @@
 """Fromage: the Frobenius matched gradient descent of Bernstein, Vahdat, Yue and Liu."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -10,11 +10,12 @@ from tfopt import numerics
 from tfopt._checks import check_learning_rate, check_number
 from tfopt.numerics import Tensor
 from tfopt.optimizers import _fused
+from tfopt.optimizers.clipping import ClipsWholeGradients
 from tfopt.optimizers.trust_ratio import is_defined, trust_ratio, trusted_step
 
 
 @keras.saving.register_keras_serializable(package="tfopt")
-class Fromage(keras.optimizers.Optimizer):
+class Fromage(ClipsWholeGradients, keras.optimizers.Optimizer):
     r"""Optimizer that changes every variable by the same relative amount in each step.
 
     For a variable :math:`w` with gradient :math:`g` and learning rate :math:`\eta` (Algorithm 1 of the paper):
@@ -92,16 +93,6 @@ class Fromage(keras.optimizers.Optimizer):
             initializer=lambda shape, dtype: ops.convert_to_tensor(initial_norm, dtype=dtype),
             name="initial_norm",
         )
-
-    def apply(self, grads: Iterable[Any], trainable_variables: Iterable[Any] | None = None) -> None:
-        """Update the variables, once from each gradient.
-
-        Args:
-            grads: One gradient for each variable: a tensor, a `tf.IndexedSlices`, or None.
-            trainable_variables: The variables; None for those that the optimizer was built with.
-        """
-        variables = None if trainable_variables is None else list(trainable_variables)
-        super().apply(numerics.densify_to_clip(self, grads, variables), variables)
 
     def update_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
         """Take one step on one variable.

@@ -1,7 +1,7 @@
 """LARS: layer-wise adaptive rate scaling, by You, Gitman and Ginsburg."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -11,11 +11,12 @@ from tfopt import numerics
 from tfopt._checks import check_choice, check_flag, check_learning_rate, check_number, check_patterns
 from tfopt.numerics import Tensor
 from tfopt.optimizers import _fused
+from tfopt.optimizers.clipping import ClipsWholeGradients
 from tfopt.optimizers.trust_ratio import is_defined, matches, path_of, trusted_step
 
 
 @keras.saving.register_keras_serializable(package="tfopt")
-class LARS(keras.optimizers.Optimizer):
+class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
     r"""Momentum SGD with a learning rate of its own for each variable, in proportion to the variable's norm.
 
     For a variable w with gradient g (Algorithm 1 of the paper; lambda is `weight_decay`, m is `momentum`):
@@ -179,16 +180,6 @@ class LARS(keras.optimizers.Optimizer):
 
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
         """Do nothing: the decay is part of the gradient here, and Keras's decoupled one must not come on top."""
-
-    def apply(self, grads: Iterable[Any], trainable_variables: Iterable[Any] | None = None) -> None:
-        """Update the variables, once from each gradient.
-
-        Args:
-            grads: One gradient for each variable: a tensor, a `tf.IndexedSlices`, or None.
-            trainable_variables: The variables; None for those that the optimizer was built with.
-        """
-        variables = None if trainable_variables is None else list(trainable_variables)
-        super().apply(numerics.densify_to_clip(self, grads, variables), variables)
 
     def update_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
         """Take one step on one variable.
