@@ -1,5 +1,5 @@
 # Two commands do everything, set-up included: `make demo` and `make test`.
-# They need Python 3.11, 3.12 or 3.13 with venv, and a C++ compiler; PYTHON=... chooses another interpreter.
+# They need Python 3.11, 3.12 or 3.13 with venv and its headers, and a C++ compiler; PYTHON=... chooses the interpreter.
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -18,17 +18,22 @@ help:
 	@echo "make reproduce measure published figures again (half an hour) and rewrite docs/reproductions.md"
 	@echo "make docs     rebuild the tables of docs/ from benchmarks/results/, and the site in build/site"
 
+# The system's own Python first: a distribution optimises it by profile, which tracing TensorFlow's graphs feels (a
+# tenth of the tests' time); one that was built from source by hand seldom is.
+USABLE := import os, sys, venv, ensurepip; from sysconfig import get_path; \
+	sys.exit(not ((3, 11) <= sys.version_info < (3, 14) and os.path.exists(get_path("include") + "/Python.h")))
+
 $(BIN)/python:
 	@python="$(PYTHON)"; \
 	if [ -z "$$python" ]; then \
-		for candidate in python3.12 python3.11 python3.13 python3; do \
-			if "$$candidate" -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' >/dev/null 2>&1; then \
+		for candidate in /usr/bin/python3 python3.12 python3.11 python3.13 python3; do \
+			if "$$candidate" -c '$(USABLE)' >/dev/null 2>&1; then \
 				python="$$candidate"; break; \
 			fi; \
 		done; \
 	fi; \
 	if [ -z "$$python" ]; then \
-		echo "tfopt needs Python 3.11, 3.12 or 3.13 with the venv module; none was found. Set PYTHON=/path/to/python."; exit 1; \
+		echo "tfopt needs Python 3.11, 3.12 or 3.13 with the venv module and its headers; none was found. Set PYTHON=/path/to/python."; exit 1; \
 	fi; \
 	echo "Creating $(VENV) with $$python"; \
 	"$$python" -m venv $(VENV)

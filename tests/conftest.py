@@ -6,11 +6,21 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "Agg")
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers together use all cores
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads spin while they wait
 
 import pytest
 
 # Graphs are many small objects that live long: looking through them as often as Python does costs several percent.
 gc.set_threshold(50_000, 20, 100)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _libraries_not_searched():
+    """Garbage is not looked for among what TensorFlow's modules hold."""
+    import keras  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
