@@ -122,6 +122,18 @@ def test_the_source_is_mended(tmp_path, monkeypatch):
                 _toolchain.unpack_source(tmp_path)
 
 
+def test_the_source_is_unpacked_by_a_python_without_filters(tmp_path, monkeypatch):
+    """Python 3.11.2, which Debian 12 has."""
+    unpacked = []
+    monkeypatch.setattr(_toolchain, "run", lambda *rest: None)
+    monkeypatch.setattr(_toolchain, "MENDED", {})
+    monkeypatch.delattr(tarfile, "data_filter")
+    monkeypatch.setattr(tarfile.TarFile, "extractall", lambda self, path: unpacked.append(path))
+    tarfile.open(tmp_path / "horovod-0.28.1.tar.gz", "w:gz").close()
+    _toolchain.unpack_source(tmp_path)
+    assert unpacked == [tmp_path]
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

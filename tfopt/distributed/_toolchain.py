@@ -267,7 +267,10 @@ def unpack_source(folder: Path) -> Path:
     command = pip("download", *options, f"horovod=={HOROVOD_VERSION}", "--dest", str(folder))
     run(command, "Fetching the source of Horovod", tools)
     with tarfile.open(folder / f"horovod-{HOROVOD_VERSION}.tar.gz") as archive:
-        archive.extractall(folder, filter="data")
+        if hasattr(tarfile, "data_filter"):
+            archive.extractall(folder, filter="data")
+        else:  # Python 3.11 before its fourth release, as in Debian 12, knows no filters
+            archive.extractall(folder)
     source = folder / f"horovod-{HOROVOD_VERSION}"
     for name, (wrong, right) in MENDED.items():
         text = (source / name).read_text()
