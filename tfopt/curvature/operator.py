@@ -289,7 +289,7 @@ class CurvatureOperator(ABC):
         batch = self.probe.batches[place].tensors
         product = self._product_for(place, values, vectors)
         if self._shared is None or not self._may_share(place, values, vectors):
-            return product.finish(product.prepare(values, batch), vectors)
+            return product((values, batch), vectors)
         if self._shared[place] is None:
             self._shared[place] = product.prepare(values, batch)
         return product.finish(self._shared[place], vectors)

@@ -1,5 +1,6 @@
 """A function cut in two: what does not depend on a vector, computed once for many vectors, and the rest."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,10 @@ import tensorflow as tf
 class SplitFunction:
     """A function of tensors, of which the part that does not depend on the last argument can be computed by itself.
 
-    The function is traced once. The operations that depend on the vectors become one function, all that these need of
-    the others a second one; nothing that is not needed is computed. Loops (recurrent layers) hand over stacks of
-    tensors that cannot be passed between functions: where they are in between, everything is computed anew for each
-    vector.
+    The function is traced once. When it is first cut, the operations that depend on the vectors become one function,
+    all that these need of the others a second one; nothing that is not needed is computed. Loops (recurrent layers)
+    hand over stacks of tensors that cannot be passed between functions: where they are in between, everything is
+    computed anew for each vector.
 
     Args:
         function: Takes the fixed arguments and then the vectors; returns a list of tensors.
@@ -36,19 +37,27 @@ class SplitFunction:
             return function(*tf.nest.pack_sequence_as(arguments, leaves))
 
         specs = [tf.TensorSpec(flat[place].shape, flat[place].dtype) for place in places]
-        whole = tf.compat.v1.wrap_function(flat_function, specs)
-        self.graph = whole.graph
-        inputs, num_fixed = whole.inputs[: len(places)], len(places) - len(vectors)
-        outputs = tf.nest.flatten(whole.structured_outputs)
-        kept = _boundary(whole.graph, inputs[num_fixed:], outputs)
-        if any(tensor.dtype == tf.variant for tensor in kept):
-            self.num_bytes = 0
-            self._prepare, self._finish = lambda *tensors: tensors, _compiled(flat_function, inputs)
-            return
-        self.num_bytes = sum((t.shape.num_elements() or 0) * t.dtype.size for t in kept if t.shape.is_fully_defined())
-        self._prepare = _compiled(whole.prune(inputs[:num_fixed], kept), inputs[:num_fixed])
-        inputs = [*kept, *inputs[num_fixed:]]
-        self._finish = _compiled(whole.prune(inputs, outputs), inputs)
+        self._function = tf.compat.v1.wrap_function(flat_function, specs)
+        self.graph = self._function.graph
+        inputs, num_fixed = self._function.inputs[: len(places)], len(places) - len(vectors)
+        self._fixed, self._vectors = inputs[:num_fixed], inputs[num_fixed:]
+        self._outputs = tf.nest.flatten(self._function.structured_outputs)
+        self._kept = _boundary(self.graph, self._vectors, self._outputs)
+        self._can_be_cut = all(tensor.dtype != tf.variant for tensor in self._kept)
+        known = [tensor for tensor in self._kept if self._can_be_cut and tensor.shape.is_fully_defined()]
+        self.num_bytes = sum((tensor.shape.num_elements() or 0) * tensor.dtype.size for tensor in known)
+
+    def __call__(self, fixed: tuple[Any, ...], vectors: list[Any]) -> list[Any]:
+        """Compute everything.
+
+        Args:
+            fixed: The fixed arguments.
+            vectors: The vectors.
+
+        Returns:
+            What the function returns.
+        """
+        return list(self._whole(*_leaves(fixed), *vectors))
 
     def prepare(self, *fixed: Any) -> list[Any]:
         """Compute what does not depend on the vectors.
@@ -59,7 +68,7 @@ class SplitFunction:
         Returns:
             Tensors for `finish`.
         """
-        return list(self._prepare(*[leaf for leaf in tf.nest.flatten(fixed) if leaf is not None]))
+        return list(self._first_part(*_leaves(fixed))) if self._can_be_cut else _leaves(fixed)
 
     def finish(self, prepared: list[Any], vectors: list[Any]) -> list[Any]:
         """Compute the rest.
@@ -71,7 +80,24 @@ class SplitFunction:
         Returns:
             What the function returns.
         """
-        return list(self._finish(*prepared, *vectors))
+        return list((self._second_part if self._can_be_cut else self._whole)(*prepared, *vectors))
+
+    @functools.cached_property
+    def _whole(self) -> Any:
+        return _compiled(self._function, [*self._fixed, *self._vectors])
+
+    @functools.cached_property
+    def _first_part(self) -> Any:
+        return _compiled(self._function.prune(self._fixed, self._kept), self._fixed)
+
+    @functools.cached_property
+    def _second_part(self) -> Any:
+        inputs = [*self._kept, *self._vectors]
+        return _compiled(self._function.prune(inputs, self._outputs), inputs)
+
+
+def _leaves(arguments: tuple[Any, ...]) -> list[Any]:
+    return [leaf for leaf in tf.nest.flatten(arguments) if leaf is not None]
 
 
 def _compiled(function: Any, inputs: list[Any]) -> Any:
