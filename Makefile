@@ -80,11 +80,8 @@ bench: $(VENV)/installed-bench $(VENV)/built-horovod
 	$(BIN)/python benchmarks/faults.py
 	$(BIN)/python benchmarks/tables.py
 
-REPRODUCTIONS := milne_regression convexity_along_paths breakdown_profiles depth_against_rate norms_to_overflow \
-	fromage_jitter nqm_figures nqm_real_model bregman_training bregman_digits bregman_stability
-
 reproduce: $(VENV)/installed-plot
-	for name in $(REPRODUCTIONS); do $(BIN)/python examples/reproduce/$$name.py || exit 1; done
+	$(BIN)/python examples/reproduce/run_all.py
 	$(BIN)/python examples/reproduce/page.py
 
 docs: $(VENV)/installed-docs

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "reproduce"
-HELPERS = ("page", "real_training", "reproduction")
+HELPERS = ("page", "real_training", "reproduction", "run_all")
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in HELPERS)
 
 
@@ -71,12 +71,55 @@ def test_the_page_takes_over_what_was_measured(load, run, tmp_path):
     assert lines[-4:] == ["<!-- end norms_to_overflow -->", "b", "<!-- begin other -->", "c"]
 
 
-def test_the_page_and_the_makefile_know_every_script():
-    root = FOLDER.parents[1]
-    named = set(re.findall(r"<!-- begin (\w+) -->", (root / "docs" / "reproductions.md").read_text()))
-    (listed,) = re.findall(r"REPRODUCTIONS := ((?:.*\\\n)*.*)", (root / "Makefile").read_text())
-    assert named == set(listed.replace("\\", " ").split())
+def test_the_page_and_the_one_command_know_every_script(load):
+    named = set(re.findall(r"<!-- begin (\w+) -->", (FOLDER.parents[1] / "docs" / "reproductions.md").read_text()))
+    listed = (*load("run_all").WITH_CLOCKS, *load("run_all").OTHERS)
+    assert len(listed) == len(named)
+    assert named == set(listed)
     assert named | {"bregman_defaults"} == set(SCRIPTS)  # whose page is docs/bregman-defaults.md
+
+
+# What a script does here: leaves when it began and ended, how many threads it had, and two claims.
+CHEAP = """
+import json, os, pathlib, sys, time
+begin, folder = time.monotonic(), pathlib.Path(sys.argv[3])
+time.sleep(0.5)
+print("from", sys.argv[1])
+if folder.name == "bad":
+    sys.exit("no such thing")
+claims = [{"verdict": "held"}, {"verdict": "partly"}]
+found = {"claims": claims, "when": [begin, time.monotonic()], "threads": os.environ["TF_NUM_INTRAOP_THREADS"]}
+(folder / "results.json").write_text(json.dumps(found))
+"""
+
+
+def test_all_run_side_by_side_but_for_those_with_clocks(load, tmp_path, monkeypatch, capsys):
+    run_all, names = load("run_all"), {"WITH_CLOCKS": ("c", "d"), "OTHERS": ("a", "b", "bad")}
+    monkeypatch.setattr(run_all, "FOLDER", tmp_path)
+    monkeypatch.setattr(run_all.os, "cpu_count", lambda: 6)
+    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
+    for kind, members in names.items():
+        monkeypatch.setattr(run_all, kind, members)
+        for name in members:
+            (tmp_path / f"{name}.py").write_text(CHEAP)
+    arguments = ["--size", "smoke", "--jobs", "3", "--output", str(tmp_path / "runs")]
+    with pytest.raises(SystemExit, match="1 of 5 failed"):
+        run_all.main(arguments)
+    printed = capsys.readouterr().out
+    assert "a: 0.0 min; 1 held, 1 partly" in printed
+    assert re.search(r"bad ended with 1; .*log.txt ends with:\s+from --smoke\s+no such thing", printed, re.DOTALL)
+    found = {name: json.loads((tmp_path / "runs" / name / "results.json").read_text()) for name in "abcd"}
+    assert [found[name]["threads"] for name in "abcd"] == ["2", "2", "6", "6"]
+    assert found["a"]["when"][0] < found["b"]["when"][1]
+    assert found["b"]["when"][0] < found["a"]["when"][1]
+    assert found["c"]["when"][1] <= found["d"]["when"][0]
+    assert found["d"]["when"][1] <= min(found["a"]["when"][0], found["b"]["when"][0])
+    run_all.main([*arguments, "a"])
+    assert capsys.readouterr().out.count("min;") == 1
+    for wrong, message in ((["x"], "there is no x"), (["--jobs", "0"], "at least 1")):
+        with pytest.raises(SystemExit):
+            run_all.main(wrong)
+        assert message in capsys.readouterr().err
 
 
 def test_the_regression_in_numpy_is_that_in_keras(run):

@@ -1,0 +1,100 @@
+"""Run every reproduction, as many side by side as there are cores; those that compare clocks first, each alone.
+
+What a script prints goes to `log.txt` in its folder; its claims are counted here when it is done. `page.py` takes the
+results over into the documents.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from rich.console import Console
+
+FOLDER = Path(__file__).resolve().parent
+WITH_CLOCKS = ("bregman_training", "nqm_figures")
+# The longest first, so that none of them is left over in the end.
+OTHERS = (
+    "nqm_real_model",
+    "depth_against_rate",
+    "bregman_stability",
+    "convexity_along_paths",
+    "breakdown_profiles",
+    "bregman_digits",
+    "milne_regression",
+    "fromage_jitter",
+    "norms_to_overflow",
+)
+
+
+def run(name: str, size: str, output: Path, cores: int) -> str:
+    """Run one script.
+
+    Args:
+        name: The script's.
+        size: "smoke", "quick" or "full".
+        output: The folder in which it gets a folder.
+        cores: How many it may use.
+
+    Returns:
+        How long it took and what came of its claims.
+
+    Raises:
+        RuntimeError: It failed; with the end of what it had printed.
+    """
+    folder, begin = output / name, time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(FOLDER / f"{name}.py"), f"--{size}", "--output", str(folder)]
+    threads = {variable: str(cores) for variable in ("TF_NUM_INTRAOP_THREADS", "OPENBLAS_NUM_THREADS")}
+    with (folder / "log.txt").open("w") as log:
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env={**threads, **os.environ}, check=False)
+    if done.returncode:
+        printed = (folder / "log.txt").read_text()
+        raise RuntimeError(f"{name} ended with {done.returncode}; {folder / 'log.txt'} ends with:\n{printed[-2000:]}")
+    claims = json.loads((folder / "results.json").read_text())["claims"]
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in Counter(c["verdict"] for c in claims).items())
+    return f"{name}: {(time.perf_counter() - begin) / 60:.1f} min; {verdicts}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run all of them, or those that are named.
+
+    Args:
+        argv: Command-line arguments.
+
+    Raises:
+        SystemExit: A script failed.
+    """
+    everything = (*WITH_CLOCKS, *OTHERS)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(everything)}; none means all")
+    parser.add_argument("--size", choices=("smoke", "quick", "full"), default="quick")
+    parser.add_argument("--output", type=Path, default=Path("runs/reproduce"))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many side by side")
+    arguments = parser.parse_args(argv)
+    names, cores = arguments.names or everything, os.cpu_count() or 1
+    if unknown := set(names) - set(everything):
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(everything)}")
+    if arguments.jobs < 1:
+        parser.error(f"--jobs must be at least 1. Received: {arguments.jobs}")
+    console, failures = Console(), []
+    for is_alone in (True, False):
+        chosen = [name for name in everything if name in names and (name in WITH_CLOCKS) == is_alone]
+        jobs = 1 if is_alone else arguments.jobs
+        with ThreadPoolExecutor(jobs) as pool, console.status(f"{', '.join(chosen)}: {jobs} at a time"):
+            share = max(1, cores // jobs)
+            running = [pool.submit(run, name, arguments.size, arguments.output, share) for name in chosen]
+            for done in as_completed(running):
+                failures += [str(done.exception())] * (done.exception() is not None)
+                console.print(failures[-1] if done.exception() else done.result(), highlight=False, soft_wrap=True)
+    if failures:
+        raise SystemExit(f"{len(failures)} of {len(names)} failed")
+
+
+if __name__ == "__main__":
+    main()
