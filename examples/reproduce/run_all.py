@@ -61,6 +61,35 @@ def run(name: str, size: str, output: Path, cores: int) -> str:
     return f"{name}: {(time.perf_counter() - begin) / 60:.1f} min; {verdicts}"
 
 
+def run_together(names: list[str], jobs: int, size: str, output: Path, cores: int) -> int:
+    """Run scripts side by side, and print what came of each as it is done.
+
+    Args:
+        names: The scripts'.
+        jobs: How many at a time.
+        size: "smoke", "quick" or "full".
+        output: The folder in which each gets a folder.
+        cores: How many each may use.
+
+    Returns:
+        How many failed.
+
+    Raises:
+        KeyboardInterrupt: From the user; the scripts that are running get it too, and no other one is started.
+    """
+    console, failures = Console(), 0
+    with ThreadPoolExecutor(jobs) as pool, console.status(f"{', '.join(names)}: {jobs} at a time"):
+        running = [pool.submit(run, name, size, output, cores) for name in names]
+        try:
+            for done in as_completed(running):
+                failures += done.exception() is not None
+                console.print(str(done.exception() or done.result()), highlight=False, soft_wrap=True)
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return failures
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run all of them, or those that are named.
 
@@ -82,18 +111,13 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(everything)}")
     if arguments.jobs < 1:
         parser.error(f"--jobs must be at least 1. Received: {arguments.jobs}")
-    console, failures = Console(), []
+    failures = 0
     for is_alone in (True, False):
         chosen = [name for name in everything if name in names and (name in WITH_CLOCKS) == is_alone]
         jobs = 1 if is_alone else arguments.jobs
-        with ThreadPoolExecutor(jobs) as pool, console.status(f"{', '.join(chosen)}: {jobs} at a time"):
-            share = max(1, cores // jobs)
-            running = [pool.submit(run, name, arguments.size, arguments.output, share) for name in chosen]
-            for done in as_completed(running):
-                failures += [str(done.exception())] * (done.exception() is not None)
-                console.print(failures[-1] if done.exception() else done.result(), highlight=False, soft_wrap=True)
+        failures += run_together(chosen, jobs, arguments.size, arguments.output, max(1, cores // jobs))
     if failures:
-        raise SystemExit(f"{len(failures)} of {len(names)} failed")
+        raise SystemExit(f"{failures} of {len(names)} failed")
 
 
 if __name__ == "__main__":
