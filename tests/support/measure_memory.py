@@ -21,7 +21,7 @@ def status(name):
 
 
 def train(num_rows, preset, **options):
-    model = models.mlp(24, (160, 160), 4, seed=0)
+    model = models.mlp(24, (100, 100), 4, seed=0)
     trainer = BregmanTrainer(model, "sparse_categorical_crossentropy", preset=preset, chunk_rows=2000, **options)
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((num_rows, 24), dtype=np.float32), rng.integers(0, 4, num_rows)

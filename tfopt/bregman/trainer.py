@@ -202,6 +202,9 @@ class BregmanTrainer:
             + 2 chunk_rows (d + 2 sum n_l) f for a chunk that is worked on
             + 40 sum (n_(l-1) + 1)^2 for matrices
 
+        That is what is in use. With some widths the process shows up to half as much again, which its allocator keeps
+        of memory that was freed.
+
         Args:
             num_rows: Rows of this rank, those of validation included.
             is_memory_mapped: Whether `x` is a `numpy.memmap`.
