@@ -19,6 +19,7 @@ from tfopt.relative_trust import breakdown_profile, largest_safe_step
 
 CURVATURE_HEADER = ["optimizer", "g'Hg / g'g", "lambda_min", "lambda_max", "convex share", "largest breakdown"]
 BATCH_HEADER = ["algorithm", "steps at B = 1", "at B = 512", "at B = 262,144", "critical batch size"]
+FAMILIES = {"SGD": "sgd", "momentum": "momentum", "averaged SGD": "ema"}
 PLANNED_SIZES = (4, 32, 256)
 PLAN_HEADER = [
     "algorithm",
@@ -154,18 +155,18 @@ def draw_breakdown(data: datasets.Dataset, path: Path, seed: int) -> list[list[s
     return rows
 
 
-def draw_batch_sizes(path: Path, num_bins: int) -> list[list[str]]:
+def draw_batch_sizes(path: Path, num_bins: int, families: dict[str, str]) -> list[list[str]]:
     """Draw steps to a loss of 0.01 against batch size on the standard noisy quadratic problem.
 
     Args:
         path: The PNG file to write.
         num_bins: In how many bins its 10,000 curvatures are merged.
+        families: Which algorithms, by what they are called in the table.
 
     Returns:
         A row for each algorithm, under `BATCH_HEADER`.
     """
     problem, sizes = nqm.NoisyQuadratic.power_law(num_bins=num_bins), 8.0 ** np.arange(7)
-    families = {"SGD": "sgd", "momentum": "momentum", "averaged SGD": "ema"}
     best = {name: nqm.optimize(problem, family, sizes, 0.01, progress=False) for name, family in families.items()}
     figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
     nqm.plot_steps_to_target(best, bound=(sizes, nqm.information_bound(problem, sizes, 0.01)), ax=ax)
@@ -278,7 +279,11 @@ def find(runs: list[Any], data: datasets.Dataset, folder: Path, seed: int, is_sm
     return Findings(
         certified=certify_regression(seed, num_steps=10 if is_smoke else 100),
         slopes=draw_breakdown(data, folder / "breakdown.png", seed),
-        batch_sizes=draw_batch_sizes(folder / "batch_sizes.png", num_bins=20 if is_smoke else 100),
+        batch_sizes=draw_batch_sizes(
+            folder / "batch_sizes.png",
+            num_bins=20 if is_smoke else 100,
+            families={"SGD": "sgd"} if is_smoke else FAMILIES,
+        ),
         plan=draw_plan(data, folder / "plan.png", seed, num_runs=4 if is_smoke else 8),
     )
 

@@ -87,8 +87,30 @@ class ProgressBar(keras.callbacks.Callback):
         self.progress.update(self.task, advance=1, accuracy=f"test accuracy {(logs or {})['val_accuracy']:.3f}")
 
 
+def prepare(name: str, data: datasets.Dataset, seed: int) -> tuple[keras.Model, datasets.EpochBatches]:
+    """Return the network, compiled with one optimizer, and its batches; the same weights and batches for all.
+
+    Args:
+        name: A key of `OPTIMIZERS`.
+        data: What to train on.
+        seed: Seed of the initial weights and the order of the batches.
+
+    Returns:
+        The model and the batches.
+    """
+    keras.utils.set_random_seed(seed)
+    model = models.mlp(data.input_shape, HIDDEN_UNITS, data.num_classes, seed=seed)
+    model.compile(
+        optimizer=DistributedOptimizer(OPTIMIZERS[name]()),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=False,
+    )
+    return model, datasets.EpochBatches(data.x_train, data.y_train, batch_size=BATCH_SIZE, seed=seed)
+
+
 def train(name: str, data: datasets.Dataset, epochs: int, seed: int, progress: Progress) -> Run:
-    """Train the network with one optimizer; every optimizer starts from the same weights and sees the same batches.
+    """Train the network with one optimizer, and measure on the way.
 
     Args:
         name: A key of `OPTIMIZERS`.
@@ -100,20 +122,13 @@ def train(name: str, data: datasets.Dataset, epochs: int, seed: int, progress: P
     Returns:
         The result.
     """
-    keras.utils.set_random_seed(seed)
-    model = models.mlp(data.input_shape, HIDDEN_UNITS, data.num_classes, seed=seed)
-    model.compile(
-        optimizer=DistributedOptimizer(OPTIMIZERS[name]()),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-        jit_compile=False,
-    )
+    model, batches = prepare(name, data, seed)
     probe = shard((data.x_train[:NUM_PROBE_ROWS], data.y_train[:NUM_PROBE_ROWS]))
     norms, convexity, breakdown = WeightNorms(), Convexity(probe), GradientBreakdown(probe)
     bar = ProgressBar(progress, progress.add_task(name, total=epochs, accuracy=""))
     start = time.perf_counter()
     history = model.fit(
-        datasets.EpochBatches(data.x_train, data.y_train, batch_size=BATCH_SIZE, seed=seed),
+        batches,
         shuffle=False,
         validation_data=(data.x_test, data.y_test),
         epochs=epochs,

@@ -230,7 +230,7 @@ def main(argv: list[str] | None = None) -> Reproduction:
     """
     run = start("nqm_figures", "Zhang et al. 2019: the noisy quadratic model", argv, __doc__, uses_data=False)
     problem = nqm.NoisyQuadratic.power_law(num_bins=run.choose(20, 100, None))
-    sizes = run.choose(8.0 ** np.arange(0, 8), 4.0 ** np.arange(0, 10), 4.0 ** np.arange(0, 10))
+    sizes = run.choose(8.0 ** np.arange(0, 7), 4.0 ** np.arange(0, 10), 4.0 ** np.arange(0, 10))
     begin = time.perf_counter()
     found = compute(problem, sizes)
     compare(run, problem, found)

@@ -49,9 +49,16 @@ def check_measurements(name, mode, callback, folder):
             assert own[key] == pytest.approx(known, rel=1e-5)
 
 
-@pytest.mark.parametrize("mode", table.MODES)
-@pytest.mark.parametrize("optimizer", table.OPTIMIZERS)
-@pytest.mark.parametrize("name", table.CALLBACKS)
+CELLS = [
+    (name, optimizer, mode)
+    for name in table.CALLBACKS
+    for row, optimizer in enumerate(table.OPTIMIZERS)
+    for column, mode in enumerate(table.MODES)
+    if (row + column) % 3 == 0 or not name.endswith("by steps")  # those once for each optimizer and for each way
+]
+
+
+@pytest.mark.parametrize(("name", "optimizer", "mode"), CELLS)
 @pytest.mark.filterwarnings("ignore:With steps_per_execution=3 GradientBreakdown")
 def test_loggers_first(name, optimizer, mode, tmp_path):
     plain_history, plain_values = without(optimizer, mode)  # before any callback has touched this model

@@ -1,5 +1,6 @@
 """Starts all subjects of `run_on_ranks.py` once for each number of ranks."""
 
+import functools
 import json
 import os
 import subprocess
@@ -55,10 +56,27 @@ def start_ranks():
     return lambda size, script, arguments=(), **options: horovodrun(size, SUPPORT / script, *arguments, **options)
 
 
+@pytest.fixture(scope="session")
+def launch_once(tmp_path_factory):
+    """Starts all subjects on a number of ranks, at its first call."""
+
+    @functools.cache
+    def launch_on(size):
+        folder = tmp_path_factory.mktemp(f"ranks{size}")
+        done = horovodrun(size, SUPPORT / "run_on_ranks.py", folder)
+        assert done.returncode == 0, done.stdout[-5000:]
+        return Launch(size, folder, [json.loads((folder / f"report-{rank}.json").read_text()) for rank in range(size)])
+
+    return launch_on
+
+
 @pytest.fixture(scope="session", params=[2, 3], ids=["2-ranks", "3-ranks"])
-def launch(request, tmp_path_factory):
-    size = request.param
-    folder = tmp_path_factory.mktemp(f"ranks{size}")
-    done = horovodrun(size, SUPPORT / "run_on_ranks.py", folder)
-    assert done.returncode == 0, done.stdout[-5000:]
-    return Launch(size, folder, [json.loads((folder / f"report-{rank}.json").read_text()) for rank in range(size)])
+def launch(request, launch_once):
+    """What two ranks have done, and what three have."""
+    return launch_once(request.param)
+
+
+@pytest.fixture(scope="session")
+def two_ranks(launch_once):
+    """What two ranks have done, for subjects that three do not run."""
+    return launch_once(2)

@@ -62,7 +62,7 @@ def test_nqm_batch_size(tmp_path, capsys):
 
 
 def test_plan_my_model(tmp_path, capsys):
-    plan = load("plan_my_model").main(["--smoke", "--budget", "20", "--output", str(tmp_path)])
+    plan = load("plan_my_model").main(["--smoke", "--budget", "12", "--output", str(tmp_path)])
     printed = capsys.readouterr().out
     assert repr(plan) in printed
     assert "steps to a loss of" in printed

@@ -32,8 +32,16 @@ def expected(name, dtype):
     return run_oracle(row.make_oracle(), *make_problem(), row.learning_rate, dtype)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("execution", ["eager", "graph", "xla"])
+# Eager and graph run the same operations, so half precision is seen in one of them.
+WAYS = [
+    (way, dtype)
+    for way in ("eager", "graph", "xla")
+    for dtype in TOLERANCES
+    if way != "eager" or "float16" not in dtype
+]
+
+
+@pytest.mark.parametrize(("execution", "dtype"), WAYS)
 @pytest.mark.parametrize("name", TABLE)
 def test_follows_its_equations(name, execution, dtype):
     actual = run(TABLE[name].make(), *make_problem(), dtype, execution)
@@ -59,9 +67,11 @@ PAIRS = [(name, other) for name in TABLE for other in [*OTHERS, *TABLE] if name 
 def test_the_golden_trajectories_tell_optimizers_apart(name, other):
     """The comparison above would fail for any other optimizer at the same learning rate: it tests something."""
     rate = TABLE[name].learning_rate
-    optimizer = OTHERS[other](rate) if other in OTHERS else TABLE[other].make(learning_rate=rate)
-    actual = run(optimizer, *make_problem(), "float64", "eager")
-    assert max(relative_errors(actual, expected(name, "float64"))) > 1e-3
+    if other in OTHERS:
+        theirs = run(OTHERS[other](rate), *make_problem(), "float64", "eager")
+    else:  # by its equations, which it follows
+        theirs = run_oracle(TABLE[other].make_oracle(), *make_problem(), rate, "float64")
+    assert max(relative_errors(theirs, expected(name, "float64"))) > 1e-3
 
 
 @pytest.mark.parametrize("name", TABLE)

@@ -119,7 +119,7 @@ def test_floor_of_a_sample_is_that_of_endless_rows(regression):
     assert interval.high - interval.low < 0.1
 
 
-@pytest.mark.parametrize("distance", [0.0, 3.0, 10.0])
+@pytest.mark.parametrize("distance", [0.0, 10.0])
 @pytest.mark.parametrize("num_examples", [None, math.inf])
 def test_floor_from_far_away(distance, num_examples):
     """Noise is larger there by the square of the distance, and what a sample's minimum owes to it is not."""

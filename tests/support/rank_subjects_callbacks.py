@@ -148,18 +148,17 @@ def a_fit_on_unequal_shards(ranks, folder):
 
 @subject
 def every_callback(ranks, folder):
-    """All callbacks at once under each optimizer and way to run a step; under more than two ranks a single cell.
+    """All callbacks at once under each optimizer and way to run a step.
 
     Those that measure by steps too are there once for each optimizer and for each way.
     """
     results = {}
     for row, optimizer in enumerate(callback_table.OPTIMIZERS):
         for column, mode in enumerate(callback_table.MODES):
-            if ranks.size == 2 or (optimizer, mode) == ("lars", "graph"):
-                place = folder / f"{optimizer}-{mode}-{ranks.rank}"
-                place.mkdir()
-                by_steps = (row + column) % 3 == 0  # so with LARS in a graph
-                results[f"{optimizer}/{mode}"] = measured_on_ranks(ranks, optimizer, mode, place, by_steps)
+            place = folder / f"{optimizer}-{mode}-{ranks.rank}"
+            place.mkdir()
+            by_steps = (row + column) % 3 == 0
+            results[f"{optimizer}/{mode}"] = measured_on_ranks(ranks, optimizer, mode, place, by_steps)
     return results
 
 

@@ -14,9 +14,7 @@ from optimizer_table import CLASSES, TABLE, WAYS_TO_STEP
 from tfopt.callbacks import Convexity, GradientBreakdown, GradientNoiseScale
 
 # What Keras itself does around the step, with one row of each class.
-CASES = [(name, "plain") for name in WAYS_TO_STEP] + [
-    (name, feature) for name in CLASSES for feature in ("schedule", "ema")
-]
+CASES = [(name, "plain") for name in WAYS_TO_STEP] + list(zip(CLASSES, ("schedule", "ema", "schedule"), strict=True))
 MEASUREMENTS = (Convexity, GradientBreakdown, GradientNoiseScale)
 NUM_ROWS, WIDTH = 32, 2100  # 8 x 2100 entries: large enough for the fused kernels, where there is one device
 
