@@ -120,10 +120,12 @@ def study(task: Task, run: Reproduction) -> Outcome:
         if epochs:
             pilot(task, epochs, run.seed)
             displaced = {"initial_weights": first}
-        fit = fit_noisy_quadratic(task.model, (task.x, task.y), task.loss, None, seed=run.seed, **displaced)
+        options = {"num_runs": run.choose(4, 8, 8), "num_matvecs": run.choose(10, 50, 50), "seed": run.seed}
+        fit = fit_noisy_quadratic(task.model, (task.x, task.y), task.loss, None, **options, **displaced)
         fit = replace(fit, num_examples=np.inf)  # batches are drawn with replacement here
         try:
-            return BatchSizePlan.of(fit, target, batch_sizes=sizes.tolist(), families=families)
+            draws = run.choose(20, 100, 100)
+            return BatchSizePlan.of(fit, target, batch_sizes=sizes.tolist(), families=families, draws=draws)
         except ValueError:
             return None  # the target lies below the quadratic's floor
 
