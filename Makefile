@@ -53,9 +53,7 @@ $(VENV)/built-horovod: tfopt/distributed/build_horovod.py tfopt/distributed/_too
 
 horovod: $(VENV)/built-horovod
 
-# One worker more than cores: tests of jobs that start, stall or die are waiting a sixth of the time.
-WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
-PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --maxprocesses=4 --dist=loadfile
+PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
 
 test: $(VENV)/installed-test $(VENV)/built-horovod
 	$(PYTEST)
