@@ -3,6 +3,7 @@
 What each subject returns, or the error that it raises, is saved by rank.
 """
 
+import gc
 import json
 import os
 import sys
@@ -36,6 +37,8 @@ ON_TWO_RANKS = {
 
 def main(folder):
     folder = Path(folder)
+    gc.freeze()  # as in conftest.py
+    gc.set_threshold(50_000, 20, 100)
     ranks = communicators.current()
     report = {}
     for name, function in SUBJECTS.items():
