@@ -16,8 +16,8 @@ import pytest
 from tfopt.communicator import SerialCommunicator
 
 # Of the distance that training has moved the weights. Half precision rounds the sum of 12 rows otherwise than the mean
-# of the sums of 6, or of 4.
-TOLERANCES = {"overflow": 3e-3, "overflow_accumulation": 3e-3, "float32": 1e-4}
+# of the sums of 6, or of 4; a schedule computes in float32, and TensorFlow's optimising may change its last bit.
+TOLERANCES = {"overflow": 3e-3, "overflow_accumulation": 3e-3, "float32": 1e-4, "schedule": 1e-7}
 
 
 @pytest.fixture(scope="module")
