@@ -9,7 +9,7 @@ from scipy.linalg import eigh_tridiagonal
 from scipy.linalg.blas import get_blas_funcs
 
 from tfopt._checks import as_numbers, check_integer, check_number
-from tfopt.curvature.linear_map import LinearMap, as_linear_map
+from tfopt.curvature.linear_map import LinearMap, as_linear_map, multiply_quietly
 
 _FEWEST = 10  # products, before the ends are believed
 
@@ -225,7 +225,7 @@ def _orthogonalize(vector: np.ndarray, basis: np.ndarray) -> tuple[np.ndarray, f
     # Again where the first time has cancelled most of it, and left rounding errors along the basis.
     before = _norm(vector)
     for _ in range(3):
-        vector = vector - (basis @ vector) @ basis
+        vector = vector - multiply_quietly(basis, vector) @ basis
         after = _norm(vector)
         if after > 0.7 * before:
             break

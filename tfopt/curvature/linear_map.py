@@ -68,8 +68,25 @@ def as_linear_map(operator: Any) -> LinearMap:
         _check_symmetric(operator)
     elif scipy.sparse.issparse(operator):
         _check_symmetric(operator.tocoo())
-    multiply = getattr(operator, "matvec", None) or (lambda vector: operator @ vector)
+    multiply = getattr(operator, "matvec", None) or (lambda vector: multiply_quietly(operator, vector))
     return LinearMap(shape[0], dtype, lambda vector: np.asarray(multiply(vector)).reshape(-1))
+
+
+def multiply_quietly(matrix: Any, vector: np.ndarray) -> np.ndarray:
+    """Multiply a matrix with a vector without NumPy's warning of invalid values; that a product is finite is checked.
+
+    OpenBLAS's float32 kernel for rows of five entries (0.3.31, AVX-512) reads a few bytes that are not the matrix's.
+    The product is right, but in one process of some hundreds they happen to be such that NumPy warns.
+
+    Args:
+        matrix: The matrix, of shape (m, n).
+        vector: The vector, of shape (n,).
+
+    Returns:
+        The product, of shape (m,).
+    """
+    with np.errstate(invalid="ignore"):
+        return matrix @ vector
 
 
 def _check_symmetric(matrix: Any) -> None:
