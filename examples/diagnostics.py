@@ -21,6 +21,8 @@ CURVATURE_HEADER = ["optimizer", "g'Hg / g'g", "lambda_min", "lambda_max", "conv
 BATCH_HEADER = ["algorithm", "steps at B = 1", "at B = 512", "at B = 262,144", "critical batch size"]
 FAMILIES = {"SGD": "sgd", "momentum": "momentum", "averaged SGD": "ema"}
 PLANNED_SIZES = (4, 32, 256)
+PLAN: dict[str, Any] = {"budget_seconds": 12.0, "families": ["sgd", "momentum"], "draws": 50}
+QUICK_PLAN: dict[str, Any] = {"budget_seconds": None, "families": ["sgd"], "draws": 20, "num_runs": 4, "num_matvecs": 8}
 PLAN_HEADER = [
     "algorithm",
     *(f"steps at B = {size}" for size in PLANNED_SIZES),
@@ -180,14 +182,14 @@ def draw_batch_sizes(path: Path, num_bins: int, families: dict[str, str]) -> lis
     return rows
 
 
-def draw_plan(data: datasets.Dataset, path: Path, seed: int, num_runs: int) -> BatchSizePlan:
+def draw_plan(data: datasets.Dataset, path: Path, seed: int, **options: Any) -> BatchSizePlan:
     """Plan the batch size of the network on digits after a pilot of three epochs, and draw the plan.
 
     Args:
         data: What to train on.
         path: The PNG file to write.
         seed: Seed of all randomness.
-        num_runs: Most runs of the fit.
+        **options: Of `plan_batch_size`.
 
     Returns:
         The plan.
@@ -201,14 +203,11 @@ def draw_plan(data: datasets.Dataset, path: Path, seed: int, num_runs: int) -> B
         model,
         (data.x_train, data.y_train),
         loss,
-        budget_seconds=12.0,
         initial_weights=initial_weights,
-        families=["sgd", "momentum"],
-        num_runs=num_runs,
-        draws=50,
         seed=seed,
         progress=False,
         communicator=SerialCommunicator(),
+        **options,
     )
     figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
     plan.plot(ax)
@@ -284,7 +283,7 @@ def find(runs: list[Any], data: datasets.Dataset, folder: Path, seed: int, is_sm
             num_bins=20 if is_smoke else 100,
             families={"SGD": "sgd"} if is_smoke else FAMILIES,
         ),
-        plan=draw_plan(data, folder / "plan.png", seed, num_runs=4 if is_smoke else 8),
+        plan=draw_plan(data, folder / "plan.png", seed, **(QUICK_PLAN if is_smoke else PLAN)),
     )
 
 

@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> dict[str, nqm.OptimalSettings]:
     parser.add_argument("--smoke", action="store_true", help="fewer directions and batch sizes, to see that it runs")
     arguments = parser.parse_args(argv)
     problem = nqm.NoisyQuadratic.power_law(num_bins=20 if arguments.smoke else 100)
-    sizes = (8.0 if arguments.smoke else 4.0) ** np.arange(0, 7 if arguments.smoke else 10)
+    sizes = 64.0 ** np.arange(0, 4) if arguments.smoke else 4.0 ** np.arange(0, 10)
     best = {name: nqm.optimize(problem, family, sizes, arguments.target) for name, family in FAMILIES.items()}
     for name, settings in best.items():
         print(f"{name}: {settings}")

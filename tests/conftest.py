@@ -18,8 +18,8 @@ gc.set_threshold(50_000, 20, 100)
 def _made_for_many_short_lived_graphs():
     """Garbage is not looked for among what TensorFlow's modules hold, and graphs that run a few steps run as traced.
 
-    Optimising them takes a tenth of the time. Graphs of ranks, of scripts and under XLA are optimised as ever, and so
-    are all where pytest runs without workers.
+    Optimising them takes a tenth of the time. Graphs of two ranks, of scripts and under XLA are optimised as ever, and
+    so are all where pytest runs without workers.
     """
     import keras  # noqa: F401
     import tensorflow as tf

@@ -11,7 +11,7 @@ SCRIPT = Path(__file__).parents[1] / "support" / "measure_memory.py"
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's account of memory")
-@pytest.mark.parametrize("num_rows", [150_000, 400_000])
+@pytest.mark.parametrize("num_rows", [150_000, 250_000])
 def test_peak_memory_is_what_the_formula_says(num_rows):
     done = subprocess.run([sys.executable, SCRIPT, str(num_rows)], capture_output=True, text=True, check=True)
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("MEMORY")]

@@ -144,9 +144,13 @@ def test_a_full_step_leaves_minus_the_gradient_in_the_multiplier():
 ACTIVATION_NAMES = ["relu", "leaky_relu", "linear", "relu6", "tanh", "sigmoid", "softplus", "gelu"]
 
 
-@pytest.mark.parametrize("activation", ACTIVATION_NAMES)
-@pytest.mark.parametrize("order", ["forward", "backward", "alternating"])
-def test_sweeps_never_raise_the_objective(activation, order):
+# Alternating sweeps go both ways.
+ORDERS = [("alternating", name) for name in ACTIVATION_NAMES]
+ORDERS += [(order, name) for order in ("forward", "backward") for name in ("relu", "tanh")]
+
+
+@pytest.mark.parametrize(("order", "activation"), ORDERS)
+def test_sweeps_never_raise_the_objective(order, activation):
     x, y = data()
     model = make_model((5, 6, 4, 2), activation=activation)
     engine = make_engine(

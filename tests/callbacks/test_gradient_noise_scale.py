@@ -85,7 +85,7 @@ def test_the_scatter_estimates_the_noise_scale(scale):
 
 def test_its_standard_error_is_that_of_repeated_draws():
     scatter, scales, errors = GradientScatter(2), [], []
-    for seed in range(150):
+    for seed in range(80):
         draw_steps(scatter, 40, 2, batch=25, seed=seed)
         found = scatter.take()
         scales.append(found.noise_scale)
