@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> BatchSizePlan:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/plan_my_model"))
     parser.add_argument("--budget", type=float, default=15.0, help="seconds for the fit")
-    parser.add_argument("--smoke", action="store_true", help="fewer rows, to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="fewer rows and runs, to see that it runs")
     arguments = parser.parse_args(argv)
     arguments.output.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(0)
@@ -112,6 +112,7 @@ def main(argv: list[str] | None = None) -> BatchSizePlan:
         budget_seconds=arguments.budget,
         initial_weights=initial_weights,
         families=["sgd", "momentum"],
+        **({"num_runs": 4, "num_matvecs": 10, "draws": 20} if arguments.smoke else {}),
     )
     print(plan.fit)
     print(plan)
