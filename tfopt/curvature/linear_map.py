@@ -1,6 +1,7 @@
 """One way to multiply with every kind of symmetric matrix: an operator of a model, NumPy's, scipy's."""
 
 import contextlib
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -64,23 +65,24 @@ def as_linear_map(operator: Any) -> LinearMap:
     if dtype.kind == "c":
         raise ValueError(f"`operator` must be real. Received: dtype {dtype}")
     dtype = dtype if dtype in (np.float32, np.float64) else np.dtype(np.float64)
+    multiply = getattr(operator, "matvec", None) or (lambda vector: operator @ vector)
     if isinstance(operator, np.ndarray):
         _check_symmetric(operator)
+        multiply = functools.partial(multiply_quietly, operator)
     elif scipy.sparse.issparse(operator):
         _check_symmetric(operator.tocoo())
-    multiply = getattr(operator, "matvec", None) or (lambda vector: multiply_quietly(operator, vector))
     return LinearMap(shape[0], dtype, lambda vector: np.asarray(multiply(vector)).reshape(-1))
 
 
-def multiply_quietly(matrix: Any, vector: np.ndarray) -> np.ndarray:
-    """Multiply a matrix with a vector without NumPy's warning of invalid values; that a product is finite is checked.
+def multiply_quietly(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """Multiply an array with a vector, both finite, without NumPy's warning of invalid values.
 
     OpenBLAS's float32 kernel for rows of five entries (0.3.31, AVX-512) reads a few bytes that are not the matrix's.
     The product is right, but in one process of some hundreds they happen to be such that NumPy warns.
 
     Args:
-        matrix: The matrix, of shape (m, n).
-        vector: The vector, of shape (n,).
+        matrix: Of shape (m, n).
+        vector: Of shape (n,).
 
     Returns:
         The product, of shape (m,).
