@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tfopt.distributed import _toolchain, build_horovod
-from tfopt.distributed._toolchain import HEADERS, BuildError
+from tfopt.distributed._toolchain import HEADERS, MENDED, BuildError
 
 
 def make_include(folder, places):
@@ -110,13 +110,15 @@ def test_the_source_is_mended(tmp_path, monkeypatch):
     monkeypatch.setattr(_toolchain, "run", lambda *rest: None)
     for is_known in (True, False):
         with tarfile.open(tmp_path / "horovod-0.28.1.tar.gz", "w:gz") as archive:
-            for inside, (wrong, _) in _toolchain.MENDED.items():
-                (tmp_path / "file.cc").write_text(f"x;\n{wrong}\ny;\n" if is_known else "something else")
+            for inside in {name for name, *_ in MENDED}:
+                wrong = "\ny;\n".join(wrong for name, wrong, _ in MENDED if name == inside)
+                (tmp_path / "file.cc").write_text(f"x;\n{wrong}\n" if is_known else "something else")
                 archive.add(tmp_path / "file.cc", f"horovod-0.28.1/{inside}")
         if is_known:
             assert _toolchain.unpack_source(tmp_path) == tmp_path / "horovod-0.28.1"
-            for inside, (_, right) in _toolchain.MENDED.items():
-                assert (tmp_path / "horovod-0.28.1" / inside).read_text() == f"x;\n{right}\ny;\n"
+            for inside in {name for name, *_ in MENDED}:
+                right = "\ny;\n".join(right for name, _, right in MENDED if name == inside)
+                assert (tmp_path / "horovod-0.28.1" / inside).read_text() == f"x;\n{right}\n"
         else:
             with pytest.raises(BuildError, match="is not the source"):
                 _toolchain.unpack_source(tmp_path)
@@ -126,7 +128,7 @@ def test_the_source_is_unpacked_by_a_python_without_filters(tmp_path, monkeypatc
     """Python 3.11.2, which Debian 12 has."""
     unpacked = []
     monkeypatch.setattr(_toolchain, "run", lambda *rest: None)
-    monkeypatch.setattr(_toolchain, "MENDED", {})
+    monkeypatch.setattr(_toolchain, "MENDED", ())
     monkeypatch.delattr(tarfile, "data_filter", raising=False)
     monkeypatch.setattr(tarfile.TarFile, "extractall", lambda self, path: unpacked.append(path))
     tarfile.open(tmp_path / "horovod-0.28.1.tar.gz", "w:gz").close()

@@ -41,19 +41,25 @@ BUILD_REQUIREMENTS = ("setuptools<81", "wheel")
 CMAKE_REQUIREMENT = "cmake<4"
 RUNTIME_REQUIREMENTS = ("cloudpickle", "psutil", "pyyaml", "packaging", "cffi")
 
-# File of Horovod -> what is wrong in it, and what should be there. Over Gloo
+# File of Horovod, what is wrong in it, and what should be there. Over Gloo
 # - the list of ranks is reserved, but never has a size: the check for ranks that wait in vain goes through an empty
 #   list, and neither warns nor ends the job;
 # - the connections that all operations use forget the network interface, and take the address that the host's own name
 #   has there: often 127.0.0.1, where no other machine answers.
-MENDED = {
-    "horovod/common/gloo/gloo_context.cc": (
+# Half of the compilation went
+# - into a second Gloo, for C++11, which nothing links: TensorFlow takes the one for C++17;
+# - into what a debugger reads.
+MENDED = (
+    (
+        "horovod/common/gloo/gloo_context.cc",
         "  auto dev = CreateDevice(device_attr);\n\n  global_ctx = global_context.ctx;",
         "  device_attr.iface = global_context.gloo_iface_;\n"
         "  auto dev = CreateDevice(device_attr);\n\n  global_ctx = global_context.ctx;",
     ),
-    "horovod/common/gloo/gloo_controller.cc": ("global_ranks_.reserve(size_);", "global_ranks_.resize(size_);"),
-}
+    ("horovod/common/gloo/gloo_controller.cc", "global_ranks_.reserve(size_);", "global_ranks_.resize(size_);"),
+    ("CMakeLists.txt", "add_subdirectory(third_party/gloo)", "add_subdirectory(third_party/gloo EXCLUDE_FROM_ALL)"),
+    ("CMakeLists.txt", 'REPLACE "-O2" "-O3" CMAKE_CXX_FLAGS_REL', 'REPLACE "-O2 -g" "-O3" CMAKE_CXX_FLAGS_REL'),
+)
 
 
 console = Console()
@@ -272,7 +278,7 @@ def unpack_source(folder: Path) -> Path:
         else:  # Python 3.11 before its fourth release, as in Debian 12, knows no filters
             archive.extractall(folder)
     source = folder / f"horovod-{HOROVOD_VERSION}"
-    for name, (wrong, right) in MENDED.items():
+    for name, wrong, right in MENDED:
         text = (source / name).read_text()
         if text.count(wrong) != 1:
             raise BuildError(

@@ -139,7 +139,7 @@ def build_key(tensorflow_version: str, compiler: str) -> str:
         platform.libc_ver(),
         os.path.basename(compiler) + version.stdout.strip(),
         sorted(flags.items()),
-        sorted(MENDED.items()),
+        MENDED,
     ]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:10]
     return f"horovod-{HOROVOD_VERSION}-tensorflow-{tensorflow_version}-{sys.implementation.cache_tag}-{digest}"
