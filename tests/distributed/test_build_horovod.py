@@ -106,6 +106,15 @@ def test_a_missing_cmake_comes_from_the_package_index(tmp_path, monkeypatch):
     assert environment["HOROVOD_WITH_GLOO"] == "1"
 
 
+def test_as_many_files_are_compiled_at_once_as_was_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(_toolchain, "run", lambda *rest: None)
+    include = make_include(tmp_path / "include", [places[0] for places in HEADERS.values()])
+    for asked, jobs in (({}, os.cpu_count()), ({"CMAKE_BUILD_PARALLEL_LEVEL": "3", "MAKEFLAGS": "-j9"}, 3)):
+        environment = _toolchain.build_environment(include, tmp_path, {"PATH": "", **asked})
+        assert environment["CMAKE_BUILD_PARALLEL_LEVEL"] == str(jobs)
+        assert environment["MAKEFLAGS"] == f"-j{jobs}"
+
+
 def test_the_source_is_mended(tmp_path, monkeypatch):
     monkeypatch.setattr(_toolchain, "run", lambda *rest: None)
     for is_known in (True, False):

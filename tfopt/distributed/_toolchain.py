@@ -237,6 +237,7 @@ def build_environment(include: Path, folder: Path, environment: Mapping[str, str
         run(pip("install", "--quiet", *missing), f"Installing {', '.join(missing)}")
     places = [headers, *(include / library for library in INCLUDED_LIBRARIES)]
     python = Path(sys.executable).parent
+    jobs = environment.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
     return {
         **environment,
         **choose_options(environment),
@@ -244,7 +245,8 @@ def build_environment(include: Path, folder: Path, environment: Mapping[str, str
         "PYTHONPATH": os.pathsep.join([str(tools), *filter(None, [environment.get("PYTHONPATH")])]),
         "PATH": os.pathsep.join([str(tools / "cmake/data/bin"), str(python), environment.get("PATH", "")]),
         "TF_CPP_MIN_LOG_LEVEL": "3",
-        "CMAKE_BUILD_PARALLEL_LEVEL": environment.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1)),
+        "CMAKE_BUILD_PARALLEL_LEVEL": jobs,
+        "MAKEFLAGS": f"-j{jobs}",  # without it, Horovod's setup asks for 8 at once, of up to 2 GB each
     }
 
 
