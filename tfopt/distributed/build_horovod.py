@@ -1,9 +1,8 @@
 """Build Horovod for the TensorFlow that is installed: `python -m tfopt.distributed.build_horovod`.
 
 Horovod 0.28.1, the newest release, includes TensorFlow headers by the places that they had up to TensorFlow 2.15. They
-are still there, elsewhere: this puts forwarding headers where Horovod looks for them, mends the check for ranks that
-wait in vain, and compiles it. The wheel is kept in the user's cache; building takes a few minutes once and seconds from
-then on.
+are still there, elsewhere: this puts forwarding headers where Horovod looks for them, mends what is wrong with it over
+Gloo, and compiles it. The wheel is kept in the user's cache; building takes minutes once and seconds from then on.
 """
 
 import argparse
