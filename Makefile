@@ -47,7 +47,9 @@ demo: $(VENV)/installed-plot
 	$(BIN)/python examples/quickstart.py
 
 # Needed by the tests of tfopt.distributed.
-$(VENV)/built-horovod: tfopt/distributed/build_horovod.py tfopt/distributed/_toolchain.py | $(VENV)/installed-test
+BUILDER := $(addprefix tfopt/distributed/,build_horovod.py _toolchain.py _mends.py)
+
+$(VENV)/built-horovod: $(BUILDER) | $(VENV)/installed-test
 	$(BIN)/python -m tfopt.distributed.build_horovod
 	@touch $@
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tfopt.distributed import _toolchain, build_horovod
-from tfopt.distributed._toolchain import HEADERS, MENDED, BuildError
+from tfopt.distributed._mends import MENDS
+from tfopt.distributed._toolchain import HEADERS, BuildError
 
 
 def make_include(folder, places):
@@ -119,14 +120,14 @@ def test_the_source_is_mended(tmp_path, monkeypatch):
     monkeypatch.setattr(_toolchain, "run", lambda *rest: None)
     for is_known in (True, False):
         with tarfile.open(tmp_path / "horovod-0.28.1.tar.gz", "w:gz") as archive:
-            for inside in {name for name, *_ in MENDED}:
-                wrong = "\ny;\n".join(wrong for name, wrong, _ in MENDED if name == inside)
+            for inside in {name for name, *_ in MENDS}:
+                wrong = "\ny;\n".join(wrong for name, wrong, _ in MENDS if name == inside)
                 (tmp_path / "file.cc").write_text(f"x;\n{wrong}\n" if is_known else "something else")
                 archive.add(tmp_path / "file.cc", f"horovod-0.28.1/{inside}")
         if is_known:
             assert _toolchain.unpack_source(tmp_path) == tmp_path / "horovod-0.28.1"
-            for inside in {name for name, *_ in MENDED}:
-                right = "\ny;\n".join(right for name, _, right in MENDED if name == inside)
+            for inside in {name for name, *_ in MENDS}:
+                right = "\ny;\n".join(right for name, _, right in MENDS if name == inside)
                 assert (tmp_path / "horovod-0.28.1" / inside).read_text() == f"x;\n{right}\n"
         else:
             with pytest.raises(BuildError, match="is not the source"):
@@ -137,7 +138,7 @@ def test_the_source_is_unpacked_by_a_python_without_filters(tmp_path, monkeypatc
     """Python 3.11.2, which Debian 12 has."""
     unpacked = []
     monkeypatch.setattr(_toolchain, "run", lambda *rest: None)
-    monkeypatch.setattr(_toolchain, "MENDED", ())
+    monkeypatch.setattr(_toolchain, "MENDS", ())
     monkeypatch.delattr(tarfile, "data_filter", raising=False)
     monkeypatch.setattr(tarfile.TarFile, "extractall", lambda self, path: unpacked.append(path))
     tarfile.open(tmp_path / "horovod-0.28.1.tar.gz", "w:gz").close()
@@ -163,6 +164,9 @@ def test_the_key_tells_builds_apart(monkeypatch):
     key = build_horovod.build_key("2.21.0", compiler)
     assert build_horovod.build_key("2.21.0", compiler) == key
     assert build_horovod.build_key("2.20.0", compiler) != key
+    with monkeypatch.context() as other:
+        other.setattr(build_horovod, "MENDS", MENDS[1:])
+        assert build_horovod.build_key("2.21.0", compiler) != key
     monkeypatch.setenv("HOROVOD_WITH_MPI", "1")
     assert build_horovod.build_key("2.21.0", compiler) != key
 
@@ -219,6 +223,21 @@ def test_the_installed_wheel_is_told_from_others(tmp_path):
 def test_commands_that_fail_end_in_their_last_lines():
     with pytest.raises(BuildError, match="Trying failed:\nlast words"):
         _toolchain.run([sys.executable, "-c", "print('last words'); raise SystemExit(3)"], "Trying")
+
+
+def test_ranks_start_before_anything_imports_tensorflow(tmp_path):
+    """Horovod's own launcher imports it twice, to ask what was built in."""
+    (tmp_path / "tensorflow.py").write_text("raise ImportError('not to be imported')")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["horovodrun", "-np", "2", "-H", "localhost:2", "echo", "started"],
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("started") == 2
 
 
 def test_ranks_that_fail_the_proof_are_shown(monkeypatch):

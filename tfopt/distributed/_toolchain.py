@@ -15,6 +15,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from tfopt.distributed._mends import MENDS
+
 HOROVOD_VERSION = "0.28.1"
 
 # Where Horovod looks for a header -> where TensorFlow may have it, the newest place first.
@@ -40,37 +42,6 @@ OPTIONS = {
 BUILD_REQUIREMENTS = ("setuptools<81", "wheel")
 CMAKE_REQUIREMENT = "cmake<4"
 RUNTIME_REQUIREMENTS = ("cloudpickle", "psutil", "pyyaml", "packaging", "cffi")
-
-# File of Horovod, what is wrong in it, and what should be there. Over Gloo
-# - the list of ranks is reserved, but never has a size: the check for ranks that wait in vain goes through an empty
-#   list, and neither warns nor ends the job;
-# - the connections that all operations use forget the network interface, and take the address that the host's own name
-#   has there: often 127.0.0.1, where no other machine answers;
-# - the thread that receives asks again and again, at full load and in the way of the others, for as long as another one
-#   sends over the same connection. It now waits for that one to be done, 1 ms at most.
-# Half of the compilation went
-# - into a second Gloo, for C++11, which nothing links: TensorFlow takes the one for C++17;
-# - into what a debugger reads.
-MENDED = (
-    (
-        "horovod/common/gloo/gloo_context.cc",
-        "  auto dev = CreateDevice(device_attr);\n\n  global_ctx = global_context.ctx;",
-        "  device_attr.iface = global_context.gloo_iface_;\n"
-        "  auto dev = CreateDevice(device_attr);\n\n  global_ctx = global_context.ctx;",
-    ),
-    ("horovod/common/gloo/gloo_controller.cc", "global_ranks_.reserve(size_);", "global_ranks_.resize(size_);"),
-    (
-        "third_party/gloo/gloo/transport/tcp/pair.cc",
-        "  std::unique_lock<std::mutex> lock(m_, std::try_to_lock);\n  if (!lock) {\n    return;\n  }\n",
-        "  struct timespec limit;\n  clock_gettime(CLOCK_REALTIME, &limit);\n"
-        "  limit.tv_sec += (limit.tv_nsec += 1000000) / 1000000000;\n  limit.tv_nsec %= 1000000000;\n"
-        "  if (pthread_mutex_timedlock(m_.native_handle(), &limit) != 0) {\n    return;\n  }\n"
-        "  std::unique_lock<std::mutex> lock(m_, std::adopt_lock);\n",
-    ),
-    ("CMakeLists.txt", "add_subdirectory(third_party/gloo)", "add_subdirectory(third_party/gloo EXCLUDE_FROM_ALL)"),
-    ("CMakeLists.txt", 'REPLACE "-O2" "-O3" CMAKE_CXX_FLAGS_REL', 'REPLACE "-O2 -g" "-O3" CMAKE_CXX_FLAGS_REL'),
-)
-
 
 console = Console()
 
@@ -290,7 +261,7 @@ def unpack_source(folder: Path) -> Path:
         else:  # Python 3.11 before its fourth release, as in Debian 12, knows no filters
             archive.extractall(folder)
     source = folder / f"horovod-{HOROVOD_VERSION}"
-    for name, wrong, right in MENDED:
+    for name, wrong, right in MENDS:
         text = (source / name).read_text()
         if text.count(wrong) != 1:
             raise BuildError(

@@ -22,9 +22,9 @@ from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from tfopt.distributed._mends import MENDS
 from tfopt.distributed._toolchain import (
     HOROVOD_VERSION,
-    MENDED,
     RUNTIME_REQUIREMENTS,
     BuildError,
     build_environment,
@@ -138,7 +138,7 @@ def build_key(tensorflow_version: str, compiler: str) -> str:
         platform.libc_ver(),
         os.path.basename(compiler) + version.stdout.strip(),
         sorted(flags.items()),
-        MENDED,
+        MENDS,
     ]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:10]
     return f"horovod-{HOROVOD_VERSION}-tensorflow-{tensorflow_version}-{sys.implementation.cache_tag}-{digest}"
