@@ -1,4 +1,4 @@
-"""Prints, for a number of rows, what training held at its peak and what the formula says; a process of its own."""
+"""Prints, for numbers of rows, what training held at its peak and what the formula says; a process of its own."""
 
 import ctypes
 import gc
@@ -20,12 +20,18 @@ def status(name):
     return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 
+def give_back():
+    """What is free goes back to the system, and no longer counts."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
 def train(num_rows, preset, **options):
     model = models.mlp(24, (100, 100), 4, seed=0)
     trainer = BregmanTrainer(model, "sparse_categorical_crossentropy", preset=preset, chunk_rows=2000, **options)
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((num_rows, 24), dtype=np.float32), rng.integers(0, 4, num_rows)
-    gc.collect()
+    give_back()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     trainer.fit(x, y, epochs=2, verbose=0)
     return trainer.expected_memory(num_rows), x.nbytes + y.nbytes
@@ -37,12 +43,13 @@ CASES = [("restarted", {"num_blocks": 1}), ("admm", {"state_dtype": "float16"})]
 def main():
     for preset, options in CASES:
         train(4000, preset, **options)  # what compilation takes, once
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    give_back()
     base, found = status("VmRSS"), []
     for preset, options in CASES:
-        expected, passed = train(int(sys.argv[1]), preset, **options)
-        found.append({"preset": preset, "measured": status("VmHWM") - base - passed, "expected": expected})
+        for num_rows in map(int, sys.argv[1:]):
+            expected, passed = train(num_rows, preset, **options)
+            measured = status("VmHWM") - base - passed
+            found.append({"num_rows": num_rows, "preset": preset, "measured": measured, "expected": expected})
     print("MEMORY", json.dumps(found))
 
 
