@@ -96,10 +96,12 @@ def predict_sweep(
     """
     cases = [(name, row) for name, row in one["sweeps"].items() if name.startswith(f"{shape}, {preset}, ")]
     counts = [int(name.split(", ")[-1].removesuffix(" rows").replace(",", "")) for name, _ in cases]
-    per_row, constant = np.polyfit(counts, [row["seconds"] for _, row in cases], 1)
+    (per_row, constant), _ = scipy.optimize.nnls(
+        np.vander(np.array(counts, float), 2), np.array([row["seconds"] for _, row in cases])
+    )
     num_sums = shape.count("-") + 1
     sums = num_sums * network.sum_seconds(num_ranks, two["sweeps"][cases[0][0]]["bytes_reduced"] / num_sums, in_ring)
-    return max(constant, 0.0) + per_row * rows / num_ranks + sums
+    return constant + per_row * rows / num_ranks + sums
 
 
 def draw(one: dict, two: dict, network: Network, path: Path) -> None:

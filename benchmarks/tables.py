@@ -292,6 +292,7 @@ def main() -> None:
         "environment": environment_line(found["optimizers"]["environment"]),
         "optimizers big": optimizer_table(found["optimizers"], "big"),
         "optimizers small": optimizer_table(found["optimizers"], "small"),
+        "distributed environment": environment_line(found["distributed"]["environment"]),
         "distributed": distributed_table(found["distributed"]),
         "curvature environment": environment_line(found["curvature"]["environment"]),
         "curvature products": curvature_table(found["curvature"]),

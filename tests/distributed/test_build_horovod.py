@@ -110,7 +110,9 @@ def test_a_missing_cmake_comes_from_the_package_index(tmp_path, monkeypatch):
 def test_as_many_files_are_compiled_at_once_as_was_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(_toolchain, "run", lambda *rest: None)
     include = make_include(tmp_path / "include", [places[0] for places in HEADERS.values()])
-    for asked, jobs in (({}, os.cpu_count()), ({"CMAKE_BUILD_PARALLEL_LEVEL": "3", "MAKEFLAGS": "-j9"}, 3)):
+    asked_for = {"CMAKE_BUILD_PARALLEL_LEVEL": "12", "MAKEFLAGS": "-j9"}
+    for cores, asked, jobs in ((3, {}, 3), (64, {}, 8), (2, {"CMAKE_BUILD_PARALLEL_LEVEL": ""}, 2), (2, asked_for, 12)):
+        monkeypatch.setattr(_toolchain, "_usable_cores", lambda cores=cores: cores)
         environment = _toolchain.build_environment(include, tmp_path, {"PATH": "", **asked})
         assert environment["CMAKE_BUILD_PARALLEL_LEVEL"] == str(jobs)
         assert environment["MAKEFLAGS"] == f"-j{jobs}"

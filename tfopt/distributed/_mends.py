@@ -56,9 +56,9 @@ _NOTED_CONTROLLERS = (
     ),
 )
 
-# Half of the compilation went into a second Gloo, for C++11, which nothing links (TensorFlow takes the one for C++17),
-# and into what a debugger reads. The two files that take longest, a third of the rest, came last, when nothing was left
-# to be compiled beside them.
+# Half of the compilation went into a second Gloo, for C++11, which TensorFlow's part does not link (it takes the one
+# for C++17), and into what a debugger reads. The two files that take longest, a third of the rest, came last, when
+# nothing was left to be compiled beside them.
 _COMPILATION = (
     ("CMakeLists.txt", "add_subdirectory(third_party/gloo)", "add_subdirectory(third_party/gloo EXCLUDE_FROM_ALL)"),
     ("CMakeLists.txt", 'REPLACE "-O2" "-O3" CMAKE_CXX_FLAGS_REL', 'REPLACE "-O2 -g" "-O3" CMAKE_CXX_FLAGS_REL'),

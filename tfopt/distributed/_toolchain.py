@@ -218,7 +218,8 @@ def build_environment(include: Path, folder: Path, environment: Mapping[str, str
         run(pip("install", "--quiet", *missing), f"Installing {', '.join(missing)}")
     places = [headers, *(include / library for library in INCLUDED_LIBRARIES)]
     python = Path(sys.executable).parent
-    jobs = environment.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
+    # Some files take up to 2 GB: no more than 8 at once, as Horovod's setup has it where MAKEFLAGS is not set.
+    jobs = environment.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(min(8, _usable_cores()))
     return {
         **environment,
         **choose_options(environment),
@@ -227,8 +228,12 @@ def build_environment(include: Path, folder: Path, environment: Mapping[str, str
         "PATH": os.pathsep.join([str(tools / "cmake/data/bin"), str(python), environment.get("PATH", "")]),
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "CMAKE_BUILD_PARALLEL_LEVEL": jobs,
-        "MAKEFLAGS": f"-j{jobs}",  # without it, Horovod's setup asks for 8 at once, of up to 2 GB each
+        "MAKEFLAGS": f"-j{jobs}",
     }
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _is_installed(name: str) -> bool:
