@@ -2,23 +2,13 @@
 
 import functools
 import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from launch_ranks import horovodrun
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
-# A rank that waits for another one longer than this ends the job, so that a stall is a failure and not a wait.
-ENVIRONMENT = {
-    "TF_NUM_INTRAOP_THREADS": "1",
-    "TF_NUM_INTEROP_THREADS": "2",
-    "OMP_NUM_THREADS": "1",
-    "HOROVOD_STALL_CHECK_TIME_SECONDS": "20",
-    "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "60",
-}
 
 
 @dataclass(frozen=True)
@@ -37,23 +27,12 @@ class Launch:
         return [report[subject]["result"] for report in self.reports]
 
 
-def horovodrun(size, *command, timeout=900, **environment):
-    """Run a command on ranks of this machine; return the finished process."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return subprocess.run(
-        ["horovodrun", "-np", str(size), "-H", f"localhost:{size}", sys.executable, *map(str, command)],
-        env={**os.environ, **ENVIRONMENT, "PATH": path, "PYTHONPATH": str(SUPPORT), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout,
-    )
-
-
 @pytest.fixture
 def start_ranks():
     """`horovodrun`, for scripts of `tests/support`."""
-    return lambda size, script, arguments=(), **options: horovodrun(size, SUPPORT / script, *arguments, **options)
+    return lambda size, script, arguments=(), **environment: horovodrun(
+        size, SUPPORT / script, *arguments, PYTHONPATH=str(SUPPORT), **environment
+    )
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +42,7 @@ def launch_once(tmp_path_factory):
     @functools.cache
     def launch_on(size):
         folder = tmp_path_factory.mktemp(f"ranks{size}")
-        done = horovodrun(size, SUPPORT / "run_on_ranks.py", folder)
+        done = horovodrun(size, SUPPORT / "run_on_ranks.py", folder, PYTHONPATH=str(SUPPORT))
         assert done.returncode == 0, done.stdout[-5000:]
         return Launch(size, folder, [json.loads((folder / f"report-{rank}.json").read_text()) for rank in range(size)])
 

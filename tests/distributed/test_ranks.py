@@ -325,18 +325,17 @@ MISUSE = {
 
 
 @pytest.mark.parametrize("name", MISUSE)
-def test_misuse_ends_in_a_clear_error_on_every_rank_and_soon(launch, name):
-
+def test_misuse_ends_in_a_clear_error_on_every_rank(launch, name):
+    """And not in Horovod's error after a stall, which is of another class."""
     for result in launch.results(name):
         assert result["error"] == "ValueError", result["message"]
         assert re.search(MISUSE[name], result["message"], flags=re.DOTALL), result["message"]
-        assert result["seconds"] < 30
 
 
 def test_ranks_that_wait_in_vain_end_the_job(start_ranks):
     """Without callbacks nobody compares the numbers of batches; Horovod's own limit, set here to seconds, is left."""
     limits = {"HOROVOD_STALL_CHECK_TIME_SECONDS": "2", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "4"}
-    done = start_ranks(2, "run_uneven_ranks.py", timeout=90, **limits)
+    done = start_ranks(2, "run_uneven_ranks.py", **limits)
     assert done.returncode != 0
     assert re.search(r"Missing ranks:\s*.*0!: \[", done.stdout, flags=re.DOTALL), done.stdout[-3000:]
 

@@ -4,10 +4,10 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from launch_ranks import horovodrun
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SHIM = Path(__file__).resolve().parents[1] / "support" / "namespaces"
@@ -47,29 +47,14 @@ def sent_by(name):
 def test_an_example_runs_on_two_hosts(hosts, tmp_path, example):
     first, second = hosts.values()
     before = sent_by(second)
-    environment = {
-        "PATH": os.pathsep.join([str(SHIM), str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "TFOPT_TEST_NAMESPACES": " ".join(f"{address}={name}" for address, name in hosts.items()),
-        "TF_NUM_INTRAOP_THREADS": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    script = [sys.executable, EXAMPLES / f"{example}.py", "--smoke", "--checkpoints", tmp_path / "ranks"]
-    launch = [
-        "horovodrun",
-        "-np",
-        "2",
-        "--network-interfaces",
-        "tfopt0",
-        "-H",
-        ",".join(f"{address}:1" for address in hosts),
-    ]
-    done = subprocess.run(
-        ["ip", "netns", "exec", first, *launch, *map(str, script)],
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=180,
+    script = [EXAMPLES / f"{example}.py", "--smoke", "--checkpoints", tmp_path / "ranks"]
+    done = horovodrun(
+        2,
+        *script,
+        hosts=["--network-interfaces", "tfopt0", "-H", ",".join(f"{address}:1" for address in hosts)],
+        before=["ip", "netns", "exec", first],
+        path=[SHIM],
+        TFOPT_TEST_NAMESPACES=" ".join(f"{address}={name}" for address, name in hosts.items()),
     )
     assert done.returncode == 0, done.stdout[-3000:]
     assert "2 rank(s): test accuracy" in done.stdout

@@ -1,13 +1,11 @@
 """The examples under `horovodrun`: on two ranks they give what they give in one process."""
 
 import importlib.util
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from launch_ranks import horovodrun
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -20,16 +18,7 @@ def load(name):
 
 
 def on_two_ranks(name, *arguments):
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    threads = {"TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        ["horovodrun", "-np", "2", "python", str(EXAMPLES / f"{name}.py"), *map(str, arguments)],
-        env={**os.environ, **threads, "PATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
+    done = horovodrun(2, EXAMPLES / f"{name}.py", *arguments)
     assert done.returncode == 0, done.stdout[-3000:]
     return done.stdout
 

@@ -1,0 +1,36 @@
+"""Starts `horovodrun` with limits that hold on a slow machine under load."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TIMEOUT = 3600  # seconds for a whole job
+# A rank that waits for another one longer than the last limit ends the job, so that a stall is a failure and not a
+# wait. The limits are far beyond what is needed: ranks import TensorFlow and trace at different speeds.
+ENVIRONMENT = {
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "2",
+    "OMP_NUM_THREADS": "1",
+    "HOROVOD_GLOO_TIMEOUT_SECONDS": "600",
+    "HOROVOD_START_TIMEOUT": "600",
+    "HOROVOD_STALL_CHECK_TIME_SECONDS": "60",
+    "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "600",
+}
+
+
+def horovodrun(size, *command, hosts=None, before=(), path=(), **environment):
+    """Run a command of Python on ranks; return the finished process, with all that was printed in `stdout`.
+
+    `hosts` are Horovod's; None for this machine. `before` stands before the launcher, `path` at the head of PATH.
+    """
+    folders = [*map(str, path), str(Path(sys.executable).parent), os.environ["PATH"]]
+    hosts = ["-H", f"localhost:{size}"] if hosts is None else hosts
+    return subprocess.run(
+        [*before, "horovodrun", "-np", str(size), *hosts, sys.executable, *map(str, command)],
+        env={**os.environ, **ENVIRONMENT, "PATH": os.pathsep.join(folders), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=TIMEOUT,
+    )
