@@ -1,87 +1,206 @@
-"""How a model is run while it is measured: everything is put back afterwards."""
+"""How a model is run while it is measured, in the thread that measures and nowhere else."""
 
 import contextlib
+import functools
 import inspect
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common.variables import AutocastScope
+from tensorflow.python.ops import nn_impl
+
+from tfopt.curvature.stand_ins import StandIns
+
+# Layers to which `training` means nothing but noise.
+NOISY = (
+    keras.layers.Dropout,
+    keras.layers.SpatialDropout1D,
+    keras.layers.SpatialDropout2D,
+    keras.layers.SpatialDropout3D,
+    keras.layers.AlphaDropout,
+    keras.layers.GaussianDropout,
+    keras.layers.GaussianNoise,
+    keras.layers.Attention,
+    keras.layers.RNN,
+)
+
+
+@dataclass
+class _Measurement:
+    """What holds in a thread that measures."""
+
+    dtype: str | None
+    calls_in_fit: dict[int, list[bool]] | None = None
+    recorded: dict[int, list[bool]] | None = None
+    num_calls: Counter[int] = field(default_factory=Counter)
+
+
+_current: ContextVar[_Measurement | None] = ContextVar("tfopt measurement", default=None)
 
 
 @contextlib.contextmanager
-def measuring(model: Any, batch_norm: str, dtype: str | None) -> Iterator[None]:
-    """Within this context, let a model that is called with `training=False` compute as measurements need it.
+def measuring(dtype: str | None, calls_in_fit: dict[int, list[bool]] | None = None) -> Iterator[None]:
+    """Within this context, let models, losses and regularisers compute as measurements need it.
+
+    Means and variances can be differentiated twice, dropout is off also where a model asks for it with
+    `training=True`, and layers that compute in float16 compute in float32: the derivatives of a loss, which training
+    scales, would underflow.
 
     Args:
-        model: The model.
-        batch_norm: "batch" to normalise by the batch's statistics, "moving" by moving averages.
         dtype: The dtype in which all layers compute; None for their own.
+        calls_in_fit: How `fit` calls batch normalisation, from `batch_norm_calls`: so it is called here. None leaves
+            it as the model, which is called with `training=False`, calls it.
 
     Yields:
         Nothing.
     """
-    with _batch_statistics(model if batch_norm == "batch" else None), _computing_in(model, dtype), _exact_moments():
-        yield
+    with _entered(_Measurement(dtype, calls_in_fit)):
+        # For variables of networks that are no part of the model, such as those inside a loss.
+        with contextlib.nullcontext() if dtype is None else AutocastScope(dtype):
+            yield
 
 
 @contextlib.contextmanager
-def _batch_statistics(model: Any) -> Iterator[None]:
-    """Let batch normalisation use the batch's statistics while all other layers predict."""
-    all_layers = [] if model is None else model._flatten_layers()
-    layers = [layer for layer in all_layers if isinstance(layer, keras.layers.BatchNormalization)]
-    for layer in layers:
-        object.__setattr__(layer, "call", _training_call(layer.call))
-    try:
-        yield
-    finally:
-        for layer in layers:
-            object.__delattr__(layer, "call")
+def batch_norm_calls(dtype: str | None) -> Iterator[dict[int, list[bool]]]:
+    """Within this context, record how batch normalisation is called: a model must be called here as `fit` calls it.
 
+    Args:
+        dtype: The dtype in which all layers compute; None for their own.
 
-def _training_call(call: Any) -> Any:
-    signature = inspect.signature(call)
-
-    def train(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs)
-        bound.arguments["training"] = True
-        return call(*bound.args, **bound.kwargs)
-
-    return train
+    Yields:
+        By the id of each layer, whether it trains in its first call, its second one, and so on. Complete at the end.
+    """
+    calls: dict[int, list[bool]] = {}
+    with _entered(_Measurement(dtype, recorded=calls)):
+        yield calls
 
 
 @contextlib.contextmanager
-def _computing_in(model: Any, dtype: str | None) -> Iterator[None]:
-    """Let all layers compute in another dtype."""
-    layers = list(model._flatten_layers()) if dtype is not None else []
-    kept = [layer._dtype_policy for layer in layers]
-    for layer in layers:
-        layer._dtype_policy = keras.DTypePolicy(dtype)
-    try:
-        yield
-    finally:
-        for layer, policy in zip(layers, kept, strict=True):
-            layer._dtype_policy = policy
+def _entered(measurement: _Measurement) -> Iterator[None]:
+    with _STAND_INS.installed():
+        token = _current.set(measurement)
+        try:
+            yield
+        finally:
+            _current.reset(token)
 
 
-@contextlib.contextmanager
-def _exact_moments() -> Iterator[None]:
-    """Let means and variances be differentiable twice.
+def computes_in_half(layer: Any) -> bool:
+    """Return whether a layer computes in float16 while nothing is measured."""
+    return bool(_own_policy(layer).compute_dtype == "float16")
+
+
+# --- `training`
+
+
+def _with_training(decide: Callable[[_Measurement, Any, Any], Any]) -> Callable[[Any], Any]:
+    """Return a function that makes a stand-in of a layer's `call`, whose `training` is decided anew."""
+
+    def make(original: Any) -> Any:
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            measurement = _current.get()
+            if measurement is None:
+                return original(self, *args, **kwargs)
+            bound = signature.bind(self, *args, **kwargs)
+            bound.apply_defaults()
+            bound.arguments["training"] = decide(measurement, self, bound.arguments["training"])
+            return original(*bound.args, **bound.kwargs)
+
+        return call
+
+    return make
+
+
+def _training_of_batch_norm(measurement: _Measurement, layer: Any, given: Any) -> Any:
+    if tf.is_tensor(given):
+        return given
+    if measurement.recorded is not None:
+        measurement.recorded.setdefault(id(layer), []).append(bool(given))
+    calls = (measurement.calls_in_fit or {}).get(id(layer))
+    if calls is None:
+        return given
+    place = measurement.num_calls[id(layer)]
+    measurement.num_calls[id(layer)] += 1
+    return calls[min(place, len(calls) - 1)]
+
+
+def _training_of_noise(measurement: _Measurement, _: Any, given: Any) -> Any:
+    return given if measurement.recorded is not None else False
+
+
+# --- dtypes
+
+
+class _PolicyStandIn:
+    """The dtype policy of all layers: in a thread that measures, the one in which they are measured."""
+
+    def __init__(self, _: None) -> None:
+        pass
+
+    def __get__(self, layer: Any, kind: Any = None) -> Any:
+        if layer is None or "_dtype_policy" not in vars(layer):
+            raise AttributeError("_dtype_policy")
+        measurement = _current.get()
+        return vars(layer)["_dtype_policy"] if measurement is None else _policy_to_measure(layer, measurement.dtype)
+
+    def __set__(self, layer: Any, policy: Any) -> None:
+        vars(layer)["_dtype_policy"] = policy
+
+
+def _own_policy(layer: Any) -> Any:
+    policy = vars(layer)["_dtype_policy"]
+    is_map = isinstance(policy, keras.dtype_policies.DTypePolicyMap)
+    return policy[layer.path] if is_map and layer.path else policy
+
+
+def _policy_to_measure(layer: Any, dtype: str | None) -> Any:
+    own = _own_policy(layer)
+    wanted = dtype or ("float32" if own.compute_dtype == "float16" else None)
+    if wanted is None or not tf.as_dtype(own.compute_dtype).is_floating:
+        return own
+    # Not a new policy: that of a quantised layer says more than dtypes.
+    made = object.__new__(type(own))
+    made.__dict__.update(own.__dict__)
+    made._compute_dtype, made._variable_dtype = wanted, dtype or own.variable_dtype
+    return made
+
+
+# --- means and variances
+
+
+def _exact_moments(original: Any) -> Any:
+    """Return a stand-in for `tf.nn.moments` that can be differentiated twice.
 
     `tf.nn.moments`, in which Keras computes batch, layer and group normalisation, stops the gradient at the mean inside
     the variance. That leaves the first derivative as it is, and makes the second one wrong, without a word.
     """
-    kept = tf.nn.moments
-    tf.nn.moments = _moments
-    try:
-        yield
-    finally:
-        tf.nn.moments = kept
+
+    @functools.wraps(original)
+    def moments(x: Any, axes: Any, shift: Any = None, name: Any = None, keep_dims: Any = None, **kwargs: Any) -> Any:
+        if _current.get() is None:
+            return original(x, axes, shift, name, keep_dims, **kwargs)
+        keepdims = bool(kwargs.get("keepdims") or keep_dims)
+        x = tf.convert_to_tensor(x)
+        wide = tf.cast(x, tf.float32) if x.dtype.size < 4 else x
+        mean = tf.reduce_mean(wide, axes, keepdims=True)
+        variance = tf.reduce_mean(tf.math.squared_difference(wide, mean), axes, keepdims=keepdims)
+        mean = mean if keepdims else tf.reshape(mean, tf.shape(variance))
+        return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
+
+    return moments
 
 
-def _moments(x: Any, axes: Any, shift: Any = None, keepdims: bool = False, name: str | None = None) -> tuple[Any, Any]:
-    wide = tf.cast(x, tf.float32) if x.dtype.size < 4 else x
-    mean = tf.reduce_mean(wide, axes, keepdims=True)
-    variance = tf.reduce_mean(tf.math.squared_difference(wide, mean), axes, keepdims=keepdims)
-    mean = mean if keepdims else tf.reshape(mean, tf.shape(variance))
-    return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
+_STAND_INS = StandIns((
+    (nn_impl, "moments", _exact_moments),
+    (keras.layers.Layer, "_dtype_policy", _PolicyStandIn),
+    (keras.layers.BatchNormalization, "call", _with_training(_training_of_batch_norm)),
+    *((kind, "call", _with_training(_training_of_noise)) for kind in NOISY),
+))

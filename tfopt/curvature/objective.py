@@ -9,7 +9,8 @@ import tensorflow as tf
 from keras.src.trainers.compile_utils import CompileLoss
 
 from tfopt._checks import check_choice
-from tfopt.curvature.forward_mode import measuring
+from tfopt.curvature.forward_mode import batch_norm_calls, computes_in_half, measuring
+from tfopt.curvature.outputs import Outputs
 from tfopt.curvature.probe import Probe
 
 BATCH_NORM_MODES = ("batch", "moving")
@@ -53,7 +54,7 @@ class Objective:
         self.dtype = dtype
         self.given_loss = loss
         self._is_custom = loss is None and type(model).compute_loss is not keras.Model.compute_loss
-        self._form: tuple[Any, list[Any]] = (None, [])
+        self._calls_in_fit: dict[Any, dict[int, list[bool]]] = {}
         self.reduction = ""  # the loss's, where it depends on how rows are cut into batches
         self._check_inputs(probe)
         self._loss = None if self._is_custom else self._make_loss(loss, probe)
@@ -69,19 +70,19 @@ class Objective:
         Returns:
             A scalar tensor.
         """
-        x, y, sample_weight = batch
+        _, y, sample_weight = batch
         with self._scope(values, variables):
-            y_pred = self.model(x, training=False)
             if self._is_custom:
-                return self.model._compute_loss(x, y, y_pred, sample_weight, training=False)
+                return self._in_mode(self._custom_loss, *batch)
+            y_pred = self._in_mode(self._call, batch[0])
             parts = [tf.reduce_sum(part) for part in self.model.losses]
             if self._loss is not None:
                 parts.append(self._loss(y, y_pred, sample_weight))
             dtype = self.dtype or parts[-1].dtype
             return tf.add_n([tf.cast(part, dtype) for part in parts])
 
-    def outputs(self, values: Sequence[Any], x: Any, variables: Sequence[Any] | None = None) -> list[Any]:
-        """Return what the loss is a function of: logits where the model ends in softmax or sigmoid, its outputs else.
+    def outputs(self, values: Sequence[Any], x: Any, variables: Sequence[Any] | None = None) -> Outputs:
+        """Return the model's outputs, and what the loss is a function of: the logits of softmax or sigmoid, if any.
 
         Args:
             values: One tensor for each variable.
@@ -89,7 +90,7 @@ class Objective:
             variables: The variables that have these values; None means all that are trainable.
 
         Returns:
-            A list of tensors, one for each output.
+            The outputs.
 
         Raises:
             ValueError: The model adds losses of its own on the way, which are no function of its outputs.
@@ -100,22 +101,20 @@ class Objective:
                 "of its outputs: pass `loss`"
             )
         with self._scope(values, variables):
-            y_pred = self.model(x, training=False)
+            y_pred = self._in_mode(self._call, x)
             num_regularized = sum(v.regularizer is not None for v in self.model.trainable_variables)
             if len(self.model.losses) > num_regularized:
                 raise ValueError(
                     "The model adds losses on the way (add_loss or activity_regularizer), which are no function of its "
                     "outputs: they have no Gauss-Newton matrix. Use HessianOperator"
                 )
-        found = [_logits_of(output) for output in keras.tree.flatten(y_pred)]
-        self._form = keras.tree.map_structure(lambda _: None, y_pred), [rebuild for _, rebuild in found]
-        return [logits for logits, _ in found]
+        return Outputs(y_pred)
 
-    def loss_of_outputs(self, outputs: Sequence[Any], batch: tuple[Any, Any, Any]) -> Any:
-        """Return the loss of a batch, without regularisation, from what `outputs` has returned.
+    def loss_of_outputs(self, outputs: Outputs, batch: tuple[Any, Any, Any]) -> Any:
+        """Return the loss of a batch, without regularisation, in the graph in which `outputs` has traced the model.
 
         Args:
-            outputs: The tensors.
+            outputs: What `outputs` has returned.
             batch: The inputs, targets and weights of the rows.
 
         Returns:
@@ -123,11 +122,9 @@ class Objective:
         """
         _, y, sample_weight = batch
         if self._loss is None:
-            return tf.zeros((), outputs[0].dtype)
-        form, rebuilds = self._form
-        y_pred = [rebuild(output) for rebuild, output in zip(rebuilds, outputs, strict=True)]
-        with keras.StatelessScope():
-            return self._loss(y, keras.tree.pack_sequence_as(form, y_pred), sample_weight)
+            return tf.zeros((), outputs.tensors[0].dtype)
+        with measuring(self.dtype), keras.StatelessScope():
+            return self._loss(y, outputs.y_pred, sample_weight)
 
     def regularization(self, values: Sequence[Any], variables: Sequence[Any]) -> Any:
         """Return the loss that regularisers add for some variables.
@@ -142,7 +139,8 @@ class Objective:
         pairs = [(v, value) for v, value in zip(variables, values, strict=True) if v.regularizer is not None]
         if not pairs:
             return None
-        return tf.add_n([tf.reduce_sum(variable.regularizer(value)) for variable, value in pairs])
+        with measuring(self.dtype):
+            return tf.add_n([tf.reduce_sum(variable.regularizer(value)) for variable, value in pairs])
 
     @contextlib.contextmanager
     def _scope(self, values: Sequence[Any], variables: Sequence[Any] | None) -> Iterator[None]:
@@ -154,13 +152,40 @@ class Objective:
                     scope.add_update((variable, tf.cast(variable.value, self.dtype)))
         for variable, value in zip(chosen, values, strict=True):
             scope.add_update((variable, value))
-        with measuring(self.model, self.batch_norm, self.dtype), scope:
+        with measuring(self.dtype), scope:
             yield
+
+    def _call(self, x: Any, training: bool) -> Any:
+        # As `fit`, `evaluate` and `predict` call it.
+        return self.model(x, training=training) if self.model._call_has_training_arg else self.model(x)
+
+    def _custom_loss(self, x: Any, y: Any, sample_weight: Any, training: bool) -> Any:
+        return self.model._compute_loss(x, y, self._call(x, training), sample_weight, training=training)
+
+    def _in_mode(self, function: Any, *tensors: Any) -> Any:
+        """Call a function of tensors and `training` in prediction mode, with batch normalisation as `batch_norm` says.
+
+        Which calls of batch normalisation use the batch's statistics in `fit` (frozen layers, and those that the model
+        calls with `training=False`, do not), a trace in training mode says, which is never computed.
+        """
+        has_batch_norm = any(isinstance(one, keras.layers.BatchNormalization) for one in self.model._flatten_layers())
+        if self.batch_norm == "moving" or not has_batch_norm:
+            return function(*tensors, training=False)
+        form = tuple((leaf.shape, leaf.dtype) for leaf in keras.tree.flatten(tensors) if leaf is not None)
+        key = (function.__name__, str(form))
+        if key not in self._calls_in_fit:
+            with tf.__internal__.FuncGraph("as_in_fit").as_default(), self._scope([], []):
+                inputs = keras.tree.map_structure(_placeholder, tensors)
+                with batch_norm_calls(self.dtype) as calls:
+                    function(*inputs, training=True)
+            self._calls_in_fit[key] = calls
+        with measuring(self.dtype, self._calls_in_fit[key]):
+            return function(*tensors, training=False)
 
     def _check_inputs(self, probe: Probe) -> None:
         try:
             with self._scope([], []):
-                self.model(probe.batches[0].x, training=False)
+                self._in_mode(self._call, probe.batches[0].x)
         except Exception as error:
             raise ValueError(f"`x` must fit the model. {type(self.model).__name__} says: {error}") from error
 
@@ -182,7 +207,7 @@ class Objective:
         made = CompileLoss(loss, weights, output_names=getattr(self.model, "output_names", None))
         x, y, sample_weight = probe.batches[0].tensors
         with self._scope([], []):
-            y_pred = self.model(x, training=False)
+            y_pred = self._in_mode(self._call, x)
             _check_targets(y, y_pred)
             try:
                 made(y, y_pred, sample_weight)  # builds it
@@ -191,7 +216,7 @@ class Objective:
                     "`loss`, `y` and `sample_weight` must fit the model's outputs. "
                     f"Keras says: {type(error).__name__}: {error}"
                 ) from error
-        self._finish_loss(made, probe)
+        made = self._finish_loss(made, probe)
         with self._scope([], []):
             value = made(y, y_pred, sample_weight)
         if value is None or value.shape.rank != 0:
@@ -203,10 +228,10 @@ class Objective:
 
     def _has_own_losses(self, probe: Probe) -> bool:
         with self._scope([], []):
-            self.model(probe.batches[0].x, training=False)
+            self._in_mode(self._call, probe.batches[0].x)
             return bool(self.model.losses)
 
-    def _finish_loss(self, made: CompileLoss, probe: Probe) -> None:
+    def _finish_loss(self, made: CompileLoss, probe: Probe) -> CompileLoss:
         # The loss in float64, where weights are: by default Keras casts outputs to float32 before it compares them.
         dtypes = {tf.as_dtype(v.dtype) for v in self.variables}
         wide = self.dtype or ("float64" if tf.float64 in dtypes else None)
@@ -220,8 +245,7 @@ class Objective:
                 self.reduction = str(reduction)
             parts.append(part._replace(loss=_with_dtype(part.loss, wide)))
         made._flat_losses = parts
-        if wide:
-            made._dtype_policy, made._dtype = keras.DTypePolicy(wide), wide
+        return _with_dtype(made, wide)
 
 
 def check_loss_name(loss: Any) -> None:
@@ -318,6 +342,8 @@ def _check_targets(y: Any, y_pred: Any) -> None:
 
 
 def _with_dtype(loss: Any, dtype: str | None) -> Any:
+    # float16 has too few small numbers for the derivatives of a loss, which training scales.
+    dtype = dtype or ("float32" if getattr(loss, "dtype", None) == "float16" else None)
     if dtype is None:
         return loss
     # Not copy.copy, for which Keras builds the loss anew from what `get_config` says.
@@ -327,18 +353,5 @@ def _with_dtype(loss: Any, dtype: str | None) -> Any:
     return copied
 
 
-def _logits_of(output: Any) -> tuple[Any, Any]:
-    """Return the tensor that a loss starts from, and the function that makes the output of it.
-
-    Keras's cross-entropies use the logits that softmax and sigmoid leave on their results.
-    """
-    logits = getattr(output, "_keras_logits", None)
-    kind = (
-        getattr(getattr(output, "op", None), "type", None)
-        if not isinstance(output, tf.__internal__.EagerTensor)
-        else None
-    )
-    activations = {"Softmax": keras.activations.softmax, "Sigmoid": keras.activations.sigmoid}
-    if logits is None or kind not in activations:
-        return output, lambda tensor: tensor
-    return logits, activations[kind]
+def _placeholder(tensor: Any) -> Any:
+    return None if tensor is None else tf.compat.v1.placeholder(tensor.dtype, tensor.shape)

@@ -1,0 +1,62 @@
+"""Attributes of classes and modules of other libraries, replaced while a thread measures."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+_ABSENT = object()
+
+
+class StandIns:
+    """Replacements that are in place while at least one thread is within `installed`, and that are all taken out after.
+
+    A replacement must do what the original does in threads that do not measure: these meet it too, because a class or
+    a module is the same object in all threads.
+
+    Args:
+        replaced: The owners of the attributes, the attributes' names, and functions that make the replacement of the
+            original, which may be inherited; of None where there is none.
+    """
+
+    def __init__(self, replaced: Sequence[tuple[Any, str, Callable[[Any], Any]]]) -> None:
+        self._replaced = replaced
+        self._lock = threading.Lock()
+        self._num_users = 0
+        self._kept: list[tuple[Any, str, Any, Any]] = []
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Within this context the replacements are in place.
+
+        Yields:
+            Nothing.
+        """
+        with self._lock:
+            if self._num_users == 0:
+                self._kept = [_replace(*one) for one in self._replaced]
+            self._num_users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_users -= 1
+                if self._num_users == 0:
+                    for one in self._kept:
+                        _put_back(*one)
+
+
+def _replace(owner: Any, name: str, make: Callable[[Any], Any]) -> tuple[Any, str, Any, Any]:
+    original = vars(owner).get(name, _ABSENT)
+    made = make(getattr(owner, name, None))
+    setattr(owner, name, made)
+    return owner, name, original, made
+
+
+def _put_back(owner: Any, name: str, original: Any, made: Any) -> None:
+    if vars(owner).get(name) is not made:
+        return  # somebody has wrapped the replacement since
+    if original is _ABSENT:
+        delattr(owner, name)
+    else:
+        setattr(owner, name, original)
