@@ -46,6 +46,10 @@ class ChangeShare:
             self.num_positive_steps += (step - last_step) * was_positive
         self._last = (loss, bool(quantity > 0), step)
 
+    def interrupt(self) -> None:
+        """Let the next measurement begin a new stretch: the loss before it was another function."""
+        self._last = None
+
     @property
     def fraction(self) -> float:
         """The share of the change; NaN before there is any."""

@@ -9,14 +9,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 from tfopt.callbacks._cadence import Cadence
+from tfopt.callbacks._columns import by_path, pad_loggers
 from tfopt.callbacks._rank_callback import RankCallback
-from tfopt.callbacks._running_fit import build_model, come_before_loggers, find_running_fit
+from tfopt.callbacks._row_weights import weigh_as_fit_does
+from tfopt.callbacks._running_fit import build_model, come_before_loggers, find_running_fit, has_call
+from tfopt.callbacks._step_count import StepCount
 from tfopt.callbacks._summaries import Summaries
 from threadpoolctl import ThreadpoolController
 
 from tfopt import _plotting
-from tfopt._agreement import check_agreement
+from tfopt._agreement import check_agreement, in_agreement
 from tfopt._checks import check_choice
+from tfopt._naming import unique_paths
 from tfopt.communicator import Communicator
 from tfopt.curvature.objective import BATCH_NORM_MODES, check_loss_name
 from tfopt.curvature.probe import Probe, as_probe, map_arrays
@@ -43,8 +47,8 @@ class Measurement(RankCallback):
 
     Attributes:
         batch_norm: As it was given: how all in `history` was measured.
-        history: Lists with one entry for each measurement: `epoch` (epochs completed), `step` (steps that the optimizer
-            took), `seconds`, and what was measured.
+        history: Lists with one entry for each measurement: `epoch` (epochs completed), `step` (as `StepCount` counts),
+            `seconds`, and what was measured.
     """
 
     group = ""
@@ -66,7 +70,7 @@ class Measurement(RankCallback):
         self.cadence = cadence
         self.batch_norm = check_choice("batch_norm", batch_norm, BATCH_NORM_MODES)
         is_left_out = probe_data is None and not self.needs_probe
-        self._probe = None if is_left_out else _make_probe(probe_data, batch_size)
+        self._given_probe = self._probe = None if is_left_out else _make_probe(probe_data, batch_size)
         self._summaries = Summaries(log_dir if self.communicator.rank == 0 else None)
         self._made_for: tuple[Any, ...] = ()
         self._check_loss_and_hooks()
@@ -80,11 +84,14 @@ class Measurement(RankCallback):
 
     # Copies and pickles hold what was measured, and make new instruments in their next `fit`.
 
-    _INSTRUMENTS = ("on_train_batch_end", "_model", "_threads", "_hessian", "_network", "_meter", "_groups", "_scatter")
+    _INSTRUMENTS = (
+        *("on_train_batch_end", "_model", "_threads", "_hessian", "_network", "_meter", "_groups", "_scatter"),
+        *("_waiting", "_kept"),
+    )
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {name: value for name, value in self.__dict__.items() if name not in self._INSTRUMENTS}
-        return kept | {"_made_for": (), "_is_ready": False}
+        return kept | {"_made_for": (), "_is_ready": False, "_probe": self._given_probe}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _model=None, _scatter=None)
@@ -93,24 +100,15 @@ class Measurement(RankCallback):
     def _start(self) -> None:
         self.history: dict[str, list] = {"epoch": [], "step": [], "seconds": []}
         self._latest: dict[str, float] = {}
+        self._logged: set[str] = set()  # names in the logs of the epoch before
         self._first_epoch: int | None = None
         self._epochs_completed = 0
-        self._sweeps = 0  # completed, of a trainer without an optimizer, whose epochs are of one step each
-        self._batches = 0  # completed in this training, where the cadence is one of steps
-        self._batches_before_epoch = 0
-        self._steps_before = 0
+        self._count = StepCount()
         self._is_ready = False
 
     # --- for ResumableCheckpoint
 
-    _STATE = (
-        "history",
-        "_latest",
-        "_first_epoch",
-        "_epochs_completed",
-        "_batches_before_epoch",
-        "_batches",
-    )
+    _STATE = ("history", "_latest", "_first_epoch", "_epochs_completed")
 
     def get_state(self) -> dict[str, Any]:
         """Return what a checkpoint must keep.
@@ -118,7 +116,7 @@ class Measurement(RankCallback):
         Returns:
             The measurements, and how far training has come.
         """
-        return {name: getattr(self, name) for name in self._STATE}
+        return {name: getattr(self, name) for name in self._STATE} | {"count": self._count.get_state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on where a checkpoint was written.
@@ -126,8 +124,9 @@ class Measurement(RankCallback):
         Args:
             state: What `get_state` has returned.
         """
-        for name, value in state.items():
-            setattr(self, name, value)
+        for name in self._STATE:
+            setattr(self, name, state[name])
+        self._count.set_state(state["count"])
 
     # --- what Keras calls
 
@@ -149,10 +148,13 @@ class Measurement(RankCallback):
             logs: Not used.
         """
         super().on_epoch_begin(epoch, logs)
-        self._epochs_completed = self._sweeps = epoch
-        self._batches_before_epoch = self._batches
-        if not self._is_ready:
+        self._epochs_completed = epoch
+        if self._is_ready:
+            self._count.begin_epoch(self.model, epoch, self.parameters.get("steps"))
+            self._follow()
+        else:
             self._get_ready()
+            self._count.begin_epoch(self.model, epoch, self.parameters.get("steps"))
             self._is_ready = True
             if self._first_epoch is None:
                 self._first_epoch = epoch
@@ -166,7 +168,7 @@ class Measurement(RankCallback):
             logs: Not used.
         """
         self._num_batches = batch + 1  # for the ranks to compare
-        self._steps_before = self._steps if self._may_end_anywhere else 0
+        self._count.begin_batch(self.model, batch, self._is_counting)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Measure if it is time to; the results go into the logs. Called where the cadence is one of steps.
@@ -175,9 +177,9 @@ class Measurement(RankCallback):
             batch: Not used: where one execution makes several steps, it may be the first of them or beyond the last.
             logs: Receives what has been measured.
         """
-        num_measured = len(self.history["step"])
-        self._sweeps = self._epochs_completed + 1
-        self._move_on(self._steps_made())
+        num_measured, before = len(self.history["step"]), self._count.batches
+        self._count.end_batch()
+        self._after_batches(before, self._count.batches)
         if logs is not None and len(self.history["step"]) > num_measured:
             logs.update(self._latest)
 
@@ -189,14 +191,17 @@ class Measurement(RankCallback):
             logs: Receives what was measured last.
         """
         self.compare(f"the end of epoch {epoch + 1}", logs)
-        self._sweeps = epoch + 1
-        if self._may_end_anywhere and self._steps > self._steps_before:
-            # The data have run out in the middle of an execution, of which Keras tells the beginning only.
-            self._move_on(self._steps - self._steps_before)
+        before = self._count.batches
+        self._count.end_epoch(self._is_counting)
+        if self._is_counting and self._count.batches > before:
+            self._after_batches(before, self._count.batches)
         self._epochs_completed = epoch + 1
         is_last = epoch + 1 == self.parameters.get("epochs") or bool(self.model.stop_training)
         self._after_epoch(epoch + 1, is_last)
         if logs is not None:
+            if self._latest.keys() != self._logged:
+                pad_loggers(find_running_fit(self).callbacks, sorted(self._latest))
+                self._logged = set(self._latest)
             logs.update(self._latest)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
@@ -236,43 +241,19 @@ class Measurement(RankCallback):
         return cadence.is_due_after_epoch(epochs, self._first_epoch or 0, self.parameters.get("epochs") or epochs)
 
     @property
-    def _execution_size(self) -> int:
-        return max(int(getattr(self.model, "steps_per_execution", 1)), 1)
-
-    @property
-    def _next_steps(self) -> int:
-        # How many steps the next execution makes; at most, where `fit` does not know the end of the epoch.
-        total = self.parameters.get("steps")
-        done = self._batches - self._batches_before_epoch
-        return self._execution_size if total is None else max(min(self._execution_size, total - done), 1)
-
-    @property
-    def _may_end_anywhere(self) -> bool:
-        is_counting = self.cadence.every_n_steps is not None
-        return is_counting and self.parameters.get("steps") is None and self._execution_size > 1
-
-    def _move_on(self, num_steps: int) -> None:
-        before = self._batches
-        self._batches += num_steps
-        self._steps_before = self._steps if self._may_end_anywhere else 0
-        self._after_batches(before, self._batches)
-
-    def _steps_made(self) -> int:
-        made = self._steps - self._steps_before if self._may_end_anywhere else 0
-        return made if 0 < made < self._next_steps else self._next_steps
+    def _is_counting(self) -> bool:
+        return self.cadence.every_n_steps is not None
 
     @property
     def _steps(self) -> int:
-        optimizer = getattr(self.model, "optimizer", None)
-        if optimizer is None:
-            return self._sweeps
-        return int(keras.ops.convert_to_numpy(optimizer.iterations))
+        return self._count.look(self.model)
 
     def _is_measured(self, step: int) -> bool:
         return step in self.history["step"][-1:]
 
     def _take(self, step: int | None = None, **options: Any) -> None:
         """Measure, and write down what was measured; of the step of the moment, or of another one."""
+        self._follow()
         start = time.perf_counter()
         # On one thread: those of NumPy's BLAS go on spinning for a while afterwards, and keep TensorFlow's waiting.
         with self._threads.limit(limits=1, user_api="blas"):
@@ -290,28 +271,73 @@ class Measurement(RankCallback):
         for name, value in {**row, **values, **details}.items():
             history.setdefault(name, [float("nan")] * len(history["step"]))[-1] = value
         self._latest |= {**values, f"{self.group}/seconds": float(sum(history["seconds"]))}
-        by_path = {f"{name}/{path}": v for name, found in details.items() for path, v in found.items()}
-        self._summaries.write(step, {**values, **by_path})
+        parts = {f"{name}/{path}": v for name, found in details.items() for path, v in found.items()}
+        self._summaries.write(step, {**values, **parts})
 
     def _get_ready(self) -> None:
         self._threads = ThreadpoolController()
+        if self._given_probe is not None:
+            self._probe = in_agreement(self.communicator, self._make_weighted_probe)
         self._build_model()
-        variables = list(self.model.trainable_variables)
-        wanted = (self.model, getattr(self.model, "_compile_loss", None), *variables)
-        made_for = self._made_for
-        if len(made_for) != len(wanted) or any(a is not b for a, b in zip(made_for, wanted, strict=True)):
-            self._make_instruments()
-            self._made_for = wanted
-        if self.communicator.size > 1:
-            digest = hashlib.sha256()
-            for variable in variables:
-                digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable.value)).tobytes())
-            check_agreement(
-                self.communicator,
-                f"{type(self).__name__} before training",
-                {"weights": f"those with the checksum {digest.hexdigest()[:8]}"},
-                "Add the callback tfopt.callbacks.BroadcastVariables(), which makes them equal.",
+        self._follow(is_start=True)
+
+    def _make_weighted_probe(self) -> Probe:
+        name = type(self).__name__
+        if not has_call(self.model):
+            raise ValueError(
+                f"{name} cannot measure {type(self.model).__name__}, which has a train_step and no call(): nothing "
+                "says what its loss compares with the targets. Give it a method call(inputs) that returns the outputs "
+                "of which `loss` is a function; or measure one part of it, in a callback of your own, with "
+                "tfopt.curvature.HessianOperator(model.part, loss, x, y)"
             )
+        return weigh_as_fit_does(name, self._given_probe, self._probe, find_running_fit(self), self.model)
+
+    def _follow(self, is_start: bool = False) -> None:
+        """Make new instruments, if the model is no longer the one that they were made for."""
+        wanted, made_for = self._what_to_measure(), self._made_for
+        is_new = len(made_for) != len(wanted) or any(a is not b for a, b in zip(made_for, wanted, strict=True))
+        if self.communicator.size > 1 and (is_start or self._is_new_anywhere(is_new)):
+            self._compare_models(is_new)
+        if not is_new:
+            return
+        self._make_instruments()
+        self._made_for = self._what_to_measure()
+        if not is_start:
+            self._after_change()
+
+    def _what_to_measure(self) -> tuple[Any, ...]:
+        """Return all that the programs of the instruments depend on: each of these is the same object, or another."""
+        model = self.model
+        compiled = [getattr(model, name, None) for name in ("_compile_loss", "_compile_config")]
+        flags = [item for layer in model._flatten_layers() for item in (layer, bool(layer.trainable))]
+        return (model, self._probe, *compiled, *model.trainable_variables, *flags)
+
+    def _is_new_anywhere(self, is_new: bool) -> bool:
+        # By a reduction, in which a rank takes part that is at the end of its epoch already.
+        (count,) = self.communicator.allreduce_sum([tf.constant(int(is_new), tf.int64)], name="changes")
+        return int(count) > 0
+
+    def _compare_models(self, is_new: bool) -> None:
+        variables = self.model.trainable_variables
+        digest = hashlib.sha256()
+        for variable in variables:
+            digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable.value)).tobytes())
+        paths = unique_paths(variables)
+        check_agreement(
+            self.communicator,
+            f"{type(self).__name__} before a measurement",
+            {
+                "model": "one that is new, compiled again, frozen or unfrozen" if is_new else "the one of before",
+                "trainable variables": [f"{path} {tuple(v.shape)}" for path, v in zip(paths, variables, strict=True)],
+                "weights": f"those with the checksum {digest.hexdigest()[:8]}",
+            },
+            "Add the callback tfopt.callbacks.BroadcastVariables(), which makes them equal before training; freeze, "
+            "unfreeze and compile on every rank at the same time.",
+        )
+
+    def _after_change(self) -> None:
+        """After new instruments were made in the middle of training: old values are no longer those of the model."""
+        self._latest = dict.fromkeys(self._latest, float("nan"))
 
     def _build_model(self) -> None:
         if self.model.built:
@@ -332,8 +358,8 @@ class Measurement(RankCallback):
         """
         columns: dict[str, list] = {}
         for name, series in self.history.items():
-            if series and isinstance(series[-1], dict):
-                columns |= {f"{name}/{path}": [entry[path] for entry in series] for path in series[-1]}
+            if any(isinstance(entry, dict) for entry in series):
+                columns |= {f"{name}/{path}": values for path, values in by_path(series).items()}
             else:
                 columns[name] = series
         return _plotting.make_dataframe(columns)

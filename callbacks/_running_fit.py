@@ -25,10 +25,27 @@ class RunningFit:
     Attributes:
         callbacks: All its callbacks, in their order; Keras's own (History, the progress bar) included.
         epoch_iterator: What hands out the batches of the training data; None where Keras does not show it.
+        class_weight: As it was given to `fit`.
+        sample_weight: The same.
     """
 
     callbacks: list[keras.callbacks.Callback]
     epoch_iterator: Any = None
+    class_weight: dict[int, float] | None = None
+    sample_weight: Any = None
+
+
+def has_call(model: Any) -> bool:
+    """Say whether a model can be called: some have a `train_step` that calls their parts, and no `call`.
+
+    Args:
+        model: A Keras model.
+
+    Returns:
+        Whether its class, or the model itself, has a `call`.
+    """
+    missing = (keras.Model.call, keras.layers.Layer.call)
+    return "call" in vars(model) or getattr(type(model), "call", None) not in missing
 
 
 def build_model(model: Any, running: RunningFit) -> None:
@@ -102,7 +119,8 @@ def find_running_fit(callback: keras.callbacks.Callback) -> RunningFit:
         if callbacks is None and isinstance(caller, CallbackList) and callback in caller.callbacks:
             callbacks = list(caller.callbacks)
         if callbacks is not None and frame.f_code.co_name == "fit" and "epoch_iterator" in frame.f_locals:
-            return RunningFit(callbacks, frame.f_locals["epoch_iterator"])
+            given = {name: frame.f_locals.get(name) for name in ("epoch_iterator", "class_weight", "sample_weight")}
+            return RunningFit(callbacks, **given)
     return RunningFit(callbacks or [callback])
 
 

@@ -1,5 +1,6 @@
 """Is the loss convex where training goes?"""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from tfopt.callbacks._cadence import Cadence
 from tfopt.callbacks._change_share import ChangeShare
 from tfopt.callbacks._measurement import Measurement
-from tfopt.callbacks._rank_callback import learning_rates_of
+from tfopt.callbacks._step_count import variables_trained_by
 
 from tfopt import _plotting
 from tfopt._checks import check_flag, check_integer
@@ -43,7 +44,8 @@ class Convexity(Measurement):
       after every tenth part of training; `hessian/lambda_min_bound` and `..._max_bound`, within which an eigenvalue is.
       For Keras's SGD (without clipping, decay and averaging) also
       `hessian/learning_rate_times_lambda_max` and `hessian/stability_limit`, beyond which steps on a quadratic diverge:
-      2, with momentum b 2 (1 + b), with Nesterov's 2 (1 + b) / (1 + 2 b).
+      2, with momentum b 2 (1 + b), with Nesterov's 2 (1 + b) / (1 + 2 b). NaN where it is not known that one
+      optimizer alone trains all variables, as before the first step of a `train_step` of the model's own.
     - `hessian/trace` with `hessian/trace_standard_error`, if asked for.
     - `convexity/theta_paper`, `convexity/theta_sharp`: the certified moduli of strong convexity, where the theorem
       covers the model (see `tfopt.curvature.convexity_certificate`).
@@ -76,7 +78,8 @@ class Convexity(Measurement):
 
     Attributes:
         history: Lists with one entry for each measurement: `epoch` (epochs completed), `step` (steps that the optimizer
-            took), `seconds`, and all that is in the logs, by the same names; NaN where something was not measured.
+            took; where several take steps or none, training batches), `seconds`, and all that is in the logs, by the
+            same names; NaN where something was not measured.
         densities: A `SpectralDensity` for each step at which it was measured, by step.
         certificate_refused: Why there is no certificate; empty if there is one, or none was wanted.
 
@@ -141,6 +144,7 @@ class Convexity(Measurement):
         self.densities: dict[int, SpectralDensity] = {}
         self._shares: dict[str, ChangeShare] = {}
         self._spectrum_step = -1
+        self._spectrum_is_due_now = False  # after a change of the model
 
     def get_state(self) -> dict[str, Any]:
         """Return what a checkpoint must keep.
@@ -210,7 +214,14 @@ class Convexity(Measurement):
                     raise
                 self.certificate_refused = str(error)
 
+    def _after_change(self) -> None:
+        super()._after_change()
+        self._spectrum_is_due_now = True
+        for share in self._shares.values():
+            share.interrupt()
+
     def _measure(self, with_spectrum: bool) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        with_spectrum = with_spectrum or self._spectrum_is_due_now
         loss, gradient = self._hessian.loss_and_gradient()
         flat = np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in gradient])
         size = np.linalg.norm(flat)
@@ -238,16 +249,12 @@ class Convexity(Measurement):
     def _spectrum(self, is_sound: bool) -> dict[str, float]:
         values: dict[str, float] = {}
         nan = float("nan")
-        self._spectrum_step = self._steps
+        self._spectrum_step, self._spectrum_is_due_now = self._steps, False
         if self.eigenvalues:
             ends = extremal_eigenvalues(self._hessian, self.num_matvecs, seed=self.seed) if is_sound else None
             names = ("lambda_min", "lambda_max", "lambda_min_bound", "lambda_max_bound")
             values |= {f"hessian/{name}": nan if ends is None else getattr(ends, name) for name in names}
-            limit = stability_limit(getattr(self.model, "optimizer", None))
-            if limit is not None:
-                (rate,) = learning_rates_of(self.model)
-                values["hessian/learning_rate_times_lambda_max"] = rate * values["hessian/lambda_max"]
-                values["hessian/stability_limit"] = limit
+            values |= self._stability(values["hessian/lambda_max"])
         if self.trace:
             found = trace(self._hessian, self.num_matvecs, self.seed) if is_sound else None
             values["hessian/trace"] = nan if found is None else found.value
@@ -257,6 +264,20 @@ class Convexity(Measurement):
                 self._hessian, num_probes=4, num_matvecs=self.num_matvecs, seed=self.seed
             )
         return values
+
+    def _stability(self, lambda_max: float) -> dict[str, float]:
+        """Return the learning rate times `lambda_max`, and its limit, of the optimizer that takes the steps."""
+        names = ("hessian/learning_rate_times_lambda_max", "hessian/stability_limit")
+        optimizer = self._count.stepping
+        trained = variables_trained_by(optimizer)
+        if optimizer is None or (trained and not trained >= {id(v) for v in self._hessian.variables}):
+            is_possible = any(stability_limit(other) for other in self._count.optimizers)
+            return dict.fromkeys(names, math.nan) if is_possible else {}
+        limit = stability_limit(optimizer)
+        if limit is None:
+            return {}
+        rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+        return dict(zip(names, (rate * lambda_max, limit), strict=True))
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw curvatures, eigenvalues and certified moduli against steps, on a scale that shows both signs.

@@ -1,12 +1,15 @@
 """How far the gradient can be trusted along the steps that the optimizer takes."""
 
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tfopt.callbacks._cadence import Cadence
+from tfopt.callbacks._columns import by_path
 from tfopt.callbacks._measurement import Measurement
+from tfopt.callbacks._step_count import execution_size_of
 
 from tfopt import _plotting
 from tfopt._checks import check_integer
@@ -17,6 +20,22 @@ if TYPE_CHECKING:
     import matplotlib.axes
 
 _DETAILS = ("relative_gradient_breakdown", "relative_perturbation", "cosine")
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """The weights after a number of steps, and what measures steps of the model as it is then."""
+
+    meter: StepMeter
+    weights: list[Any]
+    steps: int
+
+    @classmethod
+    def of(cls, meter: StepMeter, steps: int) -> "_Moment":
+        return cls(meter, meter.weights(), steps)
+
+    def has_not_moved(self) -> bool:
+        return all(np.array_equal(a, b) for a, b in zip(self.weights, self.meter.weights(), strict=True))
 
 
 class GradientBreakdown(Measurement):
@@ -54,8 +73,8 @@ class GradientBreakdown(Measurement):
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
 
     Attributes:
-        history: Lists with one entry for each measurement: `epoch` (epochs completed), `step` (steps that the optimizer
-            has taken after it), `seconds`, all that is in the logs, by the same names, and
+        history: Lists with one entry for each measurement: `epoch` (epochs completed), `step` (steps taken after it, as
+            `Convexity` counts them), `seconds`, all that is in the logs, by the same names, and
             `relative_gradient_breakdown`, `relative_perturbation` and `cosine`, whose elements map each variable's path
             to its value.
 
@@ -103,8 +122,8 @@ class GradientBreakdown(Measurement):
 
     def _start(self) -> None:
         super()._start()
-        self._waiting: tuple[list[Any], int] | None = None  # weights and steps before what may be measured next
-        self._kept: tuple[tuple[list[Any], int], tuple[list[Any], int]] | None = None  # before and after the last step
+        self._waiting: _Moment | None = None  # before what may be measured next
+        self._kept: tuple[_Moment, _Moment] | None = None  # before and after the last step
         self._steps_per_epoch: int | None = None
 
     # --- when
@@ -112,7 +131,7 @@ class GradientBreakdown(Measurement):
     def _get_ready(self) -> None:
         super()._get_ready()
         self._steps_per_epoch = self.parameters.get("steps")
-        spanned = self._execution_size
+        spanned = execution_size_of(self.model)
         if spanned > 1:
             warnings.warn(
                 f"With steps_per_execution={spanned} GradientBreakdown sees the weights only after every {spanned} "
@@ -132,13 +151,15 @@ class GradientBreakdown(Measurement):
         if not self.history["step"]:
             self._measure_kept()
         total = self._steps_per_epoch
-        is_last = total is None or batch + self._execution_size >= total
+        is_last = total is None or batch + execution_size_of(self.model) >= total
         is_due = is_last or not self.history["step"] or self._is_due_next()
         if is_due and self._waiting is None:
-            self._waiting = (self._meter.weights(), self._steps)
+            self._follow()
+            self._waiting = _Moment.of(self._meter, self._steps)
 
     def _is_due_next(self) -> bool:
-        return self.cadence.is_due_between(self._batches, self._batches + self._next_steps)
+        batches = self._count.batches
+        return self.cadence.is_due_between(batches, batches + self._count.next_batches)
 
     def _after_batches(self, before: int, after: int) -> None:
         self._keep_step()
@@ -157,18 +178,19 @@ class GradientBreakdown(Measurement):
         if self._waiting is None:  # fewer than in the epoch before
             self._steps_per_epoch = None
             return
-        found_no_data = self._has_not_moved(self._waiting[0])
+        found_no_data = self._waiting.has_not_moved()
         if found_no_data:
             self._waiting = None
         self._steps_per_epoch = self._num_batches - found_no_data
 
     def _keep_step(self) -> None:
         # Where nothing is waiting, nothing was kept; where nothing has moved, gradients are being accumulated.
-        if self._waiting is not None and self._steps != self._waiting[1]:
-            self._kept, self._waiting = (self._waiting, (self._meter.weights(), self._steps)), None
+        if self._waiting is not None and self._steps != self._waiting.steps:
+            self._kept, self._waiting = (self._waiting, _Moment.of(self._waiting.meter, self._steps)), None
 
-    def _has_not_moved(self, weights: list[Any]) -> bool:
-        return all(np.array_equal(a, b) for a, b in zip(weights, self._meter.weights(), strict=True))
+    def _after_change(self) -> None:
+        super()._after_change()
+        self._waiting = None  # gradients that were accumulated for the variables of before
 
     def _after_training(self) -> None:
         self._keep_step()
@@ -177,8 +199,8 @@ class GradientBreakdown(Measurement):
 
     def _measure_kept(self) -> None:
         # The last step may have been measured already.
-        if self._kept is not None and not self._is_measured(self._kept[1][1]):
-            self._take(step=self._kept[1][1])
+        if self._kept is not None and not self._is_measured(self._kept[1].steps):
+            self._take(step=self._kept[1].steps)
 
     # --- what
 
@@ -191,11 +213,13 @@ class GradientBreakdown(Measurement):
             batch_norm=self.batch_norm,
             communicator=self.communicator,
         )
+        # Trace it now: a step is measured as the model was when it was taken, even if that changes before.
+        self._meter.loss_and_gradient(self._meter.weights())
 
     def _measure(self) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
         assert self._kept is not None
-        (before, steps_before), (after, steps_after) = self._kept
-        step = self._meter.measure(before, after)
+        before, after = self._kept
+        step = before.meter.measure(before.weights, after.weights)
         values = {
             "relative_gradient_breakdown": step.largest_breakdown,
             "relative_perturbation": step.largest_perturbation,
@@ -203,7 +227,7 @@ class GradientBreakdown(Measurement):
             "cosine": step.total_cosine,
             "descent_bound": step.descent_bound,
             "loss_change": step.loss_change,
-            "steps_spanned": steps_after - steps_before,
+            "steps_spanned": after.steps - before.steps,
         }
         details = {name: dict(zip(step.paths, map(float, getattr(step, name)), strict=True)) for name in _DETAILS}
         return {f"breakdown/{name}": value for name, value in values.items()}, details
@@ -219,8 +243,8 @@ class GradientBreakdown(Measurement):
         """
         ax = _plotting.get_axes(ax)
         entries = self.history.get("relative_gradient_breakdown", [])
-        for path in entries[0] if entries else ():
-            values = np.array([entry[path] for entry in entries])
+        for path, series in by_path(entries).items():
+            values = np.array(series)
             ax.plot(self.history["step"], np.where(values > 0, values, np.nan), label=path)
         if entries:
             ax.plot(

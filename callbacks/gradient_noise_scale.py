@@ -59,7 +59,8 @@ class GradientNoiseScale(Measurement):
 
     Attributes:
         history: Lists with one entry for each measurement: `epoch` (epochs completed), `step` (steps that the optimizer
-            took), `seconds`, and all that is in the logs, by the same names.
+            took; where several take steps or none, training batches), `seconds`, and all that is in the logs, by the
+            same names.
 
     Raises:
         TypeError: An argument has the wrong type.

@@ -6,6 +6,7 @@ import keras
 from tfopt.callbacks._callback import Callback
 from tfopt.callbacks._rank_callback import learning_rates_of
 from tfopt.callbacks._running_fit import come_before_loggers
+from tfopt.callbacks._step_count import Watched, has_keras_train_step, look_at
 
 from tfopt._checks import check_integer, check_number
 from tfopt.communicator import Communicator, check_communicator
@@ -28,8 +29,8 @@ class WarmupLearningRate(Callback):
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: An argument is out of its range; in `fit`: the learning rate is a schedule, or the number of batches
-            is not known.
+        ValueError: An argument is out of its range; in `fit`: the learning rate is a schedule, the number of batches
+            is not known, or a `train_step` of the model's own has taken no step with this optimizer in an epoch.
     """
 
     needs_optimizer = True
@@ -52,6 +53,7 @@ class WarmupLearningRate(Callback):
         self.target: float | None = None
         self._last_set: float | None = None
         self._epoch = 0
+        self._at_start: Watched | None = None  # of an optimizer that may not be used at all
 
     def get_state(self) -> dict[str, Any]:
         """Return what a checkpoint must keep.
@@ -92,6 +94,7 @@ class WarmupLearningRate(Callback):
                 "WarmupLearningRate does not know how many batches an epoch has: pass `steps_per_epoch` to it"
             )
         come_before_loggers(self)
+        self._at_start = None if has_keras_train_step(self.model) else look_at(self.model.optimizer)
         (rate,) = learning_rates_of(self.model)
         if self.target is None or rate != self._last_set:
             self.target = rate
@@ -130,6 +133,16 @@ class WarmupLearningRate(Callback):
         Args:
             epoch: Not used.
             logs: Receives `learning_rate`.
+
+        Raises:
+            ValueError: The optimizer has taken no step in the first epoch.
         """
+        before, self._at_start = self._at_start, None
+        if before is not None and look_at(before.optimizer) == before:
+            raise ValueError(
+                "WarmupLearningRate sets the learning rate of the optimizer that the model was compiled with, and the "
+                f"train_step of {type(self.model).__name__} has taken no step with it in this epoch. Compile the model "
+                "with the optimizer that trains it, or leave WarmupLearningRate out"
+            )
         if logs is not None:
             (logs["learning_rate"],) = learning_rates_of(self.model)

@@ -4,7 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 from tfopt.callbacks._callback import Callback
-from tfopt.callbacks._running_fit import come_before_loggers
+from tfopt.callbacks._columns import by_path
+from tfopt.callbacks._running_fit import come_before_loggers, has_call
+from tfopt.callbacks._step_count import StepCount
 
 from tfopt import _plotting, numerics
 from tfopt._checks import check_integer
@@ -28,9 +30,9 @@ class WeightNorms(Callback):
 
     Attributes:
         history: A dictionary with the lists `epoch` (number of epochs completed), `step` (steps that the optimizer
-            took, under loss scaling without those that it skipped; epochs, where there is no optimizer), and `norms`,
-            whose elements map each variable's path to its norm. Of variables with the same path the second is called
-            `path (2)`, and so on.
+            took, under loss scaling without those that it skipped; training batches, where several optimizers or none
+            take steps), and `norms`, whose elements map each variable's path to its norm. Of variables with the same
+            path the second is called `path (2)`, and so on. Variables are those that are trainable at the time.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -56,6 +58,7 @@ class WeightNorms(Callback):
     def _start(self) -> None:
         self.history: dict[str, list] = {"epoch": [], "step": [], "norms": []}
         self._epochs_completed: int | None = None
+        self._count = StepCount()
 
     def get_state(self) -> dict[str, Any]:
         """Return what a checkpoint must keep.
@@ -63,7 +66,8 @@ class WeightNorms(Callback):
         Returns:
             The measurements.
         """
-        return {"history": self.history, "epochs_completed": self._epochs_completed}
+        count = self._count.get_state()
+        return {"history": self.history, "epochs_completed": self._epochs_completed, "count": count}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on where a checkpoint was written.
@@ -72,6 +76,7 @@ class WeightNorms(Callback):
             state: What `get_state` has returned.
         """
         self.history, self._epochs_completed = state["history"], state["epochs_completed"]
+        self._count.set_state(state["count"])
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Start a new history.
@@ -89,9 +94,24 @@ class WeightNorms(Callback):
             epoch: Number of the epoch, from 0.
             logs: Not used.
         """
-        if self._epochs_completed is None and self.model.built:
+        self._count.begin_epoch(self.model, epoch, self.parameters.get("steps"))
+        if self._epochs_completed is None and self._is_built():
             self._measure(epoch)
         self._epochs_completed = epoch
+
+    def _is_built(self) -> bool:
+        # A model without a call() is never built, for Keras, but its parts are.
+        layers = [] if has_call(self.model) else self.model._flatten_layers(include_self=False)
+        return self.model.built or (bool(layers) and all(layer.built for layer in layers))
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Count the batch.
+
+        Args:
+            batch: Its number in the epoch, from 0.
+            logs: Not used.
+        """
+        self._count.begin_batch(self.model, batch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Measure if it is time to, and write the extremes into the logs.
@@ -100,6 +120,7 @@ class WeightNorms(Callback):
             epoch: Number of the epoch, from 0.
             logs: Receives `weight_norms/max` and `weight_norms/min`.
         """
+        self._count.end_epoch()
         self._epochs_completed = epoch + 1
         is_last = epoch + 1 == self.parameters.get("epochs") or self.model.stop_training
         if (epoch + 1) % self.every_n_epochs == 0 or is_last or not self.history["norms"]:
@@ -124,21 +145,19 @@ class WeightNorms(Callback):
             path: float(keras.ops.convert_to_numpy(numerics.norm(variable.value)))
             for path, variable in zip(unique_paths(variables), variables, strict=True)
         }
-        optimizer = self.model.optimizer
         self.history["epoch"].append(epoch)
-        steps = epoch if optimizer is None else int(keras.ops.convert_to_numpy(optimizer.iterations))
-        self.history["step"].append(steps)
+        self.history["step"].append(self._count.look(self.model))
         self.history["norms"].append(norms)
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """Return the norms as a table.
 
         Returns:
-            One row per measurement, with the columns `epoch`, `step` and one for each variable.
+            One row per measurement, with the columns `epoch`, `step` and one for each variable; NaN where it was not
+            trainable.
         """
         counts = {key: self.history[key] for key in ("epoch", "step")}
-        paths = self.history["norms"][0] if self.history["norms"] else ()
-        return _plotting.make_dataframe(counts | {p: [norms[p] for norms in self.history["norms"]] for p in paths})
+        return _plotting.make_dataframe(counts | by_path(self.history["norms"]))
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
         """Draw the norms against epochs, on a logarithmic scale.
@@ -150,8 +169,7 @@ class WeightNorms(Callback):
             The axes.
         """
         ax = _plotting.get_axes(ax)
-        for path in self.history["norms"][0] if self.history["norms"] else ():
-            norms = [entry[path] for entry in self.history["norms"]]
+        for path, norms in by_path(self.history["norms"]).items():
             ax.plot(self.history["epoch"], [norm if norm > 0 else float("nan") for norm in norms], label=path)
         ax.set(xlabel="epoch", ylabel="Frobenius norm", yscale="log")
         if ax.lines:

@@ -175,6 +175,14 @@ def test_ranks_start_from_equal_variables(launch):
     assert results[0]["by_optimizer"]["initial"] != results[1]["by_optimizer"]["initial"]
 
 
+def test_measurements_follow_a_model_that_is_unfrozen_on_all_ranks(launch):
+    found = same_on_all(launch.results("unfrozen_on_all_ranks"))
+    assert found["steps"] == [[0, 2, 4], [1, 2, 3, 4]]
+    assert found["variables"] == [2, 2, 6, 6]
+    assert found["lambda_max"][-1] == pytest.approx(found["now"], rel=1e-4)
+    assert found["lambda_max"][0] < found["now"]
+
+
 def test_seeds_stay_each_ranks_own(launch):
     assert [result[0][0] for result in launch.results("seeds_stay_apart")] == list(range(launch.size))
 
@@ -315,6 +323,8 @@ MISUSE = {
     "model_built_by_its_first_step": "variables come into being during the first step",
     "optimizer_inside_loss_scaling": "must not be wrapped in a LossScaleOptimizer",
     "a_measurement_on_one_rank": "do not agree on the callbacks: rank 0 has Convexity, rank 1 has none",
+    "compiled_again_on_one_rank": "do not agree on the model: rank 0 has the one of before, rank 1 has one that is new",
+    "sample_weights_on_one_rank": "Rank 1: Convexity would measure another loss than `fit` minimises",
     "measuring_unequal_weights": "do not agree on the weights.*BroadcastVariables",
     "a_sum_over_rows": r"`loss` depends on how rows are cut into batches. .* and \d batches, those of all ranks",
     "a_certificate_that_one_rank_refuses": "does not cover this: the data have sample weights",

@@ -14,11 +14,14 @@ from rank_subjects import fit, make_data, make_model, subject, weights_of
 from tfopt.callbacks import (
     AverageMetrics,
     BroadcastVariables,
+    Convexity,
+    GradientBreakdown,
     GradientNoiseScale,
     ResumableCheckpoint,
     WarmupLearningRate,
 )
 
+from tfopt.curvature import HessianOperator, extremal_eigenvalues
 from tfopt.distributed import DistributedOptimizer, shard
 from tfopt.planning import fit_noisy_quadratic
 
@@ -45,6 +48,31 @@ def equal_starts(ranks, folder):
     fit(deferred, data, epochs=1, steps_per_epoch=1, callbacks=[BroadcastVariables()])
     results["deferred"] = weights_of(deferred)
     return results
+
+
+@subject
+def unfrozen_on_all_ranks(ranks, folder):
+    """By steps and by epochs, with rows of each rank's own."""
+
+    class Unfreeze(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                self.model.layers[0].trainable = self.model.layers[1].trainable = True
+                self.model.compile(DistributedOptimizer(keras.optimizers.SGD(0.01)), "mse", jit_compile=False)
+                self.model.make_train_function()
+
+    model, data = make_model(), make_data(8, seed=ranks.rank)
+    model.layers[0].trainable = model.layers[1].trainable = False
+    model.compile(DistributedOptimizer(keras.optimizers.SGD(0.01)), "mse", jit_compile=False)
+    convexity, breakdown = Convexity(data, spectrum_every_n_epochs=1), GradientBreakdown(data, every_n_steps=1)
+    fit(model, data, epochs=2, callbacks=[BroadcastVariables(), Unfreeze(), convexity, breakdown])
+    now = extremal_eigenvalues(HessianOperator(model, "mse", *data))
+    return {
+        "lambda_max": convexity.history["hessian/lambda_max"],
+        "now": now.lambda_max,
+        "steps": [convexity.history["step"], breakdown.history["step"]],
+        "variables": [len(entry) for entry in breakdown.history["cosine"]],
+    }
 
 
 @subject

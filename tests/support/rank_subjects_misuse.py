@@ -52,6 +52,28 @@ def measuring_unequal_weights(ranks, folder):
     fit(make_model(seed=10 * ranks.rank), data, callbacks=[GradientBreakdown(data)])
 
 
+class CompileAgain(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            self.model.compile(DistributedOptimizer(keras.optimizers.SGD(0.1)), "mse", jit_compile=False)
+            self.model.make_train_function()
+
+
+@misuse
+def compiled_again_on_one_rank(ranks, folder):
+    data = make_data(8)
+    again = [CompileAgain()] * (ranks.rank == 1)
+    fit(make_model(), data, epochs=2, callbacks=[BroadcastVariables(), *again, Convexity(data, eigenvalues=False)])
+
+
+@misuse
+def sample_weights_on_one_rank(ranks, folder):
+    data = make_data(8)
+    weights = tf.range(8.0) if ranks.rank == 1 else None
+    callbacks = [BroadcastVariables(), Convexity(data, eigenvalues=False)]
+    fit(make_model(), data, sample_weight=weights, callbacks=callbacks)
+
+
 @misuse
 def noise_of_a_plain_optimizer(ranks, folder):
     fit(make_model(optimizer=keras.optimizers.SGD(0.1)), make_data(8), callbacks=[GradientNoiseScale()])
