@@ -11,6 +11,7 @@ from tfopt.callbacks._step_count import StepCount
 from tfopt import _plotting, numerics
 from tfopt._checks import check_integer
 from tfopt._naming import unique_paths
+from tfopt._trained_variables import trained_variables
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 class WeightNorms(Callback):
     """Record the Frobenius norm of every trainable variable.
+
+    The scales and histories of float8 layers, which the optimizer replaces in place of moving them, are left out.
 
     Measured before the first epoch (of a model that is built by then), at the end of every n-th epoch, and at the end
     of training. The largest and the smallest norm that is not zero go into `logs` as `weight_norms/max` and
@@ -140,7 +143,7 @@ class WeightNorms(Callback):
             self._measure(self._epochs_completed)
 
     def _measure(self, epoch: int) -> None:
-        variables = self.model.trainable_variables
+        variables = trained_variables(self.model.trainable_variables)
         norms = {
             path: float(keras.ops.convert_to_numpy(numerics.norm(variable.value)))
             for path, variable in zip(unique_paths(variables), variables, strict=True)

@@ -17,6 +17,7 @@ GROUND = {
     "tfopt._plotting",
     "tfopt._progress",
     "tfopt._state_file",
+    "tfopt._trained_variables",
     "tfopt._version",
 }
 FIRST_FLOOR = GROUND | {"tfopt.numerics", "tfopt.communicator"}
@@ -31,6 +32,7 @@ ALLOWED = {
     "tfopt._plotting": set(),
     "tfopt._progress": set(),
     "tfopt._state_file": set(),
+    "tfopt._trained_variables": set(),
     "tfopt.numerics": GROUND,
     "tfopt.communicator": GROUND,
     "tfopt.bregman": FIRST_FLOOR,

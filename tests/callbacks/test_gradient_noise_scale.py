@@ -39,6 +39,18 @@ def test_groups_that_are_no_mean_are_refused():
         model.fit(X, Y, verbose=0, callbacks=[GradientNoiseScale((X, Y), group_size=40)])
 
 
+def test_masks_late_in_the_probe_are_refused_at_the_start():
+    model = mlp(4, [], 3, seed=0)
+    ignoring = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
+    model.compile("sgd", ignoring)
+    labels = np.resize([1, 2], 64)
+    labels[-2:] = 0
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="`loss` must be a mean over rows"):
+        model.fit(X, labels, verbose=0, callbacks=[GradientNoiseScale((X, labels), group_size=4, batch_size=16)])
+    np.testing.assert_array_equal(model.get_weights()[0], before[0])
+
+
 def test_alone_it_needs_a_probe():
     with pytest.raises(ValueError, match="`probe_data` must be given on a single rank"):
         GradientNoiseScale()

@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 
 from tfopt import datasets
+from tfopt.datasets.higgs import read_higgs
 
 
 @pytest.mark.parametrize(
@@ -222,10 +223,80 @@ def test_damaged_higgs_files_are_named(higgs_rows, tmp_path):
     (tmp_path / "HIGGS.csv.gz").write_bytes(whole[:-200])
     with pytest.raises(ValueError, match="HIGGS.csv.gz is damaged or cut off"):
         datasets.load("higgs", data_dir=tmp_path)
+    spoilt = bytearray(whole)
+    spoilt[len(whole) // 2] ^= 255
+    (tmp_path / "HIGGS.csv.gz").write_bytes(spoilt)
+    with pytest.raises(ValueError, match="HIGGS.csv.gz is damaged or cut off"):
+        datasets.load("higgs", data_dir=tmp_path)
     (tmp_path / "HIGGS.csv.gz").unlink()
+    (tmp_path / "HIGGS.csv").write_bytes(b"1.0,\xff\xfe\n" * 20)
+    with pytest.raises(ValueError, match="HIGGS.csv is damaged or cut off"):
+        datasets.load("higgs", data_dir=tmp_path)
+    (tmp_path / "HIGGS.csv").unlink()
     (tmp_path / "HIGGS.npy").write_bytes(b"")
     with pytest.raises(ValueError, match="HIGGS.npy is damaged .* Delete it"):
         datasets.load("higgs", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda rows: rows[:, :5], r"29 float32 numbers, .*Received: an array of shape \(40, 5\) and dtype float32. D"),
+        (lambda rows: rows.astype(np.float64), r"Received: an array of shape \(40, 29\) and dtype float64"),
+        (lambda rows: rows[:3], r"must hold 8 or more rows"),
+        (lambda rows: rows[0], r"Received: an array of shape \(29,\)"),
+        (lambda rows: np.array(3.0), r"Received: an array of shape \(\) and dtype float64"),
+        (
+            lambda rows: np.where(np.arange(40)[:, None] == 7, np.float32(np.nan), rows),
+            "HIGGS.npy, row 8: expected a l",
+        ),
+        (lambda rows: np.where(np.arange(40)[:, None] == 39, np.float32(np.inf), rows), "HIGGS.npy, row 40: expected"),
+        (lambda rows: rows + np.float32(0.5), r"row 1: expected a label 0 or 1"),
+        (lambda rows: rows[:, ::-1], r"row 1: expected a label 0 or 1"),
+        (lambda rows: rows.astype(object), "is damaged"),
+    ],
+)
+def test_foreign_higgs_caches_are_named(spoil, message, higgs_rows, tmp_path, monkeypatch):
+    monkeypatch.setattr("tfopt.datasets.higgs._CHUNK_ROWS", 9)
+    np.save(tmp_path / "HIGGS.npy", spoil(higgs_rows), allow_pickle=True)
+    with pytest.raises(ValueError, match=message):
+        datasets.load("higgs", data_dir=tmp_path)
+
+
+def test_higgs_caches_of_other_kinds_are_named(higgs_rows, tmp_path, monkeypatch):
+    cache = tmp_path / "HIGGS.npy"
+    np.save(cache, higgs_rows)
+    whole = cache.read_bytes()
+    monkeypatch.setattr("tfopt.datasets.higgs._CHUNK_ROWS", 9)
+    data = datasets.load("higgs", data_dir=tmp_path, standardize=False)
+    np.testing.assert_array_equal(np.concatenate([data.x_train, data.x_test]), higgs_rows[:, 1:])
+    assert data.x_train.dtype == np.float32
+    for content in (whole[:-1], whole[: -29 * 4], whole[:60], whole + b"0", b"label,lepton pT\n", b"\x80\x04K\x01."):
+        cache.write_bytes(content)
+        with pytest.raises(ValueError, match=r"HIGGS.npy is damaged.*Delete it: it is made anew"):
+            datasets.load("higgs", data_dir=tmp_path)
+    with cache.open("wb") as sink:
+        np.savez(sink, rows=higgs_rows)
+    with pytest.raises(ValueError, match="HIGGS.npy is no array but a NpzFile"):
+        datasets.load("higgs", data_dir=tmp_path)
+
+
+def test_flipped_bits_in_the_header_of_a_higgs_cache_are_seen(higgs_rows, tmp_path):
+    """One bit of each of the 128 bytes before the rows. What is read all the same has the same rows."""
+    cache = tmp_path / "HIGGS.npy"
+    np.save(cache, higgs_rows)
+    whole = cache.read_bytes()
+    for place in range(128):
+        spoilt = bytearray(whole)
+        spoilt[place] ^= 1 << place % 8
+        cache.write_bytes(spoilt)
+        try:
+            x_train, y_train, x_test, y_test = read_higgs(tmp_path, None)
+        except ValueError as error:
+            assert "HIGGS.npy" in str(error)  # noqa: PT017
+        else:
+            np.testing.assert_array_equal(np.concatenate([x_train, x_test]), higgs_rows[:, 1:])
+            np.testing.assert_array_equal(np.concatenate([y_train, y_test]), higgs_rows[:, 0])
 
 
 def test_more_higgs_rows_than_there_are(higgs_rows, tmp_path):

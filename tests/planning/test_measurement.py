@@ -9,6 +9,7 @@ from tfopt.models import mlp
 
 from tfopt.communicator import SerialCommunicator
 from tfopt.curvature import GaussNewtonOperator, Probe
+from tfopt.curvature.gradient_noise import Groups
 from tfopt.planning.measurement import FEWEST_MATVECS, SIZED_FOR, Effort, Measurement, Rows
 
 NUM_INPUTS = 3
@@ -79,7 +80,8 @@ def test_too_few_rows_are_refused():
         make_rows(Probe(iter([np.zeros((1, 1))] * 60 + [np.zeros((8, 1))]), num_batches=61), 8)
 
 
-def test_noise_vectors_have_the_covariance_of_single_rows(linear):
+def test_noise_vectors_have_the_covariance_of_single_rows(linear, monkeypatch):
+    monkeypatch.setattr(Groups, "check", lambda *_: None)  # 150 times the same
     operator, x, gradients = linear
     rows = make_rows(operator.probe, 4)
     picked = np.concatenate([piece.x.numpy() for piece in rows.pieces(0, 99)])
@@ -192,3 +194,26 @@ def test_losses_that_are_no_means_are_refused():
     operator = GaussNewtonOperator(model, loss, x, y)
     with pytest.raises(ValueError, match="`loss` must be a mean over rows"):
         Measurement(operator, make_rows(operator.probe, 4), None, 0).check()
+
+
+@pytest.mark.parametrize("are_shared", [False, True])
+def test_masks_in_the_rows_of_a_run_are_seen(are_shared):
+    """One row of 256 is ignored: the run that has it is refused, and where all have all rows, the first one."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(256, NUM_INPUTS)).astype("float32"), rng.integers(1, 3, 256)
+    y[-1] = 0
+    model = mlp(NUM_INPUTS, (), 3, seed=0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
+    operator = GaussNewtonOperator(model, loss, x, y, batch_size=64)
+    rows = make_rows(operator.probe, 4, are_shared)
+    measurement = Measurement(operator, rows, None, 0)
+    measurement.check()  # of the first rows only
+    for run in range(4):
+        pieces = rows.pieces(run, 99)
+        if any((piece.y.numpy() == 0).any() for piece in pieces):
+            with pytest.raises(ValueError, match="`loss` must be a mean over rows"):
+                measurement.run(run, Effort(2, 99))
+            break
+        measurement.run(run, Effort(2, 99))
+    else:
+        pytest.fail("No run has had the row")

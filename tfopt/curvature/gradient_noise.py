@@ -1,6 +1,6 @@
 """How much the gradients of single rows and of batches scatter."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,10 +12,11 @@ from tfopt._checks import as_items, check_integer, check_number
 from tfopt.communicator import Communicator
 from tfopt.curvature.hessian import HessianOperator
 from tfopt.curvature.linear_map import as_vector
+from tfopt.curvature.probe import Batch
 from tfopt.curvature.probe_loss import ProbeLoss
+from tfopt.curvature.row_means import Evaluation, RowMeanCheck, evaluation
 from tfopt.curvature.trace import Estimate
 
-HALF = ("float16", "bfloat16")  # precisions, whose rounding is no sign of a loss that is no mean
 KEPT_BYTES = 2**28  # of the gradients of all groups, in place of computing them twice
 
 
@@ -127,8 +128,8 @@ def gradient_noise(
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: An argument is out of its range; there are fewer than two groups; the loss is no mean over rows
-            (other reductions, masks); or gradients of single rows were asked of a model that normalises by batch
-            statistics.
+            (other reductions, masks, layers or losses that mix rows); or gradients of single rows were asked of a model
+            that normalises by batch statistics.
 
     Example:
         >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
@@ -202,14 +203,14 @@ class Groups:
     def __init__(self, probe_loss: ProbeLoss, size: int) -> None:
         self._loss, self._size = probe_loss, check_integer("group_size", size, minimum=1)
         self._ranks = probe_loss.communicator
-        normalizes = probe_loss.objective.batch_norm == "batch" and _has_batch_norm(probe_loss.objective.model)
-        if size == 1 and normalizes:
+        self._normalizes = probe_loss.objective.batch_norm == "batch" and _has_batch_norm(probe_loss.objective.model)
+        if size == 1 and self._normalizes:
             raise ValueError(
                 "Single rows have no gradients where batches are normalised by their own statistics. Received: "
                 "group_size=1 and batch_norm='batch' for a model with BatchNormalization. Use batch_norm='moving', or "
                 "larger groups"
             )
-        self._is_checked = normalizes  # the gradient of a batch is not the mean of its groups' then
+        self._is_checked = False
         self._batches = [batch for batch in probe_loss.probe.batches if batch.num_rows >= size]
         counts = [batch.num_rows // size for batch in self._batches]
         self._places = [
@@ -236,12 +237,11 @@ class Groups:
         """
         size = sum(int(v.shape.num_elements()) for v in self._loss.values())
         units = _units(directions, size)
-        # Once, if they fit; otherwise once for the mean, and again for the distances from it.
-        gradients: Any = list(self) if len(self._places) * size * 8 <= KEPT_BYTES else self
-        mean = self._mean(gradients, size)
-        self.check()
+        evaluations = self.evaluations()
+        mean = self._mean((gradient for _, gradient in evaluations), size)
+        self.check(evaluations)
         draws = []
-        for gradient in gradients:
+        for _, gradient in evaluations:
             away = gradient - mean
             draws.append([away @ away, away @ mean, *(units @ away) ** 2])
         table = tf.constant(np.array(draws).reshape(len(draws), 2 + len(units)))
@@ -258,14 +258,15 @@ class Groups:
             batch_norm=self._loss.objective.batch_norm,
         )
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        values = self._loss.values()
-        return (self._gradient(place, values) for place in self._places)
+    def evaluations(self) -> Sequence[Evaluation]:
+        """Return loss and gradient of each group of this rank.
 
-    def _gradient(self, place: tuple[int, int], values: list[Any]) -> np.ndarray:
-        number, start = place
-        rows = self._batches[number].rows(start, start + self._size)
-        return _flat(self._loss.loss_and_gradient_of(values, rows.tensors)[1])
+        Returns:
+            Pairs of a loss and a vector of n entries: computed once, if they fit into 256 MiB; otherwise each time.
+        """
+        computed = _Evaluations(self._loss, self._batches, self._places, self._size)
+        num_bytes = 8 * len(self._places) * sum(int(v.shape.num_elements()) for v in self._loss.values())
+        return list(computed) if num_bytes <= KEPT_BYTES else computed
 
     def _mean(self, gradients: Iterable[np.ndarray], size: int) -> np.ndarray:
         total = np.zeros(size)
@@ -274,35 +275,25 @@ class Groups:
         (total,) = self._ranks.allreduce_sum([tf.constant(total)], name="mean_gradient")
         return total.numpy() / self.count
 
-    def check(self) -> None:
-        """Check that the gradient of a batch is the mean over its groups, which all else takes for granted.
+    def check(self, evaluations: Sequence[Evaluation] | None = None) -> None:
+        """Check once that the loss of any batch is the mean over its rows, which all else takes for granted.
 
-        Where batches are normalised by their own statistics it is not, and is not checked.
+        Where batches are normalised by their own statistics, moving averages take their place for the check.
+
+        Args:
+            evaluations: What `evaluations` has returned; None to compute them.
 
         Raises:
-            ValueError: It is not: the loss is no mean over rows.
+            ValueError: It is not.
         """
         if self._is_checked:
             return
-        values = self._loss.values()
-        is_mean = True
-        if self._batches:
-            batch = max(self._batches, key=lambda batch: batch.num_rows)
-            size = self._size if batch.num_rows >= 2 * self._size else max(batch.num_rows // 2, 1)
-            count = batch.num_rows // size
-            whole, *parts = (
-                _flat(self._loss.loss_and_gradient_of(values, batch.rows(first, last).tensors)[1])
-                for first, last in [(0, count * size), *((k * size, (k + 1) * size) for k in range(count))]
-            )
-            apart = np.mean(parts, axis=0)
-            scale = max(np.linalg.norm(whole), np.linalg.norm(apart))
-            is_half = any(layer.compute_dtype in HALF for layer in self._loss.objective.model._flatten_layers())
-            is_mean = bool(np.linalg.norm(whole - apart) <= (0.05 if is_half else 1e-3) * scale)
-        if not all(self._ranks.allgather_object(is_mean, "the loss of groups")):
-            raise ValueError(
-                "`loss` must be a mean over rows for gradients of single rows to mean something: the gradient of a "
-                "batch is not the mean of those of its rows. Use the reduction 'sum_over_batch_size', without masks"
-            )
+        loss, own = self._loss, evaluations
+        if self._normalizes:
+            loss, own = loss.with_moving_averages(), None
+        elif own is None:
+            own = self.evaluations()
+        RowMeanCheck(loss, self._batches, self._places, self._size)(own)
         self._is_checked = True
 
     def curved(
@@ -321,19 +312,30 @@ class Groups:
         """
         counts = self._ranks.allgather_object(len(self._places), "groups")
         owners = [(rank, place) for rank, owned in enumerate(counts) for place in range(owned)]
-        values = self._loss.values()
+        evaluations = _Evaluations(self._loss, self._batches, self._places, self._size)
         with hessian.shared():
             for index in rng.choice(len(owners), min(count, len(owners)), replace=False):
                 rank, place = owners[index]
                 is_mine = rank == self._ranks.rank
-                away = self._gradient(self._places[place], values) - mean if is_mine else np.zeros_like(mean)
+                away = evaluations[place][1] - mean if is_mine else np.zeros_like(mean)
                 (shared,) = self._ranks.allreduce_sum([tf.constant(away)], name="away")
                 away = shared.numpy()
                 yield float(away @ np.asarray(hessian.matvec(away.astype(hessian.dtype)), np.float64))
 
 
-def _flat(parts: list[Any]) -> np.ndarray:
-    return np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in parts])
+class _Evaluations(Sequence[Evaluation]):
+    """Loss and gradient of each group, computed when they are asked for, at the weights of the beginning."""
+
+    def __init__(self, loss: ProbeLoss, batches: list[Batch], places: list[tuple[int, int]], size: int) -> None:
+        self._loss, self._batches, self._places, self._size = loss, batches, places, size
+        self._values = loss.values()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: Any) -> Any:
+        number, start = self._places[index]
+        return evaluation(self._loss, self._values, self._batches[number].rows(start, start + self._size))
 
 
 def _jackknife(squares: np.ndarray, alignments: np.ndarray, squared_norm: float, size: int) -> float:

@@ -7,8 +7,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 from keras.src.trainers.compile_utils import CompileLoss
+from keras.src.utils.python_utils import is_default
 
 from tfopt._checks import check_choice
+from tfopt._trained_variables import trained_variables
 from tfopt.curvature.forward_mode import batch_norm_calls, computes_in_half, measuring
 from tfopt.curvature.outputs import Outputs
 from tfopt.curvature.probe import Probe
@@ -34,8 +36,8 @@ class Objective:
 
     Attributes:
         model: The model.
-        variables: Its trainable variables.
-        dtype: In which it computes; None for the model's.
+        variables: Its trainable variables, without those whose gradient is their next value.
+        dtype: In which it computes; None for the model's, as always for a quantised one.
         given_loss: The argument `loss`.
 
     Raises:
@@ -50,8 +52,9 @@ class Objective:
         self.batch_norm = check_choice("batch_norm", batch_norm, BATCH_NORM_MODES)
         _check_model(model)
         self.model = model
-        self.variables: list[Any] = list(model.trainable_variables)
-        self.dtype = dtype
+        self.variables = trained_variables(model.trainable_variables)
+        # Quantised layers hold their weights in a form that only their own precision can read.
+        self.dtype = None if any(layer.quantization_mode for layer in model._flatten_layers()) else dtype
         self.given_loss = loss
         self._is_custom = loss is None and type(model).compute_loss is not keras.Model.compute_loss
         self._calls_in_fit: dict[Any, dict[int, list[bool]]] = {}
@@ -183,11 +186,15 @@ class Objective:
             return function(*tensors, training=False)
 
     def _check_inputs(self, probe: Probe) -> None:
+        unbuilt: list[Any] = []
         try:
-            with self._scope([], []):
+            with _not_building(self.model, unbuilt), self._scope([], []):
                 self._in_mode(self._call, probe.batches[0].x)
         except Exception as error:
-            raise ValueError(f"`x` must fit the model. {type(self.model).__name__} says: {error}") from error
+            if not unbuilt:
+                raise ValueError(f"`x` must fit the model. {type(self.model).__name__} says: {error}") from error
+        if unbuilt:
+            raise ValueError(_NOT_BUILT.format(f"the layer {unbuilt[0].name!r}, which is used and not built"))
 
     def _make_loss(self, loss: Any, probe: Probe) -> CompileLoss | None:
         # A loss of our own: the model's keeps metrics, which a measurement must not move.
@@ -283,7 +290,7 @@ def check_trainable(objective: Objective, choice: Any) -> list[Any]:
     chosen = []
     for item in choice if isinstance(choice, list | tuple) else [choice]:
         if isinstance(item, keras.layers.Layer):
-            chosen += item.trainable_variables
+            chosen += trained_variables(item.trainable_variables)
         elif isinstance(item, keras.Variable):
             chosen.append(item)
         else:
@@ -301,6 +308,35 @@ def check_trainable(objective: Objective, choice: Any) -> list[Any]:
     return chosen
 
 
+_NOT_BUILT = "`model` must have its variables: give it a keras.Input, or call it on data. Received: {}"
+
+
+@contextlib.contextmanager
+def _not_building(model: Any, refused: list[Any]) -> Iterator[None]:
+    """Within this context, layers that would create variables are written down in a list, and raise.
+
+    A layer that is not built and not used holds nothing that training moves. Only a call of the model can tell.
+    """
+
+    def refuse(layer: Any) -> Any:
+        def build(*args: Any, **kwargs: Any) -> None:
+            refused.append(layer)
+            raise RuntimeError(f"The layer {layer.name!r} is not built")
+
+        return build
+
+    # A `build` that is Keras's default creates nothing.
+    layers = [layer for layer in model._flatten_layers() if not layer.built and not is_default(layer.build)]
+    kept = [layer.build for layer in layers]
+    for layer in layers:
+        object.__setattr__(layer, "build", refuse(layer))
+    try:
+        yield
+    finally:
+        for layer, build in zip(layers, kept, strict=True):
+            object.__setattr__(layer, "build", build)
+
+
 def _check_model(model: Any) -> None:
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
@@ -309,14 +345,12 @@ def _check_model(model: Any) -> None:
         )
     if not isinstance(model, keras.Model):
         raise TypeError(f"`model` must be a Keras 3 model. Received: {model!r} of type {type(model).__name__}")
-    if not model.built or any(not layer.built for layer in model._flatten_layers()):
-        raise ValueError(
-            "`model` must have its variables: give it a keras.Input, or call it on data. Received: a model that is not "
-            "built"
-        )
-    if not model.trainable_variables:
+    if not model.built:
+        raise ValueError(_NOT_BUILT.format("a model that is not built"))
+    variables = trained_variables(model.trainable_variables)
+    if not variables:
         raise ValueError("`model` must have trainable variables. Received: a model without any")
-    half = [v for v in model.trainable_variables if tf.as_dtype(v.dtype).size < 4]
+    half = [v for v in variables if tf.as_dtype(v.dtype).size < 4]
     if half:
         raise ValueError(
             "`model` must keep its weights in float32 or float64 (the policies 'mixed_float16' and 'mixed_bfloat16' "

@@ -63,6 +63,24 @@ def map_arrays(function: Callable[[Any], Any], part: Any) -> Any:
     return keras.tree.map_structure(lambda leaf: None if leaf is None else function(leaf), part)
 
 
+def join(batches: Sequence[Batch]) -> Batch:
+    """Return the rows of several batches as one batch.
+
+    Args:
+        batches: One or more batches, whose rows have the same shapes.
+
+    Returns:
+        The batch.
+    """
+
+    def concatenate(*leaves: Any) -> Any:
+        return None if leaves[0] is None else tf.concat(leaves, axis=0)
+
+    columns = zip(*(batch.tensors for batch in batches), strict=True)
+    tensors = (keras.tree.map_structure(concatenate, *column) for column in columns)
+    return Batch(*tensors, num_rows=sum(batch.num_rows for batch in batches))
+
+
 class Probe:
     """Data that stay the same from one measurement to the next, checked and cut into batches once.
 
@@ -70,9 +88,9 @@ class Probe:
     once, here.
 
     Args:
-        x: The inputs: an array, or a tuple, list or dictionary of arrays, with one row per sample. Or all data in one:
-            a batched `tf.data.Dataset`, a `keras.utils.PyDataset`, or a generator of batches, whose elements are `x`,
-            `(x, y)` or `(x, y, sample_weight)`.
+        x: The inputs: an array of numbers or strings, or a tuple, list or dictionary of arrays, with one row per
+            sample. Or all data in one: a batched `tf.data.Dataset`, a `keras.utils.PyDataset`, or a generator of
+            batches, whose elements are `x`, `(x, y)` or `(x, y, sample_weight)`.
         y: Targets with one row per sample; None for none, or if they come with `x`.
         sample_weight: One weight per sample; None for none, or if they come with `x`.
         batch_size: Rows in a batch, for arrays only; an integer >= 1. None (default) means 512, or all rows if there
@@ -259,9 +277,23 @@ def _as_array(name: str, leaf: Any) -> Any:
     if isinstance(leaf, tf.RaggedTensor | tf.SparseTensor):
         raise TypeError(f"`{name}` must be dense. Received: a {type(leaf).__name__}")
     array = leaf.numpy() if isinstance(leaf, tf.Tensor | tf.Variable) else np.asarray(leaf)
-    if array.ndim == 0 or array.dtype == object:
-        raise TypeError(f"`{name}` must hold arrays with one row per sample. Received: {leaf!r}")
+    if array.dtype.kind == "T":  # NumPy's strings of any length, which TensorFlow does not know
+        array = array.astype(object)
+    if array.ndim == 0 or not (_is_floating(array) or array.dtype.kind in "biucSU" or _is_text(array)):
+        raise TypeError(
+            f"`{name}` must hold arrays of numbers or strings with one row per sample. Received: {leaf!r}, an array of "
+            f"shape {array.shape} and dtype {array.dtype}"
+        )
     return array
+
+
+def _is_floating(array: np.ndarray) -> bool:
+    # NumPy does not count bfloat16, which JAX and TensorFlow lend it, as a number.
+    return np.issubdtype(array.dtype, np.floating) or array.dtype == tf.bfloat16.as_numpy_dtype
+
+
+def _is_text(array: np.ndarray) -> bool:
+    return array.dtype == object and all(isinstance(item, str | bytes) for item in array.flat)
 
 
 def _make_batch(element: Any, index: int) -> Batch:
@@ -290,7 +322,7 @@ def _make_batch(element: Any, index: int) -> Batch:
 
 
 def _check_finite(name: str, array: np.ndarray, index: int) -> None:
-    if np.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():
+    if (_is_floating(array) or np.iscomplexobj(array)) and not np.isfinite(array).all():
         bad = np.argwhere(~np.isfinite(array))[0]
         raise ValueError(
             f"`{name}` must be finite. Received: {array[tuple(bad)]} in batch {index}, row {bad[0]}, and "

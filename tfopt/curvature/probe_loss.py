@@ -86,6 +86,16 @@ class ProbeLoss:
         other.num_rows = other._count_rows()
         return other
 
+    def with_moving_averages(self) -> "ProbeLoss":
+        """Return the loss of the same rows, with batches normalised by moving averages.
+
+        Returns:
+            The loss.
+        """
+        old = self.objective
+        objective = Objective(old.model, old.given_loss, self.probe, "moving", old.dtype)
+        return ProbeLoss(objective, self.probe, self.variables, self.communicator)
+
     def _count_rows(self) -> int:
         here = [tf.constant(count, tf.int64) for count in (self.probe.num_rows, len(self.probe.batches))]
         rows, batches = map(int, self.communicator.allreduce_sum(here, name="rows"))

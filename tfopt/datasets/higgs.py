@@ -4,6 +4,7 @@ import gzip
 import itertools
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import numpy as np
 
 _NUM_FEATURES = 28
 _NUM_TEST_ROWS = 500_000  # the last rows of HIGGS.csv are its customary test set
+_FEWEST_ROWS = 8
+_CHUNK_ROWS = 200_000
+_EXPECTED = f"expected a label 0 or 1 and {_NUM_FEATURES} finite numbers"
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -30,7 +34,7 @@ def read_higgs(data_dir: str | os.PathLike | None, num_rows: int | None) -> Arra
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, or holds fewer rows than asked for.
+        ValueError: A file is damaged or holds something else, or fewer rows than asked for.
     """
     folder = Path(data_dir) if data_dir is not None else Path.home() / ".tfopt" / "datasets"
     cache = folder / "HIGGS.npy"
@@ -42,21 +46,60 @@ def read_higgs(data_dir: str | os.PathLike | None, num_rows: int | None) -> Arra
         )
     if sources and (not cache.exists() or cache.stat().st_mtime < sources[0].stat().st_mtime):
         _parse_higgs(sources[0], cache)
-    try:
-        rows = np.load(cache, mmap_mode="r")
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{cache} is damaged ({error}). Delete it, and it is made anew from HIGGS.csv") from error
+    rows = _open_cache(cache)
     num_test = min(_NUM_TEST_ROWS, len(rows) // 4)
     train = rows[: len(rows) - num_test]
     if num_rows is not None and num_rows > len(train):
         raise ValueError(f"`num_rows` must be at most the {len(train):,} training rows. Received: num_rows={num_rows}")
-    train = train[:num_rows]
-    test = rows[len(rows) - num_test :]
-    parts = [(np.array(part[:, 1:]), part[:, 0].astype(np.int64)) for part in (train, test)]
-    return (*parts[0], *parts[1])
+    x_train, y_train = _read_rows(rows, 0, len(train[:num_rows]), cache)
+    x_test, y_test = _read_rows(rows, len(train), len(rows), cache)
+    return x_train, y_train, x_test, y_test
 
 
-def _parse_higgs(source: Path, cache: Path, chunk_rows: int = 200_000) -> None:
+def _open_cache(cache: Path) -> np.ndarray:
+    advice = "Delete it: it is made anew from HIGGS.csv or HIGGS.csv.gz"
+    try:
+        rows = np.load(cache, mmap_mode="r")
+    except Exception as error:  # NumPy's reader of headers raises errors of many kinds
+        raise ValueError(f"{cache} is damaged ({type(error).__name__}: {error}). {advice}") from error
+    if not isinstance(rows, np.memmap):
+        raise ValueError(f"{cache} is no array but a {type(rows).__name__}. {advice}")
+    if rows.ndim != 2 or rows.shape[1] != _NUM_FEATURES + 1 or len(rows) < _FEWEST_ROWS or rows.dtype != np.float32:
+        raise ValueError(
+            f"{cache} must hold {_FEWEST_ROWS} or more rows of {_NUM_FEATURES + 1} float32 numbers, a label and "
+            f"{_NUM_FEATURES} features. Received: an array of shape {rows.shape} and dtype {rows.dtype}. {advice}"
+        )
+    expected, found = rows.offset + rows.nbytes, cache.stat().st_size
+    if found != expected:
+        raise ValueError(f"{cache} is damaged: it has {found:,} bytes, and its header says {expected:,}. {advice}")
+    return rows
+
+
+def _read_rows(rows: np.ndarray, start: int, stop: int, cache: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return features and labels of some rows, checked chunk by chunk.
+
+    Raises:
+        ValueError: A row is not a label and 28 finite numbers; the message names the row.
+    """
+    x, y = np.empty((stop - start, _NUM_FEATURES), np.float32), np.empty(stop - start, np.int64)
+    for first in range(start, stop, _CHUNK_ROWS):
+        chunk = rows[first : min(first + _CHUNK_ROWS, stop)]
+        bad = _bad_rows(chunk)
+        if bad.any():
+            raise ValueError(
+                f"{cache}, row {first + 1 + int(np.argmax(bad)):,}: {_EXPECTED}. Delete the file: it is made anew from "
+                "HIGGS.csv or HIGGS.csv.gz"
+            )
+        place = slice(first - start, first - start + len(chunk))
+        x[place], y[place] = chunk[:, 1:], chunk[:, 0]
+    return x, y
+
+
+def _bad_rows(rows: np.ndarray) -> np.ndarray:
+    return ~np.isfinite(rows).all(axis=1) | ~np.isin(rows[:, 0], (0.0, 1.0))
+
+
+def _parse_higgs(source: Path, cache: Path, chunk_rows: int = _CHUNK_ROWS) -> None:
     """Stream the text into a .npy file: written under another name and renamed when complete.
 
     Raises:
@@ -73,7 +116,7 @@ def _parse_higgs(source: Path, cache: Path, chunk_rows: int = 200_000) -> None:
                 sink.write(rows.tobytes())
                 num_rows += len(rows)
                 progress.update(task, advance=len(rows))
-        if num_rows < 8:
+        if num_rows < _FEWEST_ROWS:
             raise ValueError(f"{source} holds {num_rows} rows; expected the 11,000,000 of HIGGS, or a part of them")
         complete = Path(scratch) / "HIGGS.npy"
         target = np.lib.format.open_memmap(complete, mode="w+", dtype=np.float32, shape=(num_rows, columns))
@@ -95,7 +138,7 @@ def _read_chunks(source: Path, chunk_rows: int) -> Iterator[np.ndarray]:
         while True:
             try:
                 chunk = list(itertools.islice(lines, chunk_rows))
-            except (EOFError, OSError) as error:
+            except (EOFError, OSError, UnicodeDecodeError, zlib.error) as error:
                 raise ValueError(f"{source} is damaged or cut off: {error}") from error
             if not chunk:
                 return
@@ -104,7 +147,7 @@ def _read_chunks(source: Path, chunk_rows: int) -> Iterator[np.ndarray]:
 
 
 def _parse_rows(lines: list[str], source: Path, first_row: int) -> np.ndarray:
-    expected = "expected a label 0 or 1 and 28 finite numbers, separated by commas"
+    expected = f"{_EXPECTED}, separated by commas"
     for index, line in enumerate(lines):
         if line.count(",") != _NUM_FEATURES:
             raise ValueError(f"{source}, row {first_row + index:,}: {expected}. Received: {line[:80]!r}")
@@ -112,7 +155,7 @@ def _parse_rows(lines: list[str], source: Path, first_row: int) -> np.ndarray:
         rows = np.loadtxt(lines, delimiter=",", dtype=np.float32, ndmin=2, comments=None)
     except ValueError as error:
         raise ValueError(f"{source}, rows from {first_row:,} on: {expected}. {error}") from error
-    bad = ~np.isfinite(rows).all(axis=1) | ~np.isin(rows[:, 0], (0.0, 1.0))
+    bad = _bad_rows(rows)
     if bad.any():
         raise ValueError(f"{source}, row {first_row + int(np.argmax(bad)):,}: {expected}")
     return rows

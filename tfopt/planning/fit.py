@@ -130,7 +130,7 @@ def fit_noisy_quadratic(
     examples = check_examples(num_examples, operator.num_rows)
     are_shared = examples == operator.num_rows <= num_rows_per_run  # all that training draws from, and not too many
     rows = Rows(probe, num_runs, are_shared, rng, operator.communicator)
-    displacement = None if initial_weights is None else _displacement(model, initial_weights)
+    displacement = None if initial_weights is None else _displacement(operator, initial_weights)
     measurement = Measurement(operator, rows, displacement, seed)
     with Progress("fitting a noisy quadratic", progress) as bar:
         bar.show("compiling")
@@ -254,8 +254,8 @@ def check_examples(num_examples: Any, num_rows: int) -> float:
     return number
 
 
-def _displacement(model: keras.Model, initial_weights: Any) -> np.ndarray:
-    variables = model.trainable_variables
+def _displacement(operator: CurvatureOperator, initial_weights: Any) -> np.ndarray:
+    model = operator.objective.model
     shapes = [tuple(v.shape) for v in model.weights]
     try:
         arrays = [np.asarray(part, np.float64) for part in initial_weights]
@@ -269,7 +269,7 @@ def _displacement(model: keras.Model, initial_weights: Any) -> np.ndarray:
             f"Received: {[array.shape for array in arrays]}"
         )
     by_variable = {id(v): array for v, array in zip(model.weights, arrays, strict=True)}
-    displacement = flatten([by_variable[id(v)] - np.asarray(v.value, np.float64) for v in variables])
+    displacement = flatten([by_variable[id(v)] - np.asarray(v.value, np.float64) for v in operator.variables])
     if not np.isfinite(displacement).all():
         raise ValueError("`initial_weights` and the model's weights must be finite")
     if not displacement.any():

@@ -1,18 +1,17 @@
 """Measuring runs: spectrum, gradient noise and what is left to gain, each time on rows of their own."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from tfopt.communicator import Communicator
 from tfopt.curvature.gradient_noise import Groups
 from tfopt.curvature.operator import CurvatureOperator
-from tfopt.curvature.probe import Batch, Probe, map_arrays
+from tfopt.curvature.probe import Batch, Probe, join, map_arrays
 from tfopt.planning.spectral_measure import SpectralMeasure, newton_step, run_lanczos
 
 FEWEST_RUNS = 4  # for intervals that mean anything
@@ -139,7 +138,7 @@ class Rows:
         if not self._are_shared:
             mine = self._pieces[index * self._num_own :][:most]
         else:  # cut anew: groups of the same rows in every run would err in the same way
-            whole, size = _join(self._pieces), self.piece_size
+            whole, size = join(self._pieces), self.piece_size
             order = np.random.default_rng([self._seed, index]).permutation(whole.num_rows)[: most * size]
             parts = (map_arrays(lambda leaf: tf.gather(leaf, order), part) for part in whole.tensors)
             whole = Batch(*parts, num_rows=most * size)
@@ -157,7 +156,7 @@ class Rows:
             The batches, all of one size.
         """
         pieces, each = self.pieces(index, count), self._num_in_batch
-        return [_join(pieces[at : at + each]) for at in range(0, len(pieces), each)]
+        return [join(pieces[at : at + each]) for at in range(0, len(pieces), each)]
 
 
 class Measurement:
@@ -206,7 +205,7 @@ class Measurement:
         with operator.shared():
             for attempt in range(3):
                 begin = time.perf_counter()
-                list(self._gradients(pieces))
+                self._gradient_and_noise(pieces, 0)
                 middle = time.perf_counter()
                 operator.matvec(vector)
                 seconds[:, attempt] = middle - begin, time.perf_counter() - middle
@@ -292,29 +291,25 @@ class Measurement:
             raise ValueError(f"`model` must have a finite loss and gradient on `data`. Received: a loss of {value:g}")
         Groups(loss, self._rows.group_size).check()
 
-    def _gradients(self, pieces: Sequence[Batch]) -> Iterator[tuple[float, np.ndarray]]:
-        loss, size = self._operator.probe_loss, self._rows.group_size
-        values = loss.values()
-        for piece in pieces:
-            for at in range(0, piece.num_rows, size):
-                value, gradient = loss.loss_and_gradient_of(values, piece.rows(at, at + size).tensors)
-                yield float(value), flatten(gradient)
-
     def _gradient_and_noise(
         self, pieces: Sequence[Batch], index: int
     ) -> tuple[float, np.ndarray, np.ndarray, float, int]:
         # With groups of b rows: sqrt(b / (M - 1)) sum_j s_j (g_j - g), random signs s_j, has the covariance C of a row.
+        size = self._rows.group_size
+        groups = Groups(self._operator.probe_loss.over(Probe.of(pieces)), size)
+        evaluations = groups.evaluations()
+        groups.check(evaluations)
         rng = np.random.default_rng([self._seed, index, self._ranks.rank, 1])
         signed = total = np.zeros(self._operator.shape[0])
         scalars = np.zeros(4)  # of losses, of squares, of signs, of groups
-        for loss, gradient in self._gradients(pieces):
+        for loss, gradient in evaluations:
             sign = rng.choice([-1.0, 1.0])
             signed, total = signed + sign * gradient, total + gradient
-            scalars += loss, gradient @ gradient, sign, 1.0
+            scalars += loss, float(gradient @ gradient), sign, 1.0
         sums = self._ranks.allreduce_sum([tf.constant(part) for part in (signed, total, scalars)], name="gradients")
         signed, total, scalars = (np.asarray(part) for part in sums)
         losses, squares, signs, count = map(float, scalars)
-        mean, size = total / count, self._rows.group_size
+        mean = total / count
         noise = np.sqrt(size / (count - 1.0)) * (signed - signs * mean)
         trace = size * max(squares - count * float(mean @ mean), 0.0) / (count - 1.0)
         return losses / count, mean, noise, trace, int(count) * size
@@ -340,11 +335,3 @@ def flatten(parts: Sequence[Any]) -> np.ndarray:
         A float64 vector.
     """
     return np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in parts])
-
-
-def _join(pieces: Sequence[Batch]) -> Batch:
-    def join(*parts: Any) -> Any:
-        return None if parts[0] is None else tf.concat(parts, axis=0)
-
-    tensors = (keras.tree.map_structure(join, *parts) for parts in zip(*(p.tensors for p in pieces), strict=True))
-    return Batch(*tensors, num_rows=sum(piece.num_rows for piece in pieces))

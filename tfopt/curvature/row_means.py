@@ -1,0 +1,173 @@
+"""Is the loss of a batch the mean of the losses of its rows? Gradients of single rows mean nothing else."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfopt.curvature.probe import Batch, join, map_arrays
+from tfopt.curvature.probe_loss import ProbeLoss
+
+# Groups in a mixed batch: few, so that one row with a mask shows; an odd number, so that groups whose gradients are
+# opposite do not cancel.
+MOST_GROUPS = 15
+TOLERANCE = 1e-3
+LOOSE = {"bfloat16": 0.05, "float16": 0.05, "float8": 0.2}  # precisions, whose rounding is no sign of a mask
+
+Place = tuple[int, int]  # number of a batch, and the first row of a group in it
+Evaluation = tuple[float, np.ndarray]  # a loss and its gradient, one vector
+
+
+class RowMeanCheck:
+    """Compares loss and gradient of mixed batches with the means over the groups that they consist of.
+
+    Mixed batches hold groups from anywhere in the probe, so that masks count which differ from batch to batch only;
+    each group is part of one or two of them. Where groups have several rows, the rows are dealt anew as well, so that
+    masks count that differ within groups only. Groups whose rows have different shapes are not mixed.
+
+    Args:
+        loss: The loss; its data do not matter.
+        batches: The batches of this rank.
+        places: The groups of this rank.
+        size: Rows in a group.
+    """
+
+    def __init__(self, loss: ProbeLoss, batches: Sequence[Batch], places: Sequence[Place], size: int) -> None:
+        self._loss, self._batches, self._places, self._size = loss, batches, places, size
+        self._values = loss.values()
+        layers = loss.objective.model._flatten_layers()
+        kinds = {kind for layer in layers for kind in (layer.compute_dtype, layer.quantization_mode)}
+        self._tolerance = max([TOLERANCE, *(LOOSE[kind] for kind in kinds & set(LOOSE))])
+
+    def __call__(self, evaluations: Sequence[Evaluation] | None) -> None:
+        """Check all groups of all ranks.
+
+        Args:
+            evaluations: Loss and gradient of each group of this rank; None where the loss is not the one that is
+                measured, and only rows that are dealt anew are compared.
+
+        Raises:
+            ValueError: The loss is no mean over rows, or not finite; on all ranks the same.
+        """
+        rng = np.random.default_rng(0)
+        verdicts = [self._compare(mixture, evaluations, rng) for mixture in self._mixtures(rng)]
+        verdict = max([*verdicts, self._compare_ranks()])
+        if evaluations is None and verdict == INFINITE:
+            verdict = EQUAL  # of a loss that is not the one that is measured
+        found = set(self._loss.communicator.allgather_object(verdict, "the loss of groups"))
+        if OTHER in found:
+            raise ValueError(
+                "`loss` must be a mean over rows for gradients of single rows to mean something: the gradient of a "
+                "batch is not the mean of those of its rows. Possible causes: a reduction other than "
+                "'sum_over_batch_size'; masks or `ignore_class`, by which some rows have fewer entries than others; a "
+                "model or loss that mixes the rows of a batch (batch statistics in a layer that is not Keras's "
+                "BatchNormalization, contrastive losses, attention over the batch)"
+            )
+        if INFINITE in found:
+            raise ValueError("`model` must have a finite loss and gradient on the data. Received: NaN or infinity")
+
+    def _mixtures(self, rng: np.random.Generator) -> Iterator[list[int]]:
+        """Yield places of groups whose rows can be joined, until each group has been in a mixture."""
+        by_form: dict[Any, list[int]] = {}
+        for index, (number, _) in enumerate(self._places):
+            by_form.setdefault(_form_of(self._batches[number]), []).append(index)
+        for indices in by_form.values():
+            order = rng.permutation(indices).tolist()
+            most = max(self._batches[self._places[index][0]].num_rows for index in indices) // self._size
+            count = min(MOST_GROUPS, max(most, 2), len(order))
+            count -= count > 2 and count % 2 == 0
+            # Of equal size, as a program is compiled for each size.
+            for start in range(0, len(order), count):
+                first = min(start, len(order) - count)
+                yield order[first : first + count]
+
+    def _compare(self, mixture: list[int], evaluations: Sequence[Evaluation] | None, rng: np.random.Generator) -> int:
+        rows = join([self._rows(index) for index in mixture])
+        count = max(len(mixture), 2)
+        is_lone = len(mixture) < count
+        if rows.num_rows < 2 or (evaluations is None and self._size == 1):
+            return EQUAL
+        whole = self._evaluate(rows)
+        verdict = EQUAL
+        if evaluations is not None and not is_lone:
+            verdict = self._judge(whole, (evaluations[index] for index in mixture), [self._size] * count)
+        if self._size > 1:
+            dealt, size = rng.permutation(rows.num_rows), rows.num_rows // count
+            parts = [dealt[at * size : (at + 1) * size] for at in range(count - 1)] + [dealt[(count - 1) * size :]]
+            anew = (self._evaluate(_gather(rows, part)) for part in parts)
+            verdict = max(verdict, self._judge(whole, anew, [len(part) for part in parts]))
+        return verdict
+
+    def _compare_ranks(self) -> int:
+        # A group with one of the next rank whose rows have the same shapes.
+        ranks = self._loss.communicator
+        if ranks.size == 1:
+            return EQUAL
+        mine = self._rows(0) if self._places else None
+        arrays = None if mine is None else (mine.num_rows, *(map_arrays(np.asarray, part) for part in mine.tensors))
+        everyone = ranks.allgather_object(arrays, "a group of each rank")
+        if mine is None:
+            return EQUAL
+        for step in range(1, ranks.size):
+            other = everyone[(ranks.rank + step) % ranks.size]
+            if other is None:
+                continue
+            theirs = Batch(*(map_arrays(tf.convert_to_tensor, part) for part in other[1:]), num_rows=other[0])
+            if _form_of(theirs) == _form_of(mine):
+                whole = self._evaluate(join([mine, theirs]))
+                parts = (self._evaluate(group) for group in (mine, theirs))
+                return self._judge(whole, parts, [self._size] * 2)
+        return EQUAL
+
+    def _rows(self, index: int) -> Batch:
+        number, start = self._places[index]
+        return self._batches[number].rows(start, start + self._size)
+
+    def _evaluate(self, rows: Batch) -> Evaluation:
+        return evaluation(self._loss, self._values, rows)
+
+    def _judge(self, whole: Evaluation, parts: Iterable[Evaluation], weights: list[int]) -> int:
+        value, gradient = whole
+        mean_value = mean_size = mean_square = 0.0
+        mean = np.zeros_like(gradient)
+        for weight, (part, of_part) in zip(np.divide(weights, sum(weights)), parts, strict=True):
+            mean_value, mean_size = mean_value + weight * part, mean_size + weight * abs(part)
+            mean, mean_square = mean + weight * of_part, mean_square + weight * float(of_part @ of_part)
+        # Where gradients cancel, rounding is as large as that of a mean of independent ones.
+        expected = math.sqrt(mean_square / len(weights)) if math.isfinite(mean_square) else math.inf
+        scale = max(float(np.linalg.norm(gradient)), float(np.linalg.norm(mean)), expected)
+        if not math.isfinite(scale + abs(value) + mean_size):
+            return INFINITE
+        has_mean_gradient = np.linalg.norm(gradient - mean) <= self._tolerance * scale
+        has_mean_value = abs(value - mean_value) <= self._tolerance * max(abs(value), mean_size)
+        return EQUAL if has_mean_gradient and has_mean_value else OTHER
+
+
+EQUAL, INFINITE, OTHER = 0, 1, 2  # the gradient of the whole is the mean; cannot tell; it is not
+
+
+def evaluation(loss: ProbeLoss, values: list[Any], rows: Batch) -> Evaluation:
+    """Return the loss of some rows and its gradient.
+
+    Args:
+        loss: The loss.
+        values: One tensor for each variable.
+        rows: The rows.
+
+    Returns:
+        The loss, and a float64 vector of n entries.
+    """
+    value, gradient = loss.loss_and_gradient_of(values, rows.tensors)
+    return float(value), np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in gradient])
+
+
+def _form_of(batch: Batch) -> Any:
+    leaves = [leaf for leaf in tf.nest.flatten(batch.tensors) if leaf is not None]
+    return tuple((tuple(leaf.shape[1:]), leaf.dtype) for leaf in leaves)
+
+
+def _gather(batch: Batch, places: np.ndarray) -> Batch:
+    parts = (map_arrays(lambda leaf: tf.gather(leaf, places), part) for part in batch.tensors)
+    return Batch(*parts, num_rows=len(places))
