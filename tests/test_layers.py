@@ -18,6 +18,7 @@ GROUND = {
     "tfopt._progress",
     "tfopt._state_file",
     "tfopt._version",
+    "tfopt._weight_decay",
 }
 FIRST_FLOOR = GROUND | {"tfopt.numerics", "tfopt.communicator"}
 ALLOWED = {
@@ -31,6 +32,7 @@ ALLOWED = {
     "tfopt._plotting": set(),
     "tfopt._progress": set(),
     "tfopt._state_file": set(),
+    "tfopt._weight_decay": {"tfopt._checks"},
     "tfopt.numerics": GROUND,
     "tfopt.communicator": GROUND,
     "tfopt.bregman": FIRST_FLOOR,
