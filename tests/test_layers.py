@@ -19,6 +19,7 @@ GROUND = {
     "tfopt._state_file",
     "tfopt._trained_variables",
     "tfopt._version",
+    "tfopt._weight_decay",
 }
 FIRST_FLOOR = GROUND | {"tfopt.numerics", "tfopt.communicator"}
 ALLOWED = {
@@ -33,6 +34,7 @@ ALLOWED = {
     "tfopt._progress": set(),
     "tfopt._state_file": set(),
     "tfopt._trained_variables": set(),
+    "tfopt._weight_decay": {"tfopt._checks"},
     "tfopt.numerics": GROUND,
     "tfopt.communicator": GROUND,
     "tfopt.bregman": FIRST_FLOOR,

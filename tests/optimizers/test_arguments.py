@@ -56,6 +56,9 @@ def test_fromage(arguments, error):
         ({"trust_coefficient": None}, TypeError),
         ({"weight_decay": -1e-4}, ValueError),
         ({"epsilon": -1.0}, ValueError),
+        ({"norm_floor": -1.0}, ValueError),
+        ({"norm_floor": None}, TypeError),
+        ({"norm_floor": np.inf}, ValueError),
         ({"nesterov": 1}, TypeError),
         ({"clip": "yes"}, TypeError),
         ({"denominator": "l2"}, ValueError),
@@ -88,6 +91,8 @@ def test_unknown_arguments_are_refused(make):
 def test_what_decides_the_state_cannot_change_afterwards():
     with pytest.raises(AttributeError):
         LARS().momentum = 0.0
+    with pytest.raises(AttributeError):
+        LARS().norm_floor = 0.0
     with pytest.raises(AttributeError):
         Fromage().p_bound = 2.0
 

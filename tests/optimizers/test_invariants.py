@@ -116,9 +116,13 @@ def test_extreme_magnitudes_take_ordinary_steps(scale, dtype, execution):
 
 @EXECUTIONS
 @pytest.mark.parametrize("shape", [SHAPE, (5,), ()])
-def test_zero_weights_take_a_plain_step(shape, execution):
+def test_zero_weights_take_a_plain_step_under_the_printed_rules(shape, execution):
     gradient = np.random.default_rng(0).standard_normal(shape)
-    for optimizer, factor in ((Fromage(0.1), 0.1 / np.sqrt(1.01)), (LARS(0.1), 0.1), (LARS(0.1, clip=True), 0.1)):
+    for optimizer, factor in (
+        (Fromage(0.1), 0.1 / np.sqrt(1.01)),
+        (LARS(0.1, norm_floor=0), 0.1),
+        (LARS(0.1, norm_floor=0, clip=True), 0.1),
+    ):
         variable = keras.Variable(np.zeros(shape, "float32"))
         optimizer.build([variable])
         compiled(optimizer, execution)([keras.ops.convert_to_tensor(gradient, dtype="float32")])

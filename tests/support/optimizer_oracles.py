@@ -28,19 +28,23 @@ class FromageOracle:
 
 
 class LarsOracle:
-    """v <- m v + eta ratio (g + wd w); w <- w - v (with Nesterov w - (m v + eta ratio (g + wd w)))."""
+    """v <- m v + eta ratio (g + wd w); w <- w - v (with Nesterov w - (m v + eta ratio (g + wd w))).
+
+    The |w| in the numerator of the ratio is at least `norm_floor` in variables that are zero now or were at the start.
+    """
 
     def __init__(
         self, momentum=0.9, trust_coefficient=0.001, weight_decay=0.0, epsilon=0.0, nesterov=False, denominator="sum",
-        clip=False, adapt=lambda w: True, decay=lambda w: True,
+        clip=False, norm_floor=1.0, adapt=lambda w: True, decay=lambda w: True,
     ):  # fmt: skip
         self.momentum, self.trust_coefficient, self.weight_decay = momentum, trust_coefficient, weight_decay
         self.epsilon, self.nesterov, self.denominator, self.clip = epsilon, nesterov, denominator, clip
-        self.adapt, self.decay = adapt, decay
-        self.velocities = None
+        self.norm_floor, self.adapt, self.decay = norm_floor, adapt, decay
+        self.velocities = self.starts_at_zero = None
 
-    def rate(self, w, g, update, weight_decay, eta):
-        if not self.adapt(w) or norm(w) == 0:
+    def rate(self, w, g, update, weight_decay, eta, starts_at_zero):
+        size = max(norm(w), self.norm_floor) if starts_at_zero or norm(w) == 0 else norm(w)
+        if not self.adapt(w) or size == 0:
             return eta
         if self.denominator == "sum":
             if norm(g) == 0:
@@ -50,17 +54,18 @@ class LarsOracle:
             if norm(update) == 0:
                 return eta
             denominator = norm(update) + self.epsilon
-        ratio = self.trust_coefficient * norm(w) / denominator
+        ratio = self.trust_coefficient * size / denominator
         return min(ratio, eta) if self.clip else eta * ratio
 
     def step(self, weights, gradients, eta):
         if self.velocities is None:
             self.velocities = [np.zeros_like(w) for w in weights]
+            self.starts_at_zero = [norm(w) == 0 for w in weights]
         result = []
         for index, (w, g) in enumerate(zip(weights, gradients, strict=True)):
             weight_decay = self.weight_decay if self.decay(w) else 0.0
             update = g + weight_decay * w
-            step = self.rate(w, g, update, weight_decay, eta) * update
+            step = self.rate(w, g, update, weight_decay, eta, self.starts_at_zero[index]) * update
             velocity = self.momentum * self.velocities[index] + step
             self.velocities[index] = velocity
             result.append(w - (self.momentum * velocity + step if self.nesterov else velocity))

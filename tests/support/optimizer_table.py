@@ -39,7 +39,7 @@ TABLE = {
     ),
     "lars": _lars(),
     "lars_decay": _lars(weight_decay=0.1, trust_coefficient=0.01),
-    "lars_norm": _lars(weight_decay=0.1, denominator="norm", epsilon=1e-3, trust_coefficient=0.02),
+    "lars_norm": _lars(weight_decay=0.1, denominator="norm", epsilon=1e-3, trust_coefficient=0.02, norm_floor=0.3),
     "lars_nesterov": _lars(nesterov=True, weight_decay=0.01, trust_coefficient=0.01),
     "larc": _lars(clip=True, learning_rate=0.003, trust_coefficient=0.02, weight_decay=0.01),
     "lars_excluded": _lars(
@@ -50,7 +50,7 @@ TABLE = {
         weight_decay_exclude="vectors",
     ),
     "guide": Row(lambda **kw: Lamb(**{"learning_rate": 0.01, **kw}), LambOracle, 0.01),
-    "lars_no_momentum": _lars(momentum=0.0, weight_decay=0.1, trust_coefficient=0.01),
+    "lars_no_momentum": _lars(momentum=0.0, weight_decay=0.1, trust_coefficient=0.01, norm_floor=0.0),
 }
 CLASSES = ("fromage", "lars", "guide")  # the first row of each
 WAYS_TO_STEP = (*CLASSES, "fromage_p_bound", "lars_nesterov", "larc")

@@ -1,4 +1,4 @@
-"""What compiling Horovod needs: TensorFlow's headers, a C++ compiler, cmake, and Horovod's source, mended."""
+"""What compiling Horovod needs beside its source: TensorFlow's headers, a C++ compiler, and cmake."""
 
 import importlib.metadata
 import importlib.util
@@ -8,16 +8,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
 
-from tfopt.distributed._mends import MENDS
-
-HOROVOD_VERSION = "0.28.1"
+from tfopt.distributed._pinned import BUILD_TOOLS, CMAKE, HOROVOD_VERSION, pinned_options
 
 # Where Horovod looks for a header -> where TensorFlow may have it, the newest place first.
 HEADERS = {
@@ -38,9 +35,6 @@ OPTIONS = {
     "HOROVOD_WITHOUT_PYTORCH": "1",
     "HOROVOD_WITHOUT_MXNET": "1",
 }
-# Horovod's setup needs pkg_resources, which newer versions of setuptools lack, and a cmake that still takes its files.
-BUILD_REQUIREMENTS = ("setuptools<81", "wheel")
-CMAKE_REQUIREMENT = "cmake<4"
 RUNTIME_REQUIREMENTS = ("cloudpickle", "psutil", "pyyaml", "packaging", "cffi")
 
 console = Console()
@@ -208,11 +202,12 @@ def build_environment(include: Path, folder: Path, environment: Mapping[str, str
     """
     headers, tools = folder / "headers", folder / "tools"
     write_forwarding_headers(include, headers)
-    wanted = list(BUILD_REQUIREMENTS)
+    wanted = BUILD_TOOLS
     if not has_usable_cmake(environment):
         console.print("There is no cmake from 3.13 to 3.31 here: taking one from the package index")
-        wanted.append(CMAKE_REQUIREMENT)
-    run(pip("install", "--quiet", "--target", str(tools), *wanted), "Installing the build tools")
+        wanted = wanted | CMAKE
+    options = ("--quiet", "--only-binary", ":all:", *pinned_options(wanted, folder))
+    run(pip("install", "--target", str(tools), *options), "Installing the build tools")
     missing = [name for name in RUNTIME_REQUIREMENTS if not _is_installed(name)]
     if missing:
         run(pip("install", "--quiet", *missing), f"Installing {', '.join(missing)}")
@@ -242,35 +237,3 @@ def _is_installed(name: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
-
-
-def unpack_source(folder: Path) -> Path:
-    """Fetch Horovod's source and mend it.
-
-    Args:
-        folder: Where to put it.
-
-    Returns:
-        The folder that it is in.
-
-    Raises:
-        BuildError: It cannot be fetched, or is not the source that is known.
-    """
-    options = ("--quiet", "--no-deps", "--no-build-isolation", "--no-binary", "horovod")
-    tools = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder / "tools"), os.environ.get("PYTHONPATH", "")])}
-    command = pip("download", *options, f"horovod=={HOROVOD_VERSION}", "--dest", str(folder))
-    run(command, "Fetching the source of Horovod", tools)
-    with tarfile.open(folder / f"horovod-{HOROVOD_VERSION}.tar.gz") as archive:
-        if hasattr(tarfile, "data_filter"):
-            archive.extractall(folder, filter="data")
-        else:  # Python 3.11 before its fourth release, as in Debian 12, knows no filters
-            archive.extractall(folder)
-    source = folder / f"horovod-{HOROVOD_VERSION}"
-    for name, wrong, right in MENDS:
-        text = (source / name).read_text()
-        if text.count(wrong) != 1:
-            raise BuildError(
-                f"This is not the source of Horovod {HOROVOD_VERSION}: {name} does not have {wrong!r} once"
-            )
-        (source / name).write_text(text.replace(wrong, right))
-    return source

@@ -2,7 +2,8 @@
 
 Horovod 0.28.1, the newest release, includes TensorFlow headers by the places that they had up to TensorFlow 2.15. They
 are still there, elsewhere: this puts forwarding headers where Horovod looks for them, mends what is wrong with it over
-Gloo, and compiles it. The wheel is kept in the user's cache; building takes minutes once and seconds from then on.
+Gloo, and compiles it. What it downloads must have the hashes that it knows. The wheel is kept in the user's cache, with
+its hash; building takes minutes once and seconds from then on.
 """
 
 import argparse
@@ -13,7 +14,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,8 +23,9 @@ from pathlib import Path
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tfopt.distributed._mends import MENDS
+from tfopt.distributed._pinned import HOROVOD_VERSION
+from tfopt.distributed._source import fetch_source
 from tfopt.distributed._toolchain import (
-    HOROVOD_VERSION,
     RUNTIME_REQUIREMENTS,
     BuildError,
     build_environment,
@@ -34,8 +35,8 @@ from tfopt.distributed._toolchain import (
     find_tensorflow,
     pip,
     run,
-    unpack_source,
 )
+from tfopt.distributed._wheel_cache import cache_folder, find_wheel, keep_wheel, open_folder
 
 PROOF_SECONDS = 120
 # Variables beside HOROVOD_WITH... that the build reads.
@@ -66,7 +67,7 @@ def compile_wheel(include: Path, folder: Path) -> Path:
     log = folder / "build.log"
     with tempfile.TemporaryDirectory(prefix="tfopt-horovod-") as scratch:
         environment = build_environment(include, Path(scratch), os.environ)
-        source = unpack_source(Path(scratch))
+        source = fetch_source(Path(scratch))
         options = ("--no-build-isolation", "--no-deps", "--no-cache-dir")
         command = pip("wheel", "-v", *options, str(source), "-w", str(Path(scratch, "wheel")))
         if _run_with_progress(command, environment, log):
@@ -74,11 +75,10 @@ def compile_wheel(include: Path, folder: Path) -> Path:
             errors = [line for line in lines if re.search(r"\berror\b|CMake Error|not found", line, re.IGNORECASE)]
             shown = "\n".join((errors or lines)[-20:])
             raise BuildError(f"Horovod does not compile; the whole log is in {log}. It says:\n{shown}")
-        (wheel,) = Path(scratch, "wheel").glob("horovod-*.whl")
-        target = folder / wheel.name
-        shutil.copy(wheel, target.with_suffix(".partial"))
-        os.replace(target.with_suffix(".partial"), target)
-    return target
+        wheels = sorted(Path(scratch, "wheel").glob("horovod-*.whl"))
+        if len(wheels) != 1:
+            raise BuildError(f"Horovod's build must give one wheel; the whole log is in {log}. Received: {wheels}")
+        return keep_wheel(wheels[0], folder)
 
 
 def _run_with_progress(command: list[str], environment: Mapping[str, str], log: Path) -> int:
@@ -104,15 +104,6 @@ def _run_with_progress(command: list[str], environment: Mapping[str, str], log: 
         if process.wait() == 0:
             progress.update(task, completed=100)
     return process.returncode
-
-
-def cache_folder() -> Path:
-    """Return the folder in which wheels are kept.
-
-    Returns:
-        `tfopt/horovod` in the user's cache.
-    """
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfopt" / "horovod"
 
 
 def build_key(tensorflow_version: str, compiler: str) -> str:
@@ -210,13 +201,10 @@ def build(force: bool = False) -> None:
     include, version = find_tensorflow()
     compiler = find_compiler(os.environ)
     folder = cache_folder() / build_key(version, compiler)
-    wheel = next(iter(sorted(folder.glob("horovod-*.whl"))), None)
-    if wheel is None or force:
+    open_folder(folder)
+    wheel = None if force else find_wheel(folder)
+    if wheel is None:
         console.print(f"Building Horovod {HOROVOD_VERSION} for TensorFlow {version} with {compiler}", highlight=False)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BuildError(f"The wheel cannot be kept in {folder} ({error}): set XDG_CACHE_HOME") from error
         wheel = compile_wheel(include, folder)
     else:
         console.print(f"Using {wheel}", highlight=False, soft_wrap=True)

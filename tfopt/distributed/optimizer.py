@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfopt._agreement import check_agreement
 from tfopt._checks import check_choice
+from tfopt._weight_decay import may_exclude
 from tfopt.communicator import Communicator, check_communicator
 from tfopt.distributed.gradient_scatter import GradientScatter
 from tfopt.distributed.gradients import mean_gradients
@@ -127,6 +128,26 @@ class DistributedOptimizer:
     @property
     def _innermost(self) -> Any:
         return self._optimizer.inner_optimizer if self._scales_loss else self._optimizer
+
+    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
+        """Exclude variables from the weight decay of the optimizer that takes the steps, inside any loss scaling.
+
+        Args:
+            var_list: None, or a list of variables.
+            var_names: None, or a list of regular expressions on their paths.
+
+        Raises:
+            TypeError: An argument is no list.
+            ValueError: That optimizer is built, and the call names a variable that decays; or it is made of several.
+        """
+        inner = self._innermost
+        if hasattr(inner, "optimizers"):
+            raise ValueError(
+                "exclude_from_weight_decay() does nothing for an optimizer that is made of several. Received: "
+                f"{type(inner).__name__}. Call it on those of its `optimizers` that decay weights"
+            )
+        if may_exclude(inner, var_list, var_names):
+            inner.exclude_from_weight_decay(var_list, var_names)
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> Any:
         """Average the gradients over all ranks and update the variables.

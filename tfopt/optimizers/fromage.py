@@ -8,6 +8,7 @@ from keras import ops
 
 from tfopt import numerics
 from tfopt._checks import check_learning_rate, check_number
+from tfopt._weight_decay import may_exclude
 from tfopt.numerics import Tensor
 from tfopt.optimizers import _fused
 from tfopt.optimizers.clipping import ClipsWholeGradients
@@ -93,6 +94,20 @@ class Fromage(ClipsWholeGradients, keras.optimizers.Optimizer):
             initializer=lambda shape, dtype: ops.convert_to_tensor(initial_norm, dtype=dtype),
             name="initial_norm",
         )
+
+    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
+        """Exclude variables from weight decay, as Keras's optimizers do. Exclusions are not saved.
+
+        Args:
+            var_list: None, or a list of variables.
+            var_names: None, or a list of regular expressions: on paths with TensorFlow, on bare names elsewhere.
+
+        Raises:
+            TypeError: An argument is no list.
+            ValueError: The optimizer is built, and the call names a variable that decays.
+        """
+        if may_exclude(self, var_list, var_names):
+            super().exclude_from_weight_decay(var_list, var_names)
 
     def update_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
         """Take one step on one variable.

@@ -9,9 +9,11 @@ from keras import ops
 
 from tfopt import numerics
 from tfopt._checks import check_choice, check_flag, check_learning_rate, check_number, check_patterns
+from tfopt._weight_decay import may_exclude, takes_weight_decay
 from tfopt.numerics import Tensor
 from tfopt.optimizers import _fused
 from tfopt.optimizers.clipping import ClipsWholeGradients
+from tfopt.optimizers.norm_floor import add_floor, current_floor, note_floor
 from tfopt.optimizers.trust_ratio import is_defined, matches, path_of, trusted_step
 
 
@@ -22,7 +24,7 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
     For a variable w with gradient g (Algorithm 1 of the paper; lambda is `weight_decay`, m is `momentum`):
 
         u     = g + lambda * w
-        ratio = trust_coefficient * |w| / (|g| + lambda * |w| + epsilon)      1 where |w| = 0 or |g| = 0
+        ratio = trust_coefficient * |w| / (|g| + lambda * |w| + epsilon)      1 where |g| = 0
         v    <- m * v + learning_rate * ratio * u
         w    <- w - v
 
@@ -30,6 +32,13 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
 
     The norms are Frobenius norms of one variable. LARS was made for very large batches, together with a warm-up and a
     polynomial decay of the learning rate: see `tfopt.optimizers.schedules.PolynomialDecayWithWarmup`.
+
+    A variable that starts at zero, such as a bias, has no norm that could set its rate. The paper's ratio is 1 there: a
+    plain gradient step at a rate of 1 to 32, kept up by the momentum, which blows up losses that are sums. Here the |w|
+    in front of the fraction is at least `norm_floor` in variables that are all zero at their first step, and in others
+    while they are all zero. So their steps too are short, and do not depend on the gradient's length. Measured: an
+    autoencoder whose loss is summed over pixels and rows does not rise, kernels and low-rank adapters that start at
+    zero learn, also after a long warm-up. `norm_floor=0` is the paper's rule.
 
     Libraries differ in three things, which are arguments here:
 
@@ -40,9 +49,8 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
     * Which variables are adapted and decayed: all of them by default, as in the paper. Many recipes leave out biases
       and normalisation layers: `layer_adaptation_exclude="vectors", weight_decay_exclude="vectors"`.
 
-    Where the ratio is 1, a step is as long as the learning rate says, and LARS's learning rates are large. This
-    concerns variables that are excluded from adaptation, and the first step of those that start from zero, such as
-    biases.
+    Variables that are excluded from adaptation take steps as long as the learning rate says, and LARS's learning rates
+    are large.
 
     A gradient with an infinite or NaN entry makes its whole variable NaN, so that it shows in the loss at once
     (`keras.callbacks.TerminateOnNaN`); in a variable excluded from adaptation, the entry itself. Under mixed float16
@@ -62,6 +70,8 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
         layer_adaptation_exclude: None, a list of regular expressions searched for in `variable.path`, or "vectors" for
             all variables of rank <= 1. Variables excluded here take plain momentum steps (ratio 1, not clipped).
         weight_decay_exclude: The same, for variables without weight decay.
+        norm_floor: Number >= 0, the least norm that a variable which started at zero counts as, see above. Default 1;
+            0 takes the paper's plain steps from zero. Fixed once the optimizer exists, because 0 needs no state.
         **kwargs: Arguments of `keras.optimizers.Optimizer`: `clipnorm`, `use_ema`, `gradient_accumulation_steps`,
             `name` and others.
 
@@ -89,12 +99,14 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
         clip: bool = False,
         layer_adaptation_exclude: Sequence[str] | str | None = None,
         weight_decay_exclude: Sequence[str] | str | None = None,
+        norm_floor: float = 1.0,
         **kwargs: Any,
     ) -> None:
         momentum = check_number("momentum", momentum, minimum=0.0, maximum=1.0, exclusive_maximum=True)
         trust_coefficient = check_number("trust_coefficient", trust_coefficient, minimum=0.0, exclusive_minimum=True)
         weight_decay = check_number("weight_decay", 0.0 if weight_decay is None else weight_decay, minimum=0.0)
         epsilon = check_number("epsilon", epsilon, minimum=0.0)
+        norm_floor = check_number("norm_floor", norm_floor, minimum=0.0)
         layer_adaptation_exclude = check_patterns("layer_adaptation_exclude", layer_adaptation_exclude)
         weight_decay_exclude = check_patterns("weight_decay_exclude", weight_decay_exclude)
         super().__init__(learning_rate=check_learning_rate(learning_rate), **kwargs)
@@ -107,7 +119,9 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
         self.clip = check_flag("clip", clip)
         self._layer_adaptation_exclude = layer_adaptation_exclude
         self._weight_decay_exclude = weight_decay_exclude
+        self._norm_floor = norm_floor
         self._velocities: Sequence[Any] = ()
+        self._floors: Sequence[Any] = ()
         self._is_adapted: Sequence[bool] = ()
         self._is_decayed: Sequence[bool] = ()
 
@@ -115,6 +129,11 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
     def momentum(self) -> float:
         """The decay of the velocity; fixed, because it decides which state exists."""
         return self._momentum
+
+    @property
+    def norm_floor(self) -> float:
+        """The least norm of a variable that started at zero; fixed, because it decides which state exists."""
+        return self._norm_floor
 
     @property
     def layer_adaptation_exclude(self) -> Sequence[str] | str:
@@ -127,7 +146,7 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
         return self._weight_decay_exclude
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Create the velocities, and decide which variables are adapted and decayed.
+        """Create the velocities and floors, and decide which variables are adapted and decayed.
 
         Args:
             variables: The model's trainable variables.
@@ -140,29 +159,28 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
         self._is_decayed = tuple(self._takes_weight_decay(v) for v in variables)
         if self.momentum:
             self._velocities = tuple(self._add_velocity(variable) for variable in variables)
+        if self.norm_floor:
+            self._floors = tuple(
+                add_floor(self, v) if is_adapted and not self._overwrite_variable_with_gradient(v) else None
+                for v, is_adapted in zip(variables, self._is_adapted, strict=True)
+            )
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
         """Exclude variables from weight decay, as Keras's optimizers do; `weight_decay_exclude` is saved, this is not.
 
         Args:
-            var_list: Variables.
-            var_names: Regular expressions on their paths.
+            var_list: None, or a list of variables.
+            var_names: None, or a list of regular expressions: on paths with TensorFlow, on bare names elsewhere.
 
         Raises:
-            ValueError: The optimizer is built, which decides which variables decay.
+            TypeError: An argument is no list.
+            ValueError: The optimizer is built, and the call names a variable that decays.
         """
-        if self.built:
-            raise ValueError(
-                "exclude_from_weight_decay() must be called before the first step, when it is decided which variables "
-                "decay. Make a new optimizer, with `weight_decay_exclude`"
-            )
-        super().exclude_from_weight_decay(var_list, var_names)
+        if may_exclude(self, var_list, var_names):
+            super().exclude_from_weight_decay(var_list, var_names)
 
     def _takes_weight_decay(self, variable: Any) -> bool:
-        # Keras's own exclusions look at the backend's variable on TensorFlow, whose name is the full path.
-        is_wrapped = keras.backend.backend() == "tensorflow" and isinstance(variable, keras.Variable)
-        native = variable.value if is_wrapped else variable
-        return self._use_weight_decay(native) and not matches(variable, self.weight_decay_exclude)
+        return takes_weight_decay(self, variable) and not matches(variable, self.weight_decay_exclude)
 
     def _add_velocity(self, variable: Any) -> Any:
         if self._overwrite_variable_with_gradient(variable):
@@ -209,18 +227,19 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
         squares = [_fused.sum_of_squares(variable), _fused.sum_of_squares(self._divisor_tensor(gradient, update))]
         weight_norm, divisor_norm = (ops.sqrt(square) for square in squares)
         # The wrong numbers that zero or extreme norms give here are not used: `is_safe` sends them the plain way.
-        length, denominator = self._length_and_denominator(weight_norm, divisor_norm, learning_rate, decay)
+        floor = self._floor_of(index)
+        length, denominator = self._length_and_denominator(weight_norm, divisor_norm, floor, learning_rate, decay)
         rate = length / denominator
+
+        def fused() -> None:
+            self._note_floor(index, floor)
+            _fused.momentum_descent(variable, velocity, update, rate, self.momentum, self.nesterov)
 
         def plain() -> None:
             step = self._step(gradient, variable, learning_rate, index)
             self._descend(variable, velocity, step)
 
-        ops.cond(
-            _fused.is_safe(rate, *squares),
-            lambda: _fused.momentum_descent(variable, velocity, update, rate, self.momentum, self.nesterov),
-            plain,
-        )
+        ops.cond(_fused.is_safe(rate, *squares), fused, plain)
 
     def _step(self, gradient: Tensor, variable: Any, learning_rate: Tensor, index: int) -> Tensor:
         """Return learning_rate * ratio * u."""
@@ -231,8 +250,18 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
         if not self._is_adapted[index]:
             return learning_rate * update
         weight_norm, divisor_norm = numerics.norm(w), numerics.norm(self._divisor_tensor(g, update))
-        length, denominator = self._length_and_denominator(weight_norm, divisor_norm, learning_rate, decay)
-        return trusted_step(update, learning_rate, length, denominator, is_defined(weight_norm, divisor_norm))
+        floor = self._floor_of(index, weight_norm)
+        self._note_floor(index, floor)
+        length, denominator = self._length_and_denominator(weight_norm, divisor_norm, floor, learning_rate, decay)
+        defined = is_defined(ops.maximum(weight_norm, floor), divisor_norm)
+        return trusted_step(update, learning_rate, length, denominator, defined)
+
+    def _floor_of(self, index: int, weight_norm: Tensor | None = None) -> Tensor:
+        return current_floor(self._floors[index], self.norm_floor, weight_norm) if self.norm_floor else 0.0
+
+    def _note_floor(self, index: int, floor: Tensor) -> None:
+        if self.norm_floor:
+            note_floor(self, self._floors[index], floor)
 
     def _decay_of(self, index: int) -> float:
         return self.weight_decay if self._is_decayed[index] else 0.0
@@ -241,13 +270,13 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
         return gradient if self.denominator == "sum" else update
 
     def _length_and_denominator(
-        self, weight_norm: Tensor, divisor_norm: Tensor, learning_rate: Tensor, decay: float
+        self, weight_norm: Tensor, divisor_norm: Tensor, floor: Tensor, learning_rate: Tensor, decay: float
     ) -> tuple[Tensor, Tensor]:
         """Return learning_rate * trust_coefficient * |w| and what u is divided by; their quotient is the rate of u."""
         denominator = divisor_norm + self.epsilon
         if self.denominator == "sum":
             denominator = denominator + decay * weight_norm
-        length = self.trust_coefficient * weight_norm
+        length = self.trust_coefficient * ops.maximum(weight_norm, floor)
         if self.clip:  # min(ratio, learning_rate), both sides times the denominator
             return ops.minimum(length, learning_rate * denominator), denominator
         return learning_rate * length, denominator
@@ -278,6 +307,7 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
             "clip": self.clip,
             "layer_adaptation_exclude": _as_argument(self.layer_adaptation_exclude),
             "weight_decay_exclude": _as_argument(self.weight_decay_exclude),
+            "norm_floor": self.norm_floor,
         }
 
 
