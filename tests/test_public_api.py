@@ -171,6 +171,7 @@ def test_docstrings_explain_every_argument(item):
         "tfopt.curvature.hessian",
         "tfopt.curvature.lanczos",
         "tfopt.curvature.linear_map",
+        "tfopt.curvature.modulus",
         "tfopt.curvature.probe",
         "tfopt.curvature.trace",
         "tfopt.datasets.epoch_batches",

@@ -7,11 +7,7 @@ from tfopt._checks import check_keras_3
 
 check_keras_3()
 
-from tfopt.curvature.certificate import (  # noqa: E402
-    ConvexityCertificate,
-    convexity_certificate,
-    convexity_modulus,
-)
+from tfopt.curvature.certificate import convexity_certificate  # noqa: E402
 from tfopt.curvature.covered_networks import NotCoveredError  # noqa: E402
 from tfopt.curvature.density import SpectralDensity, spectral_density  # noqa: E402
 from tfopt.curvature.gauss_newton import GaussNewtonOperator  # noqa: E402
@@ -19,6 +15,7 @@ from tfopt.curvature.gradient_noise import GradientNoise, gradient_noise, simple
 from tfopt.curvature.hessian import HessianOperator  # noqa: E402
 from tfopt.curvature.lanczos import ExtremalEigenvalues, Tridiagonal, extremal_eigenvalues, lanczos  # noqa: E402
 from tfopt.curvature.linear_map import curvature_along  # noqa: E402
+from tfopt.curvature.modulus import ConvexityCertificate, convexity_modulus  # noqa: E402
 from tfopt.curvature.probe import Probe  # noqa: E402
 from tfopt.curvature.trace import Estimate, trace  # noqa: E402
 

@@ -1,188 +1,28 @@
-"""Where a network's loss is provably strongly convex (Milne, NeurIPS 2019, arXiv 1810.12805)."""
+"""Certifies from a model and its data where the loss is strongly convex."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt._checks import as_numbers, check_choice, check_integer, check_number
 from tfopt.communicator import Communicator
-from tfopt.curvature.covered_networks import NotCoveredError, check_loss, common_l2, dense_layers
-from tfopt.curvature.probe_loss import ProbeLoss, compiled
-
-KINDS = ("paper", "sharp")
-
-
-@dataclass(frozen=True)
-class ConvexityCertificate:
-    """What the strong-convexity theorem says at a network's weights W.
-
-    The network has H hidden layers of (leaky) ReLUs, k linear outputs, Keras's loss "mse" and an L2 penalty l2 |W|^2.
-    With c = H (H + 1) in the paper, and c = H in a sharper form of the same proof, the smallest eigenvalue of the
-    Hessian is, on the piece on which the activation pattern does not change, at least
-
-        theta = 2 l2 - 2 c r sqrt(mse / k) |W|_*^(H - 1).
-
-    If theta is positive, the loss is strongly convex there: a critical point on that piece is an isolated local
-    minimum. If it is not, nothing is said.
-
-    Attributes:
-        l2: Coefficient of the penalty l2 |W|^2; the paper's lambda is k l2.
-        mean_squared_error: Keras's "mse" on the probe, without the penalty; the paper's l(W) is half of k times it.
-        spectral_norm: |W|_*, the largest singular value among the weight matrices.
-        input_radius: r, the largest norm of an input; sqrt(r^2 + 1) where there are biases.
-        num_hidden_layers: H.
-        num_outputs: k.
-    """
-
-    l2: float
-    mean_squared_error: float
-    spectral_norm: float
-    input_radius: float
-    num_hidden_layers: int
-    num_outputs: int
-
-    @property
-    def theta_paper(self) -> float:
-        """The modulus that the paper's theorem certifies; of the loss that Keras minimises."""
-        return self.modulus("paper")
-
-    @property
-    def theta_sharp(self) -> float:
-        """The modulus by the sharper form; never below `theta_paper`."""
-        return self.modulus("sharp")
-
-    def modulus(self, kind: str = "sharp", norm_bound: float | None = None) -> float:
-        """Return theta.
-
-        Args:
-            kind: "paper" or "sharp".
-            norm_bound: A bound R of the spectral norms, at least `spectral_norm`. Then theta holds for all weights with
-                |W|_* <= R and no larger mean squared error. None (default) means `spectral_norm`.
-
-        Returns:
-            A lower bound of the Hessian's eigenvalues, positive or not, in units of the loss that Keras minimises.
-
-        Raises:
-            ValueError: An argument is out of its range.
-        """
-        return float(
-            convexity_modulus(
-                self.l2,
-                self.mean_squared_error,
-                self._norm(norm_bound),
-                self.input_radius,
-                self.num_hidden_layers,
-                self.num_outputs,
-                kind,
-            )
-        )
-
-    def contains(self, theta: float = 0.0, kind: str = "sharp", norm_bound: float | None = None) -> bool:
-        """Return whether the weights are in U(lambda, theta), where the modulus is more than theta.
-
-        Args:
-            theta: In units of the loss that Keras minimises; 2 / k times the paper's. Default 0.
-            kind: "paper" or "sharp".
-            norm_bound: As `modulus` takes it.
-
-        Returns:
-            Whether they are.
-
-        Raises:
-            ValueError: An argument is out of its range.
-        """
-        return self.modulus(kind, norm_bound) > check_number("theta", theta)
-
-    def largest_mean_squared_error(
-        self, theta: float = 0.0, kind: str = "sharp", norm_bound: float | None = None
-    ) -> float:
-        """Return below which mean squared error weights are in U(lambda, theta), at these norms.
-
-        Args:
-            theta: In units of the loss that Keras minimises, at most 2 l2. Default 0.
-            kind: "paper" or "sharp".
-            norm_bound: As `modulus` takes it; the result then holds in the whole ball |W|_* <= R.
-
-        Returns:
-            The mean squared error; infinite without hidden layers.
-
-        Raises:
-            ValueError: An argument is out of its range.
-        """
-        check_number("theta", theta, maximum=2.0 * self.l2)
-        sizes = (self.input_radius, self.num_hidden_layers, self.num_outputs)
-        unit = -float(convexity_modulus(0.0, 1.0, self._norm(norm_bound), *sizes, kind))
-        if unit == 0.0:
-            return float("inf")
-        root = (2.0 * self.l2 - theta) / unit
-        return root * root
-
-    def _norm(self, norm_bound: float | None) -> float:
-        if norm_bound is None:
-            return self.spectral_norm
-        return check_number("norm_bound", norm_bound, minimum=self.spectral_norm)
-
-    def __repr__(self) -> str:
-        return (
-            f"ConvexityCertificate(theta_paper={self.theta_paper:.4g}, theta_sharp={self.theta_sharp:.4g}, "
-            f"l2={self.l2:g}, mean_squared_error={self.mean_squared_error:.4g}, "
-            f"spectral_norm={self.spectral_norm:.4g}, input_radius={self.input_radius:.4g}, "
-            f"num_hidden_layers={self.num_hidden_layers}, num_outputs={self.num_outputs})"
-        )
-
-
-def convexity_modulus(
-    l2: Any,
-    mean_squared_error: Any,
-    spectral_norm: Any,
-    input_radius: Any,
-    num_hidden_layers: int,
-    num_outputs: int = 1,
-    kind: str = "sharp",
-) -> np.ndarray:
-    """Return the certified modulus theta = 2 l2 - 2 c r sqrt(mse / k) |W|_*^(H - 1) from numbers or arrays of them.
-
-    Args:
-        l2: Coefficient of the penalty l2 |W|^2.
-        mean_squared_error: Keras's "mse", a mean over rows and outputs.
-        spectral_norm: |W|_*, the largest singular value among the weight matrices.
-        input_radius: r, the largest norm of an input.
-        num_hidden_layers: H, an integer >= 0.
-        num_outputs: k, an integer >= 1.
-        kind: "paper" (c = H (H + 1)) or "sharp" (c = H).
-
-    Returns:
-        Moduli, of the shape that the arrays have together; minus infinity where a power overflows.
-
-    Raises:
-        TypeError: A number is no integer.
-        ValueError: An argument is out of its range.
-
-    Example:
-        >>> float(convexity_modulus(1.0, 0.25, 3.0, 1.0, num_hidden_layers=1, kind="paper"))
-        0.0
-    """
-    depth = check_integer("num_hidden_layers", num_hidden_layers, minimum=0)
-    check_integer("num_outputs", num_outputs, minimum=1)
-    check_choice("kind", kind, KINDS)
-    factor = depth * (depth + 1) if kind == "paper" else depth
-    given = {"l2": l2, "mean_squared_error": mean_squared_error, "spectral_norm": spectral_norm}
-    given |= {"input_radius": input_radius}
-    numbers = {name: as_numbers(name, value, "numbers >= 0") for name, value in given.items()}
-    for name, values in numbers.items():
-        if (values < 0).any():
-            raise ValueError(f"`{name}` must hold numbers >= 0. Received: {name}={given[name]!r}")
-    decay, squares, norm, radius = numbers.values()
-    decay = 2.0 * decay
-    if factor == 0:
-        return np.array(np.broadcast_to(decay, np.broadcast_shapes(*(part.shape for part in numbers.values()))))
-    with np.errstate(over="ignore", invalid="ignore"):
-        size = np.sqrt(squares / num_outputs) * radius
-        theta = decay - 2.0 * factor * size * norm ** (depth - 1)
-    return np.where(np.isnan(theta), -np.inf, theta)
+from tfopt.curvature.covered_networks import NotCoveredError, check_loss, common_l2, dense_layers, read_network
+from tfopt.curvature.enclosure import (
+    SMALLEST,
+    UNIT_ROUNDOFF,
+    Enclosure,
+    difference,
+    largest_row_norm,
+    spectral_norm,
+    stored,
+    sum_of_squares,
+    through_dense,
+    through_relu,
+)
+from tfopt.curvature.modulus import ConvexityCertificate
+from tfopt.curvature.probe import Batch
+from tfopt.curvature.probe_loss import ProbeLoss
 
 
 def convexity_certificate(
@@ -199,6 +39,14 @@ def convexity_certificate(
     It covers chains of Dense layers without biases, with linear, ReLU or leaky ReLU activations of slopes up to 1, a
     linear output, the loss "mse", and the same L2 penalty on every kernel. With at most one hidden layer there may be
     biases, if the same penalty is on them. An optimizer's `weight_decay` is no part of the loss, and does not count.
+    Layers that share weights, and dtypes of 16 bits or fewer in a layer or the loss, are not covered.
+
+    The reported moduli are lower bounds in spite of rounding. They hold for the network in exact arithmetic, with the
+    weights as they are stored. The outputs are computed in float64, with a bound of their error: for a sum of n
+    products 4 (n + 4) 2^-53 times the sum of the products' sizes, carried through all layers. The error is counted in
+    full against the modulus. So is the rounding of data, slopes and L2 coefficients to float32, and that processors may
+    set denormal numbers to zero. Singular values are raised by 1e-12 times the larger dimension of the matrix, in
+    proportion. The inputs are those that the network sees, after the cast to the dtype of its `keras.Input`.
 
     Args:
         model: A Keras model with its variables, compiled or not.
@@ -222,15 +70,17 @@ def convexity_certificate(
         >>> model = milne_regression(seed=0)
         >>> _ = model.set_weights([np.array([[0.5, 0.25]]), np.array([[0.5], [0.5]])])
         >>> certificate = convexity_certificate(model, "mse", np.array([[1.0]]), np.array([[0.0]]))
-        >>> certificate.mean_squared_error, certificate.theta_paper, certificate.theta_sharp
-        (0.140625, 0.5, 1.25)
+        >>> [round(found, 6) for found in (certificate.mean_squared_error, certificate.theta_paper)]
+        [0.140625, 0.5]
+        >>> round(certificate.theta_sharp, 6)
+        1.25
     """
     probe_loss = ProbeLoss.of(model, loss, x, y, batch_size=batch_size, communicator=communicator)
     return CertifiedNetwork(probe_loss).certificate()
 
 
 class CertifiedNetwork:
-    """A network that the theorem covers, with its data: makes a certificate at the weights of the moment.
+    """A network that the theorem covers, with its data: makes a certificate at the model's current weights.
 
     Args:
         probe_loss: The loss and its data.
@@ -242,23 +92,24 @@ class CertifiedNetwork:
     def __init__(self, probe_loss: ProbeLoss) -> None:
         self._loss = probe_loss
         radius = self._read()
-        objective = probe_loss.objective
-        self._error_of = compiled(
-            lambda values, batch: objective.loss_of_outputs(
-                objective.outputs(values, batch[0], probe_loss.variables), batch
-            )
-        )
         # A bias is the weight of an input that is always 1.
-        self._radius = float(np.hypot(radius, 1.0)) if any(layer.use_bias for layer in self._layers) else radius
+        self._radius = float(np.hypot(radius, 1.0)) * (1.0 + 4.0 * UNIT_ROUNDOFF) if self._has_bias() else radius
+
+    def _has_bias(self) -> bool:
+        return any(layer.use_bias for layer in self._layers)
 
     def _read(self) -> float:
-        # The largest norm of an input. What one rank's part of it does not let be covered is refused on all.
+        # The largest norm of an input. If the theorem does not cover the data of one rank, every rank raises the error.
         why, radius = "", 0.0
         try:
-            self._layers = dense_layers(self._loss.objective.model)
-            check_loss(self._loss)
+            self._steps = read_network(self._loss.objective.model)
+            self._layers = dense_layers(self._steps)
+            self._dtype = self._data_dtype(check_loss(self._loss))
             self._l2 = common_l2(self._layers)
-            radius = max(_radius(batch.x) for batch in self._loss.probe.batches)
+            for batch in self._loss.probe.batches:
+                _targets(batch.y, int(self._layers[-1].units), self._dtype)
+                with np.errstate(over="ignore", invalid="ignore"):
+                    radius = max(radius, largest_row_norm(self._inputs(batch)))
         except NotCoveredError as error:
             why = error.why
         found = self._loss.communicator.allgather_object((why, radius), "what the certificate covers")
@@ -266,6 +117,13 @@ class CertifiedNetwork:
         if refused:
             raise NotCoveredError(refused)
         return max(radius for _, radius in found)
+
+    def _data_dtype(self, loss_dtype: str) -> str:
+        # Any of these rounds the data to its dtype: the layers, the loss, and `fit`, which rounds to Keras's floatx.
+        model = self._loss.objective.model
+        dtypes = {loss_dtype, keras.config.floatx(), model.inputs[0].dtype}
+        dtypes |= {layer.compute_dtype for layer in model._flatten_layers()}
+        return "float32" if "float32" in dtypes else "float64"
 
     def certificate(self) -> ConvexityCertificate:
         """Return the certificate at the model's weights.
@@ -276,28 +134,89 @@ class CertifiedNetwork:
         Raises:
             ValueError: A weight is not finite.
         """
-        values, rows = self._loss.values(), self._loss.num_rows
-        batches = self._loss.probe.batches
-        error = sum(batch.num_rows / rows * float(self._error_of(values, batch.tensors)) for batch in batches)
-        (error,) = self._loss.communicator.allreduce_sum([tf.constant(error, tf.float64)], name="error")
-        # The singular values themselves, raised by what rounding may have taken off: a bound must not be too small.
-        kernels = [np.asarray(layer.kernel.value, np.float64) for layer in self._layers]
-        if not all(np.isfinite(kernel).all() for kernel in kernels):
-            raise ValueError("`model` must have finite weights. Received: weights that are NaN or infinite")
-        spectral_norm = max(np.linalg.norm(kernel, 2) * (1 + 1e-12 * max(kernel.shape)) for kernel in kernels)
+        kernels = {layer.name: stored(layer.kernel.value, layer.compute_dtype) for layer in self._layers}
+        with np.errstate(over="ignore", invalid="ignore"):
+            error = self._mean_squared_error(kernels)
+            if not all(np.isfinite(kernel.value).all() for kernel in kernels.values()):
+                raise ValueError("`model` must have finite weights. Received: weights that are NaN or infinite")
+            norm = max(spectral_norm(kernel) for kernel in kernels.values())
         return ConvexityCertificate(
             l2=self._l2,
-            mean_squared_error=float(error),
-            spectral_norm=float(spectral_norm),
+            mean_squared_error=error,
+            spectral_norm=norm,
             input_radius=self._radius,
             num_hidden_layers=len(self._layers) - 1,
             num_outputs=int(self._layers[-1].units),
         )
 
+    def _mean_squared_error(self, kernels: dict[str, Enclosure]) -> float:
+        # An upper bound, over all ranks.
+        total, rows = 0.0, self._loss.num_rows
+        for batch in self._loss.probe.batches:
+            outputs = self._outputs(batch, kernels)
+            residuals = difference(outputs, _targets(batch.y, outputs.value.shape[1], self._dtype))
+            total += float(sum_of_squares(residuals)) / residuals.value.size * (batch.num_rows / rows)
+        (total,) = self._loss.communicator.allreduce_sum([tf.constant(total, tf.float64)], name="error")
+        # Each batch and each rank adds a few roundings.
+        error = float(total) * (1.0 + 8.0 * (len(self._loss.probe.batches) + rows) * UNIT_ROUNDOFF)
+        return max(error, SMALLEST) if error else 0.0
 
-def _radius(x: Any) -> float:
-    leaves = keras.tree.flatten(x)
+    def _outputs(self, batch: Batch, kernels: dict[str, Enclosure]) -> Enclosure:
+        rows = self._inputs(batch)
+        for step in self._steps:
+            if isinstance(step, float):
+                rows = through_relu(rows, step)
+            elif type(step) is keras.layers.Flatten:
+                rows = Enclosure(*(_flat(part, step.data_format) for part in (rows.value, rows.error)))
+            else:
+                bias = stored(step.bias.value, step.compute_dtype) if step.use_bias else None
+                rows = through_dense(rows, kernels[step.name], bias)
+        return rows
+
+    def _inputs(self, batch: Batch) -> Enclosure:
+        # What the network sees, after Keras's casts.
+        leaves = keras.tree.flatten(batch.x)
+        if len(leaves) != 1:
+            raise NotCoveredError(f"the data have {len(leaves)} inputs")
+        (expected,) = self._loss.objective.model.inputs
+        values = np.asarray(leaves[0])
+        if values.ndim != len(expected.shape):  # Keras adds or removes a last axis of length 1
+            values = values[..., 0] if values.ndim > len(expected.shape) else values[..., None]
+        given = stored(values, self._dtype)
+        return given if "float" in expected.dtype else _cast(given, expected.dtype)
+
+
+def _cast(given: Enclosure, dtype: str) -> Enclosure:
+    # Numbers cast to bool or to integers; within their error they may be cast to different ones.
+    if dtype == "bool":
+        value = (given.value != 0).astype(np.float64)
+        return Enclosure(value, ((given.error > 0) & (np.abs(given.value) <= given.error)).astype(np.float64))
+    low, high = np.trunc(given.value - given.error), np.trunc(given.value + given.error)
+    limits = np.iinfo(dtype)
+    if low.min() < limits.min or high.max() > limits.max:
+        raise NotCoveredError(
+            f"the network takes inputs of dtype {dtype}, and the data reach from {low.min():g} to {high.max():g}"
+        )
+    return Enclosure(low, high - low)
+
+
+def _flat(array: np.ndarray, data_format: str) -> np.ndarray:
+    if data_format == "channels_first" and array.ndim > 2:
+        array = np.moveaxis(array, 1, -1)
+    return array.reshape(len(array), -1)
+
+
+def _targets(y: Any, num_outputs: int, dtype: str) -> Enclosure:
+    # Of shape (rows, 1) or (rows, outputs), as Keras lines them up with the outputs.
+    leaves = keras.tree.flatten(y)
     if len(leaves) != 1:
-        raise NotCoveredError(f"the data have {len(leaves)} inputs")
-    rows = np.asarray(leaves[0], np.float64)
-    return float(np.linalg.norm(rows.reshape(len(rows), -1), axis=1).max())
+        raise NotCoveredError(f"the data have {len(leaves)} targets")
+    values = np.asarray(leaves[0])
+    shape = values.shape
+    if values.ndim == 1 and num_outputs == 1:
+        values = values[:, None]
+    elif values.ndim == 3 and shape[-1] == 1:
+        values = values[..., 0]
+    if values.ndim != 2 or (values.shape[1] != num_outputs and 1 not in (values.shape[1], num_outputs)):
+        raise NotCoveredError(f"the targets have the shape {shape}, for {num_outputs} outputs")
+    return stored(values, dtype)

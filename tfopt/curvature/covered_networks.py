@@ -4,11 +4,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 from keras.src.models import Functional
 
 from tfopt.curvature.probe_loss import ProbeLoss
 
-_ACTIVATIONS = (keras.activations.linear, keras.activations.relu, keras.activations.leaky_relu)
+# The slopes that follow from an activation function: Keras's default of leaky_relu is 0.2.
+_ACTIVATIONS: tuple[tuple[Any, list[float]], ...] = (
+    (keras.activations.linear, []),
+    (keras.activations.relu, [0.0]),
+    (keras.activations.leaky_relu, [0.2]),
+)
+_DTYPES = ("float32", "float64")
 
 
 class NotCoveredError(ValueError):
@@ -26,51 +33,95 @@ class NotCoveredError(ValueError):
         super().__init__(
             f"The strong-convexity certificate does not cover this: {why}. It covers chains of Dense layers without "
             "biases (or one hidden layer, with the same L2 penalty on its biases), with linear, relu or leaky_relu "
-            "activations and a linear output, the loss 'mse', and the same L2 penalty on every kernel. "
+            "activations and a linear output, all in float32 or float64, the loss 'mse', and the same L2 penalty on "
+            "every kernel. "
             "tfopt.curvature.HessianOperator measures the curvature of any model"
         )
 
 
-def dense_layers(model: Any) -> list[Any]:
-    """Return the Dense layers of a chain.
+def read_network(model: Any) -> list[Any]:
+    """Return what a chain does to its input, step by step.
 
     Args:
         model: A Keras model.
 
     Returns:
-        The layers, from the input to the output.
+        Flatten and Dense layers, each Dense layer followed by the negative slope of its activation unless that is
+        linear, and the slopes of activation layers, from the input to the output.
 
     Raises:
         NotCoveredError: The model is no chain that the theorem covers.
     """
-    dense: list[Any] = []
-    is_linear = True
+    steps: list[Any] = []
     rank = None
+    _check_layer(model, f"the model {model.name!r} ({type(model).__name__})")
     for layer in _chain(model):
         name = f"the layer {layer.name!r} ({type(layer).__name__})"
+        _check_layer(layer, name)
         if type(layer) is keras.layers.InputLayer:
             rank = len(layer.batch_shape)
+            _check_input(layer, name)
         elif type(layer) is keras.layers.Flatten:
             rank = 2
+            steps.append(layer)
         elif type(layer) is keras.layers.Dense:
             if rank != 2:
                 raise NotCoveredError(f"{name} is applied along the last of {rank} axes")
             if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
                 raise NotCoveredError(f"{name} has low-rank or quantized weights")
-            dense.append(layer)
-            is_linear = _is_linear(layer.activation, f"the activation of {name}")
+            steps += [layer, *_slopes(layer.activation, f"the activation of {name}")]
         else:
-            is_linear = _is_linear(layer, name) and is_linear
-        if getattr(layer, "activity_regularizer", None) is not None:
-            raise NotCoveredError(f"{name} has an activity regulariser")
+            steps += _slopes(layer, name)
+    _check_weights(model, steps)
+    return steps
+
+
+def dense_layers(steps: list[Any]) -> list[Any]:
+    """Return the Dense layers among the steps of `read_network`."""
+    return [step for step in steps if type(step) is keras.layers.Dense]
+
+
+def _check_layer(layer: Any, name: str) -> None:
+    # Products and sums that are rounded to 16 bits are another function than that of the weights.
+    policy = layer.dtype_policy
+    for dtype in (layer.compute_dtype, layer.variable_dtype):
+        if dtype not in _DTYPES:
+            raise NotCoveredError(f"{name} has the dtype policy {policy.name!r}, and not float32 or float64")
+    if "call" in vars(layer):
+        raise NotCoveredError(f"{name} has a `call` that was put in place of its class's")
+    if getattr(layer, "activity_regularizer", None) is not None:
+        raise NotCoveredError(f"{name} has an activity regulariser")
+
+
+def _check_input(layer: Any, name: str) -> None:
+    dtype = keras.backend.standardize_dtype(layer.dtype)
+    if dtype != "bool" and "int" not in dtype and dtype not in _DTYPES:
+        raise NotCoveredError(f"{name} takes inputs of dtype {dtype}")
+
+
+def _check_weights(model: Any, steps: list[Any]) -> None:
+    dense = dense_layers(steps)
     if not dense:
         raise NotCoveredError("the model has no Dense layer")
-    if not is_linear:
+    if isinstance(steps[-1], float):
         raise NotCoveredError("the output has an activation")
     biased = [layer.name for layer in dense if layer.use_bias]
     if biased and len(dense) > 2:
         raise NotCoveredError(f"the layer {biased[0]!r} has a bias, in a network of {len(dense) - 1} hidden layers")
-    return dense
+    owners: dict[int, str] = {}
+    for layer in dense:
+        for name, variable in (("kernel", layer.kernel), ("bias", layer.bias)):
+            if variable is None:
+                continue
+            if not isinstance(variable, keras.Variable):
+                raise NotCoveredError(f"the {name} of {layer.name!r} is computed from other weights")
+            # The tensor that holds the numbers: two Keras variables can share one.
+            owner = owners.setdefault(id(variable.value), layer.name)
+            if owner != layer.name:
+                raise NotCoveredError(f"the layers {owner!r} and {layer.name!r} share a {name}")
+    others = [variable.path for variable in model.trainable_variables if id(variable.value) not in owners]
+    if others:
+        raise NotCoveredError(f"{others[0]} is trainable, and is neither a kernel nor a bias of the chain")
 
 
 def _chain(model: Any) -> Iterator[Any]:
@@ -94,26 +145,32 @@ def _chain(model: Any) -> Iterator[Any]:
     return reversed(layers)
 
 
-def _is_linear(activation: Any, name: str) -> bool:
-    # What is neither linear nor a (leaky) ReLU of slopes up to 1 is refused.
-    if type(activation) is keras.layers.Activation:
+def _slopes(activation: Any, name: str) -> list[float]:
+    # The negative slope of a (leaky) ReLU, in a list; nothing for a linear activation; all others are refused.
+    while isinstance(activation, keras.layers.Layer):
+        _check_layer(activation, name)
+        if type(activation) is not keras.layers.Activation:
+            break
         activation = activation.activation
     if type(activation) is keras.layers.ReLU:
         if activation.max_value is None and not activation.threshold and 0 <= activation.negative_slope <= 1:
-            return False
-    elif type(activation) is keras.layers.LeakyReLU:
-        if abs(activation.negative_slope) <= 1:
-            return False
-    elif activation in _ACTIVATIONS:
-        return activation is keras.activations.linear
+            return [float(activation.negative_slope)]
+    elif type(activation) is keras.layers.LeakyReLU and abs(activation.negative_slope) <= 1:
+        return [float(activation.negative_slope)]
+    for function, slopes in _ACTIVATIONS:
+        if activation is function:
+            return slopes
     raise NotCoveredError(f"{name} is {getattr(activation, '__name__', type(activation).__name__)}")
 
 
-def check_loss(probe_loss: ProbeLoss) -> None:
+def check_loss(probe_loss: ProbeLoss) -> str:
     """Check that what is minimised is a plain mean squared error and regularisers.
 
     Args:
         probe_loss: The loss and its data.
+
+    Returns:
+        The dtype of the error, float32 or float64.
 
     Raises:
         NotCoveredError: It is not.
@@ -136,8 +193,12 @@ def check_loss(probe_loss: ProbeLoss) -> None:
     is_mse = found is keras.losses.mean_squared_error or (type(found) is keras.losses.MeanSquaredError and mean)
     if not is_mse:
         raise NotCoveredError(f"the loss is {getattr(found, 'name', None) or getattr(found, '__name__', found)!r}")
+    dtype = found.dtype if isinstance(found, keras.Loss) else keras.config.floatx()
+    if dtype not in _DTYPES:
+        raise NotCoveredError(f"the loss is computed in {dtype}")
     if any(batch.sample_weight is not None for batch in probe_loss.probe.batches):
         raise NotCoveredError("the data have sample weights")
+    return dtype
 
 
 def common_l2(layers: list[Any]) -> float:
@@ -168,9 +229,15 @@ def _l2_of(variable: Any, name: str) -> float:
     is_l2 = type(regularizer) is keras.regularizers.L2 or (
         type(regularizer) is keras.regularizers.L1L2 and float(regularizer.l1) == 0.0
     )
-    if not is_l2 or float(regularizer.l2) <= 0.0:
-        kind = "no penalty" if regularizer is None or is_l2 else type(regularizer).__name__
+    if not is_l2:
+        kind = "no penalty" if regularizer is None else type(regularizer).__name__
         raise NotCoveredError(
             f"{name} has {kind} in place of an L2 penalty (an optimizer's weight_decay does not count)"
         )
-    return float(regularizer.l2)
+    # Keras rounds the coefficient to float32, in models of float64 too; processors may set denormal numbers to zero.
+    given = float(regularizer.l2)
+    with np.errstate(over="ignore"):
+        rounded = float(np.float32(given))
+    if not np.finfo(np.float32).tiny <= rounded < np.inf:
+        raise NotCoveredError(f"{name} has no penalty: the coefficient {given:g} is {rounded:g} in float32")
+    return min(given, rounded)
