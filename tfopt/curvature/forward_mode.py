@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras.src.backend.common.variables import AutocastScope
 from tensorflow.python.ops import nn_impl
 
+from tfopt.curvature.precision import policy_to_measure
 from tfopt.curvature.stand_ins import StandIns
 
 # Layers to which `training` means nothing but noise.
@@ -48,8 +49,7 @@ def measuring(dtype: str | None, calls_in_fit: dict[int, list[bool]] | None = No
     """Within this context, let models, losses and regularisers compute as measurements need it.
 
     Means and variances can be differentiated twice, dropout is off also where a model asks for it with
-    `training=True`, and layers that compute in float16 compute in float32: the derivatives of a loss, which training
-    scales, would underflow.
+    `training=True`, and layers that compute in half precision compute in float32.
 
     Args:
         dtype: The dtype in which all layers compute; None for their own.
@@ -59,10 +59,10 @@ def measuring(dtype: str | None, calls_in_fit: dict[int, list[bool]] | None = No
     Yields:
         Nothing.
     """
-    with _entered(_Measurement(dtype, calls_in_fit)):
-        # For variables of networks that are no part of the model, such as those inside a loss.
-        with contextlib.nullcontext() if dtype is None else AutocastScope(dtype):
-            yield
+    # For variables of networks that are no part of the model, such as those inside a loss.
+    reading = contextlib.nullcontext() if dtype is None else AutocastScope(dtype)
+    with _entered(_Measurement(dtype, calls_in_fit)), reading:
+        yield
 
 
 @contextlib.contextmanager
@@ -88,11 +88,6 @@ def _entered(measurement: _Measurement) -> Iterator[None]:
             yield
         finally:
             _current.reset(token)
-
-
-def computes_in_half(layer: Any) -> bool:
-    """Return whether a layer computes in float16 while nothing is measured."""
-    return bool(_own_policy(layer).compute_dtype == "float16")
 
 
 # --- `training`
@@ -149,28 +144,10 @@ class _PolicyStandIn:
         if layer is None or "_dtype_policy" not in vars(layer):
             raise AttributeError("_dtype_policy")
         measurement = _current.get()
-        return vars(layer)["_dtype_policy"] if measurement is None else _policy_to_measure(layer, measurement.dtype)
+        return vars(layer)["_dtype_policy"] if measurement is None else policy_to_measure(layer, measurement.dtype)
 
     def __set__(self, layer: Any, policy: Any) -> None:
         vars(layer)["_dtype_policy"] = policy
-
-
-def _own_policy(layer: Any) -> Any:
-    policy = vars(layer)["_dtype_policy"]
-    is_map = isinstance(policy, keras.dtype_policies.DTypePolicyMap)
-    return policy[layer.path] if is_map and layer.path else policy
-
-
-def _policy_to_measure(layer: Any, dtype: str | None) -> Any:
-    own = _own_policy(layer)
-    wanted = dtype or ("float32" if own.compute_dtype == "float16" else None)
-    if wanted is None or not tf.as_dtype(own.compute_dtype).is_floating:
-        return own
-    # Not a new policy: that of a quantised layer says more than dtypes.
-    made = object.__new__(type(own))
-    made.__dict__.update(own.__dict__)
-    made._compute_dtype, made._variable_dtype = wanted, dtype or own.variable_dtype
-    return made
 
 
 # --- means and variances

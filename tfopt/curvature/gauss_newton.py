@@ -5,8 +5,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfopt.curvature.operator import CurvatureOperator
-from tfopt.curvature.outputs import Outputs
-from tfopt.curvature.probe_loss import compiled, dense_gradients, partial_derivatives
+from tfopt.curvature.probe_loss import compiled, dense_gradients
 
 
 class GaussNewtonOperator(CurvatureOperator):
@@ -50,7 +49,7 @@ class GaussNewtonOperator(CurvatureOperator):
 
     def _set_up(self, *args: Any) -> None:
         super()._set_up(*args)
-        self._outputs = compiled(lambda v, x: self.objective.outputs(v, x, self.variables).tensors)
+        self._outputs = compiled(lambda v, x: self.objective.outputs(v, x, self.variables))
         self._moved = compiled(self._trace_moved)
 
     def quantity(self, values: list[Any]) -> list[Any]:
@@ -79,28 +78,32 @@ class GaussNewtonOperator(CurvatureOperator):
     def _trace_moved(self, values: Any, vectors: Any, x: Any) -> list[Any]:
         return self._trace_jacobian(values, vectors, x)[2]
 
-    def _trace_jacobian(self, values: Any, vectors: Any, x: Any) -> tuple[Any, Outputs, list[Any]]:
+    def _trace_jacobian(self, values: Any, vectors: Any, x: Any) -> tuple[Any, list[Any], list[Any]]:
         with tf.GradientTape(watch_accessed_variables=False, persistent=True) as inner:
             inner.watch(values)
             outputs = self.objective.outputs(values, x, self.variables)
-        zeros = [tf.zeros_like(tensor) for tensor in outputs.tensors]
+        zeros = [tf.zeros_like(output) for output in outputs]
         with tf.GradientTape(watch_accessed_variables=False) as outer:
             outer.watch(zeros)
-            pulled_back = dense_gradients(inner, outputs.tensors, values, zeros)
+            pulled_back = dense_gradients(inner, outputs, values, zeros)
         return inner, outputs, dense_gradients(outer, pulled_back, zeros, vectors)
 
     def _trace_product(self, values: Any, batch: Any, vectors: Any) -> list[Any]:
         tape, outputs, moved = self._trace_jacobian(values, vectors, batch[0])
-        products = dense_gradients(tape, outputs.tensors, values, self._curve(outputs, moved, batch))
+        products = dense_gradients(tape, outputs, values, self._curve(outputs, moved, batch))
         if all(variable.regularizer is None for variable in self.variables):
             return products
         return [a + b for a, b in zip(products, self._curve_regularization(values, vectors), strict=True)]
 
-    def _curve(self, outputs: Outputs, moved: list[Any], batch: Any) -> list[Any]:
+    def _curve(self, outputs: Any, moved: Any, batch: Any) -> list[Any]:
         """Return the product of the Hessian of the loss by the outputs and a move of the outputs."""
-        loss = self.objective.loss_of_outputs(outputs, batch)
-        gradients = partial_derivatives(loss, outputs.tensors)
-        return partial_derivatives(gradients, outputs.tensors, moved)
+        with tf.GradientTape(watch_accessed_variables=False) as outer:
+            outer.watch(outputs)
+            with tf.GradientTape(watch_accessed_variables=False) as inner:
+                inner.watch(outputs)
+                loss = self.objective.loss_of_outputs(outputs, batch)
+            gradients = dense_gradients(inner, loss, outputs)
+        return dense_gradients(outer, gradients, outputs, moved)
 
     def _curve_regularization(self, values: Any, vectors: Any) -> list[Any]:
         with tf.GradientTape(watch_accessed_variables=False) as outer:

@@ -79,6 +79,8 @@ class ExtremalEigenvalues:
         vector_min: Approximate eigenvector of `lambda_min`, of shape (n,) and norm 1.
         vector_max: Approximate eigenvector of `lambda_max`, of shape (n,) and norm 1.
         batch_norm: How batch normalisation was computed, "batch" or "moving"; None for a matrix that is no model's.
+        precision: "float32" where the model trains in half precision, whose layers were computed in float32; "model"
+            where all layers were computed as in training; None for a matrix that is no model's.
     """
 
     lambda_min: float
@@ -90,6 +92,7 @@ class ExtremalEigenvalues:
     vector_min: np.ndarray = field(repr=False)
     vector_max: np.ndarray = field(repr=False)
     batch_norm: str | None = field(default=None, repr=False)
+    precision: str | None = field(default=None, repr=False)
 
     @property
     def spectral_radius(self) -> float:
@@ -180,6 +183,7 @@ def extremal_eigenvalues(
         vector_min=result.eigenvector(0),
         vector_max=result.eigenvector(-1),
         batch_norm=linear.batch_norm,
+        precision=linear.precision,
     )
 
 

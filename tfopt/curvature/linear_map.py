@@ -23,6 +23,7 @@ class LinearMap:
         matvec: Takes a vector of `size` entries and returns the product.
         shared: Returns a context within which the matrix does not change, so that products can share work.
         batch_norm: How a model's batch normalisation is computed; None for other matrices.
+        precision: How a model's layers are computed; None for other matrices.
     """
 
     size: int
@@ -30,6 +31,7 @@ class LinearMap:
     matvec: Callable[[np.ndarray], np.ndarray]
     shared: Callable[[], Any] = contextlib.nullcontext
     batch_norm: str | None = None
+    precision: str | None = None
 
 
 def as_linear_map(operator: Any) -> LinearMap:
@@ -50,7 +52,9 @@ def as_linear_map(operator: Any) -> LinearMap:
     if isinstance(operator, LinearMap):
         return operator
     if isinstance(operator, CurvatureOperator):
-        return LinearMap(operator.shape[0], operator.dtype, operator.matvec, operator.shared, operator.batch_norm)
+        return LinearMap(
+            operator.shape[0], operator.dtype, operator.matvec, operator.shared, operator.batch_norm, operator.precision
+        )
     if isinstance(operator, list | tuple):
         operator = np.asarray(operator)
     shape = getattr(operator, "shape", None)

@@ -1,7 +1,6 @@
 """What a model minimises, as a function of its weights that leaves the model as it is."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -11,8 +10,10 @@ from keras.src.utils.python_utils import is_default
 
 from tfopt._checks import check_choice
 from tfopt._trained_variables import trained_variables
-from tfopt.curvature.forward_mode import batch_norm_calls, computes_in_half, measuring
+from tfopt.curvature.forward_mode import measuring
+from tfopt.curvature.forward_pass import ForwardPass
 from tfopt.curvature.outputs import Outputs
+from tfopt.curvature.precision import check_no_float16, computes_in_half, loss_to_measure
 from tfopt.curvature.probe import Probe
 
 BATCH_NORM_MODES = ("batch", "moving")
@@ -38,6 +39,7 @@ class Objective:
         model: The model.
         variables: Its trainable variables, without those whose gradient is their next value.
         dtype: In which it computes; None for the model's, as always for a quantised one.
+        precision: "float32" if that is not what the model trains in, half precision; "model" if it is.
         given_loss: The argument `loss`.
 
     Raises:
@@ -55,9 +57,11 @@ class Objective:
         self.variables = trained_variables(model.trainable_variables)
         # Quantised layers hold their weights in a form that only their own precision can read.
         self.dtype = None if any(layer.quantization_mode for layer in model._flatten_layers()) else dtype
+        self.precision = "float32" if any(map(computes_in_half, model._flatten_layers())) else "model"
         self.given_loss = loss
         self._is_custom = loss is None and type(model).compute_loss is not keras.Model.compute_loss
-        self._calls_in_fit: dict[Any, dict[int, list[bool]]] = {}
+        self._outputs = Outputs([])  # of the model's last trace
+        self._forward = ForwardPass(model, self.batch_norm, self.dtype)
         self.reduction = ""  # the loss's, where it depends on how rows are cut into batches
         self._check_inputs(probe)
         self._loss = None if self._is_custom else self._make_loss(loss, probe)
@@ -76,16 +80,18 @@ class Objective:
         _, y, sample_weight = batch
         with self._scope(values, variables):
             if self._is_custom:
-                return self._in_mode(self._custom_loss, *batch)
-            y_pred = self._in_mode(self._call, batch[0])
-            parts = [tf.reduce_sum(part) for part in self.model.losses]
-            if self._loss is not None:
-                parts.append(self._loss(y, y_pred, sample_weight))
-            dtype = self.dtype or parts[-1].dtype
-            return tf.add_n([tf.cast(part, dtype) for part in parts])
+                parts = [self._forward.custom_loss(*batch)]
+            else:
+                y_pred = self._forward.predict(batch[0])
+                parts = [tf.reduce_sum(part) for part in self.model.losses]
+                if self._loss is not None:
+                    parts.append(self._loss(y, y_pred, sample_weight))
+        check_no_float16(values, parts)
+        dtype = self.dtype or parts[-1].dtype
+        return tf.add_n([tf.cast(part, dtype) for part in parts])
 
-    def outputs(self, values: Sequence[Any], x: Any, variables: Sequence[Any] | None = None) -> Outputs:
-        """Return the model's outputs, and what the loss is a function of: the logits of softmax or sigmoid, if any.
+    def outputs(self, values: Sequence[Any], x: Any, variables: Sequence[Any] | None = None) -> list[Any]:
+        """Return what the loss is a function of: logits where the model ends in softmax or sigmoid, its outputs else.
 
         Args:
             values: One tensor for each variable.
@@ -93,7 +99,8 @@ class Objective:
             variables: The variables that have these values; None means all that are trainable.
 
         Returns:
-            The outputs.
+            A list of tensors. An output that joins several tensors that come out of softmax, such as those of time
+            steps, counts for several.
 
         Raises:
             ValueError: The model adds losses of its own on the way, which are no function of its outputs.
@@ -103,21 +110,24 @@ class Objective:
                 f"{type(self.model).__name__} computes its loss in a method of its own, which need not be a function "
                 "of its outputs: pass `loss`"
             )
+        if tf.executing_eagerly() and not tf.config.functions_run_eagerly():  # a graph tells where outputs come from
+            return list(tf.function(lambda v, x: self.outputs(v, x, variables), autograph=False)(list(values), x))
         with self._scope(values, variables):
-            y_pred = self._in_mode(self._call, x)
+            self._outputs = Outputs(self._forward.predict(x))
             num_regularized = sum(v.regularizer is not None for v in self.model.trainable_variables)
             if len(self.model.losses) > num_regularized:
                 raise ValueError(
                     "The model adds losses on the way (add_loss or activity_regularizer), which are no function of its "
                     "outputs: they have no Gauss-Newton matrix. Use HessianOperator"
                 )
-        return Outputs(y_pred)
+        check_no_float16(values, self._outputs.tensors)
+        return self._outputs.tensors
 
-    def loss_of_outputs(self, outputs: Outputs, batch: tuple[Any, Any, Any]) -> Any:
-        """Return the loss of a batch, without regularisation, in the graph in which `outputs` has traced the model.
+    def loss_of_outputs(self, outputs: Sequence[Any], batch: tuple[Any, Any, Any]) -> Any:
+        """Return the loss of a batch, without regularisation, in the same trace as `outputs`.
 
         Args:
-            outputs: What `outputs` has returned.
+            outputs: The tensors that `outputs` has returned for these rows, or others in their place.
             batch: The inputs, targets and weights of the rows.
 
         Returns:
@@ -125,9 +135,11 @@ class Objective:
         """
         _, y, sample_weight = batch
         if self._loss is None:
-            return tf.zeros((), outputs.tensors[0].dtype)
+            return tf.zeros((), outputs[0].dtype)
         with measuring(self.dtype), keras.StatelessScope():
-            return self._loss(y, outputs.y_pred, sample_weight)
+            loss = self._loss(y, self._outputs.at(outputs), sample_weight)
+        check_no_float16(outputs, [loss])
+        return loss
 
     def regularization(self, values: Sequence[Any], variables: Sequence[Any]) -> Any:
         """Return the loss that regularisers add for some variables.
@@ -145,51 +157,14 @@ class Objective:
         with measuring(self.dtype):
             return tf.add_n([tf.reduce_sum(variable.regularizer(value)) for variable, value in pairs])
 
-    @contextlib.contextmanager
-    def _scope(self, values: Sequence[Any], variables: Sequence[Any] | None) -> Iterator[None]:
-        chosen = self.variables if variables is None else list(variables)
-        scope = keras.StatelessScope(collect_losses=True)
-        if self.dtype is not None:
-            for variable in self.model.variables:
-                if tf.as_dtype(variable.dtype).is_floating:
-                    scope.add_update((variable, tf.cast(variable.value, self.dtype)))
-        for variable, value in zip(chosen, values, strict=True):
-            scope.add_update((variable, value))
-        with measuring(self.dtype), scope:
-            yield
-
-    def _call(self, x: Any, training: bool) -> Any:
-        # As `fit`, `evaluate` and `predict` call it.
-        return self.model(x, training=training) if self.model._call_has_training_arg else self.model(x)
-
-    def _custom_loss(self, x: Any, y: Any, sample_weight: Any, training: bool) -> Any:
-        return self.model._compute_loss(x, y, self._call(x, training), sample_weight, training=training)
-
-    def _in_mode(self, function: Any, *tensors: Any) -> Any:
-        """Call a function of tensors and `training` in prediction mode, with batch normalisation as `batch_norm` says.
-
-        Which calls of batch normalisation use the batch's statistics in `fit` (frozen layers, and those that the model
-        calls with `training=False`, do not), a trace in training mode says, which is never computed.
-        """
-        has_batch_norm = any(isinstance(one, keras.layers.BatchNormalization) for one in self.model._flatten_layers())
-        if self.batch_norm == "moving" or not has_batch_norm:
-            return function(*tensors, training=False)
-        form = tuple((leaf.shape, leaf.dtype) for leaf in keras.tree.flatten(tensors) if leaf is not None)
-        key = (function.__name__, str(form))
-        if key not in self._calls_in_fit:
-            with tf.__internal__.FuncGraph("as_in_fit").as_default(), self._scope([], []):
-                inputs = keras.tree.map_structure(_placeholder, tensors)
-                with batch_norm_calls(self.dtype) as calls:
-                    function(*inputs, training=True)
-            self._calls_in_fit[key] = calls
-        with measuring(self.dtype, self._calls_in_fit[key]):
-            return function(*tensors, training=False)
+    def _scope(self, values: Sequence[Any], variables: Sequence[Any] | None) -> Any:
+        return self._forward.at(self.variables if variables is None else variables, values)
 
     def _check_inputs(self, probe: Probe) -> None:
         unbuilt: list[Any] = []
         try:
             with _not_building(self.model, unbuilt), self._scope([], []):
-                self._in_mode(self._call, probe.batches[0].x)
+                self._forward.predict(probe.batches[0].x)
         except Exception as error:
             if not unbuilt:
                 raise ValueError(f"`x` must fit the model. {type(self.model).__name__} says: {error}") from error
@@ -213,8 +188,8 @@ class Objective:
         check_loss_name(loss)
         made = CompileLoss(loss, weights, output_names=getattr(self.model, "output_names", None))
         x, y, sample_weight = probe.batches[0].tensors
-        with self._scope([], []):
-            y_pred = self._in_mode(self._call, x)
+        with self._forward.at([], []):
+            y_pred = self._forward.predict(x)
             _check_targets(y, y_pred)
             try:
                 made(y, y_pred, sample_weight)  # builds it
@@ -224,7 +199,7 @@ class Objective:
                     f"Keras says: {type(error).__name__}: {error}"
                 ) from error
         made = self._finish_loss(made, probe)
-        with self._scope([], []):
+        with self._forward.at([], []):
             value = made(y, y_pred, sample_weight)
         if value is None or value.shape.rank != 0:
             raise ValueError(
@@ -234,8 +209,8 @@ class Objective:
         return made
 
     def _has_own_losses(self, probe: Probe) -> bool:
-        with self._scope([], []):
-            self._in_mode(self._call, probe.batches[0].x)
+        with self._forward.at([], []):
+            self._forward.predict(probe.batches[0].x)
             return bool(self.model.losses)
 
     def _finish_loss(self, made: CompileLoss, probe: Probe) -> CompileLoss:
@@ -250,9 +225,9 @@ class Objective:
             )
             if depends:
                 self.reduction = str(reduction)
-            parts.append(part._replace(loss=_with_dtype(part.loss, wide)))
+            parts.append(part._replace(loss=loss_to_measure(part.loss, wide)))
         made._flat_losses = parts
-        return _with_dtype(made, wide)
+        return loss_to_measure(made, wide)
 
 
 def check_loss_name(loss: Any) -> None:
@@ -373,19 +348,3 @@ def _check_targets(y: Any, y_pred: Any) -> None:
                 "`y` must have a row for each row of the model's output. "
                 f"Received: {tuple(target.shape)} for outputs of shape {tuple(output.shape)}"
             )
-
-
-def _with_dtype(loss: Any, dtype: str | None) -> Any:
-    # float16 has too few small numbers for the derivatives of a loss, which training scales.
-    dtype = dtype or ("float32" if getattr(loss, "dtype", None) == "float16" else None)
-    if dtype is None:
-        return loss
-    # Not copy.copy, for which Keras builds the loss anew from what `get_config` says.
-    copied = object.__new__(type(loss))
-    copied.__dict__.update(loss.__dict__)
-    copied._dtype_policy, copied._dtype = keras.DTypePolicy(dtype), dtype
-    return copied
-
-
-def _placeholder(tensor: Any) -> Any:
-    return None if tensor is None else tf.compat.v1.placeholder(tensor.dtype, tensor.shape)

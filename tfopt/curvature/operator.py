@@ -104,12 +104,18 @@ class CurvatureOperator(ABC):
         self._products: dict[Any, SplitFunction] = {}
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of shape {self.shape} over {self.num_rows:,} rows>"
+        precision = "" if self.precision == "model" else f", in {self.precision}"
+        return f"<{type(self).__name__} of shape {self.shape} over {self.num_rows:,} rows{precision}>"
 
     @property
     def batch_norm(self) -> str:
         """How batch normalisation was computed: "batch" or "moving"."""
         return self.objective.batch_norm
+
+    @property
+    def precision(self) -> str:
+        """How layers are computed: "model", as in training; "float32" where training has some in half precision."""
+        return self.objective.precision
 
     def matvec(self, vector: Any) -> Any:
         """Return the product of the matrix and a vector.

@@ -1,8 +1,7 @@
 """The loss of a model on a probe, and its gradient, over the rows of all ranks."""
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -209,43 +208,13 @@ def dense_gradients(tape: tf.GradientTape, target: Any, sources: list[Any], outp
         RuntimeError: TensorFlow lacks a derivative.
     """
     zero = tf.UnconnectedGradients.ZERO
-    with _named_error():
-        gradients = tape.gradient(target, sources, output_gradients=output_gradients, unconnected_gradients=zero)
-    return _dense(gradients, sources)
-
-
-def partial_derivatives(target: Any, sources: list[Any], output_gradients: Any = None) -> list[Any]:
-    """Return derivatives by tensors inside a graph, each with all the others held, as dense tensors.
-
-    Args:
-        target: What to differentiate: a tensor or a list of tensors, in the graph that is being traced.
-        sources: Tensors that it was computed from, which may have been computed from each other.
-        output_gradients: As `tf.gradients` takes its `grad_ys`.
-
-    Returns:
-        A list of tensors shaped like the sources, zeros where nothing is connected.
-
-    Raises:
-        RuntimeError: TensorFlow lacks a derivative.
-    """
-    zero = tf.UnconnectedGradients.ZERO
-    with _named_error():
-        gradients = tf.gradients(target, sources, output_gradients, unconnected_gradients=zero, stop_gradients=sources)
-    return _dense(gradients, sources)
-
-
-@contextlib.contextmanager
-def _named_error() -> Iterator[None]:
     try:
-        yield
+        gradients = tape.gradient(target, sources, output_gradients=output_gradients, unconnected_gradients=zero)
     except LookupError as error:
         raise RuntimeError(
             f"TensorFlow cannot differentiate this model twice ({error}): it has no second derivative of some "
             "operations, such as resizing that is not by 'nearest' (UpSampling2D, Resizing)"
         ) from error
-
-
-def _dense(gradients: list[Any], sources: list[Any]) -> list[Any]:
     return [
         tf.math.unsorted_segment_sum(g.values, g.indices, s.shape[0]) if isinstance(g, tf.IndexedSlices) else g
         for g, s in zip(gradients, sources, strict=True)

@@ -118,7 +118,8 @@ def _boundary(graph: Any, vectors: list[Any], outputs: list[Any]) -> list[Any]:
     useful = _ancestors(outputs) & dependent
     wanted = [t for operation in graph.get_operations() if operation in useful for t in operation.inputs]
     for tensor in [*wanted, *outputs]:
-        if tensor.op not in dependent and tensor.op.type != "Const" and tensor.dtype != tf.resource:
+        is_constant = tensor.op.type == "Const" and not tensor.op.control_inputs  # else it takes others with it
+        if tensor.op not in dependent and not is_constant and tensor.dtype != tf.resource:
             needed[tensor.ref()] = tensor
     return list(needed.values())
 

@@ -1,0 +1,372 @@
+"""What is measured is what `fit` sees, in float32 or better, exactly differentiated; other threads see nothing of it."""
+
+import threading
+
+import curvature_oracles as oracles
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers, ops
+
+from tfopt.curvature import GaussNewtonOperator, HessianOperator, extremal_eigenvalues
+
+
+def mse(y_true, y_pred):
+    return tf.reduce_mean((y_true - y_pred) ** 2)
+
+
+def compute_in(dtype):
+    keras.config.set_floatx(dtype)
+    keras.config.set_dtype_policy(dtype)
+
+
+def relative_error(found, expected):
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+# --- training mode
+
+
+def make_base(rate=0.0):
+    inputs = keras.Input((3,))
+    hidden = layers.BatchNormalization(momentum=1.0)(layers.Dense(2)(inputs))
+    return keras.Model(inputs, layers.Activation("tanh")(layers.Dropout(rate)(layers.GaussianNoise(rate)(hidden))))
+
+
+class Tuned(keras.Model):
+    """Calls its base as it says, and forwards `training` to its head."""
+
+    def __init__(self, how, rate=0.0, trains=True):
+        super().__init__()
+        self.base, self.head, self.how, self.trains = make_base(rate), layers.Dense(1), how, trains
+
+    def call(self, x, training=None):
+        return self.head(self.how(self.base, x, training, self.trains))
+
+
+class Silent(Tuned):
+    def call(self, x):
+        return self.head(self.how(self.base, x, None, self.trains))
+
+
+def functional(base, **options):
+    inputs = keras.Input((3,))
+    return keras.Model(inputs, layers.Dense(1)(base(inputs, **options)))
+
+
+def frozen():
+    base = make_base()
+    base.layers[2].trainable = False
+    return functional(base)
+
+
+def time_distributed():
+    inputs = keras.Input((2, 3))
+    hidden = layers.TimeDistributed(layers.BatchNormalization(momentum=1.0))(layers.Dense(2)(inputs))
+    return keras.Model(inputs, layers.Dense(1)(layers.Flatten()(hidden)))
+
+
+MODELS = {
+    "forwarded": lambda: Tuned(lambda base, x, training, _: base(x, training=training)),
+    "from the context": lambda: Tuned(lambda base, x, training, _: base(x)),
+    "never": lambda: Tuned(lambda base, x, training, _: base(x, training=False)),
+    "never, no argument": lambda: Silent(lambda base, x, training, _: base(x, training=False)),
+    "always": lambda: Tuned(lambda base, x, training, _: base(x, training=True)),
+    "always, no argument": lambda: Silent(lambda base, x, training, _: base(x, training=True)),
+    "no argument": lambda: Silent(lambda base, x, training, _: base(x)),
+    "a switch that is on": lambda: Tuned(lambda base, x, training, flag: base(x, training=training and flag)),
+    "one that is off": lambda: Tuned(lambda base, x, training, flag: base(x, training=training and flag), trains=False),
+    "as a number": lambda: Tuned(lambda base, x, training, _: base(x, training=int(bool(training)))),
+    "twice": lambda: Tuned(lambda base, x, training, _: base(x, training=False) - 2.0 * base(x, training=training)),
+    "functional": lambda: functional(make_base()),
+    "functional, never": lambda: functional(make_base(), training=False),
+    "frozen": frozen,
+    "time steps": time_distributed,
+}
+
+
+def call_of(model):
+    # As Keras's `train_step` does.
+    return (lambda x: model(x, training=True)) if model._call_has_training_arg else model
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_batch_normalisation_trains_where_it_does_in_fit(name):
+    compute_in("float64")
+    model, rng = MODELS[name](), np.random.default_rng(0)
+    x, y = rng.normal(size=(6, 2, 3) if name == "time steps" else (6, 3)), rng.normal(size=(6, 1))
+    model(x)
+    model.set_weights([rng.uniform(0.5, 1.5, weight.shape) for weight in model.get_weights()])
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    before = model.get_weights()
+    operator = HessianOperator(model, None, x, y)
+    found = operator.to_dense()
+    assert operator.loss_and_gradient()[0] == pytest.approx(model.fit(x, y, verbose=0).history["loss"][0], rel=1e-12)
+    variables, call = model.trainable_variables, call_of(model)
+
+    @tf.function(autograph=False)
+    def gradient():
+        with tf.GradientTape() as tape:
+            loss = mse(y, call(x))
+        return tf.concat([tf.reshape(g, [-1]) for g in tape.gradient(loss, [v.value for v in variables])], 0)
+
+    assert relative_error(found, oracles.derivative(lambda: gradient().numpy(), variables)) <= 1e-8
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize("mode", ["batch", "moving"])
+def test_dropout_is_off_where_a_model_asks_for_it(mode):
+    models = [Tuned(lambda base, x, training, _: base(x, training=True), rate) for rate in (0.0, 0.5)]
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(6, 3)), rng.normal(size=(6, 1))
+    for model in models:
+        model(x)
+    models[1].set_weights(models[0].get_weights())
+    plain, noisy = (HessianOperator(model, "mse", x, y, batch_norm=mode).to_dense() for model in models)
+    np.testing.assert_array_equal(plain, noisy)
+
+
+# --- second derivatives of losses
+
+
+def concordance(y_true, y_pred):
+    (mean, variance), (mean_p, variance_p) = ops.moments(y_true, [0]), ops.moments(y_pred, [0])
+    covariance = ops.mean((y_true - mean) * (y_pred - mean_p), 0)
+    return ops.mean(1 - 2 * covariance / (variance + variance_p + (mean - mean_p) ** 2))
+
+
+def redundancy(y_true, y_pred):
+    mean, variance = tf.nn.moments(y_pred, [0], keepdims=True)
+    normalised = (y_pred - mean) / tf.sqrt(variance + 0.1)
+    return tf.reduce_sum((tf.linalg.matmul(normalised, y_true, transpose_a=True) / 8 - np.eye(4)) ** 2)
+
+
+moments = tf.nn.moments  # as `from tensorflow.nn import moments` does
+
+
+def spread(y_true, y_pred):
+    return tf.reduce_sum((moments(y_pred, 0)[1] - tf.reduce_mean(y_true, 0)) ** 2)
+
+
+def features(*kinds, dtype="float64"):
+    def make(dtype=dtype):
+        network = keras.Sequential([keras.Input((4,)), *(kind(dtype) for kind in kinds)])
+        rng = np.random.default_rng(2)
+        network.set_weights([rng.uniform(0.5, 1.5, weight.shape) for weight in network.get_weights()])
+        network.trainable = False
+        return lambda y_true, y_pred: ops.mean((network(y_true) - network(y_pred)) ** 2)
+
+    return make
+
+
+def of_batches():
+    layer = layers.BatchNormalization(momentum=1.0)
+    layer.build((None, 4))
+    return lambda y_true, y_pred: ops.mean((layer(y_pred, training=True) - y_true) ** 2)
+
+
+def dense(dtype):
+    return layers.Dense(3, "tanh", dtype=dtype)
+
+
+def layer_norm(dtype):
+    return layers.LayerNormalization(dtype=dtype)
+
+
+LOSSES = {
+    "concordance": lambda: concordance,
+    "redundancy": lambda: redundancy,
+    "imported by name": lambda: spread,
+    "layer normalisation": features(dense, layer_norm),
+    "group normalisation": features(lambda dtype: layers.GroupNormalization(2, dtype=dtype)),
+    "batch normalisation that predicts": features(lambda dtype: layers.BatchNormalization(dtype=dtype), dense),
+    "batch normalisation that trains": of_batches,
+    "a network in float32": features(dense, layer_norm, dtype="float32"),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gauss_newton_is_the_hessian_where_the_model_is_linear(name):
+    compute_in("float64")
+    rng = np.random.default_rng(0)
+    x, y, loss = rng.normal(size=(8, 3)), rng.normal(size=(8, 4)), LOSSES[name]()
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(4)])
+    is_wide = "float32" not in name
+    expected = oracles.hessian(model, loss if is_wide else LOSSES[name]("float64"), x, y)
+    for operator in (HessianOperator, GaussNewtonOperator):
+        found = operator(model, loss, x, y).to_dense()
+        assert relative_error(found, expected) <= (1e-8 if is_wide else 1e-4)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Even(keras.regularizers.Regularizer):
+    def __call__(self, weights):
+        return ops.sum(ops.moments(weights, [0])[1] ** 2)
+
+
+def test_a_regulariser_of_moments():
+    compute_in("float64")
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2, kernel_regularizer=Even(), use_bias=False)])
+    x, y = np.random.default_rng(0).normal(size=(6, 3)), np.zeros((6, 2))
+    expected = oracles.hessian(model, mse, x, y)
+    for operator in (HessianOperator, GaussNewtonOperator):
+        assert relative_error(operator(model, "mse", x, y).to_dense(), expected) <= 1e-8
+
+
+# --- half precision
+
+
+def mixed(dtype, last="float32"):
+    return keras.Sequential([
+        keras.Input((8,)),
+        layers.Dense(16, "gelu", dtype=dtype),
+        layers.LayerNormalization(dtype=dtype),
+        layers.Dense(5, dtype=last or dtype),
+    ])
+
+
+def on_a_frozen_half(dtype):
+    inputs = keras.Input((8,))
+    body = layers.Dense(16, "gelu", dtype="float32" if dtype == "float32" else "float16", trainable=False)
+    return keras.Model(inputs, layers.Dense(5, dtype=dtype)(body(layers.Dense(8, dtype=dtype)(inputs))))
+
+
+def by_map(dtype):
+    return mixed(keras.dtype_policies.DTypePolicyMap(default_policy=dtype))
+
+
+# name -> the model by its policy, that policy, the loss
+HALVES = {
+    "float32 at the end": (mixed, "mixed_float16", "mse"),
+    "float16 to the end": (lambda dtype: mixed(dtype, None), "mixed_float16", "mse"),
+    "a frozen layer with float16 weights": (on_a_frozen_half, "mixed_float16", "mse"),
+    "a map of policies": (by_map, "mixed_float16", "mse"),
+    "a loss in float16": (mixed, "mixed_float16", keras.losses.MeanSquaredError(dtype="float16")),
+    "bfloat16": (lambda dtype: mixed(dtype, None), "mixed_bfloat16", keras.losses.MeanSquaredError(dtype="bfloat16")),
+}
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_half_precision_is_measured_in_float32(name):
+    make, policy, loss = HALVES[name]
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(512, 8)).astype("float32")
+    reference, half = make("float32"), make(policy)
+    weights = [weight.astype("float16").astype("float32") for weight in reference.get_weights()]
+    weights[-2] = weights[-2] * 1e-3
+    for model in (reference, half):
+        model.set_weights(weights)
+    y = np.asarray(reference(x)) * 1.01
+    kept = [layer.dtype_policy for layer in half.layers]
+    first = 1 if "frozen" in name else 0
+    for operator in (HessianOperator, GaussNewtonOperator):
+        full = operator(reference, "mse", x, y, variables=reference.layers[first])
+        found = operator(half, loss, x, y, variables=half.layers[first])
+        v = rng.normal(size=full.shape[0])
+        assert np.linalg.norm(full @ v) > 0.0
+        assert relative_error(found @ v, full @ v) <= 1e-4
+        gradients = [np.concatenate([np.ravel(g) for g in one.loss_and_gradient()[1]]) for one in (found, full)]
+        assert relative_error(*gradients) <= 1e-4
+        assert found.loss_and_gradient()[0] == pytest.approx(full.loss_and_gradient()[0], rel=1e-4)
+        assert (found.precision, full.precision) == ("float32", "model")
+        assert "rows, in float32>" in repr(found)
+    assert extremal_eigenvalues(found, 4).precision == "float32"
+    assert [layer.dtype_policy for layer in half.layers] == kept
+
+
+class Cast(layers.Layer):
+    def call(self, inputs):
+        return ops.cast(ops.cast(inputs, "float16"), "float32")
+
+
+@pytest.mark.parametrize("operator", [HessianOperator, GaussNewtonOperator])
+def test_casts_to_float16_are_refused(operator):
+    x, y = np.ones((6, 3), "float32"), np.ones((6, 1), "float32")
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2), Cast(), layers.Dense(1)])
+    with pytest.raises(ValueError, match="must leave their precision to dtype policies.*cast to float16 in 'seq"):
+        operator(model, "mse", x, y).to_dense()
+    linear = keras.Sequential([keras.Input((3,)), Cast(), layers.Dense(1)])  # of the data only
+    with pytest.raises(ValueError, match="must leave their precision to dtype policies"):
+        operator(linear, lambda a, b: ops.mean(ops.cast(b - a, "float16") ** 2), x, y).to_dense()
+    assert operator(linear, "mse", x, y).to_dense().shape == (4, 4)
+
+
+# --- threads
+
+
+class Wait(layers.Layer):
+    """Within the thread that measures, waits once for what other threads do meanwhile."""
+
+    def __init__(self, reached, go_on):
+        super().__init__()
+        self.reached, self.go_on, self.waits_in = reached, go_on, None
+
+    def call(self, inputs):
+        if self.waits_in == threading.get_ident():
+            self.waits_in = None
+            self.reached.set()
+            assert self.go_on.wait(60)
+        return inputs
+
+
+def measure_in_thread(model, wait, data):
+    def measure():
+        wait.waits_in = threading.get_ident()
+        HessianOperator(model, "mse", *data, self_check=False).to_dense()
+
+    thread = threading.Thread(target=measure)
+    thread.start()
+    return thread
+
+
+def make_waiting(reached, go_on, dtype="mixed_float16"):
+    wait = Wait(reached, go_on)
+    inputs = keras.Input((2,))
+    hidden = layers.Dense(3, dtype=dtype)(layers.Dropout(0.5)(inputs))
+    hidden = layers.BatchNormalization(dtype=dtype)(wait(hidden))
+    return keras.Model(inputs, layers.Dense(1)(layers.LayerNormalization()(hidden))), wait
+
+
+def patched():
+    classes = (layers.BatchNormalization, layers.Dropout, layers.Layer, layers.SpatialDropout1D)
+    return [vars(kind).get(name) for kind in classes for name in ("call", "_dtype_policy")], tf.nn.moments
+
+
+def test_other_threads_see_nothing_of_a_measurement():
+    before = patched()
+    reached, go_on = threading.Event(), threading.Event()
+    model, wait = make_waiting(reached, go_on)
+    data = np.ones((4, 2), "float32"), np.ones((4, 1), "float32")
+    predicted = np.asarray(model(data[0]))
+    thread = measure_in_thread(model, wait, data)
+    assert reached.wait(60)
+    try:
+        np.testing.assert_array_equal(model(data[0]), predicted)
+        assert np.asarray(model.layers[1](np.ones((9, 9)), training=True)).min() == 0.0
+        assert [layer.compute_dtype for layer in model.layers[2:5]] == ["float16", "float32", "float16"]
+        graph = tf.function(lambda: model(data[0], training=True)).get_concrete_function().graph
+        assert sum(operation.type == "StopGradient" for operation in graph.get_operations()) == 2
+        model.compile("sgd", "mse")
+        model.fit(*data, verbose=0)
+        assert np.abs(model.layers[4].moving_mean).max() > 0.0
+    finally:
+        go_on.set()
+        thread.join()
+    assert patched() == before
+
+
+def test_threads_that_overlap_leave_nothing_behind():
+    before = patched()
+    first, second, done = threading.Event(), threading.Event(), threading.Event()
+    data = np.ones((4, 2), "float32"), np.ones((4, 1), "float32")
+    (a, wait_a), (b, wait_b) = make_waiting(first, second), make_waiting(second, done)
+    one = measure_in_thread(a, wait_a, data)
+    assert first.wait(60)
+    two = measure_in_thread(b, wait_b, data)
+    one.join()  # begun first and ended first
+    done.set()
+    two.join()
+    assert patched() == before
+    assert np.isfinite(extremal_eigenvalues(HessianOperator(a, "mse", *data), 4).lambda_max)

@@ -1,0 +1,99 @@
+"""A model as a function of its inputs and weights, called as `fit` calls it, without noise."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfopt.curvature.forward_mode import batch_norm_calls, measuring
+
+
+class ForwardPass:
+    """A model that predicts, but for batch normalisation, which can train.
+
+    Args:
+        model: The model.
+        batch_norm: "batch" to let batch normalisation use the batch's statistics wherever it does so in `fit`; "moving"
+            to let it use moving averages wherever it does so in `predict`.
+        dtype: "float64" to compute in float64; None for the model's dtype.
+    """
+
+    def __init__(self, model: Any, batch_norm: str, dtype: str | None) -> None:
+        self._model, self._batch_norm, self._dtype = model, batch_norm, dtype
+        self._calls_in_fit: dict[Any, dict[int, list[bool]]] = {}
+
+    @contextlib.contextmanager
+    def at(self, variables: Sequence[Any], values: Sequence[Any]) -> Iterator[None]:
+        """Within this context the model's variables have other values, and none of them changes.
+
+        Args:
+            variables: Some of the variables.
+            values: One tensor for each.
+
+        Yields:
+            Nothing.
+        """
+        scope = keras.StatelessScope(collect_losses=True)
+        if self._dtype is not None:
+            for variable in self._model.variables:
+                if tf.as_dtype(variable.dtype).is_floating:
+                    scope.add_update((variable, tf.cast(variable.value, self._dtype)))
+        for variable, value in zip(variables, values, strict=True):
+            scope.add_update((variable, value))
+        with measuring(self._dtype), scope:
+            yield
+
+    def predict(self, x: Any) -> Any:
+        """Return the model's outputs.
+
+        Args:
+            x: The inputs of the rows.
+
+        Returns:
+            What the model returns.
+        """
+        return self._measured(self._call, x)
+
+    def custom_loss(self, x: Any, y: Any, sample_weight: Any) -> Any:
+        """Return the loss that the model computes in a method of its own.
+
+        Args:
+            x: The inputs of the rows.
+            y: Their targets.
+            sample_weight: Their weights.
+
+        Returns:
+            A scalar tensor.
+        """
+        return self._measured(self._loss, x, y, sample_weight)
+
+    def _call(self, x: Any, training: bool) -> Any:
+        # As `fit` and `predict` call it: a model without the argument leaves its layers to their defaults.
+        return self._model(x, training=training) if self._model._call_has_training_arg else self._model(x)
+
+    def _loss(self, x: Any, y: Any, sample_weight: Any, training: bool) -> Any:
+        return self._model._compute_loss(x, y, self._call(x, training), sample_weight, training=training)
+
+    def _measured(self, function: Callable[..., Any], *tensors: Any) -> Any:
+        has_batch_norm = any(isinstance(one, keras.layers.BatchNormalization) for one in self._model._flatten_layers())
+        calls = self._trace_fit(function, tensors) if self._batch_norm == "batch" and has_batch_norm else None
+        with measuring(self._dtype, calls):
+            return function(*tensors, training=False)
+
+    def _trace_fit(self, function: Callable[..., Any], tensors: tuple[Any, ...]) -> dict[int, list[bool]]:
+        """Return how batch normalisation is called in training, from a graph that is traced and never computed."""
+        leaves = keras.tree.flatten(tensors)
+        key = (function.__name__, *(None if leaf is None else (str(leaf.shape), leaf.dtype) for leaf in leaves))
+        if key not in self._calls_in_fit:
+            with tf.__internal__.FuncGraph("as_in_fit").as_default(), self.at([], []):
+                placeholders = keras.tree.map_structure(_placeholder, tensors)
+                with batch_norm_calls(self._dtype) as calls:
+                    function(*placeholders, training=True)
+            self._calls_in_fit[key] = calls
+        return self._calls_in_fit[key]
+
+
+def _placeholder(tensor: Any) -> Any:
+    return None if tensor is None else tf.compat.v1.placeholder(tensor.dtype, tensor.shape)
