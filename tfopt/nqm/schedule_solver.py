@@ -8,12 +8,12 @@ import numpy as np
 import tensorflow as tf
 from scipy.optimize import minimize
 
-from tfopt.nqm.algorithm import largest_stable_learning_rate
+from tfopt.nqm.constant_rate import moving_part, stable_limit
 from tfopt.nqm.kernels import CompiledByShape, problem_tensors
 from tfopt.nqm.problem import NoisyQuadratic
 
 OPTIONS = {"maxiter": 2000, "maxfun": 4000, "ftol": 1e-13, "gtol": 1e-9, "maxcor": 30}
-RANGE = 1e8  # a rate is at least the limit of stability divided by this
+RANGE = 1e8  # what the smallest rate is below the limit of stability, and below what the noise allows
 
 
 class ScheduleSolver:
@@ -24,49 +24,65 @@ class ScheduleSolver:
         batch_size: B.
         num_pieces: Largest number of pieces.
         power: p.
+        target: The loss that the rates must be able to reach; None for none.
 
     Attributes:
         logarithms: Those of the last solution's rates, from which the next one starts.
+        least_rate: The smallest rate that is tried.
     """
 
-    def __init__(self, problem: NoisyQuadratic, batch_size: float, num_pieces: int, power: float) -> None:
+    def __init__(
+        self, problem: NoisyQuadratic, batch_size: float, num_pieces: int, power: float, target: float | None = None
+    ) -> None:
+        problem = moving_part(problem)
         self._num_pieces = num_pieces
         # Just below the limit, where the noise still has a steady state.
-        self._limit = float(np.log(largest_stable_learning_rate(problem, preconditioner_power=power) * (1.0 - 1e-9)))
+        limit = stable_limit(problem, power) * (1.0 - 1e-9)
+        self._limit = float(np.log(limit))
+        # The rate at which the noise alone sustains the loss to be reached: a c h^-p / 4 in each direction.
+        noise = float(np.sum(problem.multiplicity * problem.noise_variance * problem.curvature**-power)) / batch_size
+        sustaining = 4.0 * (problem.initial_loss if target is None else target) / noise if noise else limit
+        self.least_rate = min(limit, sustaining) / RANGE
         self.logarithms = np.zeros(0)
         parts = problem_tensors(problem)
         scaled = parts[0] ** (1.0 - power)
         self._slowest = float(tf.reduce_min(scaled))
         self._arguments = (*parts, scaled, tf.constant(batch_size, tf.float64))
 
-    def solve(self, num_steps: int) -> tuple[np.ndarray, np.ndarray, float]:
+    def lengths(self, num_steps: int) -> np.ndarray:
+        """Return the pieces' lengths, of shape (min(num_pieces, num_steps),)."""
+        count = min(self._num_pieces, num_steps)
+        ends = np.round(np.arange(1, count + 1) * (num_steps / count)).astype(np.int64)
+        return np.diff(ends, prepend=0)
+
+    def solve(self, num_steps: int, constant: float, constant_loss: float) -> np.ndarray:
         """Minimise the final loss of some steps.
 
         Args:
             num_steps: How many.
+            constant: The best constant rate.
+            constant_loss: Its final loss.
 
         Returns:
-            The pieces' lengths and rates, of shape (min(num_pieces, num_steps),), and the final loss.
+            The pieces' rates, of shape (min(num_pieces, num_steps),).
         """
-        count = min(self._num_pieces, num_steps)
-        ends = np.round(np.arange(1, count + 1) * (num_steps / count)).astype(np.int64)
-        lengths = np.diff(ends, prepend=0)
-        tensor = tf.constant(lengths, tf.float64)
+        tensor = tf.constant(self.lengths(num_steps), tf.float64)
+        count = int(tensor.shape[0])
 
         def loss_and_gradient(rates: np.ndarray) -> tuple[float, np.ndarray]:
             loss, gradient = _schedule_kernel()(tf.constant(rates), tensor, *self._arguments)
             return float(loss.numpy()), gradient.numpy()
 
-        bounds = [(self._limit - np.log(RANGE), self._limit)] * count
-        found = min(
-            (
-                minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", bounds=bounds, options=OPTIONS)
-                for start in self._starts(count, num_steps)
-            ),
-            key=lambda result: result.fun,
-        )
+        bounds = [(float(np.log(self.least_rate)), self._limit)] * count
+
+        def descend(start: np.ndarray) -> Any:
+            return minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", bounds=bounds, options=OPTIONS)
+
+        found = min((descend(start) for start in self._starts(count, num_steps)), key=lambda result: result.fun)
+        if np.exp(found.fun) > constant_loss and np.log(constant) <= self._limit:
+            found = descend(np.full(count, np.log(constant)))
         self.logarithms = found.x
-        return lengths, np.exp(found.x), float(np.exp(found.fun))
+        return np.exp(found.x)
 
     def _starts(self, count: int, num_steps: int) -> list[np.ndarray]:
         if len(self.logarithms) == count:
@@ -86,8 +102,11 @@ def _schedule_kernel() -> Callable[..., Any]:
             tape.watch(logs)
             rates = tf.exp(logs)[:, None]
             x = rates * scaled
-            # (1 - x)^2 = 1 - x (2 - x); exactly 0 would have no logarithm.
-            shrink = lengths[:, None] * tf.math.log1p(-tf.minimum(x * (2.0 - x), 1.0 - 1e-15))
+            # log (1 - x)^2, where neither a small x nor a small 1 - x is rounded; exactly 0 would have no logarithm.
+            rest = tf.abs(1.0 - x)
+            near_one = 2.0 * tf.math.log(tf.maximum(rest, 1e-150))
+            shrink = tf.where(rest < 0.5, near_one, tf.math.log1p(-tf.minimum(x * (2.0 - x), 0.75)))
+            shrink = lengths[:, None] * shrink
             after = tf.cumsum(shrink, axis=0, exclusive=True, reverse=True)
             added = rates * (scaled / curvature) / (curvature * (2.0 - x)) * -tf.math.expm1(shrink)
             moments = tf.reduce_sum(added * tf.exp(after), axis=0) / batch_size

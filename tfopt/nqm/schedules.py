@@ -11,6 +11,7 @@ from tfopt._checks import check_integer, check_number, check_text
 from tfopt._progress import Progress
 from tfopt.nqm._checks import check_kind
 from tfopt.nqm.batch_size import information_bound
+from tfopt.nqm.constant_rate import ConstantRate, stable_limit
 from tfopt.nqm.problem import NoisyQuadratic
 from tfopt.nqm.schedule_solver import ScheduleSolver
 from tfopt.nqm.search import MAX_SEARCH_CURVATURES, optimize
@@ -42,6 +43,11 @@ class Schedule:
     loss: float
     problem: NoisyQuadratic = field(repr=False)
 
+    @property
+    def is_stable(self) -> bool:
+        """Whether the rates are below the limit of stability; if not, the loss passes its minimum on its way up."""
+        return bool(self.learning_rates.max() < stable_limit(self.problem, self.preconditioner_power))
+
     def to_keras(self) -> keras.optimizers.schedules.PiecewiseConstantDecay:
         """Return the schedule for a Keras optimizer.
 
@@ -59,18 +65,9 @@ class Schedule:
         Returns:
             Numbers of steps (0 and the end of each piece) and losses, of shape (num_pieces + 1,).
         """
-        moment = self.problem.initial_second_moment
-        weights = 0.5 * self.problem.multiplicity * self.problem.curvature
-        losses = [np.sum(weights * moment)]
-        for length, rate in zip(self.lengths, self.learning_rates, strict=True):
-            step = rate * self.problem.curvature**-self.preconditioner_power
-            x = step * self.problem.curvature
-            # (1 - x)^2 = 1 - x (2 - x), without rounding a small x.
-            shrink = length * np.log1p(-np.minimum(x * (2.0 - x), 1.0 - 1e-15))
-            sustained = step * self.problem.noise_variance / (self.batch_size * self.problem.curvature * (2.0 - x))
-            moment = np.exp(shrink) * moment - np.expm1(shrink) * sustained
-            losses.append(np.sum(weights * moment))
-        return np.concatenate([[0], np.cumsum(self.lengths)]), np.array(losses)
+        sgd = ConstantRate(self.problem, self.batch_size, self.preconditioner_power)
+        losses = sgd.losses(self.learning_rates, self.lengths)
+        return np.concatenate([[0], np.cumsum(self.lengths)]), losses
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """Return a table with one row for each piece.
@@ -113,6 +110,10 @@ def optimal_schedule(
     gradients. The pieces are of equal length, to one step. With a target, the smallest number of steps whose best
     schedule reaches it is sought, from below by the information bound and from above by the best constant rate.
 
+    A constant rate beyond the limit of stability may be better than all schedules below it, for a few steps. Then the
+    schedule is that constant rate, and its `is_stable` is False. With a target, it never takes more steps than the rate
+    that `optimize` finds with the family "sgd"; without one, no constant rate of a fine grid ends at a lower loss.
+
     Args:
         problem: The problem.
         batch_size: B, > 0.
@@ -144,20 +145,22 @@ def optimal_schedule(
             f"one of `target_loss` and `num_steps` must be given. Received: target_loss={target_loss!r}, "
             f"num_steps={num_steps!r}"
         )
-    search = _ScheduleSearch(problem, size, num_pieces, power)
     if num_steps is not None:
-        return search.best(check_integer("num_steps", num_steps, minimum=1))
+        return _ScheduleSearch(problem, size, num_pieces, power).best(check_integer("num_steps", num_steps, minimum=1))
     target = check_number("target_loss", target_loss, minimum=0.0, exclusive_minimum=True)
     if problem.initial_loss <= target:
         raise ValueError(f"`target_loss` must be below the initial loss {problem.initial_loss:g}. Received: {target:g}")
     with Progress(f"schedule to a loss of {target:g}", progress) as bar:
-        small = _ScheduleSearch(problem.binned(MAX_SEARCH_CURVATURES), size, num_pieces, power)
-        constant = optimize(small.problem, "sgd", size, target, preconditioner_power=power, progress=False)
-        found = small.fewest_steps(target, int(constant.steps[0]), bar)
-        if small.problem is problem:
-            return found
-        search.solver.logarithms = np.log(found.learning_rates)
-        return search.fewest_steps(target, found.num_steps, bar)
+        constant = optimize(problem, "sgd", size, target, preconditioner_power=power, progress=False)
+        steps, rate = float(constant.steps[0]), float(constant.algorithm.learning_rate[0])
+        search = _ScheduleSearch(problem, size, num_pieces, power, target)
+        guess = int(steps) if np.isfinite(steps) else 1
+        known = search.constant(guess, rate)
+        small = problem.binned(MAX_SEARCH_CURVATURES)
+        if small is not problem:
+            found = _ScheduleSearch(small, size, num_pieces, power, target).fewest_steps(target, guess, bar)
+            guess, search.solver.logarithms = found.num_steps, np.log(found.learning_rates)
+        return search.fewest_steps(target, guess, bar, known)
 
 
 class _ScheduleSearch:
@@ -168,22 +171,45 @@ class _ScheduleSearch:
         batch_size: B.
         num_pieces: Largest number of pieces.
         power: p.
+        target: The target; None for none.
     """
 
-    def __init__(self, problem: NoisyQuadratic, batch_size: float, num_pieces: int, power: float) -> None:
+    def __init__(
+        self, problem: NoisyQuadratic, batch_size: float, num_pieces: int, power: float, target: float | None = None
+    ) -> None:
         self.problem, self._batch_size, self._power = problem, batch_size, power
-        self.solver = ScheduleSolver(problem, batch_size, num_pieces, power)
+        self.solver = ScheduleSolver(problem, batch_size, num_pieces, power, target)
+        self._sgd = ConstantRate(problem, batch_size, power)
 
     def best(self, num_steps: int) -> Schedule:
-        """Return the best schedule of some steps."""
-        lengths, rates, loss = self.solver.solve(num_steps)
+        """Return the best schedule of some steps, below the limit of stability or of one rate."""
+        rate = self._sgd.best(num_steps, self.solver.least_rate)
+        constant = self.constant(num_steps, rate)
+        found = self._schedule(num_steps, self.solver.solve(num_steps, rate, constant.loss))
+        return constant if constant.loss < found.loss else found
+
+    def constant(self, num_steps: int, rate: float) -> Schedule:
+        """Return the schedule of one rate."""
+        return self._schedule(num_steps, np.full(len(self.solver.lengths(num_steps)), rate))
+
+    def _schedule(self, num_steps: int, rates: np.ndarray) -> Schedule:
+        lengths = self.solver.lengths(num_steps)
+        loss = float(self._sgd.losses(rates, lengths)[-1])
         return Schedule(self._batch_size, num_steps, lengths, rates, self._power, loss, self.problem)
 
-    def fewest_steps(self, target: float, guess: int, bar: Progress) -> Schedule:
-        """Return the best schedule of the fewest steps to a target: strides from a guess, then interpolation."""
-        low = max(int(np.ceil(float(information_bound(self.problem, self._batch_size, target)))) - 1, 0)
+    def fewest_steps(self, target: float, guess: int, bar: Progress, known: Schedule | None = None) -> Schedule:
+        """Return the best schedule of the fewest steps to a target: strides from a guess, then interpolation.
+
+        If `known` reaches the target, no more steps are taken than it takes.
+        """
+        # The bound may be reached exactly: it must not be rounded up. Nor must a loss that is the target's.
+        bound = (1.0 - 1e-9) * float(information_bound(self.problem, self._batch_size, target))
+        low = max(int(np.ceil(bound)) - 1, 0)
+        best = known if known is not None and known.loss <= target * (1.0 + 1e-12) else None
+        if best is not None:
+            low, guess = min(low, best.num_steps - 1), min(guess, best.num_steps)
         above: float | None = None  # log of loss over target at `low`, where that has been tried
-        best, trial, stride = None, self.best(max(guess, low + 1)), 1
+        trial, stride = self.best(max(guess, low + 1)), 1
         while True:
             bar.show(f"between {low} and {best.num_steps if best else 'more'} steps")
             if trial.loss <= target:
