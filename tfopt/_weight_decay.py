@@ -37,6 +37,8 @@ def may_exclude(optimizer: Any, var_list: Any, var_names: Any) -> bool:
         TypeError: `var_list` or `var_names` is no list.
         ValueError: The optimizer is built, and the call names a variable that decays.
     """
+    if hasattr(var_list, "shape"):  # which goes through its rows
+        raise TypeError(f"`var_list` must be a list of variables. Received: one, var_list={var_list!r}")
     var_list = None if var_list is None else as_items("var_list", var_list, "be a list of variables")
     # Keras would take the letters of a string one by one.
     var_names = None if var_names is None else as_items("var_names", var_names, "be a list of regular expressions")

@@ -183,6 +183,13 @@ def test_refuses_accumulation_in_a_part_of_several_optimizers():
         DistributedOptimizer(_Several(parts))
 
 
+def test_exclusions_from_weight_decay_of_several_optimizers_are_refused():
+    """Keras accepts them, before and after the first step, and ignores them."""
+    optimizer = DistributedOptimizer(_Several([keras.optimizers.SGD(0.1, weight_decay=0.1)]))
+    with pytest.raises(ValueError, match="made of several. Received: _Several"):
+        optimizer.exclude_from_weight_decay(var_names=["bias"])
+
+
 class _Several(keras.optimizers.SGD):
     def __init__(self, optimizers):
         super().__init__()

@@ -202,14 +202,6 @@ def test_exclude_from_weight_decay_works_before_build(name):
     assert (results["with"][kernel] != results["without"][kernel]).any()
 
 
-def test_variables_that_are_excluded_too_late_are_refused():
-    weights, gradients = make_problem(num_steps=1)
-    optimizer = TABLE["lars_decay"].make()
-    run(optimizer, weights, gradients)
-    with pytest.raises(ValueError, match=r"exclude_from_weight_decay\(\) must be called before the first step"):
-        optimizer.exclude_from_weight_decay(var_names=["kernel"])
-
-
 @ALL
 def test_tensorflow_variables_are_taken_too(name):
     """A `tf.Variable` has a name but no path, and steps like a Keras variable."""

@@ -29,6 +29,11 @@ def test_two_devices_equal_one(results, name, feature):
         assert np.linalg.norm(one - two) <= 1e-9 * np.linalg.norm(one)
 
 
+@pytest.mark.parametrize("name", ["sgd", "fromage", "lars"])
+def test_every_replica_may_exclude_the_same_variables(results, name):
+    np.testing.assert_allclose(results[f"excluded/{name}"].ravel(), [2.0 * 0.95, 3.0], rtol=1e-6)
+
+
 @pytest.mark.parametrize("kind", MEASUREMENTS)
 def test_measurements_say_that_they_need_one_device(results, kind):
     message = str(results[f"refused/{kind.__name__}"])

@@ -47,3 +47,8 @@ def test_trains_a_model_through_fit(elsewhere):
 
 def test_extreme_gradients_take_ordinary_steps(elsewhere):
     np.testing.assert_allclose(elsewhere["tiny gradient"], elsewhere["ordinary gradient"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["Fromage", "LARS"])
+def test_late_exclusions_are_refused_unless_they_change_nothing(elsewhere, name):
+    assert elsewhere[f"exclusions of {name}"].tolist() == ["accepted", "accepted", "refused"]

@@ -13,6 +13,8 @@ import tensorflow as tf
 from optimizer_table import CLASSES, TABLE, WAYS_TO_STEP
 from tfopt.callbacks import Convexity, GradientBreakdown, GradientNoiseScale
 
+from tfopt.optimizers import LARS, Fromage
+
 # What Keras itself does around the step, with one row of each class.
 CASES = [(name, "plain") for name in WAYS_TO_STEP] + list(zip(CLASSES, ("schedule", "ema", "schedule"), strict=True))
 MEASUREMENTS = (Convexity, GradientBreakdown, GradientNoiseScale)
@@ -40,6 +42,18 @@ def train(model):
     return [np.array(w) for w in model.get_weights()]
 
 
+def exclude_in_each_replica(optimizer):
+    """Exclude one of two variables in every replica, as Keras's own tests do: the second call comes after `build`."""
+    decayed, excluded = keras.Variable([2.0]), keras.Variable([3.0], name="excluded")
+
+    def step():
+        optimizer.exclude_from_weight_decay(var_names=["excluded"])
+        optimizer.apply_gradients(zip([tf.zeros(1)] * 2, [decayed, excluded], strict=True))
+
+    tf.distribute.get_strategy().run(step)
+    return np.array([decayed.numpy(), excluded.numpy()])
+
+
 def main(path):
     keras.config.set_floatx("float64")  # what is left then is not rounding
     cpus = tf.config.list_physical_devices("CPU")
@@ -61,6 +75,11 @@ def main(path):
         two = train(model)
         for index, (a, b) in enumerate(zip(one, two, strict=True)):
             results[f"{name}/{feature}/one/{index}"], results[f"{name}/{feature}/two/{index}"] = a, b
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        # Without a gradient LARS decays as plain descent does.
+        results["excluded/lars"] = exclude_in_each_replica(LARS(0.1, momentum=0.0, weight_decay=0.5))
+        results["excluded/sgd"] = exclude_in_each_replica(keras.optimizers.SGD(0.1, weight_decay=0.5))
+        results["excluded/fromage"] = exclude_in_each_replica(Fromage(0.1, weight_decay=0.5)) * np.sqrt(1.01)
     probe = (np.zeros((4, 4), int), np.zeros((4, 1)))
     for kind in MEASUREMENTS:
         try:

@@ -10,7 +10,7 @@ import numpy as np
 from optimizer_table import TABLE
 from trajectories import make_problem, run
 
-from tfopt.optimizers import Fromage
+from tfopt.optimizers import LARS, Fromage
 
 
 def train_model(optimizer):
@@ -23,6 +23,21 @@ def train_model(optimizer):
     return model.fit(x, y, batch_size=16, epochs=6, verbose=0).history["loss"]
 
 
+def exclude_late(optimizer):
+    """What late exclusions end in: outside TensorFlow, Keras matches names with the last part of a path."""
+    variables = [keras.Variable([1.0, 2.0], name=name) for name in ("kernel", "bias")]
+    optimizer.exclude_from_weight_decay(var_names=["bias$"])
+    optimizer.build(variables)
+    ends = []
+    for request in ({"var_names": ["bias$"]}, {"var_list": variables[1:]}, {"var_names": ["kernel"]}):
+        try:
+            optimizer.exclude_from_weight_decay(**request)
+            ends.append("accepted")
+        except ValueError:
+            ends.append("refused")
+    return ends
+
+
 def main(path):
     weights, gradients = make_problem()
     results = {}
@@ -30,6 +45,8 @@ def main(path):
         for dtype in ("float32", "bfloat16"):
             final = run(row.make(), weights, gradients, dtype, "eager")
             results |= {f"{name}/{dtype}/{index}": array for index, array in enumerate(final)}
+    for optimizer in (Fromage(weight_decay=0.1), LARS(weight_decay=0.1)):
+        results[f"exclusions of {type(optimizer).__name__}"] = np.array(exclude_late(optimizer))
     for label, scale in (("tiny gradient", 1e-30), ("ordinary gradient", 1.0)):
         scaled = [[scale * np.abs(g) + scale for g in gradients[0]]]
         results[label] = run(Fromage(), weights, scaled, "float32", "eager")[0]
