@@ -46,7 +46,7 @@ def make_engine(model, x, y, loss, preset, **options):
 
 
 def joined(engine, kind, layer):
-    return np.concatenate([getattr(part, kind)[layer].numpy() for part in engine._variables])
+    return np.concatenate([getattr(kept.read(), kind)[layer].numpy() for kept in engine._kept])
 
 
 def with_bias(pair):

@@ -146,7 +146,7 @@ def test_chunks_change_rounding_only(preset):
         return np.concatenate([w.ravel() for w in model.get_weights()])
 
     tolerance = 1e-4 if preset == "admm" else 1e-9  # it solves nearly singular systems
-    np.testing.assert_allclose(train(100), train(10_000), rtol=tolerance, atol=tolerance / 100)
+    np.testing.assert_allclose(train(100), train(10_000), rtol=tolerance, atol=tolerance / 10)
 
 
 @pytest.mark.parametrize("preset", ["restarted", "penalty"])
@@ -224,8 +224,8 @@ def test_divergence_gives_the_best_weights_back():
         def on_epoch_begin(self, epoch, logs=None):
             if epoch == 3:  # what an overflow would leave
                 nan = tf.fill((100, 8), np.float32(np.nan))
-                engine = self.model.engine
-                engine._variables = [part._replace(z=(nan, part.z[1])) for part in engine._variables]
+                (kept,) = self.model.engine._kept
+                kept.write(((nan, ()), ((),), (), ()))
 
     import tfopt.bregman.run as module
 
@@ -493,9 +493,11 @@ def test_rows_in_a_periodic_order_are_mixed():
 def test_overflows_in_half_precision_are_said():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(100, 4))
-    trainer = BregmanTrainer(models.mlp(4, (8,), 1, seed=0), "mse", state_dtype="float16")
+    model = models.mlp(4, (8,), 1, seed=0)
+    model.layers[1].kernel.assign(1e6 * model.layers[1].kernel)  # float16 ends at 65504
+    trainer = BregmanTrainer(model, "mse", state_dtype="float16")
     with pytest.warns(UserWarning, match="diverged in epoch 10: 10 sweeps in a row overflowed"):
-        history = trainer.fit(x, x[:, 0] * 1e6, epochs=30, verbose=0)
+        history = trainer.fit(x, x[:, 0], epochs=30, verbose=0)
     assert history.diverged
 
 

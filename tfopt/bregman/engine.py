@@ -45,7 +45,7 @@ class Engine(abc.ABC):
         rows: The rows of this process.
 
     Attributes:
-        weights: The current weights.
+        weights: The current weights, for standardised rows; at first the model's.
         num_overflows: How many sweeps in a row ended with an objective that is not finite, and were undone.
     """
 

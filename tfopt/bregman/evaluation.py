@@ -62,18 +62,21 @@ class Evaluation:
             with_metrics: Whether to compute metrics too.
 
         Returns:
-            The loss, summed over outputs and averaged over rows; and the logs: Keras's loss and metrics.
+            The loss of standardised targets, summed over outputs and averaged over rows; and the logs: Keras's loss and
+            metrics, in the targets' unit.
         """
+        standardisation = rows.standardisation
+        units = [tf.constant(part) for part in (standardisation.target_unit, standardisation.target_origin)]
         metrics = self._metrics if with_metrics else []
         for metric in metrics:
             metric.reset_state()
-        total: Any = tf.zeros((), tf.float64)
+        total: Any = None
         waiting: list[tuple[Any, Any]] = []
         for chunk, members in zip(rows.all(), rows.row_numbers(), strict=True):
-            part, outputs = self._forward(chunk, weights)
-            total += part
+            part, targets, outputs = self._forward(chunk, weights, *units)
+            total = part if total is None else total + part
             if metrics:
-                waiting.append((chunk.targets[: len(members)], outputs[: len(members)]))
+                waiting.append((targets[: len(members)], outputs[: len(members)]))
                 if len(waiting) * rows.rows_per_chunk >= _ROWS_AT_ONCE:
                     self._update(metrics, waiting)
         self._update(metrics, waiting)
@@ -94,8 +97,8 @@ class Evaluation:
             total, *values = self._communicator.allreduce_sum([total, *values], name="loss and metrics")
             for variable, value in zip(variables, values, strict=True):
                 variable.assign(value)
-        loss = float(total) / rows.total_rows
-        logs: dict[str, Any] = {"loss": self.mean_loss(loss)}
+        loss, in_units = (float(part) / rows.total_rows for part in (total[0], total[-1]))
+        logs: dict[str, Any] = {"loss": self.mean_loss(in_units)}
         for metric in metrics:
             result = metric.result()
             by_name = result if isinstance(result, dict) else {metric.name: result}
@@ -107,10 +110,17 @@ class Evaluation:
 
 @functools.lru_cache(maxsize=64)
 def _make_forward(architecture: Architecture, loss: Loss) -> Any:
-    def evaluate(chunk: Chunk, weights: Any) -> tuple[Any, Any]:
-        outputs = architecture.forward(chunk.inputs, weights)[-1]
-        total = tf.reduce_sum(tf.cast(loss.value(outputs, chunk.targets) * chunk.mask, tf.float64))
-        return total, loss.probability(outputs)
+    # Sums of the loss: of standardised targets, and for a squared error of the user's too. What metrics see.
+    def evaluate(chunk: Chunk, weights: Any, unit: Any, origin: Any) -> tuple[Any, Any, Any]:
+        outputs, targets = architecture.forward(chunk.inputs, weights)[-1], chunk.targets
+        total = tf.reduce_sum(tf.cast(loss.value(outputs, targets) * chunk.mask, tf.float64))
+        if not loss.is_quadratic:
+            return total[None], targets, loss.probability(outputs)
+        # In float64: squares of a small unit underflow in float32. An origin would cost digits, and cancels.
+        targets, outputs = (tf.cast(part, tf.float64) * unit for part in (targets, outputs))
+        in_units = tf.reduce_sum(loss.value(outputs, targets) * tf.cast(chunk.mask, tf.float64))
+        seen = (tf.cast(part + origin, architecture.dtype) for part in (targets, outputs))
+        return tf.stack([total, in_units]), *seen
 
     return compiled(evaluate)
 

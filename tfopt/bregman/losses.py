@@ -37,6 +37,8 @@ class Loss:
         targets: What targets may be: "real" numbers; "shares" in [0, 1]; a "distribution" over the outputs, or labels,
             for which Keras's loss is that of a row (of all others it is the mean over outputs); "flags", 0 and 1;
             "signs", -1 and 1, or 0 and 1. Labels are turned into rows of zeros and a one, but for "real".
+        is_quadratic: Whether the loss is a squared error but for a factor, so that value(b z + a, b y + a) is
+            b^2 value(z, y) for all a and b. Training then standardises the targets, which must be "real".
     """
 
     name: str
@@ -45,6 +47,7 @@ class Loss:
     update: Callable[[Any, Any, Any], Any]
     probability: Callable[[Any], Any] = lambda outputs: outputs
     targets: str = "real"
+    is_quadratic: bool = False
 
 
 def _squared_update(u: Any, targets: Any, linear_penalty: Any) -> Any:
@@ -174,6 +177,7 @@ squared_error = Loss(
     value=lambda outputs, targets: tf.reduce_sum((outputs - targets) ** 2, axis=1),
     gradient=lambda outputs, targets: 2 * (outputs - targets),
     update=_squared_update,
+    is_quadratic=True,
 )
 binary_crossentropy = Loss(
     "binary cross-entropy",

@@ -128,6 +128,16 @@ class DenseChain:
         """Whether each Dense layer has a bias."""
         return tuple(layer.use_bias for layer in self.layers)
 
+    @property
+    def num_channels(self) -> int:
+        """How many inputs have a unit of their own: the channels of images, which `Flatten` has made rows; else all."""
+        shape, width = self.model.input_shape, self.widths[0]
+        for layer in self.preparation:
+            if isinstance(layer, keras.layers.Flatten) and len(shape) > 2:
+                channels = shape[1 if layer.data_format == "channels_first" else -1]
+                return channels if channels and width % channels == 0 else width
+        return width
+
     def prepare(self, inputs: Any) -> Any:
         """Prepare rows of inputs.
 

@@ -2,29 +2,21 @@
 
 import functools
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow as tf
 
 from tfopt.bregman import gram
 from tfopt.bregman.compilation import compiled
+from tfopt.bregman.kept import Variables
 from tfopt.bregman.losses import Loss
 from tfopt.bregman.network import Architecture
 from tfopt.bregman.rows import Chunk
 from tfopt.bregman.updates import activation_update, multiplier_update
 
-__all__ = ["Rules", "Token", "Variables", "make_measurement", "make_pass", "merge"]
+__all__ = ["Rules", "Token", "make_measurement", "make_pass"]
 
 Token = tuple[str, int]  # kind of an update and its layer
-
-
-class Variables(NamedTuple):
-    """What is kept for the rows of a chunk; layers are counted from 0."""
-
-    z: tuple[Any, ...]  # Z of each layer, shape (rows, width)
-    a: tuple[Any, ...]  # A of each hidden layer
-    linear: tuple[Any, ...]  # lambda of each layer; one, the last layer's, with "bregman"; none with "none"
-    hidden: tuple[Any, ...]  # mu of each hidden layer, with "admm"
 
 
 @dataclass(frozen=True)
@@ -86,24 +78,6 @@ def make_measurement(rules: Rules) -> Any:
         return _RowUpdates(rules, chunk, variables, weights, (), linear, hidden).measurements()
 
     return compiled(measure)
-
-
-def merge(variables: Variables, changed: tuple[Any, ...]) -> Variables:
-    """Put changed variables in the place of old ones.
-
-    Args:
-        variables: The old ones.
-        changed: What a pass has returned.
-
-    Returns:
-        The new ones.
-    """
-    return Variables(
-        *(
-            tuple(old if isinstance(new, tuple) else new for old, new in zip(kind, news, strict=True))
-            for kind, news in zip(variables, changed, strict=True)
-        )
-    )
 
 
 class _RowUpdates:

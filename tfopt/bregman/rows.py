@@ -1,8 +1,9 @@
-"""The rows that a process trains on: checked, prepared, and cut into blocks and chunks of one shape."""
+"""The rows that a process trains on: checked, prepared, standardised, and cut into blocks and chunks of one shape."""
 
 import math
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from tfopt._agreement import in_agreement
 from tfopt.bregman.arrays import check_arrays, make_targets
 from tfopt.bregman.losses import Loss
 from tfopt.bregman.network import DenseChain
+from tfopt.bregman.standardisation import Moments, Standardisation, choose_units
 from tfopt.communicator import Communicator
 
 __all__ = ["Chunk", "Rows", "choose_num_blocks"]
@@ -32,8 +34,8 @@ class Rows:
     """The rows of one process.
 
     Rows are dealt out to blocks by their number in the whole data set, so that neither the number of ranks nor the
-    sizes of their shards changes what a block holds. Arrays in memory are copied into chunks once; memory-mapped ones
-    are read again each time.
+    sizes of their shards changes what a block holds. Arrays in memory are copied into chunks once, by `use`;
+    memory-mapped ones are read again each time.
 
     Args:
         x: Inputs: an array, or a `tf.data.Dataset` of batches `(x, y)`.
@@ -54,6 +56,7 @@ class Rows:
         rows_per_chunk: Rows in each chunk, padding counted.
         block_sizes: Rows of each block, of all processes together.
         checksum: Of this process's rows, to know them again.
+        standardisation: What chunks are standardised by; at first nothing.
     """
 
     def __init__(
@@ -67,7 +70,8 @@ class Rows:
         num_blocks: int | str = 1,
         names: tuple[str, str] = ("x", "y"),
     ) -> None:
-        self._chain, self._loss, self._names = chain, loss, names
+        self._chain, self._loss, self._names, self._communicator = chain, loss, names, communicator
+        self.standardisation = Standardisation.none(chain.widths[0], chain.widths[-1])
         self._x, self._y = in_agreement(communicator, lambda: check_arrays(x, y, chain, loss, names))
         self.is_cached = not isinstance(self._x, np.memmap)
         self.num_rows = len(self._x)
@@ -80,9 +84,8 @@ class Rows:
         counts = communicator.allgather_object([sum(map(len, rows)) for rows in self._members], name="sizes of blocks")
         self.block_sizes = [sum(sizes) for sizes in zip(*counts, strict=True)]
         self._cache: dict[tuple[int, int], Chunk] = {}
-        in_agreement(communicator, self._check_values)
-        if self.is_cached:
-            self._x = self._y = None  # the chunks hold them now
+        self._moments = Moments(chain.num_channels), Moments(chain.widths[-1])
+        in_agreement(communicator, self._look_through)
 
     def _choose_blocks(self, num_blocks: int | str) -> int:
         if num_blocks == "auto":
@@ -106,16 +109,64 @@ class Rows:
             [part for cut in cuts if len(part := rows[cut : cut + self.rows_per_chunk])] for rows in members
         ]
 
-    def _check_values(self) -> None:
+    def _look_through(self) -> None:
+        # Checks all values, and sums up what standardisation needs.
         self.checksum = 0
-        for block in range(self.num_blocks):
-            for k, chunk in enumerate(self.block(block)):
-                for name, part in zip(self._names, (chunk.inputs, chunk.targets), strict=True):
-                    self.checksum = zlib.crc32(part.numpy(), self.checksum)
-                    if not bool(tf.reduce_all(tf.math.is_finite(part))):
-                        finite = np.isfinite(part.numpy()).all(axis=1)
-                        row = int(self._members[block][k][int(np.argmin(finite))])
-                        raise ValueError(f"`{name}` must be finite. Received: NaN or infinity in row {row}")
+        for members in self.row_numbers():
+            inputs, targets = self._read(members)
+            with np.errstate(over="ignore"):
+                parts = (inputs, targets.astype(inputs.dtype))
+            for name, part in zip(self._names, parts, strict=True):
+                self.checksum = zlib.crc32(part.data, self.checksum)
+                finite = np.isfinite(part).all(axis=1)
+                if not finite.all():
+                    row = int(members[int(np.argmin(finite))])
+                    raise ValueError(f"`{name}` must be finite. Received: NaN or infinity in row {row}")
+            self._moments[0].add(inputs.reshape(-1, self._chain.num_channels))
+            if self._loss.is_quadratic:
+                self._moments[1].add(targets)
+
+    def find_standardisation(self) -> Standardisation:
+        """Find origins and units of inputs and targets, over the rows of all processes.
+
+        Returns:
+            The standardisation: of targets for a squared error only, and without origins where a layer has no bias.
+
+        Raises:
+            ValueError: Values have a unit that the network's dtype cannot hold.
+        """
+        chain, (inputs, targets) = self._chain, self._moments
+        kind = chain.dtype.as_numpy_dtype
+        plain = Standardisation.none(chain.widths[0], chain.widths[-1])
+        units = choose_units(
+            *inputs.reduced(self._communicator), has_origin=chain.uses_bias[0], name=self._names[0], dtype=kind
+        )
+        repeats = chain.widths[0] // chain.num_channels
+        origin, unit, is_constant = (np.tile(part, repeats) for part in units)
+        found = replace(plain, input_origin=origin, input_unit=unit, is_constant=is_constant)
+        if self._loss.is_quadratic:
+            origin, unit, _ = choose_units(
+                *targets.reduced(self._communicator),
+                has_origin=chain.uses_bias[-1],
+                name=self._names[1],
+                dtype=kind,
+                given=self._y.dtype,
+            )
+            found = replace(found, target_origin=origin, target_unit=unit, has_targets=True)
+        return found
+
+    def use(self, standardisation: Standardisation) -> None:
+        """Standardise all chunks from here on. Arrays in memory are copied into chunks now, and let go.
+
+        Args:
+            standardisation: Origins and units, of the rows that are trained on.
+        """
+        self.standardisation = standardisation
+        self._cache.clear()
+        if self.is_cached:
+            for _ in self.all():
+                pass
+            self._x = self._y = None
 
     def block(self, number: int) -> Iterator[Chunk]:
         """Hand out the chunks of a block.
@@ -152,17 +203,24 @@ class Rows:
         for block in self._members:
             yield from block
 
-    def _load(self, members: np.ndarray) -> Chunk:
+    def _read(self, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # Prepared inputs and targets in the user's units; targets in float64 where they will be standardised.
         is_run = members[-1] - members[0] == len(members) - 1
         rows = slice(int(members[0]), int(members[-1]) + 1) if is_run else members
+        dtype = tf.float64 if self._loss.is_quadratic else self._chain.dtype
         inputs = self._chain.prepare(np.ascontiguousarray(self._x[rows]))
-        targets = make_targets(np.asarray(self._y[rows]), self._chain.widths[-1], self._loss, self._chain.dtype)
-        mask = tf.ones(len(members), self._chain.dtype)
+        targets = make_targets(np.asarray(self._y[rows]), self._chain.widths[-1], self._loss, dtype)
+        return inputs.numpy(), targets.numpy()
+
+    def _load(self, members: np.ndarray) -> Chunk:
+        inputs, targets = self._read(members)
+        inputs, targets = self.standardisation.inputs(inputs), self.standardisation.targets(targets, inputs.dtype)
         missing = self.rows_per_chunk - len(members)
+        mask = np.ones(len(members), inputs.dtype)
         if missing:
-            inputs, targets = (tf.pad(part, [[0, missing], [0, 0]]) for part in (inputs, targets))
-            mask = tf.pad(mask, [[0, missing]])
-        return Chunk(inputs, targets, mask)
+            inputs, targets = (np.pad(part, [(0, missing), (0, 0)]) for part in (inputs, targets))
+            mask = np.pad(mask, (0, missing))
+        return Chunk(tf.constant(inputs), tf.constant(targets), tf.constant(mask))
 
 
 def _owners(runs: np.ndarray, num_blocks: int) -> np.ndarray:

@@ -13,13 +13,15 @@ from tfopt._agreement import in_agreement
 from tfopt._callback_state import check_states, refuse_overwriting_loggers, set_states, states_of
 from tfopt._checkpoint_files import CheckpointFiles
 from tfopt.bregman.engine import Engine, Problem, weights_from_arrays, weights_to_arrays
+from tfopt.bregman.first_weights import is_as_drawn
 from tfopt.bregman.restarted import Restarted
 from tfopt.bregman.rows import Rows
 from tfopt.bregman.splitting import Splitting
+from tfopt.bregman.standardisation import Standardisation
 
 __all__ = ["Run", "make_callbacks"]
 
-_EXPLOSION = 30.0  # a loss this many times the larger of the first one and 1 is no longer training
+_EXPLOSION = 30.0  # a loss this many times the larger of the first one and its unit is no longer training
 _MOST_OVERFLOWS = 10
 _REFUSED = (
     keras.callbacks.BackupAndRestore,
@@ -93,20 +95,9 @@ class Run:
         self._callbacks, self._epochs, self._measure_every = callbacks, epochs, measure_every_n_epochs
         self._chain, self._communicator = problem.chain, problem.communicator
         self._model = problem.chain.model
-        self._align_weights()
-        algorithm = {"restarted": Restarted, "splitting": Splitting}[problem.settings.algorithm]
-        self._engine: Engine = algorithm(problem, rows)
         self._history = next(c for c in callbacks.callbacks if isinstance(c, keras.callbacks.History))
-        self._best: tuple[float, int, Any] = (math.inf, -1, self._engine.weights)
         self._largest = math.inf
         self._files: CheckpointFiles | None = None
-
-    def _align_weights(self) -> None:
-        # All ranks begin with those of rank 0.
-        if self._communicator.size > 1:
-            flat = tf.nest.flatten(self._chain.read_weights())
-            flat = self._communicator.broadcast(flat, name="weights")
-            self._chain.write_weights(list(zip(flat[::2], flat[1::2], strict=True)))
 
     def train(
         self, initial_epoch: int, files: CheckpointFiles | None = None, every_n_epochs: int = 1
@@ -141,9 +132,12 @@ class Run:
         state = None if self._files is None else self._files.read_newest()
         if state is not None:
             in_agreement(self._communicator, lambda: self._check_fingerprint(state))
-            self._engine.set_state(state["engine"])
+        self._standardise(state)
+        self._set_up_engine(state)
         first = self._engine.start()
-        self._largest = _EXPLOSION * max(1.0, first["loss"])
+        self._largest = _EXPLOSION * max(self._standardisation.loss_unit, first["loss"])
+        if initial_epoch < self._epochs:
+            self._write_weights(self._engine.weights)
         self._callbacks.on_train_begin()
         self._history.diverged, self._history.best_epoch = False, None
         if state is not None:
@@ -165,13 +159,40 @@ class Run:
         self._callbacks.on_train_end(logs)
         return self._history
 
+    def _standardise(self, state: Any) -> None:
+        # By what the rows of all ranks say, or by what a checkpoint holds.
+        if state is None:
+            self._standardisation = self._rows.find_standardisation()
+        else:
+            self._standardisation = Standardisation(**state["standardisation"])
+        for rows in (self._rows, self._validation):
+            if rows is not None:
+                rows.use(self._standardisation)
+
+    def _set_up_engine(self, state: Any) -> None:
+        algorithm = {"restarted": Restarted, "splitting": Splitting}[self._problem.settings.algorithm]
+        self._engine: Engine = algorithm(self._problem, self._rows)
+        layers = self._chain.layers
+        are_drawn = (is_as_drawn(layers[0]), is_as_drawn(layers[-1]))
+        weights = self._standardisation.to_training(self._engine.weights, are_drawn)
+        if self._communicator.size > 1:  # all ranks begin with the weights of rank 0
+            flat = self._communicator.broadcast(tf.nest.flatten(weights), name="weights")
+            weights = list(zip(flat[::2], flat[1::2], strict=True))
+        self._engine.weights = weights
+        self._best: tuple[float, int, Any] = (math.inf, -1, weights)
+        if state is not None:
+            self._engine.set_state(state["engine"])
+
+    def _write_weights(self, weights: Any) -> None:
+        self._chain.write_weights(self._standardisation.to_model(weights))
+
     def _sweep(self, epoch: int) -> tuple[dict[str, Any], str]:
         begin = time.perf_counter()
         reduced = self._communicator.bytes_reduced
         is_due = (epoch + 1) % self._measure_every == 0 or epoch + 1 == self._epochs
         logs = self._engine.sweep(is_due)
         reason = self._find_divergence(logs)
-        self._chain.write_weights(self._engine.weights)
+        self._write_weights(self._engine.weights)
         if is_due and not reason:
             if self._validation is not None:
                 measured = self._problem.evaluation(self._validation, self._engine.weights)[1]
@@ -199,7 +220,7 @@ class Run:
 
     def _give_up(self, epoch: int, reason: str) -> None:
         _, best_epoch, weights = self._best
-        self._chain.write_weights(weights)
+        self._write_weights(weights)
         self._history.diverged = True
         self._history.best_epoch = None if best_epoch < 0 else best_epoch
         which = "the first weights" if best_epoch < 0 else f"the weights of epoch {best_epoch + 1}, the best,"
@@ -249,6 +270,7 @@ class Run:
             epoch + 1,
             {
                 "fingerprint": self._fingerprint(),
+                "standardisation": vars(self._standardisation),
                 "engine": self._engine.get_state(),
                 "epochs": epoch + 1,
                 "stopped": stops,
@@ -277,5 +299,4 @@ class Run:
         self._largest = state["largest"]
         self._history.epoch, self._history.history = state["history"]["epoch"], state["history"]["history"]
         self._history.best_epoch = None if best_epoch < 0 else best_epoch
-        self._chain.write_weights(self._engine.weights)
         return self._epochs if state["stopped"] else state["epochs"]

@@ -19,7 +19,8 @@ import tensorflow as tf
 from tfopt.bregman import gram
 from tfopt.bregman.compilation import compiled
 from tfopt.bregman.engine import Engine, Problem
-from tfopt.bregman.row_updates import Rules, Token, Variables, make_measurement, make_pass, merge
+from tfopt.bregman.kept import Kept, Variables
+from tfopt.bregman.row_updates import Rules, Token, make_measurement, make_pass
 from tfopt.bregman.rows import Chunk, Rows
 from tfopt.bregman.settings import Settings
 from tfopt.bregman.updates import (
@@ -73,7 +74,7 @@ class Splitting(Engine):
 
     def __init__(self, problem: Problem, rows: Rows) -> None:
         super().__init__(problem, rows)
-        self._variables: list[Variables] = []
+        self._kept: list[Kept] = []
         self._sweep = 0
         self._input_gram: Any = None
         multiplier = (self._settings.multiplier, self._settings.multiplier_step)
@@ -88,26 +89,29 @@ class Splitting(Engine):
             The logs of the untrained network.
         """
         self._input_gram = gram.of_inputs(self._rows, self._num_inputs(0), self._chain.uses_bias[0], self._communicator)
-        if not self._variables:
-            self._variables = [
-                self._first_variables(chunk, members)
-                for chunk, members in zip(self._rows.all(), self._rows.row_numbers(), strict=True)
-            ]
+        if not self._kept:
+            self._kept = self._allocate()
+            for kept, chunk, members in zip(self._kept, self._rows.all(), self._rows.row_numbers(), strict=True):
+                kept.write(self._first_variables(chunk, members))
         return self._measure()
+
+    def _allocate(self) -> list[Kept]:
+        z, a = self._chain.widths[1:], self._chain.widths[1:-1]
+        linear, hidden = {"none": ((), ()), "bregman": (z[-1:], ()), "admm": (z, a)}[self._settings.multiplier]
+        widths = Variables(z, a, linear, hidden)
+        return [Kept(widths, self._rows.rows_per_chunk, self._state_dtype) for _ in self._rows.row_numbers()]
 
     def _first_variables(self, chunk: Chunk, members: Any) -> Variables:
         if self._settings.initialization == "forward":
-            z = self._chain.architecture.forward(chunk.inputs, self.weights)
-            a = [h(before) for h, before in zip(self._chain.activations, z, strict=False)]
+            z: Any = self._chain.architecture.forward(chunk.inputs, self.weights)
+            a: Any = [h(before) for h, before in zip(self._chain.activations, z, strict=False)]
         else:
             z, a = self._draw(members)
-        kept_linear = {"none": [], "bregman": z[-1:], "admm": z}[self._settings.multiplier]
-        kept_hidden = a if self._settings.multiplier == "admm" else []
-
-        def keep(tensors: list[Any], function: Any = tf.identity) -> tuple[Any, ...]:
-            return tuple(function(tf.cast(tensor, self._state_dtype)) for tensor in tensors)
-
-        return Variables(keep(z), keep(a), keep(kept_linear, tf.zeros_like), keep(kept_hidden, tf.zeros_like))
+        z, a = (tuple(tf.cast(tensor, self._state_dtype) for tensor in tensors) for tensors in (z, a))
+        # Multipliers begin at zero, as they were allocated.
+        numbers = {"none": (0, 0), "bregman": (1, 0), "admm": (len(z), len(a))}
+        linear, hidden = numbers[self._settings.multiplier]
+        return Variables(z, a, ((),) * linear, ((),) * hidden)
 
     def _draw(self, members: Any) -> tuple[list[Any], list[Any]]:
         # Drawn in groups of rows, keyed by the group's number in the whole data set, so that ranks draw what one
@@ -192,8 +196,8 @@ class Splitting(Engine):
         )
         run = make_pass(self._rules, local, layers)
         for k, chunk in enumerate(self._rows.all()):
-            changed, parts = run(chunk, self._variables[k], self.weights, gains, *penalties)
-            self._variables[k] = merge(self._variables[k], changed)
+            changed, parts = run(chunk, self._kept[k].read(), self.weights, gains, *penalties)
+            self._kept[k].write(changed)
             for item, part in zip(sums, parts, strict=True):
                 item.add(*part)
         return sums
@@ -221,7 +225,7 @@ class Splitting(Engine):
         penalties = self._penalties()
         total: Any = None
         for k, chunk in enumerate(self._rows.all()):
-            part = make_measurement(self._rules)(chunk, self._variables[k], self.weights, *penalties)
+            part = make_measurement(self._rules)(chunk, self._kept[k].read(), self.weights, *penalties)
             total = part if total is None else total + part
         (total,) = self._communicator.allreduce_sum([total], name="objective and residuals")
         means = [float(value) / self._rows.total_rows for value in total.numpy()]
@@ -245,7 +249,7 @@ class Splitting(Engine):
             Arrays and numbers.
         """
         return super().get_state() | {
-            "variables": [[[tensor.numpy() for tensor in kind] for kind in chunk] for chunk in self._variables],
+            "variables": [[[tensor.numpy() for tensor in kind] for kind in kept.read()] for kept in self._kept],
             "sweep": self._sweep,
         }
 
@@ -256,9 +260,9 @@ class Splitting(Engine):
             state: What `get_state` has returned.
         """
         super().set_state(state)
-        self._variables = [
-            Variables(*(tuple(tf.constant(array) for array in kind) for kind in chunk)) for chunk in state["variables"]
-        ]
+        self._kept = self._allocate()
+        for kept, arrays in zip(self._kept, state["variables"], strict=True):
+            kept.write([[tf.constant(array) for array in kind] for kind in arrays])
         self._sweep = state["sweep"]
 
 

@@ -1,0 +1,346 @@
+"""Affine changes of inputs and targets change a fit by rounding only, and the model predicts in the user's units."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfopt.bregman import BregmanTrainer, losses
+from tfopt.bregman.rows import Rows
+from tfopt.bregman.standardisation import Moments
+from tfopt.bregman.trainer import Part
+from tfopt.communicator import SerialCommunicator
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((90, 4))
+F = np.stack([np.sin(X[:, 0]) + 0.5 * X[:, 1] * X[:, 2], X[:, 3] - 0.4 * X[:, 0] ** 2], axis=1)
+LABELS = (F[:, 0] > 0).astype(int)
+LOSSES = {
+    "mse": F,
+    "sparse_categorical_crossentropy": LABELS,
+    "binary_crossentropy": np.stack([LABELS, 1 - LABELS], axis=1),
+    "hinge": np.stack([LABELS, 1 - LABELS], axis=1),
+    "unit_hinge": LABELS,
+}
+PRESETS = ["restarted", "paper", "penalty", "admm"]
+UNIT, ORIGIN = np.array([1e-3, 1.0, 50.0, 7.0]), np.array([0.0, -1e3, 2e4, 3.0])  # of each feature
+
+
+def make_model(hidden=(8,), before=(), shape=(4,), dtype="float64", outputs=2, **options):
+    layers = [keras.Input(shape, dtype=dtype), *before]
+    for k, units in enumerate([*hidden, outputs]):
+        start = keras.initializers.GlorotUniform(seed=k)
+        activation = "relu" if k < len(hidden) else None
+        layers.append(keras.layers.Dense(units, activation, kernel_initializer=start, dtype=dtype, **options))
+    return keras.Sequential(layers)
+
+
+def fit(x, y, loss="mse", model=None, epochs=4, preset="restarted", **arguments):
+    """The trained model, and its history."""
+    model = make_model() if model is None else model
+    history = BregmanTrainer(model, loss, preset=preset).fit(x, y, epochs=epochs, verbose=0, **arguments)
+    return model, history.history
+
+
+def predict(model, x):
+    return model(x).numpy().astype(np.float64)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(("origin", "unit"), [(0.0, 1e-6), (300.0, 10.0), (1e4, 1.0), (-5.0, [1e3, 1e-3])])
+def test_units_and_origins_of_targets(preset, origin, unit):
+    base, base_history = fit(X, F, preset=preset)
+    other, history = fit(X, origin + np.multiply(unit, F), preset=preset)
+    tolerance = 1e-3 if preset == "admm" else 1e-6  # it solves nearly singular systems
+    found = (predict(other, X) - origin) / unit
+    np.testing.assert_allclose(found, predict(base, X), rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(history["objective"], base_history["objective"], rtol=tolerance)
+    own = np.mean((predict(other, X) - (origin + np.multiply(unit, F))) ** 2)
+    assert history["loss"][-1] == pytest.approx(own, rel=1e-6)  # Keras's loss, in the user's unit
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_units_and_origins_of_inputs(preset, loss):
+    base, _ = fit(X, LOSSES[loss], loss, preset=preset)
+    other, _ = fit(ORIGIN + UNIT * X, LOSSES[loss], loss, preset=preset)
+    tolerance = 1e-3 if preset == "admm" else 1e-6
+    np.testing.assert_allclose(
+        predict(other, ORIGIN + UNIT * X),
+        predict(base, X),
+        rtol=tolerance,
+        atol=tolerance * np.abs(predict(base, X)).max(),
+    )
+
+
+NETWORKS = {
+    "one layer": {"hidden": ()},
+    "two hidden layers": {"hidden": (8, 5)},
+    "no bias": {"use_bias": False},
+    "a layer before": {"before": [keras.layers.Rescaling(0.1, 2.0, dtype="float64")]},
+    "images": {"shape": (2, 2, 1), "before": [keras.layers.Flatten(dtype="float64")]},
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_folds(name):
+    options = NETWORKS[name]
+    has_origin = "use_bias" not in options
+    x = X.reshape(-1, *options.get("shape", (4,)))
+    unit, origin = (UNIT, ORIGIN) if x.ndim == 2 else (50.0, 2e4)  # images have a unit a channel
+    x_other = has_origin * origin + unit * x
+    targets = 1e3 * has_origin + 1e-4 * F
+    base, other = (fit(*data, model=make_model(**options))[0] for data in ((x, F), (x_other, targets)))
+    found = (predict(other, x_other) - 1e3 * has_origin) / 1e-4
+    np.testing.assert_allclose(found, predict(base, x), rtol=1e-6, atol=1e-6)
+
+
+def test_an_origin_that_no_bias_can_undo_is_left():
+    for y in (F, 3 + F):
+        _, history = fit(X, y, model=make_model((), use_bias=False), epochs=30)
+        exact = np.mean((X @ np.linalg.lstsq(X, y, rcond=None)[0] - y) ** 2)
+        assert exact <= history["loss"][-1] < 1.02 * exact
+
+
+def test_float32_keeps_what_it_can():
+    """Of an origin of k standard deviations, float32 rounds the predictions to about k * 6e-8 of them."""
+    x, y = X.astype("float32"), F.astype("float32")
+    base = predict(fit(x, y, model=make_model(dtype="float32"))[0], x)
+    for origin in (1e2, 1e4):
+        other = predict(fit(x, (origin + y), model=make_model(dtype="float32"))[0], x) - origin
+        np.testing.assert_allclose(other, base, rtol=0, atol=origin * 1e-6 + 1e-4)
+        moved = predict(fit(origin + x, y, model=make_model(dtype="float32"))[0], origin + x)
+        np.testing.assert_allclose(moved, base, rtol=0, atol=origin * 1e-5 + 1e-4)
+
+
+@pytest.mark.parametrize("where", ["x", "y"])
+def test_an_origin_beyond_float32_is_said(where):
+    x, y = (X + 1e6, F) if where == "x" else (X, F + 1e6)
+    with pytest.warns(UserWarning, match=f"`{where}` has a mean that is .* Subtract the mean"):
+        fit(x, y, model=make_model(dtype="float32"), epochs=1)
+
+
+@pytest.mark.parametrize("unit", [1e-34, 1e34])
+def test_units_beyond_float32_are_refused(unit):
+    with pytest.raises(
+        ValueError, match="`y` must vary by .* where the network computes in float32. Received: .* column 0"
+    ):
+        fit(X, unit * F, model=make_model(dtype="float32"), epochs=1)
+
+
+def test_units_whose_squares_underflow_are_fine():
+    y = 1e-25 * F
+    model, history = fit(X, y, model=make_model(dtype="float32"))
+    assert history["loss"][-1] == pytest.approx(np.mean((predict(model, X) - y) ** 2), rel=1e-4)
+    assert 0 < history["loss"][-1] < 0.9 * y.var()
+
+
+def test_a_feature_that_is_constant_has_no_influence():
+    for constant in (0.0, 7.0, 1e5):
+        x = np.hstack([X[:, :3], np.full((len(X), 1), constant)])
+        model, _ = fit(x, F, model=make_model(dtype="float32"))
+        moved = x + [0, 0, 0, 100.0]
+        np.testing.assert_array_equal(predict(model, moved), predict(model, x))
+
+
+def test_targets_that_are_constant_are_learnt():
+    model, _ = fit(X, np.stack([F[:, 0], np.full(len(F), 1e4)], axis=1), epochs=30)
+    np.testing.assert_allclose(predict(model, X)[:, 1], 1e4, atol=1e-3)
+
+
+def test_one_hot_features_of_any_code():
+    """Categories coded as 0 and 1, as 0 and 100, or as -1 and 1."""
+    groups = RNG.integers(0, 4, len(X))
+    y = F[:, :1] + groups[:, None]
+    found = []
+    for low, high in ((0, 1), (0, 100), (-1, 1)):
+        x = np.where(np.eye(4)[groups] > 0, high, low).astype(float)
+        model, _ = fit(x, np.hstack([y, y]), epochs=10)
+        found.append(predict(model, x))
+    np.testing.assert_allclose(found[1:], [found[0]] * 2, rtol=1e-6, atol=1e-6)
+
+
+# --- where training begins
+
+
+class Begin(keras.callbacks.Callback):
+    """Keeps what the model predicts as training begins."""
+
+    def __init__(self, x):
+        super().__init__()
+        self.x = x
+
+    def on_train_begin(self, logs=None):
+        self.predictions = predict(self.model, self.x)
+
+
+def test_a_model_that_has_learnt_goes_on_from_what_it_computes():
+    x, y = ORIGIN + UNIT * X, 1e4 + 10 * F
+    model, history = fit(x, y, epochs=15)
+    begin, trained = Begin(x), predict(model, x)
+    _, again = fit(x, y, model=model, epochs=1, callbacks=[begin])
+    np.testing.assert_allclose(begin.predictions, trained, rtol=1e-9)
+    assert again["loss"][-1] <= history["loss"][-1] * (1 + 1e-9)
+    loaded = make_model()  # of the same weights, on other data: with other units
+    loaded.set_weights(model.get_weights())
+    begin = Begin(x)
+    fit(2 * x - 1, y, model=loaded, epochs=1, callbacks=[begin])
+    assert np.abs(begin.predictions - predict(model, x)).max() < 1e-6
+
+
+def test_a_first_bias_may_be_the_mean_of_the_targets():
+    y = 1e4 + F
+    plain, told = make_model(), make_model()
+    told.layers[-1].bias.assign(y.mean(axis=0))
+    np.testing.assert_allclose(*(predict(fit(X, y, model=model)[0], X) for model in (plain, told)), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "initializer",
+    ["glorot_uniform", "he_normal", keras.initializers.Orthogonal(), keras.initializers.RandomNormal(0.0, 0.3)],
+)
+def test_weights_that_an_initializer_drew_are_meant_for_unit_inputs(initializer):
+    start = keras.initializers.get(initializer)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu", kernel_initializer=start)])
+    model.add(keras.layers.Dense(2, kernel_initializer=start))
+    first = model.get_weights()
+    base, _ = fit(X, F, model=model)
+    expected = predict(base, X)
+    model.set_weights(first)
+    np.testing.assert_allclose(predict(fit(100 * X, F, model=model)[0], 100 * X), expected, atol=1e-4)
+
+
+def test_no_sweep_changes_nothing():
+    model = make_model()
+    before = model.get_weights()
+    fit(X, 1e4 + F, model=model, epochs=0)
+    for one, other in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+# --- logs, validation, checkpoints
+
+
+def test_logs_are_in_the_users_unit():
+    x, y = ORIGIN + UNIT * X, 40 + 3 * F
+    model = make_model()
+    trainer = BregmanTrainer(model, "mse", ["mae", keras.metrics.R2Score()])
+    data = (x[60:], y[60:])
+    history = trainer.fit(x[:60], y[:60], epochs=3, verbose=0, validation_data=data).history
+    for prefix, rows in (("", (x[:60], y[:60])), ("val_", data)):
+        error = predict(model, rows[0]) - rows[1]
+        assert history[f"{prefix}loss"][-1] == pytest.approx((error**2).mean(), rel=1e-6)
+        assert history[f"{prefix}mae"][-1] == pytest.approx(np.abs(error).mean(), rel=1e-5)
+        r2 = 1 - (error**2).sum(0) / ((rows[1] - rows[1].mean(0)) ** 2).sum(0)
+        assert history[f"{prefix}r2_score"][-1] == pytest.approx(r2.mean(), rel=1e-4)
+    assert trainer.evaluate(*data)["loss"] == pytest.approx(history["val_loss"][-1], rel=1e-6)
+
+
+def test_divergence_does_not_depend_on_the_unit(monkeypatch):
+    """A loss of 50 times the targets' variance is no training, whatever the unit."""
+    from tfopt.bregman import run
+
+    sweep = run.Restarted.sweep
+
+    def explode(self, with_metrics):
+        return sweep(self, with_metrics) | {"loss": 50 * 1e-12 * F.var()}
+
+    monkeypatch.setattr(run.Restarted, "sweep", explode)
+    with pytest.warns(UserWarning, match="the loss has grown"):
+        fit(X, 1e-6 * F, epochs=1)
+
+
+def test_units_are_part_of_a_checkpoint(tmp_path, monkeypatch):
+    x, y = ORIGIN + UNIT * X, 1e4 + 10 * F
+    whole, _ = fit(x, y, epochs=6)
+    fit(x, y, epochs=3, checkpoint=tmp_path)
+    monkeypatch.setattr(Rows, "find_standardisation", lambda self: pytest.fail("found anew"))
+    parts, _ = fit(x, y, epochs=6, checkpoint=tmp_path)
+    for one, other in zip(parts.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("kind", ["memory map", "dataset", "float32 targets"])
+def test_sources_of_rows(kind, tmp_path):
+    x, y = (ORIGIN + UNIT * X), 100 + F
+    expected = predict(fit(x, y)[0], x)
+    np.save(tmp_path / "x.npy", x)
+    if kind == "memory map":
+        model, _ = fit(np.load(tmp_path / "x.npy", mmap_mode="r"), y)
+    elif kind == "dataset":
+        model, _ = fit(tf.data.Dataset.from_tensor_slices((x, y)).batch(7), None)
+    else:
+        model, _ = fit(x, y.astype("float32"))
+    np.testing.assert_allclose(predict(model, x), expected, rtol=1e-5)
+
+
+def test_losses_of_ones_own_say_whether_targets_may_be_standardised():
+    def make(is_quadratic):
+        return losses.Loss(
+            "half the squared error",
+            value=lambda outputs, targets: 0.5 * tf.reduce_sum((outputs - targets) ** 2, axis=1),
+            gradient=lambda outputs, targets: outputs - targets,
+            update=lambda u, targets, beta: (
+                (targets + 2 * tf.cast(beta, u.dtype) * u) / (1 + 2 * tf.cast(beta, u.dtype))
+            ),
+            is_quadratic=is_quadratic,
+        )
+
+    quadratic, other = make(True), make(False)
+    base, moved = (predict(fit(X, 100 * y + 1e3, quadratic)[0], X) for y in (F, F / 100))
+    np.testing.assert_allclose((base - 1e3) / 100, moved - 1e3, atol=1e-8)
+    assert np.abs((predict(fit(X, 100 * F + 1e3, other)[0], X) - base) / 100).max() > 1e-3
+
+
+# --- statistics
+
+
+def test_moments_are_exact_far_from_zero():
+    rows = 1e8 + RNG.standard_normal((3000, 3)) * [1.0, 1e-3, 0.0]
+    moments = Moments(3)
+    for cut in range(0, 3000, 700):
+        moments.add(rows[cut : cut + 700])
+    mean, variance = moments.reduced(SerialCommunicator())
+    np.testing.assert_allclose(mean, rows.mean(axis=0), rtol=1e-14)
+    about = rows - rows[0]  # exact
+    np.testing.assert_allclose(variance, about.var(axis=0), rtol=1e-5)  # of 1e-6, of an origin that is exact to 1e-8
+    assert variance[2] == 0.0
+
+
+def test_moments_of_ranks_are_those_of_one_process():
+    rows = 1e6 + RNG.standard_normal((100, 2))
+    parts = [Moments(2) for _ in range(3)]
+    for part, piece in zip(parts, (rows[:10], rows[10:70], rows[70:]), strict=True):
+        part.add(piece)
+
+    class Ranks:
+        """Sums over three ranks, each of which asks in turn."""
+
+        size = 3
+
+        def __init__(self, others):
+            self.others, self.calls = others, 0
+
+        def allreduce_sum(self, tensors, name):
+            self.calls += 1
+            if self.calls == 1:
+                counts = [part._count for part in parts]
+                sums = np.sum([part._count * part._mean for part in parts], axis=0)
+                return [tf.constant(float(sum(counts)), tf.float64), tf.constant(sums)]
+            mean = rows.mean(axis=0)
+            gaps = [part._squares + part._count * (part._mean - mean) ** 2 for part in self.others]
+            return [tensors[0] + np.sum(gaps, axis=0)]
+
+    for k, part in enumerate(parts):
+        mean, variance = part.reduced(Ranks([*parts[:k], *parts[k + 1 :]]))
+        np.testing.assert_allclose(mean, rows.mean(axis=0), rtol=1e-14)
+        np.testing.assert_allclose(variance, rows.var(axis=0), rtol=1e-9)
+
+
+def test_images_have_a_unit_for_each_channel():
+    images = RNG.standard_normal((90, 3, 2, 2))
+    model = keras.Sequential([keras.Input((3, 2, 2)), keras.layers.Flatten(), keras.layers.Dense(1)])
+    trainer = BregmanTrainer(model, "mse")
+    assert trainer._problem.chain.num_channels == 2
+    found = trainer._rows(Part(images, F[:, :1]), 1).find_standardisation()
+    np.testing.assert_allclose(found.input_unit, np.tile(images.std(axis=(0, 1, 2)), 6), rtol=1e-6)

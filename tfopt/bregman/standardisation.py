@@ -1,0 +1,247 @@
+"""Unit and origin of inputs and targets: training works on standardised rows, the model on those of the user.
+
+With the inputs' origin m and unit s, feature by feature, and the targets' mu and sigma, output by output, training sees
+a = (x - m) / s and t = (y - mu) / sigma. The first and the last layer of the model undo that:
+
+    W_1 -> diag(1 / s) W_1,    b_1 -> b_1 - (m / s) W_1,    W_L -> W_L diag(sigma),    b_L -> b_L diag(sigma) + mu
+
+A layer without a bias cannot undo an origin: then origins are 0, and units root mean squares.
+"""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfopt.communicator import Communicator
+
+__all__ = ["Moments", "Standardisation"]
+
+_MOST_ROUNDING = 0.02  # of the model's outputs, in standard deviations, before users are warned
+_ROWS_AT_ONCE = 1024  # in float64, so that temporaries stay small
+
+
+class Moments:
+    """Means and sums of squares of columns, in float64, over rows that come in pieces.
+
+    Each piece is summed about its own mean, and pieces are joined by the differences of their means (Chan, Golub,
+    LeVeque 1983): an origin far from zero costs no digits, and a constant column has a sum of squares of exactly 0.
+
+    Args:
+        num_columns: Number of columns.
+    """
+
+    def __init__(self, num_columns: int) -> None:
+        self._count = 0
+        self._mean, self._squares = np.zeros(num_columns), np.zeros(num_columns)
+
+    def add(self, rows: np.ndarray) -> None:
+        """Add rows.
+
+        Args:
+            rows: Shape `(rows, num_columns)`, finite.
+        """
+        for begin in range(0, len(rows), _ROWS_AT_ONCE):
+            piece = rows[begin : begin + _ROWS_AT_ONCE].astype(np.float64)
+            first = piece[0].copy()
+            piece -= first
+            mean = piece.mean(axis=0)
+            piece -= mean
+            self._join(len(piece), first + mean, (piece * piece).sum(axis=0))
+
+    def _join(self, count: int, mean: np.ndarray, squares: np.ndarray) -> None:
+        total = self._count + count
+        gap = mean - self._mean
+        self._squares += squares + gap * gap * (self._count * count / total)
+        self._mean += gap * (count / total)
+        self._count = total
+
+    def reduced(self, communicator: Communicator) -> tuple[np.ndarray, np.ndarray]:
+        """Join the moments of all ranks.
+
+        Args:
+            communicator: The job's processes.
+
+        Returns:
+            Mean and variance of each column over the rows of all ranks.
+        """
+        count, mean, squares = float(self._count), self._mean, self._squares
+        if communicator.size > 1:
+            parts = [tf.constant(count, tf.float64), tf.constant(count * mean)]
+            count, sums = (part.numpy() for part in communicator.allreduce_sum(parts, name="means of columns"))
+            mean = sums / count
+            squares = squares + self._count * (self._mean - mean) ** 2
+            (total,) = communicator.allreduce_sum([tf.constant(squares)], name="variances of columns")
+            squares = total.numpy()
+        return mean, squares / count
+
+
+@dataclass(frozen=True)
+class Standardisation:
+    """Origins and units, float64; part of the state of training.
+
+    Attributes:
+        input_origin: m, shape `(inputs,)`.
+        input_unit: s > 0, shape `(inputs,)`.
+        is_constant: Which inputs do not vary over the rows; their unit is 1. Shape `(inputs,)`.
+        target_origin: mu, shape `(outputs,)`.
+        target_unit: sigma > 0, shape `(outputs,)`; 1 where the targets do not vary.
+        has_targets: Whether targets are standardised, as they are for a squared error.
+    """
+
+    input_origin: np.ndarray
+    input_unit: np.ndarray
+    is_constant: np.ndarray
+    target_origin: np.ndarray
+    target_unit: np.ndarray
+    has_targets: bool
+
+    @classmethod
+    def none(cls, num_inputs: int, num_outputs: int) -> "Standardisation":
+        """Return origins of 0 and units of 1.
+
+        Args:
+            num_inputs: Inputs of the network.
+            num_outputs: Its outputs.
+
+        Returns:
+            The standardisation that changes nothing.
+        """
+        inputs, outputs = np.ones(num_inputs), np.ones(num_outputs)
+        return cls(0 * inputs, inputs, inputs == 0, 0 * outputs, outputs, False)
+
+    @property
+    def loss_unit(self) -> float:
+        """Keras's loss where each standardised output is wrong by 1."""
+        return float(np.mean(self.target_unit**2))
+
+    def inputs(self, rows: np.ndarray) -> np.ndarray:
+        """Standardise inputs.
+
+        Args:
+            rows: Prepared inputs, shape `(rows, inputs)`.
+
+        Returns:
+            a, of the same shape and dtype.
+        """
+        return _standardised(rows, self.input_origin, self.input_unit, rows.dtype)
+
+    def targets(self, rows: np.ndarray, dtype: Any) -> np.ndarray:
+        """Standardise targets.
+
+        Args:
+            rows: float64, shape `(rows, outputs)`.
+            dtype: NumPy's dtype of the result.
+
+        Returns:
+            t, of the same shape.
+        """
+        return _standardised(rows, self.target_origin, self.target_unit, dtype)
+
+    def to_model(self, weights: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+        """Turn the weights of training into the model's.
+
+        Args:
+            weights: As from `DenseChain.read_weights`, for a and t.
+
+        Returns:
+            Those of the same function of x, in the unit of y.
+        """
+        arrays = _wide(weights)
+        arrays[0][0] /= self.input_unit[:, None]
+        arrays[-1][0] *= self.target_unit
+        arrays[-1][1] = arrays[-1][1] * self.target_unit + self.target_origin
+        # The kernel as the model holds it: its rounding, times an origin far away, is no error then.
+        kernel = arrays[0][0].astype(weights[0][0].dtype.as_numpy_dtype)
+        arrays[0][1] -= self.input_origin @ kernel.astype(np.float64)
+        return _narrow(arrays, weights)
+
+    def to_training(self, weights: list[tuple[Any, Any]], are_drawn: tuple[bool, bool]) -> list[tuple[Any, Any]]:
+        """Turn the model's weights into those of training.
+
+        Kernels as an initializer has drawn them are meant for inputs and targets of unit 1, and stay as they are, but
+        that inputs which do not vary get no weight. All others are of the function that the model computes.
+
+        Args:
+            weights: As from `DenseChain.read_weights`, for x and y.
+            are_drawn: Whether the kernels of the first and of the last layer are as their initializers draw them.
+
+        Returns:
+            Those for a and t.
+        """
+        arrays = _wide(weights)
+        if are_drawn[0]:
+            arrays[0][0][self.is_constant] = 0.0
+        else:
+            arrays[0][1] += self.input_origin @ arrays[0][0]
+            arrays[0][0] *= self.input_unit[:, None]
+        if not are_drawn[1]:
+            arrays[-1][0] /= self.target_unit
+            arrays[-1][1] = (arrays[-1][1] - self.target_origin) / self.target_unit
+        elif self.has_targets:
+            arrays[-1][1] *= 0.0  # a first bias in the unit of y, often their mean, is the origin here
+        return _narrow(arrays, weights)
+
+
+def choose_units(
+    mean: np.ndarray, variance: np.ndarray, *, has_origin: bool, name: str, dtype: Any, given: Any = np.float32
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Choose origin and unit of columns: mean and standard deviation, or 0 and the root mean square.
+
+    Args:
+        mean: Of each column, shape `(columns,)`.
+        variance: Of each column.
+        has_origin: Whether there may be an origin.
+        name: What messages call the array.
+        dtype: NumPy's dtype of the network.
+        given: Dtype of the values that were given, whose rounding is no variation.
+
+    Returns:
+        Origin, unit, and which columns do not vary: their unit is 1.
+
+    Raises:
+        ValueError: A unit is so large, or so small, that the model's weights could not be held in `dtype`.
+    """
+    limits = np.finfo(dtype)
+    rounding = float(limits.eps if np.dtype(given) == np.float32 else np.finfo(np.float64).eps)
+    deviation = np.sqrt(variance)
+    unit = deviation if has_origin else np.hypot(deviation, mean)
+    is_constant = unit <= 4 * rounding * np.abs(mean) if has_origin else unit == 0
+    is_out = (unit > 0) & ~((unit >= limits.tiny / limits.eps) & (unit <= limits.max * limits.eps))
+    if is_out.any():
+        column = int(np.argmax(is_out))
+        raise ValueError(
+            f"`{name}` must vary by {limits.tiny / limits.eps:.0e} to {limits.max * limits.eps:.0e} (its standard "
+            f"deviation) where the network computes in {np.dtype(dtype)}. Received: {unit[column]:.3g} in column "
+            f"{column}. Multiply the column by a power of ten"
+        )
+    ratios = np.where(is_constant, 0.0, np.abs(mean) / np.where(is_constant, 1.0, unit))
+    if has_origin and ratios.max() * limits.eps > _MOST_ROUNDING:
+        column = int(np.argmax(ratios))
+        warnings.warn(
+            f"`{name}` has a mean that is {ratios[column]:.1e} standard deviations from 0 in column {column}. The "
+            f"model computes in {np.dtype(dtype)}, whose rounding of such values is {ratios[column] * limits.eps:.1g} "
+            "standard deviations. Subtract the mean from the data, or use a float64 model",
+            stacklevel=2,
+        )
+    origin = mean if has_origin else np.zeros_like(mean)
+    return origin, np.where(is_constant, 1.0, unit), is_constant
+
+
+def _standardised(rows: np.ndarray, origin: np.ndarray, unit: np.ndarray, dtype: Any) -> np.ndarray:
+    result = np.empty(rows.shape, dtype)
+    for begin in range(0, len(rows), _ROWS_AT_ONCE):
+        part = slice(begin, begin + _ROWS_AT_ONCE)
+        result[part] = (rows[part] - origin) / unit
+    return result
+
+
+def _wide(weights: list[tuple[Any, Any]]) -> list[list[np.ndarray]]:
+    return [[part.numpy().astype(np.float64) for part in pair] for pair in weights]
+
+
+def _narrow(arrays: list[list[np.ndarray]], like: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    dtype = like[0][0].dtype
+    return [(tf.constant(kernel, dtype), tf.constant(bias, dtype)) for kernel, bias in arrays]
