@@ -23,6 +23,7 @@ class SplitFunction:
     Attributes:
         num_bytes: Size of what `prepare` computes and returns; 0 where the function cannot be cut.
         graph: The whole graph, a `tf.Graph`.
+        outputs: What the function returns, as tensors of the graph.
     """
 
     def __init__(self, function: Callable[..., list[Any]], fixed: tuple[Any, ...], vectors: list[Any]) -> None:
@@ -41,8 +42,8 @@ class SplitFunction:
         self.graph = self._function.graph
         inputs, num_fixed = self._function.inputs[: len(places)], len(places) - len(vectors)
         self._fixed, self._vectors = inputs[:num_fixed], inputs[num_fixed:]
-        self._outputs = tf.nest.flatten(self._function.structured_outputs)
-        self._kept = _boundary(self.graph, self._vectors, self._outputs)
+        self.outputs = tf.nest.flatten(self._function.structured_outputs)
+        self._kept = _boundary(self.graph, self._vectors, self.outputs)
         self._can_be_cut = all(tensor.dtype != tf.variant for tensor in self._kept)
         known = [tensor for tensor in self._kept if self._can_be_cut and tensor.shape.is_fully_defined()]
         self.num_bytes = sum((tensor.shape.num_elements() or 0) * tensor.dtype.size for tensor in known)
@@ -82,6 +83,18 @@ class SplitFunction:
         """
         return list((self._second_part if self._can_be_cut else self._whole)(*prepared, *vectors))
 
+    def pruned_to(self, tensors: list[Any]) -> Any:
+        """Return a function that computes some tensors of the graph only, none of which may depend on the vectors.
+
+        Args:
+            tensors: The tensors, such as some of `outputs`.
+
+        Returns:
+            A function of the fixed arguments, which returns a list of tensors.
+        """
+        pruned = _compiled(self._function.prune(self._fixed, tensors), self._fixed)
+        return lambda *fixed: list(pruned(*_leaves(fixed)))
+
     @functools.cached_property
     def _whole(self) -> Any:
         return _compiled(self._function, [*self._fixed, *self._vectors])
@@ -93,7 +106,7 @@ class SplitFunction:
     @functools.cached_property
     def _second_part(self) -> Any:
         inputs = [*self._kept, *self._vectors]
-        return _compiled(self._function.prune(inputs, self._outputs), inputs)
+        return _compiled(self._function.prune(inputs, self.outputs), inputs)
 
 
 def _leaves(arguments: tuple[Any, ...]) -> list[Any]:
