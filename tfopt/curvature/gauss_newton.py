@@ -163,13 +163,14 @@ class _Halves:
             traced = SplitFunction(
                 operator.trace_halves, (values, self._none, self._batch), [*values, *self._none, *self._none]
             )
-            operator._checks = traced, traced.pruned_to(traced.outputs[: self._fixed_ends[-1]])
+            operator._checks = traced, traced.first_outputs(self._fixed_ends[-1])
         self._traced, self._fixed = operator._checks
         self.point = self._compute(values, self._none)[0]
         self._pulled = random_like(self.point, np.random.default_rng(1))
 
     def _compute(self, values: list[Any], moves: list[Any]) -> list[list[Any]]:
-        return _cut(self._fixed(values, moves, self._batch), self._fixed_ends)
+        vectors = [*values, *self._none, *self._none]
+        return _cut(self._fixed((values, moves, self._batch), vectors), self._fixed_ends)
 
     def _multiply(self, values: list[Any], moves: list[Any], *vectors: list[Any]) -> list[list[Any]]:
         joined = [vector for part in vectors for vector in part]
@@ -180,9 +181,8 @@ class _Halves:
         return [found, np.array([found @ flat(self._pulled)])]
 
     def along_weights(self, values: list[Any], direction: list[Any]) -> list[tuple[np.ndarray, float]]:
-        moved = self._multiply(values, self._none, direction, self._none, self._none)[5]
-        pulled = self._multiply(values, self._none, direction, self._pulled, self._none)[4]
-        return [(flat(moved), 0.0), inner(pulled, direction)]
+        found = self._multiply(values, self._none, direction, self._pulled, self._none)
+        return [(flat(found[5]), 0.0), inner(found[4], direction)]
 
     def losses(self, outputs: list[Any]) -> list[np.ndarray]:
         _, loss, gradient, _ = self._compute(self._values, self._moves(outputs))

@@ -57,11 +57,11 @@ class HessianOperator(CurvatureOperator):
         batch, count = self.probe.batches[0].tensors, len(values)
         if self._checks is None:
             traced = SplitFunction(self._trace, (values, batch), values)
-            self._checks = traced, traced.pruned_to(traced.outputs[: 1 + count])
+            self._checks = traced, traced.first_outputs(1 + count)
         traced, gradient = self._checks
 
         def quantities(point: list[Any]) -> list[np.ndarray]:
-            loss, *gradients = gradient(point, batch)
+            loss, *gradients = gradient((point, batch), point)
             return [flat([loss]), flat(gradients)]
 
         def along(point: list[Any], direction: list[Any]) -> list[tuple[np.ndarray, float]]:

@@ -23,7 +23,6 @@ class SplitFunction:
     Attributes:
         num_bytes: Size of what `prepare` computes and returns; 0 where the function cannot be cut.
         graph: The whole graph, a `tf.Graph`.
-        outputs: What the function returns, as tensors of the graph.
     """
 
     def __init__(self, function: Callable[..., list[Any]], fixed: tuple[Any, ...], vectors: list[Any]) -> None:
@@ -42,8 +41,8 @@ class SplitFunction:
         self.graph = self._function.graph
         inputs, num_fixed = self._function.inputs[: len(places)], len(places) - len(vectors)
         self._fixed, self._vectors = inputs[:num_fixed], inputs[num_fixed:]
-        self.outputs = tf.nest.flatten(self._function.structured_outputs)
-        self._kept = _boundary(self.graph, self._vectors, self.outputs)
+        self._outputs = tf.nest.flatten(self._function.structured_outputs)
+        self._kept = _boundary(self.graph, self._vectors, self._outputs)
         self._can_be_cut = all(tensor.dtype != tf.variant for tensor in self._kept)
         known = [tensor for tensor in self._kept if self._can_be_cut and tensor.shape.is_fully_defined()]
         self.num_bytes = sum((tensor.shape.num_elements() or 0) * tensor.dtype.size for tensor in known)
@@ -83,11 +82,24 @@ class SplitFunction:
         """
         return list((self._second_part if self._can_be_cut else self._whole)(*prepared, *vectors))
 
+    def first_outputs(self, count: int) -> Any:
+        """Return a function that computes the first outputs only.
+
+        Args:
+            count: How many.
+
+        Returns:
+            A function of the fixed arguments and the vectors, which returns a list of tensors.
+        """
+        inputs = [*self._fixed, *self._vectors]
+        first = _compiled(lambda *tensors: tf.nest.flatten(self._function(*tensors))[:count], inputs)
+        return lambda fixed, vectors: list(first(*_leaves(fixed), *vectors))
+
     def pruned_to(self, tensors: list[Any]) -> Any:
         """Return a function that computes some tensors of the graph only, none of which may depend on the vectors.
 
         Args:
-            tensors: The tensors, such as some of `outputs`.
+            tensors: The tensors.
 
         Returns:
             A function of the fixed arguments, which returns a list of tensors.
@@ -106,7 +118,7 @@ class SplitFunction:
     @functools.cached_property
     def _second_part(self) -> Any:
         inputs = [*self._kept, *self._vectors]
-        return _compiled(self._function.prune(inputs, self.outputs), inputs)
+        return _compiled(self._function.prune(inputs, self._outputs), inputs)
 
 
 def _leaves(arguments: tuple[Any, ...]) -> list[Any]:
