@@ -72,6 +72,8 @@ class Convexity(Measurement):
         certificate: True to insist on the certificate, False to leave it out; None (default) means where it applies.
         batch_size: Rows in a batch of the probe, for arrays.
         batch_norm: "batch" (default) normalises by each batch's own statistics, "moving" by the moving averages.
+        self_check: Whether to check the first Hessian product against finite differences, see `HessianOperator`. Default
+            True.
         seed: Seed of the random vectors, the same ones for each measurement; an integer >= 0. Default 0.
         log_dir: Folder for TensorBoard's event files, with each value at its step; None (default) for none.
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
@@ -116,6 +118,7 @@ class Convexity(Measurement):
         certificate: bool | None = None,
         batch_size: int | None = None,
         batch_norm: str = "batch",
+        self_check: bool = True,
         seed: int = 0,
         log_dir: str | Path | None = None,
         communicator: Communicator | None = None,
@@ -137,6 +140,7 @@ class Convexity(Measurement):
         self.spectrum_cadence = Cadence(None, spectrum_every_n_epochs)
         self.num_matvecs = check_integer("num_matvecs", num_matvecs, minimum=1)
         self.certificate = None if certificate is None else check_flag("certificate", certificate)
+        self.self_check = check_flag("self_check", self_check)
         self.seed = check_integer("seed", seed, minimum=0)
 
     def _start(self) -> None:
@@ -202,7 +206,12 @@ class Convexity(Measurement):
 
     def _make_instruments(self) -> None:
         self._hessian = HessianOperator(
-            self.model, self.loss, self._probe, batch_norm=self.batch_norm, communicator=self.communicator
+            self.model,
+            self.loss,
+            self._probe,
+            batch_norm=self.batch_norm,
+            self_check=self.self_check,
+            communicator=self.communicator,
         )
         self._network: CertifiedNetwork | None = None
         self.certificate_refused = ""

@@ -1,11 +1,16 @@
 """The generalised Gauss-Newton matrix of a model's loss."""
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
+from tfopt.curvature.differences import Derivatives, flat, inner, random_like
 from tfopt.curvature.operator import CurvatureOperator
-from tfopt.curvature.probe_loss import compiled, dense_gradients
+from tfopt.curvature.probe_loss import dense_gradients
+from tfopt.curvature.softmax_targets import note_targets
+from tfopt.curvature.split import SplitFunction
 
 
 class GaussNewtonOperator(CurvatureOperator):
@@ -47,69 +52,155 @@ class GaussNewtonOperator(CurvatureOperator):
         [[1.0, 0.0], [0.0, 9.0]]
     """
 
-    def _set_up(self, *args: Any) -> None:
-        super()._set_up(*args)
-        self._outputs = compiled(lambda v, x: self.objective.outputs(v, x, self.variables))
-        self._moved = compiled(self._trace_moved)
-
-    def quantity(self, values: list[Any]) -> list[Any]:
-        """Return the outputs on the first batch.
+    def derivatives(self, values: list[Any]) -> list[Derivatives]:
+        """Return the Jacobian of the outputs, and the derivatives of the loss by them, on the first batch.
 
         Args:
-            values: One tensor for each variable.
+            values: Where they are taken, one tensor for each variable.
 
         Returns:
-            A list of tensors.
+            A list of two, and one more for regularisers.
         """
-        return list(self._outputs(values, self.probe.batches[0].x))
-
-    def claim(self, values: list[Any], vectors: list[Any]) -> list[Any]:
-        """Return the product of the Jacobian and vectors on the first batch.
-
-        Args:
-            values: One tensor for each variable.
-            vectors: One tensor for each variable.
-
-        Returns:
-            A list of tensors shaped like the outputs.
-        """
-        return list(self._moved(values, vectors, self.probe.batches[0].x))
-
-    def _trace_moved(self, values: Any, vectors: Any, x: Any) -> list[Any]:
-        return self._trace_jacobian(values, vectors, x)[2]
-
-    def _trace_jacobian(self, values: Any, vectors: Any, x: Any) -> tuple[Any, list[Any], list[Any]]:
-        with tf.GradientTape(watch_accessed_variables=False, persistent=True) as inner:
-            inner.watch(values)
-            outputs = self.objective.outputs(values, x, self.variables)
-        zeros = [tf.zeros_like(output) for output in outputs]
-        with tf.GradientTape(watch_accessed_variables=False) as outer:
-            outer.watch(zeros)
-            pulled_back = dense_gradients(inner, outputs, values, zeros)
-        return inner, outputs, dense_gradients(outer, pulled_back, zeros, vectors)
+        halves = _Halves(self, values)
+        jacobian = Derivatives(
+            ("the Jacobian of the outputs times a vector", "the Jacobian transposed, times a vector"),
+            values,
+            halves.outputs,
+            halves.along_weights,
+        )
+        curvature = Derivatives(
+            ("the gradient of the loss by the outputs", "the Hessian of the loss by the outputs, times a vector"),
+            halves.point,
+            halves.losses,
+            halves.along_outputs,
+            is_symmetric=True,
+        )
+        if not halves.is_regularized:
+            return [jacobian, curvature]
+        name = "the Hessian of the regularisers times a vector"
+        return [jacobian, curvature, Derivatives((name,), values, halves.penalties, halves.along_penalties)]
 
     def _trace_product(self, values: Any, batch: Any, vectors: Any) -> list[Any]:
-        tape, outputs, moved = self._trace_jacobian(values, vectors, batch[0])
-        products = dense_gradients(tape, outputs, values, self._curve(outputs, moved, batch))
-        if all(variable.regularizer is None for variable in self.variables):
+        tape, outputs, _, moved = self._trace_jacobian(values, vectors, batch[0])
+        _, _, curved = self._curve_loss(outputs, moved, batch)
+        products = dense_gradients(tape, outputs, values, curved)
+        if not self._is_regularized():
             return products
-        return [a + b for a, b in zip(products, self._curve_regularization(values, vectors), strict=True)]
+        _, _, added = self._curve_regularization(values, vectors)
+        return [a + b for a, b in zip(products, added, strict=True)]
 
-    def _curve(self, outputs: Any, moved: Any, batch: Any) -> list[Any]:
-        """Return the product of the Hessian of the loss by the outputs and a move of the outputs."""
-        with tf.GradientTape(watch_accessed_variables=False) as outer:
-            outer.watch(outputs)
-            with tf.GradientTape(watch_accessed_variables=False) as inner:
-                inner.watch(outputs)
-                loss = self.objective.loss_of_outputs(outputs, batch)
-            gradients = dense_gradients(inner, loss, outputs)
-        return dense_gradients(outer, gradients, outputs, moved)
+    def trace_halves(self, values: Any, moves: Any, batch: Any, vectors: Any) -> list[Any]:
+        """Return what products are made of, in one list.
 
-    def _curve_regularization(self, values: Any, vectors: Any) -> list[Any]:
+        Args:
+            values: One tensor for each variable.
+            moves: What is added to the outputs before the loss is computed from them.
+            batch: The inputs, targets and weights of the rows.
+            vectors: For the Jacobian, for its transpose, and for the Hessian of the loss by the outputs, in one list.
+
+        Returns:
+            The outputs, the loss, its gradient by the outputs, the gradient of the regularisers if there are some; then
+            the products with the transposed Jacobian, the Jacobian, the Hessian by the outputs and of the regularisers.
+        """
+        first, second = len(values), len(values) + len(moves)
+        rest = (vectors[first:second], vectors[second:])
+        _, outputs, pulled, moved = self._trace_jacobian(values, vectors[:first], batch[0], rest[0])
+        added = [output + move for output, move in zip(outputs, moves, strict=True)]
+        loss, gradients, curved = self._curve_loss(added, rest[1], batch)
+        penalties, curved_penalties = [], []  # type: list[Any], list[Any]
+        if self._is_regularized():
+            _, penalties, curved_penalties = self._curve_regularization(values, vectors[:first])
+        return [*outputs, loss, *gradients, *penalties, *pulled, *moved, *curved, *curved_penalties]
+
+    def _trace_jacobian(
+        self, values: Any, vectors: Any, x: Any, pulled: Any = None
+    ) -> tuple[Any, list[Any], list[Any], list[Any]]:
+        with tf.GradientTape(watch_accessed_variables=False, persistent=True) as inner_tape:
+            inner_tape.watch(values)
+            outputs = self.objective.outputs(values, x, self.variables)
+        pulled = [tf.zeros_like(output) for output in outputs] if pulled is None else pulled
         with tf.GradientTape(watch_accessed_variables=False) as outer:
-            outer.watch(values)
-            with tf.GradientTape(watch_accessed_variables=False) as inner:
-                inner.watch(values)
-                loss = self.objective.regularization(values, self.variables)
-            gradients = dense_gradients(inner, loss, values)
-        return dense_gradients(outer, gradients, values, vectors)
+            outer.watch(pulled)
+            pulled_back = dense_gradients(inner_tape, outputs, values, pulled)
+        return inner_tape, outputs, pulled_back, dense_gradients(outer, pulled_back, pulled, vectors)
+
+    def _curve_loss(self, outputs: list[Any], moved: list[Any], batch: Any) -> tuple[Any, list[Any], list[Any]]:
+        loss, *rest = _curve(lambda at: self.objective.loss_of_outputs(at, batch), outputs, moved)
+        note_targets(loss)
+        return (loss, *rest)
+
+    def _curve_regularization(self, values: list[Any], vectors: list[Any]) -> tuple[Any, list[Any], list[Any]]:
+        return _curve(lambda at: self.objective.regularization(at, self.variables), values, vectors)
+
+    def _is_regularized(self) -> bool:
+        return any(variable.regularizer is not None for variable in self.variables)
+
+
+def _curve(function: Callable[[Any], Any], point: list[Any], vectors: list[Any]) -> tuple[Any, list[Any], list[Any]]:
+    """Return a function's value, its gradient, and the product of its Hessian and vectors."""
+    with tf.GradientTape(watch_accessed_variables=False) as outer:
+        outer.watch(point)
+        with tf.GradientTape(watch_accessed_variables=False) as inner_tape:
+            inner_tape.watch(point)
+            value = function(point)
+        gradients = dense_gradients(inner_tape, value, point)
+    return value, gradients, dense_gradients(outer, gradients, point, vectors)
+
+
+class _Halves:
+    """The two halves of the matrix at some weights, as functions of the weights and of the outputs."""
+
+    def __init__(self, operator: GaussNewtonOperator, values: list[Any]) -> None:
+        self._values, self._batch = values, operator.probe.batches[0].tensors
+        self.is_regularized = operator._is_regularized()
+        like = operator.objective.outputs(values, self._batch[0], operator.variables)  # for their shapes
+        self._none = [tf.zeros_like(output) for output in like]
+        num_outputs, num_values = len(like), len(values)
+        parts = [num_outputs, 1, num_outputs, num_values * self.is_regularized]
+        self._fixed_ends = np.cumsum(parts)
+        self._ends = np.cumsum([*parts, num_values, num_outputs, num_outputs, num_values * self.is_regularized])
+        if operator._checks is None:
+            traced = SplitFunction(
+                operator.trace_halves, (values, self._none, self._batch), [*values, *self._none, *self._none]
+            )
+            operator._checks = traced, traced.first_outputs(self._fixed_ends[-1])
+        self._traced, self._fixed = operator._checks
+        self.point = self._compute(values, self._none)[0]
+        self._pulled = random_like(self.point, np.random.default_rng(1))
+
+    def _compute(self, values: list[Any], moves: list[Any]) -> list[list[Any]]:
+        vectors = [*values, *self._none, *self._none]
+        return _cut(self._fixed((values, moves, self._batch), vectors), self._fixed_ends)
+
+    def _multiply(self, values: list[Any], moves: list[Any], *vectors: list[Any]) -> list[list[Any]]:
+        joined = [vector for part in vectors for vector in part]
+        return _cut(self._traced((values, moves, self._batch), joined), self._ends)
+
+    def outputs(self, values: list[Any]) -> list[np.ndarray]:
+        found = flat(self._compute(values, self._none)[0])
+        return [found, np.array([found @ flat(self._pulled)])]
+
+    def along_weights(self, values: list[Any], direction: list[Any]) -> list[tuple[np.ndarray, float]]:
+        found = self._multiply(values, self._none, direction, self._pulled, self._none)
+        return [(flat(found[5]), 0.0), inner(found[4], direction)]
+
+    def losses(self, outputs: list[Any]) -> list[np.ndarray]:
+        _, loss, gradient, _ = self._compute(self._values, self._moves(outputs))
+        return [flat(loss), flat(gradient)]
+
+    def along_outputs(self, outputs: list[Any], direction: list[Any]) -> list[tuple[np.ndarray, float]]:
+        found = self._multiply(self._values, self._moves(outputs), self._values, self._none, direction)
+        return [inner(found[2], direction), (flat(found[6]), 0.0)]
+
+    def penalties(self, values: list[Any]) -> list[np.ndarray]:
+        return [flat(self._compute(values, self._none)[3])]
+
+    def along_penalties(self, values: list[Any], direction: list[Any]) -> list[tuple[np.ndarray, float]]:
+        return [(flat(self._multiply(values, self._none, direction, self._none, self._none)[7]), 0.0)]
+
+    def _moves(self, outputs: list[Any]) -> list[Any]:
+        return [output - at for output, at in zip(outputs, self.point, strict=True)]
+
+
+def _cut(tensors: list[Any], ends: np.ndarray) -> list[list[Any]]:
+    return [tensors[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]

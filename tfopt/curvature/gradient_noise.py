@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt._checks import as_items, check_integer, check_number
+from tfopt._checks import as_items, check_flag, check_integer, check_number
 from tfopt.communicator import Communicator
 from tfopt.curvature.hessian import HessianOperator
 from tfopt.curvature.linear_map import as_vector
@@ -96,6 +96,7 @@ def gradient_noise(
     num_hessian_groups: int = 0,
     batch_size: int | None = None,
     batch_norm: str = "batch",
+    self_check: bool = True,
     seed: int = 0,
     communicator: Communicator | None = None,
 ) -> GradientNoise:
@@ -118,6 +119,8 @@ def gradient_noise(
             out.
         batch_size: As `Probe` takes it.
         batch_norm: "batch" (default) or "moving", as for `HessianOperator`.
+        self_check: Whether to check the first Hessian product against finite differences, see `HessianOperator`. Default
+            True.
         seed: Seed of the choice of groups for tr(H C), an integer >= 0. Default 0.
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`. Groups of all ranks
             are taken together.
@@ -128,8 +131,10 @@ def gradient_noise(
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: An argument is out of its range; there are fewer than two groups; the loss is no mean over rows
-            (other reductions, masks, layers or losses that mix rows); or gradients of single rows were asked of a model
-            that normalises by batch statistics.
+            (other reductions, masks, layers or losses that mix rows); gradients of single rows were asked of a model
+            that normalises by batch statistics; or TensorFlow's gradient is wrong, for targets of a categorical
+            cross-entropy that do not sum to 1.
+        RuntimeError: Products with the Hessian are wrong, see `HessianOperator`.
 
     Example:
         >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
@@ -139,6 +144,7 @@ def gradient_noise(
         (9.0, 2.0)
     """
     check_integer("num_hessian_groups", num_hessian_groups, minimum=0)
+    check_flag("self_check", self_check)
     rng = np.random.default_rng(check_integer("seed", seed, minimum=0))
     probe_loss = ProbeLoss.of(
         model, loss, x, y, sample_weight, batch_size=batch_size, batch_norm=batch_norm, communicator=communicator
@@ -147,7 +153,9 @@ def gradient_noise(
     noise = groups.noise(directions)
     if not num_hessian_groups:
         return noise
-    hessian = HessianOperator(model, loss, probe_loss.probe, batch_norm=batch_norm, communicator=communicator)
+    hessian = HessianOperator(
+        model, loss, probe_loss.probe, batch_norm=batch_norm, self_check=self_check, communicator=communicator
+    )
     draws = np.array(list(groups.curved(hessian, noise.gradient, num_hessian_groups, rng)))
     return replace(noise, hessian_covariance_trace=Estimate.of(groups.factor * draws))
 

@@ -2,10 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
+from tfopt.curvature.differences import Derivatives, flat, inner
 from tfopt.curvature.operator import CurvatureOperator
 from tfopt.curvature.probe_loss import dense_gradients
+from tfopt.curvature.split import SplitFunction
 
 
 class HessianOperator(CurvatureOperator):
@@ -42,31 +45,38 @@ class HessianOperator(CurvatureOperator):
         [[1.0, 0.0], [0.0, 9.0]]
     """
 
-    def quantity(self, values: list[Any]) -> list[Any]:
-        """Return the gradient on the first batch.
+    def derivatives(self, values: list[Any]) -> list[Derivatives]:
+        """Return the gradient and the product on the first batch.
 
         Args:
-            values: One tensor for each variable.
+            values: Where they are taken, one tensor for each variable.
 
         Returns:
-            A list of tensors.
+            A list of one.
         """
-        return list(self.probe_loss.loss_and_gradient_of(values, self.probe.batches[0].tensors)[1])
+        batch, count = self.probe.batches[0].tensors, len(values)
+        if self._checks is None:
+            traced = SplitFunction(self._trace, (values, batch), values)
+            self._checks = traced, traced.first_outputs(1 + count)
+        traced, gradient = self._checks
 
-    def claim(self, values: list[Any], vectors: list[Any]) -> list[Any]:
-        """Return the product on the first batch.
+        def quantities(point: list[Any]) -> list[np.ndarray]:
+            loss, *gradients = gradient((point, batch), point)
+            return [flat([loss]), flat(gradients)]
 
-        Args:
-            values: One tensor for each variable.
-            vectors: One tensor for each variable.
+        def along(point: list[Any], direction: list[Any]) -> list[tuple[np.ndarray, float]]:
+            _, *found = traced((point, batch), direction)
+            return [inner(found[:count], direction), (flat(found[count:]), 0.0)]
 
-        Returns:
-            A list of tensors.
-        """
-        return self._product_of(0, values, vectors)
+        names = ("the gradient of the loss", "the product of the Hessian and a vector")
+        return [Derivatives(names, values, quantities, along, is_symmetric=True)]
 
     def _trace_product(self, values: Any, batch: Any, vectors: Any) -> list[Any]:
+        return self._trace(values, batch, vectors)[1 + len(values) :]
+
+    def _trace(self, values: Any, batch: Any, vectors: Any) -> list[Any]:
+        """Return the loss, the gradient and the product in one list."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
-            _, gradients = self.probe_loss.trace(values, batch)
-        return dense_gradients(tape, gradients, values, vectors)
+            loss, gradients = self.probe_loss.trace(values, batch)
+        return [loss, *gradients, *dense_gradients(tape, gradients, values, vectors)]

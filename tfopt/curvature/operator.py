@@ -12,10 +12,12 @@ import tensorflow as tf
 
 from tfopt._checks import check_flag
 from tfopt.communicator import Communicator, SerialCommunicator
+from tfopt.curvature.differences import Derivatives
 from tfopt.curvature.objective import Objective
-from tfopt.curvature.probe import Probe
+from tfopt.curvature.probe import Batch, Probe
 from tfopt.curvature.probe_loss import ProbeLoss, add
-from tfopt.curvature.self_check import check_product
+from tfopt.curvature.self_check import check_finite, check_product
+from tfopt.curvature.softmax_targets import check_sums, noted_targets
 from tfopt.curvature.split import SplitFunction
 
 # Of the intermediate results of the first pass, over all batches, that `shared` keeps.
@@ -102,6 +104,7 @@ class CurvatureOperator(ABC):
         self._shared: list[Any] | None = None
         self._bytes_needed: list[int] = []
         self._products: dict[Any, SplitFunction] = {}
+        self._checks: Any = None  # what `derivatives` has compiled
 
     def __repr__(self) -> str:
         precision = "" if self.precision == "model" else f", in {self.precision}"
@@ -131,14 +134,13 @@ class CurvatureOperator(ABC):
             RuntimeError: The first product is not what finite differences say, or another one the second time.
         """
         parts = self._split(vector)
-        if not self._is_checked:
-            self._is_checked = True  # first, as checking makes products, too
-            try:
-                check_product(self)
-            except RuntimeError:
-                self._is_checked = False
-                raise
+        is_checked = self._is_checked
+        if not is_checked:
+            check_product(self)
         products = self._sum_over_batches(parts)
+        if not is_checked:
+            check_finite(self, products, parts)
+            self._is_checked = True
         self.num_matvecs += 1
         return self._join(products, vector)
 
@@ -218,18 +220,18 @@ class CurvatureOperator(ABC):
 
     # --- for the self-check
 
-    def on_first_rows(self, num_rows: int | None, dtype: str | None) -> "CurvatureOperator":
-        """Return the same matrix over the first rows of this rank's probe.
+    def on_rows_of(self, batch: Batch, dtype: str | None) -> "CurvatureOperator":
+        """Return the same matrix over other rows, computed anew.
 
         Args:
-            num_rows: How many rows; None for the whole first batch.
+            batch: The rows.
             dtype: "float64" to compute in float64; None for the model's dtype.
 
         Returns:
             An operator.
         """
         small = type(self).__new__(type(self))
-        probe = self.probe.first(num_rows or self.probe.batches[0].num_rows)
+        probe = Probe.of([batch])
         objective = Objective(self.objective.model, self.objective.given_loss, probe, self.batch_norm, dtype)
         small._is_checked, small.num_matvecs = True, 0
         small._set_up(ProbeLoss(objective, probe, self.variables, SerialCommunicator()))
@@ -252,27 +254,31 @@ class CurvatureOperator(ABC):
         values = self.values()
         return self._product_for(0, values, values).graph
 
-    @abstractmethod
-    def quantity(self, values: list[Any]) -> list[Any]:
-        """Return what the products differentiate, on the first batch.
+    def check_targets(self) -> None:
+        """Check the targets of categorical cross-entropies, in all batches of this rank.
 
-        Args:
-            values: One tensor for each variable.
-
-        Returns:
-            A list of tensors.
+        Raises:
+            ValueError: They do not sum to 1, where the gradient is wrong.
         """
+        values = self.values()
+        functions: dict[int, Any] = {}
+        for place, batch in enumerate(self.probe.batches):
+            product = self._product_for(place, values, values)
+            sums = noted_targets(product.graph)
+            if sums:
+                if id(product) not in functions:
+                    functions[id(product)] = product.pruned_to(sums)
+                check_sums(functions[id(product)](values, batch.tensors))
 
     @abstractmethod
-    def claim(self, values: list[Any], vectors: list[Any]) -> list[Any]:
-        """Return the derivative of `quantity` along vectors, as products compute it.
+    def derivatives(self, values: list[Any]) -> list[Derivatives]:
+        """Return the derivatives on which products rest, on the first batch.
 
         Args:
-            values: One tensor for each variable.
-            vectors: One tensor for each variable.
+            values: Where they are taken, one tensor for each variable.
 
         Returns:
-            A list of tensors.
+            Derivatives, each with what it must be the derivative of.
         """
 
     # --- what the matrices differ in

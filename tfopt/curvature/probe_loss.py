@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfopt.communicator import Communicator, check_communicator
 from tfopt.curvature.objective import Objective, check_trainable
 from tfopt.curvature.probe import Probe, as_probe
+from tfopt.curvature.softmax_targets import check_sums, note_targets, noted_targets
 
 
 class ProbeLoss:
@@ -32,7 +33,7 @@ class ProbeLoss:
         self.variables: list[Any] = list(objective.variables if variables is None else variables)
         self.dtypes = [tf.as_dtype(objective.dtype or v.dtype) for v in self.variables]
         self.num_rows = self._count_rows()
-        self.loss_and_gradient_of = compiled(self.trace)
+        self._loss_and_gradient_of = compiled(self._trace_with_targets)
         self._loss_of = compiled(lambda values, batch: self.objective.loss(values, batch, self.variables))
 
     @classmethod
@@ -150,7 +151,7 @@ class ProbeLoss:
         return float(total), sums
 
     def trace(self, values: Sequence[Any], batch: Any) -> tuple[Any, list[Any]]:
-        """Return the loss of a batch and its gradient; `loss_and_gradient_of` is the compiled form.
+        """Return the loss of a batch and its gradient, in a graph; `loss_and_gradient_of` is the compiled form.
 
         Args:
             values: One tensor for each variable.
@@ -162,7 +163,29 @@ class ProbeLoss:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
             loss = self.objective.loss(values, batch, self.variables)
+        note_targets(loss)
         return loss, dense_gradients(tape, loss, list(values))
+
+    def loss_and_gradient_of(self, values: Sequence[Any], batch: Any) -> tuple[Any, list[Any]]:
+        """Return the loss of a batch and its gradient.
+
+        Args:
+            values: One tensor for each variable.
+            batch: The inputs, targets and weights of the rows.
+
+        Returns:
+            A scalar tensor, and a list of tensors shaped like the variables.
+
+        Raises:
+            ValueError: The gradient is wrong, because targets of a categorical cross-entropy do not sum to 1.
+        """
+        loss, gradient, sums = self._loss_and_gradient_of(values, batch)
+        check_sums(sums)
+        return loss, gradient
+
+    def _trace_with_targets(self, values: Sequence[Any], batch: Any) -> tuple[Any, list[Any], list[Any]]:
+        loss, gradient = self.trace(values, batch)
+        return loss, gradient, noted_targets(loss.graph)
 
 
 def add(sums: list[Any], parts: Sequence[Any]) -> list[Any]:
@@ -210,10 +233,10 @@ def dense_gradients(tape: tf.GradientTape, target: Any, sources: list[Any], outp
     zero = tf.UnconnectedGradients.ZERO
     try:
         gradients = tape.gradient(target, sources, output_gradients=output_gradients, unconnected_gradients=zero)
-    except LookupError as error:
+    except (LookupError, NotImplementedError, TypeError, ValueError, tf.errors.OpError) as error:
         raise RuntimeError(
-            f"TensorFlow cannot differentiate this model twice ({error}): it has no second derivative of some "
-            "operations, such as resizing that is not by 'nearest' (UpSampling2D, Resizing)"
+            f"TensorFlow cannot differentiate this model as it must be for this: {type(error).__name__}: {error}. "
+            "Leave out the operation that it names, or write it in terms of others"
         ) from error
     return [
         tf.math.unsorted_segment_sum(g.values, g.indices, s.shape[0]) if isinstance(g, tf.IndexedSlices) else g

@@ -1,134 +1,220 @@
-"""Is a product what finite differences say, and the same when it is computed again?"""
+"""Is a product what finite differences say, symmetric, and the same when it is computed again?"""
 
 import warnings
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-# Operations of first derivatives whose own derivative TensorFlow takes for zero without a word.
-SILENT = (
-    "ResizeBilinearGrad",
-    "FakeQuantWithMinMaxArgsGradient",
-    "FakeQuantWithMinMaxVarsGradient",
-    "FakeQuantWithMinMaxVarsPerChannelGradient",
+from tfopt.curvature.differences import COARSE, FINE, STRICT, Derivatives, Verdict, compare, flat, random_like, shifted
+from tfopt.curvature.known_operations import (
+    KINKED,
+    PRODUCTS,
+    SILENT,
+    SINGULAR,
+    SUSPECTS,
+    WITHOUT_DERIVATIVE,
+    describe,
+    places,
+    suspicious_layers,
 )
+from tfopt.curvature.probe import Batch, map_arrays
+
 NUM_ROWS = 8  # few, so that few activations cross a kink within a step
-NUM_DIRECTIONS = 3
-# Steps relative to the weights, how well differences at both must agree to count, and the error that is too large.
-# The second pair is for operations that TensorFlow has in float32 only, whose rounding swamps small steps.
-STAGES = (((1e-6, 2.5e-7), 1e-3, 1e-2), ((1e-2, 2.5e-3), 0.05, 0.1))
+TURN_OFF = (
+    "self_check=False, an argument of the operator and of what makes operators (Convexity, gradient_noise, "
+    "fit_noisy_quadratic, plan_batch_size), turns the check off"
+)
+# What a model raises that insists on its own dtype or number of rows.
+REFUSALS = (TypeError, ValueError, RuntimeError, tf.errors.OpError)
 
 
 def check_product(operator: Any) -> None:
     """Check an operator's product on a few rows, in float64 where the model allows it.
 
-    Operations that are known to have no second derivative are looked for first. Then the derivative of a gradient (for
-    the Hessian) or of the outputs (for Gauss-Newton) along a random direction is compared with central differences at
-    two step sizes. Where these do not agree with each other, at a kink of the loss, another direction is tried.
+    Operations that are known to have no second derivative are looked for first, in the graph, and targets for which the
+    gradient is wrong, in all rows. Then the derivatives on which products rest - for the Hessian the gradient and its
+    derivative, for Gauss-Newton those of the outputs and of the loss by the outputs - are compared with finite
+    differences of what they are derivatives of, along random directions, near the weights. Last, products at the
+    weights must be finite, symmetric, and the same when they are computed again.
+
+    Differences decide where those at two step sizes, ahead and behind, agree with each other. In float32 they need
+    large steps, which measure kinks too: there they only confirm, and a product that they do not confirm is a warning.
 
     Args:
         operator: A `CurvatureOperator`.
 
     Raises:
+        ValueError: Targets do not fit the loss's gradient.
         RuntimeError: The product is wrong, or random.
     """
-    _refuse_silent_operations(operator)
+    graph = operator.product_graph()
+    _refuse_operations(operator, graph)
+    operator.check_targets()
     small = _small(operator)
     rng = np.random.default_rng(0)
+    values = small.values()
     # Not at the weights themselves: what starts from zeros lies on a kink of ReLU.
-    values = [value + tf.constant(0.01, value.dtype) * _random_like(value, rng) for value in small.values()]
-    for steps, agreement, limit in STAGES:
-        for _ in range(NUM_DIRECTIONS):
-            direction = [_random_like(value, rng) for value in values]
-            claimed = _flat(small.claim(values, direction))
-            _check_same(claimed, _flat(small.claim(values, direction)), operator)
-            first, second = (_difference(small, values, direction, step) for step in steps)
-            scale = max(np.linalg.norm(second), np.linalg.norm(claimed))
-            if scale <= 1e-9 * np.linalg.norm(_flat(small.quantity(values))) or scale == 0.0:
-                return  # nothing depends on the weights in this direction
-            if np.linalg.norm(first - second) <= agreement * scale:
-                error = float(np.linalg.norm(claimed - second) / scale)
-                if error > limit:
-                    raise RuntimeError(_message(operator, claimed, second, error))
-                return
-    warnings.warn(
-        f"The first product of {operator!r} could not be checked: finite differences at different step sizes do not "
-        "agree. That is so where the loss has many kinks, or is computed in low precision. self_check=False turns the "
-        "check off",
-        stacklevel=5,
+    nudged = shifted(values, random_like(values, rng), 0.01)
+    stages = (FINE, *COARSE) if values[0].dtype == tf.float64 else COARSE
+    doubtful = [
+        name
+        for subject in small.derivatives(nudged)
+        for name, verdict in compare(subject, rng, stages).items()
+        if not _is_settled(operator, graph, name, verdict)
+    ]
+    for subject in small.derivatives(values):
+        _check_at(subject, operator, graph, rng)
+    if places(graph, PRODUCTS):
+        _check_zeros(operator, graph, rng)
+    if doubtful:
+        warnings.warn(
+            f"{' and '.join(doubtful)} of {operator!r} could not be checked: finite differences do not agree with each "
+            "other, or were only possible with steps that cross kinks. That is so where the loss has many kinks, or is "
+            f"computed in low precision. {TURN_OFF}",
+            stacklevel=5,
+        )
+
+
+def check_finite(operator: Any, products: list[Any], vectors: list[Any]) -> None:
+    """Check that a product over all rows is finite, where the vector is.
+
+    Args:
+        operator: A `CurvatureOperator`.
+        products: The product.
+        vectors: The vector.
+
+    Raises:
+        RuntimeError: It is not.
+    """
+    # A vector may be so large that the product overflows.
+    is_small = max(float(tf.reduce_max(tf.abs(part))) for part in vectors) <= 1e6
+    if is_small and not np.isfinite(flat(products)).all():
+        raise _not_finite(operator, operator.product_graph())
+
+
+def _not_finite(operator: Any, graph: tf.Graph) -> RuntimeError:
+    return RuntimeError(
+        f"The products of {operator!r} are not finite at the model's weights, as derivatives of a square root or a "
+        f"norm are at zero. {_advice(operator, graph, SINGULAR)}"
     )
 
 
 def _small(operator: Any) -> Any:
     # In float64 and on few rows, unless something in the model insists on its own dtype or number of rows.
-    *attempts, last = [(NUM_ROWS, "float64"), (None, "float64"), (NUM_ROWS, None), (None, None)]
+    batch = operator.probe.batches[0]
+    few = _spread(batch)
+    *attempts, last = [(few, "float64"), (batch, "float64"), (few, None), (batch, None)]
     for attempt in attempts:
         try:
-            small = operator.on_first_rows(*attempt)
-            small.claim(small.values(), small.values())
-            return small
-        except (TypeError, ValueError, tf.errors.OpError):
+            return _running(operator, *attempt)
+        except REFUSALS:
             continue
-    return operator.on_first_rows(*last)
+    return _running(operator, *last)
 
 
-def _random_like(value: Any, rng: np.random.Generator) -> Any:
-    size = float(tf.sqrt(tf.reduce_mean(tf.square(value)))) or 0.01
-    return tf.constant(size * rng.standard_normal(value.shape), value.dtype)
+def _running(operator: Any, batch: Batch, dtype: str | None) -> Any:
+    small = operator.on_rows_of(batch, dtype)
+    values = small.values()
+    subject, *_ = small.derivatives(values)  # which compiles them all
+    subject.along(subject.point, subject.point)
+    return small
 
 
-def _difference(small: Any, values: list[Any], direction: list[Any], step: float) -> np.ndarray:
-    ahead, behind = (
-        _flat(small.quantity([v + tf.constant(s, v.dtype) * d for v, d in zip(values, direction, strict=True)]))
-        for s in (step, -step)
+def _spread(batch: Batch) -> Batch:
+    """Return a few rows from all over a batch: its first ones may all be padding, or of one class."""
+    if batch.num_rows <= NUM_ROWS:
+        return batch
+    chosen = np.linspace(0, batch.num_rows - 1, NUM_ROWS).astype(int)
+    x, y, sample_weight = (map_arrays(lambda leaf: tf.gather(leaf, chosen), part) for part in batch.tensors)
+    return Batch(x, y, sample_weight, NUM_ROWS)
+
+
+def _is_settled(operator: Any, graph: tf.Graph, name: str, verdict: Verdict) -> bool:
+    if not verdict.is_wrong:
+        return verdict.is_right
+    if not verdict.is_fine and places(graph, KINKED):
+        return False
+    claimed, measured, error = verdict.errors[-1]
+    raise RuntimeError(
+        f"The products of {operator!r} are wrong: along a random direction, {name} has norm {claimed:.4g}, finite "
+        f"differences say {measured:.4g}, and their difference is {error:.0%} of that. An operation has no such "
+        f"derivative, or a wrong one. {_advice(operator, graph, SUSPECTS)}"
     )
-    return (ahead - behind) / (2 * step)
 
 
-def _flat(parts: list[Any]) -> np.ndarray:
-    return np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in parts])
-
-
-def _check_same(once: np.ndarray, again: np.ndarray, operator: Any) -> None:
-    if not np.linalg.norm(once - again) <= 1e-6 * np.linalg.norm(once):
+def _check_at(subject: Derivatives, operator: Any, graph: tf.Graph, rng: np.random.Generator) -> None:
+    one, other = random_like(subject.point, rng), random_like(subject.point, rng)
+    first, repeated = (subject.along(subject.point, one) for _ in range(2))
+    once, again = (flat([part for part, _ in found]) for found in (first, repeated))
+    if not np.isfinite(once).all():
+        raise _not_finite(operator, graph)
+    if np.linalg.norm(once - again) > 1e-6 * np.linalg.norm(once):
         raise RuntimeError(
             f"{operator!r} gives another product of the same vector the second time. Something in the model is random "
-            "while it predicts, or not finite: use keras.random with a SeedGenerator, whose state a measurement holds "
-            "still, in place of tf.random"
+            "while it predicts: use keras.random with a SeedGenerator, whose state a measurement holds still, in place "
+            "of tf.random"
         )
+    if subject.is_symmetric:
+        second = subject.along(subject.point, other)
+        _check_symmetric(subject, (one, other), (first[-1][0], second[-1][0]), operator, graph)
 
 
-def _refuse_silent_operations(operator: Any) -> None:
-    definition = operator.product_graph().as_graph_def()
-    nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
-    found = sorted({node.op for node in nodes} & set(SILENT))
-    if found:
+def _check_symmetric(subject: Derivatives, directions: Any, products: Any, operator: Any, graph: tf.Graph) -> None:
+    (one, other), (first, second) = directions, products
+    there, back = float(first @ flat(other)), float(second @ flat(one))
+    scale = max(np.linalg.norm(first * flat(other)), np.linalg.norm(second * flat(one)))
+    if abs(there - back) <= 1e-4 * scale:
+        return
+    # Products are linear too: how far they are not is rounding.
+    both = subject.along(subject.point, shifted(one, other, 1.0))[-1][0]
+    rounding = np.linalg.norm((both - first - second) * (abs(flat(one)) + abs(flat(other))))
+    if abs(there - back) > 30 * rounding:
         raise RuntimeError(
-            f"The products of {operator!r} would be wrong: TensorFlow takes the derivative of {', '.join(found)} for "
-            f"zero, without a word. {_advice(operator)}"
+            f"The products of {operator!r} are wrong: {subject.names[-1]} is not symmetric, u'Av = {there:.4g} and "
+            f"v'Au = {back:.4g}. {_advice(operator, graph, SUSPECTS)}"
         )
 
 
-def _message(operator: Any, claimed: np.ndarray, measured: np.ndarray, error: float) -> str:
-    return (
-        f"The products of {operator!r} are wrong: of a random vector, the product has norm "
-        f"{np.linalg.norm(claimed):.4g}, finite differences say {np.linalg.norm(measured):.4g}, and their difference "
-        f"is {error:.0%} of that. An operation in the model has no second derivative, or a wrong one. "
-        f"{_advice(operator)}"
-    )
+def _check_zeros(operator: Any, graph: tf.Graph, rng: np.random.Generator) -> None:
+    """Check all rows at the weights, where products of factors of zero have wrong derivatives."""
+    small: Any = None
+    for batch in operator.probe.batches:
+        small = _running_on(operator, batch)
+        for subject in small.derivatives(small.values()):
+            _check_at(subject, operator, graph, rng)
+            stages = (STRICT,) if subject.point[0].dtype == tf.float64 else ()
+            for name, verdict in compare(subject, rng, stages).items():
+                if verdict.is_wrong:
+                    _is_settled(operator, graph, name, verdict)
 
 
-def _advice(operator: Any) -> str:
-    known = [
-        f"{layer.name} ({type(layer).__name__}, interpolation={layer.interpolation!r})"
-        for layer in operator.objective.model._flatten_layers()
-        if isinstance(layer, keras.layers.UpSampling2D | keras.layers.Resizing)
-        and getattr(layer, "interpolation", "nearest") != "nearest"
-    ]
-    found = f" Here it is {', '.join(known)}." if known else ""
-    return (
-        "The usual cause is resizing that is not by 'nearest' (UpSampling2D, Resizing, keras.ops.image.resize)."
-        f"{found} Use interpolation='nearest', or pass self_check=False if you know better"
-    )
+def _running_on(operator: Any, batch: Batch) -> Any:
+    try:
+        return _running(operator, batch, "float64")
+    except REFUSALS:
+        return _running(operator, batch, None)
+
+
+def _refuse_operations(operator: Any, graph: tf.Graph) -> None:
+    for kinds, what in (
+        (SILENT, "would be wrong: TensorFlow takes the derivative of {} for zero, without a word"),
+        (WITHOUT_DERIVATIVE, "cannot be computed: an operation inside a loop has no second derivative in TensorFlow, {}"),
+    ):
+        found = places(graph, kinds)
+        if found:
+            raise RuntimeError(
+                f"The products of {operator!r} {what.format(', '.join(describe(found)))}. {_advice(operator, graph, kinds)}"
+            )
+
+
+def _advice(operator: Any, graph: tf.Graph, kinds: tuple[str, ...]) -> str:
+    found, layers = places(graph, kinds), suspicious_layers(operator.objective.model)
+    texts = []
+    if found or layers:
+        texts.append(f"What can cause this, found in the graph and the model: {', '.join([*describe(found), *layers])}.")
+    else:
+        texts.append("Nothing that is known to cause this was found in the graph.")
+    if any("interpolation" in layer for layer in layers):
+        texts.append("Use interpolation='nearest'.")
+    return " ".join([*texts, f"If you know better: {TURN_OFF}"])

@@ -82,6 +82,31 @@ class SplitFunction:
         """
         return list((self._second_part if self._can_be_cut else self._whole)(*prepared, *vectors))
 
+    def first_outputs(self, count: int) -> Any:
+        """Return a function that computes the first outputs only.
+
+        Args:
+            count: How many.
+
+        Returns:
+            A function of the fixed arguments and the vectors, which returns a list of tensors.
+        """
+        inputs = [*self._fixed, *self._vectors]
+        first = _compiled(lambda *tensors: tf.nest.flatten(self._function(*tensors))[:count], inputs)
+        return lambda fixed, vectors: list(first(*_leaves(fixed), *vectors))
+
+    def pruned_to(self, tensors: list[Any]) -> Any:
+        """Return a function that computes some tensors of the graph only, none of which may depend on the vectors.
+
+        Args:
+            tensors: The tensors.
+
+        Returns:
+            A function of the fixed arguments, which returns a list of tensors.
+        """
+        pruned = _compiled(self._function.prune(self._fixed, tensors), self._fixed)
+        return lambda *fixed: list(pruned(*_leaves(fixed)))
+
     @functools.cached_property
     def _whole(self) -> Any:
         return _compiled(self._function, [*self._fixed, *self._vectors])

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfopt._checks import check_choice, check_integer, check_number
+from tfopt._checks import check_choice, check_flag, check_integer, check_number
 from tfopt._progress import Progress
 from tfopt.communicator import Communicator
 from tfopt.curvature import GaussNewtonOperator, HessianOperator, Probe
@@ -46,6 +46,7 @@ def fit_noisy_quadratic(
     num_matvecs: int = 50,
     num_rows_per_run: int = 8192,
     num_bins: int = 64,
+    self_check: bool = True,
     seed: int = 0,
     progress: bool | None = None,
     communicator: Communicator | None = None,
@@ -88,6 +89,8 @@ def fit_noisy_quadratic(
             on every rank. Default 8192. A model with many more parameters needs many rows: directions that rows do not
             show look flat.
         num_bins: Bins of log curvature, over six decades, an integer >= 2. Default 64.
+        self_check: Whether to check the first product against finite differences, see `GaussNewtonOperator`. Default
+            True.
         seed: Seed of all randomness, an integer >= 0. Default 0.
         progress: Whether to show progress; None (default) does in a terminal.
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`. Rows of all ranks
@@ -100,6 +103,7 @@ def fit_noisy_quadratic(
         TypeError: An argument has the wrong type.
         ValueError: An argument is out of its range; there are too few rows; the loss is no mean over rows; or the model
             or the data cannot be measured.
+        RuntimeError: The matrix's products are wrong, see `GaussNewtonOperator`.
 
     Example:
         >>> from tfopt import models
@@ -123,10 +127,13 @@ def fit_noisy_quadratic(
     check_integer("num_matvecs", num_matvecs, minimum=2)
     check_integer("num_rows_per_run", num_rows_per_run, minimum=16)
     check_integer("num_bins", num_bins, minimum=2)
+    check_flag("self_check", self_check)
     check_integer("seed", seed, minimum=0)
     rng = np.random.default_rng(seed)
     probe = make_probe(data, seed)
-    operator = MATRICES[matrix](model, loss, probe, batch_norm=batch_norm, communicator=communicator)
+    operator = MATRICES[matrix](
+        model, loss, probe, batch_norm=batch_norm, self_check=self_check, communicator=communicator
+    )
     examples = check_examples(num_examples, operator.num_rows)
     are_shared = examples == operator.num_rows <= num_rows_per_run  # all that training draws from, and not too many
     rows = Rows(probe, num_runs, are_shared, rng, operator.communicator)

@@ -52,7 +52,8 @@ def plan_batch_size(
         draws: How many times to draw the fit's runs with replacement, an integer >= 20. Default 100.
         progress: Whether to show progress; None (default) does in a terminal.
         seed: Seed of all randomness, an integer >= 0. Default 0.
-        **fit_options: Further arguments of `fit_noisy_quadratic`: `initial_weights`, `num_examples`, and more.
+        **fit_options: Further arguments of `fit_noisy_quadratic`: `initial_weights`, `num_examples`,
+            `self_check`, and more.
 
     Returns:
         The plan.
@@ -61,6 +62,7 @@ def plan_batch_size(
         TypeError: An argument has the wrong type.
         ValueError: An argument is out of its range, or the model or the data cannot be measured. Where the target is
             out of the fit's range, the error has the fit as its attribute `fit`, for `BatchSizePlan.of`.
+        RuntimeError: The matrix's products are wrong, see `tfopt.curvature.GaussNewtonOperator`.
 
     Example:
         >>> import numpy as np

@@ -1,0 +1,201 @@
+"""Is a derivative what finite differences say?"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+NUM_DIRECTIONS = 3
+WIDE = 1e-3  # a step that moves what is computed in float32
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Two step sizes, and what is made of the differences at them.
+
+    Attributes:
+        steps: The larger and the smaller one, relative to the point.
+        agreement: Relative to the derivative, how well central differences at both must agree to count.
+        sides: How well the differences ahead and behind must agree, which they do not at a kink.
+        limit: The relative error of a derivative that is too large.
+        is_fine: Whether steps are so small that few kinks are crossed.
+    """
+
+    steps: tuple[float, float]
+    agreement: float
+    sides: float
+    limit: float
+    is_fine: bool
+
+
+FINE = Stage((1e-6, 2.5e-7), 1e-3, 1e-2, 5e-3, True)
+# Where a single row may be wrong, in a batch of many.
+STRICT = Stage((1e-6, 2.5e-7), 1e-5, 1e-4, 1e-4, True)
+# For what is computed in float32, whose rounding swamps small steps.
+COARSE = tuple(Stage((step, step / 4), 0.05, 0.2, 0.1, False) for step in (1e-4, 1e-3, 1e-2))
+
+
+@dataclass(frozen=True)
+class Derivatives:
+    """Derivatives on which products rest, each beside the quantity that it must be the derivative of.
+
+    Attributes:
+        names: A noun for each derivative.
+        point: Where they are taken, a list of tensors.
+        quantities: Takes a point; returns a flat array for each name.
+        along: Takes a point and a direction; returns for each name the derivative along it, a flat array, and how large
+            it would be if nothing in it cancelled by chance.
+        is_symmetric: Whether the last one is a symmetric matrix times the direction.
+    """
+
+    names: Sequence[str]
+    point: list[Any]
+    quantities: Callable[[list[Any]], list[np.ndarray]]
+    along: Callable[[list[Any], list[Any]], list[tuple[np.ndarray, float]]]
+    is_symmetric: bool = False
+
+
+@dataclass
+class Verdict:
+    """What differences say about one derivative.
+
+    Attributes:
+        is_right: Whether it is what they say.
+        errors: Where they say something else for certain: sizes of the derivative and of the difference, and the
+            relative error, for each direction.
+        is_fine: Whether it was found with steps so small that kinks do not matter.
+    """
+
+    is_right: bool = False
+    errors: list[tuple[float, float, float]] = field(default_factory=list)
+    is_fine: bool = True
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether the derivative is wrong along two directions, and right along none."""
+        return not self.is_right and len(self.errors) >= 2
+
+
+def compare(subject: Derivatives, rng: np.random.Generator, stages: Sequence[Stage]) -> dict[str, Verdict]:
+    """Compare derivatives with central differences, along random directions.
+
+    Args:
+        subject: The derivatives.
+        rng: Draws directions.
+        stages: The step sizes to try one after the other.
+
+    Returns:
+        A verdict for each name.
+    """
+    verdicts = {name: Verdict() for name in subject.names}
+    at_point = subject.quantities(subject.point)
+    for stage in stages:
+        for _ in range(NUM_DIRECTIONS):
+            undecided = [n for n, verdict in enumerate(verdicts.values()) if not (verdict.is_right or verdict.is_wrong)]
+            if not undecided:
+                return verdicts
+            direction = random_like(subject.point, rng)
+            claims = subject.along(subject.point, direction)
+            line = _Line(subject, direction, at_point)
+            for n in undecided:
+                verdicts[subject.names[n]].is_fine = stage.is_fine
+                _judge(verdicts[subject.names[n]], claims[n], line, n, stage)
+    return verdicts
+
+
+class _Line:
+    """The quantities along a direction, each computed when it is asked for."""
+
+    def __init__(self, subject: Derivatives, direction: list[Any], middle: list[np.ndarray]) -> None:
+        self._compute = lambda step: subject.quantities(shifted(subject.point, direction, step))
+        self._found = {0.0: middle}
+
+    def at(self, step: float, n: int) -> np.ndarray:
+        if step not in self._found:
+            self._found[step] = self._compute(step)
+        return self._found[step][n]
+
+    def slope(self, step: float, n: int) -> np.ndarray:
+        return (self.at(step, n) - self.at(-step, n)) / (2 * step)
+
+    def kink(self, step: float, n: int) -> np.ndarray:
+        """Return how much the slope ahead differs from that behind."""
+        return (self.at(step, n) - 2 * self.at(0.0, n) + self.at(-step, n)) / step
+
+
+def _judge(verdict: Verdict, claim: tuple[np.ndarray, float], line: _Line, n: int, stage: Stage) -> None:
+    claimed, size = claim
+    far, near = stage.steps
+    measured = line.slope(near, n)
+    if not (np.isfinite(claimed).all() and np.isfinite(measured).all()):
+        return
+    scale = max(np.linalg.norm(measured), np.linalg.norm(claimed), size)
+    error = float(np.linalg.norm(claimed - measured))
+    if scale <= 1e-9 * np.linalg.norm(line.at(0.0, n)) or error <= stage.limit * scale or scale == 0.0:
+        verdict.is_right = True  # or nothing depends on the point in this direction
+        return
+    if not measured.any() and line.slope(WIDE, n).any():
+        return  # the step was below the rounding of something in float32
+    agree = np.linalg.norm(line.slope(far, n) - measured) <= stage.agreement * scale
+    if agree and np.linalg.norm(line.kink(near, n)) <= stage.sides * scale:
+        verdict.errors.append((float(np.linalg.norm(claimed)), float(np.linalg.norm(measured)), error / float(scale)))
+
+
+def random_like(point: list[Any], rng: np.random.Generator) -> list[Any]:
+    """Return a random direction, in each tensor of about its size, or that of the others where it is zero.
+
+    Args:
+        point: A list of tensors.
+        rng: Draws it.
+
+    Returns:
+        A list of tensors.
+    """
+    sizes = [float(np.sqrt(np.mean(np.square(np.asarray(part, np.float64))))) if np.size(part) else 0.0 for part in point]
+    usual = float(np.mean([size for size in sizes if size > 0.0] or [0.01]))
+    return [
+        tf.constant((size or usual) * rng.standard_normal(part.shape), part.dtype)
+        for part, size in zip(point, sizes, strict=True)
+    ]
+
+
+def shifted(point: list[Any], direction: list[Any], step: float) -> list[Any]:
+    """Return a point one step further.
+
+    Args:
+        point: A list of tensors.
+        direction: The same.
+        step: How far, in units of the direction.
+
+    Returns:
+        A list of tensors.
+    """
+    return [p + tf.constant(step, p.dtype) * d for p, d in zip(point, direction, strict=True)]
+
+
+def flat(parts: Sequence[Any]) -> np.ndarray:
+    """Join tensors to one vector.
+
+    Args:
+        parts: The tensors.
+
+    Returns:
+        An array of float64.
+    """
+    return np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in parts])
+
+
+def inner(parts: Sequence[Any], direction: Sequence[Any]) -> tuple[np.ndarray, float]:
+    """Return the product of a gradient and a direction, and the size that it has if nothing cancels by chance.
+
+    Args:
+        parts: The gradient, a list of tensors.
+        direction: The same.
+
+    Returns:
+        An array of one entry, and a number.
+    """
+    products = flat(parts) * flat(direction)
+    return np.array([products.sum()]), float(np.linalg.norm(products))

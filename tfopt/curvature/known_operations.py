@@ -1,0 +1,120 @@
+"""What is known about TensorFlow's operations, and where a graph has them."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+# Operations of first derivatives whose own derivative TensorFlow takes for zero without a word.
+SILENT = (
+    "ResizeBilinearGrad",
+    "FakeQuantWithMinMaxArgsGradient",
+    "FakeQuantWithMinMaxVarsGradient",
+    "FakeQuantWithMinMaxVarsPerChannelGradient",
+)
+# What TensorFlow puts where an operation inside a loop has no derivative; it fails when it runs.
+WITHOUT_DERIVATIVE = ("SymbolicGradient",)
+# Products whose derivatives TensorFlow computes by division, wrong where a factor is exactly zero.
+PRODUCTS = ("Prod", "Cumprod", "SegmentProd", "UnsortedSegmentProd")
+# Operations with kinks or jumps. Steps across many of them do not measure the derivative on one smooth piece.
+KINKED = (
+    *("Relu", "Relu6", "LeakyRelu", "Selu", "Abs", "Sign", "Round", "Rint", "Floor", "Ceil", "FloorMod", "ClipByValue"),
+    *("MaxPool", "MaxPoolV2", "MaxPool3D", "FractionalMaxPool", "Dilation2D", "Max", "Min", "Maximum", "Minimum"),
+    *("SegmentMax", "SegmentMin", "UnsortedSegmentMax", "UnsortedSegmentMin", "TopK", "TopKV2", "ArgMax", "ArgMin"),
+    *("Greater", "GreaterEqual", "Less", "LessEqual"),
+)
+# Operations that stop or replace a gradient, or have none.
+SUSPECTS = (
+    *("StopGradient", "PreventGradient", "CustomGradient", "Round", "Rint", "Floor", "Ceil", "Sign"),
+    *("QuantizeAndDequantizeV2", "QuantizeAndDequantizeV3", "QuantizeAndDequantizeV4", "PyFunc", "EagerPyFunc"),
+    *("ResizeBilinear", "ResizeBicubic", "ResizeArea", "ScaleAndTranslate", "CropAndResize"),
+    *PRODUCTS,
+)
+# Operations whose derivatives are infinite somewhere: at zero, at equal eigenvalues, at the ends of their domain.
+SINGULAR = (
+    *("Sqrt", "Rsqrt", "EuclideanNorm", "Pow", "Log", "Log1p", "Reciprocal", "Xlogy", "Atan2", "Acos", "RealDiv"),
+    *("Asin", "Acosh", "Atanh", "SelfAdjointEigV2", "Eig", "Svd", "Qr", "Cholesky", "MatrixInverse", "LogMatrixDeterminant"),
+    *PRODUCTS,
+)
+
+
+def places(graph: tf.Graph, kinds: Iterable[str]) -> dict[str, list[str]]:
+    """Return where a graph computes with numbers by some operations, functions and loops in it included.
+
+    Args:
+        graph: The graph.
+        kinds: Types of operations; "CustomGradient" means `tf.custom_gradient`.
+
+    Returns:
+        For each type that is there, the names of the scopes in which it is, such as that of a layer.
+    """
+    wanted, found = set(kinds), {}  # type: set[str], dict[str, dict[str, None]]
+    for node in _nodes(graph):
+        kind = "CustomGradient" if node.attr["_gradient_op_type"].s.startswith(b"CustomGradient") else node.op
+        if kind in wanted and _is_of_numbers(node):
+            found.setdefault(kind, {})[_scope(node.name)] = None
+    return {kind: list(scopes) for kind, scopes in sorted(found.items())}
+
+
+def describe(found: dict[str, list[str]]) -> list[str]:
+    """Return what `places` has found as text.
+
+    Args:
+        found: The scopes of each type of operation.
+
+    Returns:
+        A text for each type, with the first three of its scopes.
+    """
+    texts = []
+    for kind, scopes in found.items():
+        own = [s for s in scopes if s and not any(s.startswith(other + "/") for other in scopes)]
+        more = f" and {len(own) - 3} more" if len(own) > 3 else ""
+        texts.append(kind + (f" (in {', '.join(own[:3])}{more})" if own else ""))
+    return texts
+
+
+def suspicious_layers(model: keras.Model) -> list[str]:
+    """Return the layers of a model whose derivatives are known to be stopped, replaced or missing.
+
+    Args:
+        model: The model.
+
+    Returns:
+        A description of each.
+    """
+    return [
+        f"{layer.name} ({type(layer).__name__}, {reason})"
+        for layer in model._flatten_layers()
+        if (reason := _reason(layer))
+    ]
+
+
+def _reason(layer: Any) -> str:
+    interpolation = getattr(layer, "interpolation", "nearest")
+    if isinstance(layer, keras.layers.UpSampling2D | keras.layers.Resizing) and interpolation != "nearest":
+        return f"interpolation={interpolation!r}"
+    if getattr(layer, "renorm", False):
+        return "renorm=True"
+    if isinstance(layer, keras.layers.SpectralNormalization):
+        return "which stops the gradient of its estimate"
+    mode = getattr(layer, "quantization_mode", None)
+    return f"quantization_mode={mode!r}" if mode else ""
+
+
+def _nodes(graph: tf.Graph) -> Iterator[Any]:
+    definition = graph.as_graph_def()
+    yield from definition.node
+    for function in definition.library.function:
+        yield from function.node_def
+
+
+def _is_of_numbers(node: Any) -> bool:
+    # Shapes are multiplied and compared too, in integers.
+    kind = node.attr["T"].type
+    return not kind or tf.as_dtype(kind).is_floating or tf.as_dtype(kind).is_complex
+
+
+def _scope(name: str) -> str:
+    parts = [part for part in name.split("/")[:-1] if part not in ("gradient_tape", "gradients")]
+    return "/".join(parts)
