@@ -1,0 +1,116 @@
+"""All optimizers that a model's training can use, wherever its author has put them."""
+
+import dis
+import functools
+import sys
+import types
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+_LIBRARIES = frozenset({*sys.stdlib_module_names, "absl", "google", "h5py", "keras", "numpy", "tensorflow", "tfopt"})
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+
+
+def optimizers_of(model: Any) -> list[tuple[str, keras.optimizers.Optimizer]]:
+    """Return every optimizer that belongs to a model: GANs and models of several parts have some of their own.
+
+    Looked through are the attributes of the model, of its layers and of its parts; lists, tuples and dictionaries in
+    them; objects of classes that are not a library's; and variables that the methods of the model's class use from
+    outside (globals and closures).
+
+    Args:
+        model: A Keras model.
+
+    Returns:
+        Pairs of a name, which says where the optimizer is ("optimizer", "parts['a'].optimizer", "optimizers[1]"), and
+        the optimizer. Each comes once, in an order that is the same in another process that builds the same model; the
+        one of `compile` comes first. A wrapper stands for the optimizer inside it, if its variables include those.
+    """
+    found: list[tuple[str, keras.optimizers.Optimizer]] = []
+    seen = {id(model)}
+    waiting: deque[tuple[str, Any]] = deque([("", model)])
+    while waiting:
+        name, thing = waiting.popleft()
+        if isinstance(thing, keras.optimizers.Optimizer):
+            found.append((name, thing))
+        for child_name, child in _parts_of(name, thing):
+            if not isinstance(child, (*_PLAIN, keras.Variable)) and id(child) not in seen:
+                seen.add(id(child))
+                waiting.append((child_name, child))
+    found.sort(key=lambda pair: pair[1] is not getattr(model, "optimizer", None))
+    return _without_those_inside(found)
+
+
+def _without_those_inside(
+    found: list[tuple[str, keras.optimizers.Optimizer]],
+) -> list[tuple[str, keras.optimizers.Optimizer]]:
+    states = [frozenset(id(variable) for variable in optimizer.variables) for _, optimizer in found]
+    return [
+        pair
+        for here, (pair, state) in enumerate(zip(found, states, strict=True))
+        if not any(state < other or (state == other and there < here) for there, other in enumerate(states))
+    ]
+
+
+def _parts_of(name: str, thing: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the named things that something holds; nothing, if it cannot hold an optimizer."""
+    if isinstance(thing, dict):
+        for number, (key, value) in enumerate(thing.items()):
+            yield f"{name}[{key!r}]" if isinstance(key, str | int) else f"{name}[{number}]", value
+    elif isinstance(thing, list | tuple):
+        for number, value in enumerate(thing):
+            yield f"{name}[{number}]", value
+    elif isinstance(thing, types.MethodType):
+        yield name, thing.__func__
+    elif isinstance(thing, types.FunctionType):
+        yield from _used_from_outside(name, thing)
+    elif isinstance(thing, functools.partial):
+        yield from ((name, thing.func), (name, thing.args), (name, thing.keywords))
+    elif hasattr(type(thing), "python_function"):  # a tf.function
+        yield name, thing.python_function
+    elif isinstance(thing, keras.layers.Layer | keras.optimizers.Optimizer | types.SimpleNamespace) or _is_users(thing):
+        yield from _attributes_of(name, thing)
+
+
+def _attributes_of(name: str, thing: Any) -> Iterator[tuple[str, Any]]:
+    prefix = f"{name}." if name else ""
+    attributes = getattr(thing, "__dict__", {})
+    # Public names first, because Keras keeps the same things under private ones too. Those with "_self_" are
+    # TensorFlow's notes for its checkpoints.
+    for attribute in sorted(attributes, key=lambda attribute: attribute.startswith("_")):
+        if not attribute.startswith("_self_"):
+            yield f"{prefix}{attribute}", attributes[attribute]
+    for cls in type(thing).__mro__:
+        if not _is_of_a_library(cls.__module__):
+            for attribute, value in vars(cls).items():
+                yield f"{prefix}{attribute}", value
+
+
+def _used_from_outside(name: str, function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """Yield the globals and closed-over variables that a function of the user's reads."""
+    if _is_of_a_library(function.__module__):
+        return
+    for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
+        try:
+            yield f"{variable} in {name}", cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+    codes = deque([function.__code__])
+    while codes:
+        code = codes.popleft()
+        codes.extend(const for const in code.co_consts if isinstance(const, types.CodeType))
+        for instruction in dis.get_instructions(code):
+            if instruction.opname == "LOAD_GLOBAL" and instruction.argval in function.__globals__:
+                yield f"{instruction.argval} in {name}", function.__globals__[instruction.argval]
+    yield name, getattr(function, "__wrapped__", None)
+
+
+def _is_users(thing: Any) -> bool:
+    return not isinstance(thing, type | types.ModuleType) and not _is_of_a_library(type(thing).__module__)
+
+
+def _is_of_a_library(module: str | None) -> bool:
+    return (module or "").split(".")[0] in _LIBRARIES and module != "__main__"
