@@ -4,6 +4,7 @@ import warnings
 from typing import Any
 
 import keras
+from tfopt.callbacks._row_order import shuffles_arrays, shuffles_batches
 from tfopt.callbacks._traced_step import changed_variables, graphs_of, random_operations
 from tfopt.callbacks._training_state import describe
 
@@ -70,15 +71,15 @@ def check_data(epoch_iterator: Any, stateless: tuple[type, ...]) -> None:
     """
     adapter: Any = getattr(epoch_iterator, "data_adapter", None)
     kind = type(adapter).__name__
-    if kind == "ArrayDataAdapter" and getattr(adapter, "_shuffle", False):
+    if getattr(adapter, "_shuffle", False) and not shuffles_arrays(epoch_iterator):
         raise ValueError(
-            "`fit` shuffles these arrays by a random number generator whose state cannot be saved. "
-            f"{_ADVICE}, or fit(..., shuffle=False)"
+            "`fit` shuffles these arrays by a random number generator whose state cannot be saved, since they are "
+            f"sparse, or spread over devices, or shuffled within batches. {_ADVICE}, or fit(..., shuffle=False)"
         )
     if kind == "TFDatasetAdapter":
         _check_dataset(adapter._dataset)
     if kind == "PyDatasetAdapter":
-        _check_py_dataset(adapter, stateless)
+        _check_py_dataset(epoch_iterator, stateless)
     if kind == "GeneratorDataAdapter":
         raise ValueError(f"`fit` reads from a generator, whose position cannot be saved. {_ADVICE}")
     if kind in ("TorchDataLoaderAdapter", "GrainDatasetAdapter"):
@@ -92,7 +93,8 @@ def check_data(epoch_iterator: Any, stateless: tuple[type, ...]) -> None:
         )
 
 
-def _check_py_dataset(adapter: Any, stateless: tuple[type, ...]) -> None:
+def _check_py_dataset(epoch_iterator: Any, stateless: tuple[type, ...]) -> None:
+    adapter = epoch_iterator.data_adapter
     data = adapter.py_dataset
     name = type(data).__name__
     if not hasattr(data, "start_at") and not isinstance(data, stateless):
@@ -101,11 +103,10 @@ def _check_py_dataset(adapter: Any, stateless: tuple[type, ...]) -> None:
             f"method start_at(epoch), called before each epoch; or pass stateless=[{name}] if it serves the same "
             "batches in each epoch"
         )
-    if adapter.shuffle and adapter.num_batches not in (None, 1):
+    if adapter.shuffle and adapter.num_batches != 1 and not shuffles_batches(epoch_iterator):
         raise ValueError(
-            f"`fit` shuffles the batches of {name} by a random number generator that runs on while checkpoints are "
-            "written, so that its state cannot be saved. Use fit(..., shuffle=False); tfopt.datasets.EpochBatches "
-            "shuffles rows itself"
+            f"`fit` shuffles the batches of {name} in its worker threads, by a random number generator whose state "
+            "cannot be saved. Use fit(..., shuffle=False), or workers=1"
         )
 
 

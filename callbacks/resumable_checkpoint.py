@@ -9,6 +9,7 @@ import numpy as np
 from tfopt.callbacks._callback import Callback
 from tfopt.callbacks._optimizer_arguments import arguments_of, learning_rates
 from tfopt.callbacks._resumability import check_callbacks, check_data
+from tfopt.callbacks._row_order import RowOrder
 from tfopt.callbacks._running_fit import RunningFit, build_model, epoch_batches_of, find_running_fit
 from tfopt.callbacks._traced_step import trace_step
 from tfopt.callbacks._training_state import check_step, read, variables_of
@@ -86,6 +87,7 @@ class ResumableCheckpoint(Callback):
         self._files = CheckpointFiles(self.folder, self.communicator, "ResumableCheckpoint")
         self._running = RunningFit([])
         self._history: dict[str, Any] | None = None
+        self._order = RowOrder(None)
         self._variables: list[tuple[str, Any]] = []
         self._arguments: dict[str, Any] = {}
 
@@ -101,6 +103,7 @@ class ResumableCheckpoint(Callback):
         """
         self._running = find_running_fit(self)
         in_agreement(self.communicator, self._check_callbacks_and_data)
+        self._order = RowOrder(self._running.epoch_iterator)
         graph = trace_step(self.model, self._running.epoch_iterator)
         if graph is None:
             self._build()
@@ -111,6 +114,7 @@ class ResumableCheckpoint(Callback):
             **arguments_of(self.model),
             **_data_arguments(self._running.epoch_iterator, epoch_batches_of(self._running)),
             **_loss_arguments(self.model),
+            "shuffling by fit": str(self._order.is_used),
         }
         self._files.open()
         try:
@@ -140,6 +144,7 @@ class ResumableCheckpoint(Callback):
             logs: Not used.
         """
         self._restore_history()
+        self._order.epoch = epoch
         batches = epoch_batches_of(self._running)
         if batches is not None:
             batches.start_at(epoch)
@@ -178,6 +183,7 @@ class ResumableCheckpoint(Callback):
             "learning_rates": learning_rates(arguments_of(self.model)),
             "variables": [[name, read(variable)] for name, variable in self._variables],
             "random": _random_state(),
+            "order": self._order.seed,
             "callbacks": states_of(self._others),
             "history": past,
         }
@@ -225,6 +231,7 @@ class ResumableCheckpoint(Callback):
         for (_, variable), (_, value) in zip(self._variables, state["variables"], strict=True):
             variable.assign(value)
         set_states(self._others, state["callbacks"])
+        self._order.seed = state["order"]
         self._arguments = state["arguments"]  # of the training as it began
         _set_random_state(state["random"])
         self._history = state["history"]

@@ -405,7 +405,7 @@ def test_data_that_cannot_be_resumed_are_refused(tmp_path):
     rows = tf.data.Dataset.from_tensor_slices(make_data())
     shuffled = rows.shuffle(20, seed=1)
     for data, options, message in (
-        (make_data(), {"shuffle": True}, "`fit` shuffles these arrays.*EpochBatches"),
+        (make_data(), {"shuffle": "batch"}, "`fit` shuffles these arrays.*EpochBatches"),
         ((shuffled.batch(4),), {"shuffle": None}, "tf.data.Dataset is shuffled anew.*reshuffle_each_iteration=False"),
         (
             (rows.shuffle(20, reshuffle_each_iteration=False).batch(4),),

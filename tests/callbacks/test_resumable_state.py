@@ -273,12 +273,67 @@ class OwnFromAnyEpoch(Own):
         self.epoch = epoch
 
 
-@pytest.mark.parametrize("make", [Own, OwnFromAnyEpoch, lambda **_: EpochBatches(X, Y, batch_size=8)])
-@pytest.mark.parametrize("workers", [1, 2])
-def test_batches_that_fit_shuffles_are_refused(make, workers, tmp_path):
+@pytest.mark.parametrize(
+    "make", [Own, OwnFromAnyEpoch, lambda **options: EpochBatches(X, Y, batch_size=8)], ids=["own", "from_any", "ours"]
+)
+def test_batches_that_fit_shuffles_come_in_the_same_order(make, tmp_path):
+    check_rows(tmp_path, make)
+
+
+def test_batches_that_worker_threads_shuffle_are_refused(tmp_path):
     checkpoint = ResumableCheckpoint(tmp_path / "folder", stateless=[Own], verbose=0)
-    with pytest.raises(ValueError, match="`fit` shuffles the batches of .*shuffle=False"):
-        plain().fit(make(workers=workers), verbose=0, callbacks=[checkpoint])
+    with pytest.raises(ValueError, match="`fit` shuffles the batches of Own in its worker threads.*shuffle=False"):
+        plain().fit(Own(workers=2), verbose=0, callbacks=[checkpoint])
+    plain().fit(Own(workers=2), shuffle=False, verbose=0, callbacks=[checkpoint])
+
+
+@pytest.mark.parametrize(
+    ("data", "options"),
+    [
+        (lambda: X, {"y": Y, "batch_size": 5}),
+        (lambda: {"a": X, "b": tf.constant(X)}, {"y": [Y], "batch_size": 8, "sample_weight": np.ones(16)}),
+        (lambda: X.astype("float64"), {"y": Y, "batch_size": 8, "class_weight": dict.fromkeys(range(-9, 9), 1.0)}),
+    ],
+    ids=["rest", "nested", "double"],
+)
+def test_arrays_that_fit_shuffles_come_in_the_same_order(data, options, tmp_path):
+    check_rows(tmp_path, data, **options)
+
+
+class Recording(keras.Model):
+    """Remembers the rows of each batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense, self.drop, self.rows = layers.Dense(1), layers.Dropout(0.5), []
+
+    def call(self, x, training=False):
+        return self.dense(self.drop(x["a"] if isinstance(x, dict) else x, training=training))
+
+    def train_step(self, data):
+        x = data[0]["a"] if isinstance(data[0], dict) else data[0]
+        tf.py_function(lambda rows: self.rows.append(rows.numpy().astype("float32")), [x], [])
+        return super().train_step(data)
+
+
+def check_rows(folder, data, **options):
+    def run(place, epochs):
+        keras.utils.set_random_seed(0)
+        model = Recording()
+        model.compile(optimizers.SGD(0.05, momentum=0.9), "mse", jit_compile=False)
+        checkpoint = ResumableCheckpoint(place, stateless=[Own], verbose=0)
+        model.fit(data(), epochs=epochs, verbose=0, callbacks=[checkpoint], **options)
+        return model.rows, [np.asarray(variable).tobytes() for variable in model.variables]
+
+    whole_rows, whole = run(folder / "whole", 4)
+    first, _ = run(folder / "parts", 2)
+    second, resumed = run(folder / "parts", 4)
+    assert resumed == whole
+    assert all(map(np.array_equal, first + second, whole_rows))
+    num_batches = len(whole_rows) // 4
+    epochs = [np.concatenate(whole_rows[epoch * num_batches :][:num_batches]) for epoch in range(4)]
+    assert all(sorted(map(tuple, epoch)) == sorted(map(tuple, X)) for epoch in epochs)
+    assert any(not np.array_equal(epoch, epochs[0]) for epoch in epochs[1:])
 
 
 def other_adam(**options):
