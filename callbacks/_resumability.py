@@ -83,9 +83,13 @@ def check_data(epoch_iterator: Any, stateless: tuple[type, ...]) -> None:
     if kind == "GeneratorDataAdapter":
         raise ValueError(f"`fit` reads from a generator, whose position cannot be saved. {_ADVICE}")
     if kind in ("TorchDataLoaderAdapter", "GrainDatasetAdapter"):
-        raise ValueError(
-            f"`fit` reads by Keras's {kind}, and the order and position of such data are not known. {_ADVICE}"
-        )
+        source = getattr(adapter, "_dataloader", None) or getattr(adapter, "_dataset", None)
+        name = type(source).__name__
+        if not isinstance(source, stateless):
+            raise ValueError(
+                f"It is not known in which order {name} serves its batches after a restart. {_ADVICE}; or pass "
+                f"stateless=[{name}] if it serves the same batches in each epoch"
+            )
     if getattr(epoch_iterator, "steps_per_epoch", None) not in (None, getattr(adapter, "num_batches", None)):
         raise ValueError(
             "With `steps_per_epoch` an epoch goes on where the one before has ended, and that position cannot be "
@@ -103,7 +107,7 @@ def _check_py_dataset(epoch_iterator: Any, stateless: tuple[type, ...]) -> None:
             f"method start_at(epoch), called before each epoch; or pass stateless=[{name}] if it serves the same "
             "batches in each epoch"
         )
-    if adapter.shuffle and adapter.num_batches != 1 and not shuffles_batches(epoch_iterator):
+    if adapter.shuffle and adapter.num_batches not in (None, 1) and not shuffles_batches(epoch_iterator):
         raise ValueError(
             f"`fit` shuffles the batches of {name} in its worker threads, by a random number generator whose state "
             "cannot be saved. Use fit(..., shuffle=False), or workers=1"
@@ -116,7 +120,17 @@ def _check_dataset(dataset: Any) -> None:
             "The tf.data.Dataset is shuffled anew in each epoch or each run, by a random number generator whose state "
             f"cannot be saved. {_ADVICE}, or shuffle(..., seed=..., reshuffle_each_iteration=False)"
         )
+    if dataset.options().deterministic is False:
+        raise ValueError(
+            "The tf.data.Dataset hands out rows in the order in which they are ready, other ones in each run: its "
+            "options have deterministic=False. Leave that out"
+        )
     for part, graph in graphs_of(dataset):
+        if getattr(part, "_deterministic", None) == "false":
+            raise ValueError(
+                f"The tf.data.Dataset hands out rows in the order in which they are ready, other ones in each run: a "
+                f"{type(part).__name__.strip('_')} has deterministic=False. Leave that out"
+            )
         is_parallel = "Parallel" in type(part).__name__
         drawn = {kind: has_seed for kind, has_seed in random_operations(graph).items() if is_parallel or not has_seed}
         if drawn:

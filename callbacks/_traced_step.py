@@ -45,7 +45,7 @@ def graphs_of(dataset: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def changed_variables(graph: Any) -> list[Any]:
-    """Return the variables that a graph changes.
+    """Return the variables that a graph reads and changes; those that it only changes have no effect on it.
 
     Args:
         graph: The graph of a function.

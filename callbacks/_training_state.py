@@ -52,7 +52,7 @@ def describe(variable: Any) -> str:
         The text.
     """
     name = re.sub(r"_[0-9]+(?=_|$)", "", variable.name.split(":")[0])
-    return f"{name} {tuple(variable.shape)} {keras.backend.standardize_dtype(variable.dtype)}"
+    return f"{name} {variable.shape} {keras.backend.standardize_dtype(variable.dtype)}"
 
 
 def read(variable: Any) -> np.ndarray:
@@ -64,26 +64,28 @@ def read(variable: Any) -> np.ndarray:
     Returns:
         The value.
     """
-    return keras.ops.convert_to_numpy(variable.value if isinstance(variable, keras.Variable) else variable)
+    return np.asarray((variable.value if isinstance(variable, keras.Variable) else variable).numpy())
 
 
-def check_step(graph: Any, variables: list[tuple[str, Any]]) -> None:
+def check_step(graph: Any, variables: list[tuple[str, Any]], communicator: Any) -> None:
     """Refuse a training step with a state that cannot be saved.
 
     Args:
         graph: The step's graph.
         variables: Those that are saved.
+        communicator: The job's communicator, whose counters need not be saved.
 
     Raises:
         ValueError: It changes another variable, or draws random numbers from a hidden state.
     """
     saved = {_key(variable) for _, variable in variables}
+    saved |= {_key(value) for value in getattr(communicator, "__dict__", {}).values() if isinstance(value, tf.Variable)}
     missing = [variable for variable in changed_variables(graph) if _key(variable) not in saved]
     if missing:
         raise ValueError(
             f"The training step changes {', '.join(f'the variable {describe(variable)}' for variable in missing)}, "
             "which the model does not hold, so ResumableCheckpoint cannot save it. Make it an attribute of the model "
-            "or of one of its layers"
+            "or of one of its layers, with numbers in it"
         )
     if kinds := sorted(random_operations(graph)):
         raise ValueError(
@@ -94,7 +96,11 @@ def check_step(graph: Any, variables: list[tuple[str, Any]]) -> None:
 
 
 def _key(variable: Any) -> int:
-    return id(variable.value.handle if isinstance(variable, keras.Variable) else variable.handle)
+    inside = variable.value if isinstance(variable, keras.Variable) else variable
+    try:
+        return id(inside.handle)
+    except (AttributeError, ValueError):  # it lies on several devices
+        return id(inside)
 
 
 def _held_by(model: Any) -> Iterator[tuple[str, Any]]:
@@ -104,7 +110,8 @@ def _held_by(model: Any) -> Iterator[tuple[str, Any]]:
     while waiting:
         name, thing = waiting.popleft()
         if isinstance(thing, keras.Variable | tf.Variable):
-            yield name, thing
+            if thing.dtype not in ("string", tf.string):  # which a checkpoint cannot hold
+                yield name, thing
             continue
         for child_name, child in _children_of(name, thing):
             if not isinstance(child, (*_PLAIN, keras.callbacks.Callback)) and id(child) not in seen:

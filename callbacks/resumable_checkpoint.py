@@ -26,13 +26,16 @@ class ResumableCheckpoint(Callback):
     """Save the whole state of training at the end of epochs, and go on from there when `fit` is called again.
 
     Start the same script again after it was killed, and it ends with the weights that it would have had, bit for bit
-    (same machine, same number of threads). Kept are the model's and the optimizer's variables; the states of Python's,
-    NumPy's and Keras's random number generators; `History`; the state of other callbacks; and the epoch, from which
-    `tfopt.datasets.EpochBatches` finds its order. Not kept: the state of `tf.random` operations.
+    (same machine, same number of threads). Kept are the variables of the model, of all its optimizers, and those in
+    attributes of the model or of what it holds; the states of Python's, NumPy's and Keras's random number generators;
+    `History`; the state of other callbacks; and the epoch, from which `tfopt.datasets.EpochBatches` finds its order.
+    Arrays, and batches of a `PyDataset`, that `fit` shuffles are shuffled in an order that follows from a seed and the
+    epoch, in the place of Keras's. What cannot be resumed is refused by name before the first step.
 
     Two generations are kept. Files are written under another name and renamed, and carry checksums: one that is
     damaged is passed over with a warning, in favour of the older one. Under `horovodrun` every rank writes and reads
-    its own file, and all ranks go on from the newest epoch that all of them have.
+    its own file, and all ranks go on from the newest epoch that all of them have. While a job trains, its folder is
+    locked against others.
 
     When the last epoch has been saved, or a callback has stopped training, another `fit` returns at once. Delete the
     folder to begin anew.
@@ -50,8 +53,10 @@ class ResumableCheckpoint(Callback):
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: An argument is out of its range; in `fit`: another callback or the data cannot be resumed, or the
-            folder holds the checkpoints of another model or number of ranks.
+        ValueError: An argument is out of its range; in `fit`: another callback, the data or the training step cannot
+            be resumed, the folder cannot be written or another training has it, or it holds the checkpoints of another
+            model or number of ranks.
+        OSError: In `fit`: the disk is full; the message says how much room is needed.
 
     Example:
         >>> import tempfile
@@ -108,7 +113,7 @@ class ResumableCheckpoint(Callback):
         if graph is None:
             self._build()
         self._variables = variables_of(self.model)
-        in_agreement(self.communicator, lambda: graph and check_step(graph, self._variables))
+        in_agreement(self.communicator, lambda: graph and check_step(graph, self._variables, self.communicator))
         self._history = None
         self._arguments = {
             **arguments_of(self.model),
@@ -132,9 +137,13 @@ class ResumableCheckpoint(Callback):
 
     def _build(self) -> None:
         # Without a graph, variables that the first step makes would come too late. A model without `call` has parts.
-        has_call = type(self.model).call is not keras.Model.call
-        if has_call or self.model.built:
-            build_model(self.model, self._running)
+        model = self.model
+        if model.optimizer is None:
+            return
+        if model.built or type(model).call is not keras.Model.call:
+            build_model(model, self._running)
+        elif not model.optimizer.built and model.trainable_variables:
+            model.optimizer.build(model.trainable_variables)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Tell `EpochBatches` the epoch.
