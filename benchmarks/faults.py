@@ -112,7 +112,7 @@ def state_of(checkpoints: Path) -> str:
             digest.update(f"{name}={value!r}".encode() if not isinstance(value, np.ndarray) else value.tobytes())
 
     for rank in range(RANKS):
-        state = _state_file.read(max(checkpoints.glob(f"epoch-*.rank-{rank}-of-{RANKS}.npz")))
+        state = _state_file.read(max(checkpoints.glob(f"epoch-*.rank-{rank}-of-{RANKS}.npz")))["state"]
         add(f"rank {rank}", {name: value for name, value in state.items() if name != "random"})
     return digest.hexdigest()
 

@@ -4,6 +4,9 @@ import warnings
 from typing import Any
 
 import keras
+from tfopt.callbacks._row_order import shuffles_arrays, shuffles_batches
+from tfopt.callbacks._traced_step import changed_variables, graphs_of, random_operations
+from tfopt.callbacks._training_state import describe
 
 from tfopt._callback_state import STATE_OF, has_methods, refuse_overwriting_loggers
 
@@ -21,6 +24,7 @@ _REFUSED = {
     keras.callbacks.BackupAndRestore: "both would restore the model",
     keras.callbacks.SwapEMAWeights: "it swaps weights behind the checkpoint's back",
 }
+_ADVICE = "Use tfopt.datasets.EpochBatches(x, y, batch_size=...), whose order follows from its seed and the epoch"
 
 
 def check_callbacks(callbacks: list[Any], checkpoint: Any, stateless: tuple[type, ...]) -> None:
@@ -67,27 +71,25 @@ def check_data(epoch_iterator: Any, stateless: tuple[type, ...]) -> None:
     """
     adapter: Any = getattr(epoch_iterator, "data_adapter", None)
     kind = type(adapter).__name__
-    advice = "Use tfopt.datasets.EpochBatches(x, y, batch_size=...), whose order follows from its seed and the epoch"
-    if kind == "ArrayDataAdapter" and getattr(adapter, "_shuffle", False):
+    if getattr(adapter, "_shuffle", False) and not shuffles_arrays(epoch_iterator):
         raise ValueError(
-            "`fit` shuffles these arrays by a random number generator whose state cannot be saved. "
-            f"{advice}, or fit(..., shuffle=False)"
+            "`fit` shuffles these arrays by a random number generator whose state cannot be saved, since they are "
+            f"sparse, or spread over devices, or shuffled within batches. {_ADVICE}, or fit(..., shuffle=False)"
         )
-    if kind == "TFDatasetAdapter" and _shuffles_anew(adapter._dataset):
-        raise ValueError(
-            "The tf.data.Dataset is shuffled anew in each epoch or each run, by a random number generator whose state "
-            f"cannot be saved. {advice}, or shuffle(..., seed=..., reshuffle_each_iteration=False)"
-        )
-    if kind == "PyDatasetAdapter" and not hasattr(adapter.py_dataset, "start_at"):
-        name = type(adapter.py_dataset).__name__
-        if not isinstance(adapter.py_dataset, stateless):
-            raise ValueError(
-                f"It is not known in which order {name} serves its batches after a restart. {advice}; or give {name} a "
-                f"method start_at(epoch), called before each epoch; or pass stateless=[{name}] if it serves the same "
-                "batches in each epoch"
-            )
+    if kind == "TFDatasetAdapter":
+        _check_dataset(adapter._dataset)
+    if kind == "PyDatasetAdapter":
+        _check_py_dataset(epoch_iterator, stateless)
     if kind == "GeneratorDataAdapter":
-        raise ValueError(f"`fit` reads from a generator, whose position cannot be saved. {advice}")
+        raise ValueError(f"`fit` reads from a generator, whose position cannot be saved. {_ADVICE}")
+    if kind in ("TorchDataLoaderAdapter", "GrainDatasetAdapter"):
+        source = getattr(adapter, "_dataloader", None) or getattr(adapter, "_dataset", None)
+        name = type(source).__name__
+        if not isinstance(source, stateless):
+            raise ValueError(
+                f"It is not known in which order {name} serves its batches after a restart. {_ADVICE}; or pass "
+                f"stateless=[{name}] if it serves the same batches in each epoch"
+            )
     if getattr(epoch_iterator, "steps_per_epoch", None) not in (None, getattr(adapter, "num_batches", None)):
         raise ValueError(
             "With `steps_per_epoch` an epoch goes on where the one before has ended, and that position cannot be "
@@ -95,10 +97,62 @@ def check_data(epoch_iterator: Any, stateless: tuple[type, ...]) -> None:
         )
 
 
+def _check_py_dataset(epoch_iterator: Any, stateless: tuple[type, ...]) -> None:
+    adapter = epoch_iterator.data_adapter
+    data = adapter.py_dataset
+    name = type(data).__name__
+    if not hasattr(data, "start_at") and not isinstance(data, stateless):
+        raise ValueError(
+            f"It is not known in which order {name} serves its batches after a restart. {_ADVICE}; or give {name} a "
+            f"method start_at(epoch), called before each epoch; or pass stateless=[{name}] if it serves the same "
+            "batches in each epoch"
+        )
+    if adapter.shuffle and adapter.num_batches not in (None, 1) and not shuffles_batches(epoch_iterator):
+        raise ValueError(
+            f"`fit` shuffles the batches of {name} in its worker threads, by a random number generator whose state "
+            "cannot be saved. Use fit(..., shuffle=False), or workers=1"
+        )
+
+
+def _check_dataset(dataset: Any) -> None:
+    if _shuffles_anew(dataset):
+        raise ValueError(
+            "The tf.data.Dataset is shuffled anew in each epoch or each run, by a random number generator whose state "
+            f"cannot be saved. {_ADVICE}, or shuffle(..., seed=..., reshuffle_each_iteration=False)"
+        )
+    if dataset.options().deterministic is False:
+        raise ValueError(
+            "The tf.data.Dataset hands out rows in the order in which they are ready, other ones in each run: its "
+            "options have deterministic=False. Leave that out"
+        )
+    for part, graph in graphs_of(dataset):
+        if getattr(part, "_deterministic", None) == "false":
+            raise ValueError(
+                f"The tf.data.Dataset hands out rows in the order in which they are ready, other ones in each run: a "
+                f"{type(part).__name__.strip('_')} has deterministic=False. Leave that out"
+            )
+        is_parallel = "Parallel" in type(part).__name__
+        drawn = {kind: has_seed for kind, has_seed in random_operations(graph).items() if is_parallel or not has_seed}
+        if drawn:
+            raise ValueError(
+                f"A function in the tf.data.Dataset draws random numbers by TensorFlow's {', '.join(drawn)}, other "
+                "ones in each run. Use tf.random's stateless functions with a seed that follows from the row, or "
+                "layers inside the model"
+            )
+        if changed := changed_variables(graph):
+            names = ", ".join(describe(variable) for variable in changed)
+            raise ValueError(
+                f"A function in the tf.data.Dataset changes a variable, whose state cannot be saved, because data are "
+                f"prepared before they are needed: {names}. Put random layers inside the model, or use tf.random's "
+                "stateless functions with a seed that follows from the row"
+            )
+
+
 def _shuffles_anew(dataset: Any) -> bool:
-    if getattr(dataset, "_reshuffle_each_iteration", False):
-        return True
+    for name in ("_reshuffle_each_iteration", "_rerandomize_each_iteration"):
+        if getattr(dataset, name, None) is not None and bool(getattr(dataset, name)):
+            return True
     seeds = [getattr(dataset, name, None) for name in ("_seed", "_seed2")]
-    if hasattr(dataset, "_reshuffle_each_iteration") and all(seed is not None and int(seed) == 0 for seed in seeds):
+    if all(seed is not None and int(seed) == 0 for seed in seeds):
         return True  # two zeros mean that no seed was given
     return any(_shuffles_anew(source) for source in getattr(dataset, "_inputs", list)())

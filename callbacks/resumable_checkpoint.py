@@ -1,16 +1,20 @@
 """Checkpoints from which training goes on as if it had never been interrupted, bit for bit."""
 
 import random
-import re
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 from tfopt.callbacks._callback import Callback
+from tfopt.callbacks._optimizer_arguments import arguments_of, learning_rates
 from tfopt.callbacks._resumability import check_callbacks, check_data
+from tfopt.callbacks._row_order import RowOrder
 from tfopt.callbacks._running_fit import RunningFit, build_model, epoch_batches_of, find_running_fit
+from tfopt.callbacks._traced_step import trace_step
+from tfopt.callbacks._training_state import check_step, read, variables_of
 
+from tfopt._agreement import in_agreement
 from tfopt._callback_state import check_states, set_states, states_of
 from tfopt._checkpoint_files import CheckpointFiles
 from tfopt._checks import as_items, check_folder, check_integer
@@ -22,13 +26,16 @@ class ResumableCheckpoint(Callback):
     """Save the whole state of training at the end of epochs, and go on from there when `fit` is called again.
 
     Start the same script again after it was killed, and it ends with the weights that it would have had, bit for bit
-    (same machine, same number of threads). Kept are the model's and the optimizer's variables; the states of Python's,
-    NumPy's and Keras's random number generators; `History`; the state of other callbacks; and the epoch, from which
-    `tfopt.datasets.EpochBatches` finds its order. Not kept: the state of `tf.random` operations.
+    (same machine, same number of threads). Kept are the variables of the model, of all its optimizers, and those in
+    attributes of the model or of what it holds; the states of Python's, NumPy's and Keras's random number generators;
+    `History`; the state of other callbacks; and the epoch, from which `tfopt.datasets.EpochBatches` finds its order.
+    Arrays, and batches of a `PyDataset`, that `fit` shuffles are shuffled in an order that follows from a seed and the
+    epoch, in the place of Keras's. What cannot be resumed is refused by name before the first step.
 
     Two generations are kept. Files are written under another name and renamed, and carry checksums: one that is
     damaged is passed over with a warning, in favour of the older one. Under `horovodrun` every rank writes and reads
-    its own file, and all ranks go on from the newest epoch that all of them have.
+    its own file, and all ranks go on from the newest epoch that all of them have. While a job trains, its folder is
+    locked against others.
 
     When the last epoch has been saved, or a callback has stopped training, another `fit` returns at once. Delete the
     folder to begin anew.
@@ -46,8 +53,10 @@ class ResumableCheckpoint(Callback):
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: An argument is out of its range; in `fit`: another callback or the data cannot be resumed, or the
-            folder holds the checkpoints of another model or number of ranks.
+        ValueError: An argument is out of its range; in `fit`: another callback, the data or the training step cannot
+            be resumed, the folder cannot be written or another training has it, or it holds the checkpoints of another
+            model or number of ranks.
+        OSError: In `fit`: the disk is full; the message says how much room is needed.
 
     Example:
         >>> import tempfile
@@ -83,6 +92,8 @@ class ResumableCheckpoint(Callback):
         self._files = CheckpointFiles(self.folder, self.communicator, "ResumableCheckpoint")
         self._running = RunningFit([])
         self._history: dict[str, Any] | None = None
+        self._order = RowOrder(None)
+        self._variables: list[tuple[str, Any]] = []
         self._arguments: dict[str, Any] = {}
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -92,27 +103,47 @@ class ResumableCheckpoint(Callback):
             logs: Not used.
 
         Raises:
-            ValueError: The folder cannot be made.
+            ValueError: Something of this training cannot be resumed, the folder cannot be written, another training
+                has it, or its checkpoints are of another training.
         """
         self._running = find_running_fit(self)
-        check_callbacks(self._running.callbacks, self, self.stateless)
-        check_data(self._running.epoch_iterator, self.stateless)
-        build_model(self.model, self._running)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(
-                f"`folder` must be one that can be made. Received: folder={str(self.folder)!r}: {error}"
-            ) from error
+        in_agreement(self.communicator, self._check_callbacks_and_data)
+        self._order = RowOrder(self._running.epoch_iterator)
+        graph = trace_step(self.model, self._running.epoch_iterator)
+        if graph is None:
+            self._build()
+        self._variables = variables_of(self.model)
+        in_agreement(self.communicator, lambda: graph and check_step(graph, self._variables, self.communicator))
         self._history = None
         self._arguments = {
-            **_optimizer_arguments(self.model.optimizer),
+            **arguments_of(self.model),
             **_data_arguments(self._running.epoch_iterator, epoch_batches_of(self._running)),
             **_loss_arguments(self.model),
+            "shuffling by fit": str(self._order.is_used),
         }
-        state = self._files.read_newest()
-        if state is not None:
-            self._restore(state)
+        self._files.open()
+        try:
+            state = self._files.read_newest()
+            if state is not None:
+                in_agreement(self.communicator, lambda: self._check(state))
+                self._restore(state)
+        except BaseException:
+            self._files.close()
+            raise
+
+    def _check_callbacks_and_data(self) -> None:
+        check_callbacks(self._running.callbacks, self, self.stateless)
+        check_data(self._running.epoch_iterator, self.stateless)
+
+    def _build(self) -> None:
+        # Without a graph, variables that the first step makes would come too late. A model without `call` has parts.
+        model = self.model
+        if model.optimizer is None:
+            return
+        if model.built or type(model).call is not keras.Model.call:
+            build_model(model, self._running)
+        elif not model.optimizer.built and model.trainable_variables:
+            model.optimizer.build(model.trainable_variables)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Tell `EpochBatches` the epoch.
@@ -122,6 +153,7 @@ class ResumableCheckpoint(Callback):
             logs: Not used.
         """
         self._restore_history()
+        self._order.epoch = epoch
         batches = epoch_batches_of(self._running)
         if batches is not None:
             batches.start_at(epoch)
@@ -146,18 +178,21 @@ class ResumableCheckpoint(Callback):
         self._restore_history()
         self.model._initial_epoch = None
         self._running = RunningFit([])
+        self._variables = []
+        self._files.close()
 
     def _state(self, epoch: int, logs: dict[str, Any]) -> dict[str, Any]:
+        self._check_that_none_is_new()
         history = next((c for c in self._running.callbacks if isinstance(c, keras.callbacks.History)), None)
         past = {"epoch": [], "history": {}} if history is None else _history_with(history, epoch, logs)
         return {
-            "version": 1,
             "epochs": epoch + 1,
             "stopped": bool(self.model.stop_training),
             "arguments": self._arguments,
-            "learning_rate": _optimizer_arguments(self.model.optimizer).get("optimizer's learning_rate"),
-            "variables": [[_describe(v), keras.ops.convert_to_numpy(v.value)] for v in _variables_of(self.model)],
+            "learning_rates": learning_rates(arguments_of(self.model)),
+            "variables": [[name, read(variable)] for name, variable in self._variables],
             "random": _random_state(),
+            "order": self._order.seed,
             "callbacks": states_of(self._others),
             "history": past,
         }
@@ -169,9 +204,8 @@ class ResumableCheckpoint(Callback):
     def _check_arguments(self, state: dict[str, Any]) -> None:
         there, here = state["arguments"], self._arguments
         differing = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
-        rate = "optimizer's learning_rate"
-        if rate in differing and here.get(rate) == state["learning_rate"]:
-            differing.remove(rate)  # the same model goes on: a callback has changed it since training began
+        # Where the same model goes on, a callback may have changed a learning rate since training began.
+        differing = [name for name in differing if here.get(name) != state["learning_rates"].get(name, ...)]
         if differing:
             changes = "; ".join(f"{name} was {there.get(name)}, is {here.get(name)}" for name in differing)
             raise ValueError(
@@ -179,9 +213,8 @@ class ResumableCheckpoint(Callback):
                 f"had not been interrupted: {changes}. Change them back, or delete the folder to begin anew"
             )
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        variables = _variables_of(self.model)
-        found, expected = [text for text, _ in state["variables"]], [_describe(v) for v in variables]
+    def _check(self, state: dict[str, Any]) -> None:
+        found, expected = [text for text, _ in state["variables"]], [text for text, _ in self._variables]
         if found != expected:
             first = next((pair for pair in zip(found, expected, strict=False) if pair[0] != pair[1]), ("fewer", "more"))
             raise ValueError(
@@ -191,9 +224,23 @@ class ResumableCheckpoint(Callback):
             )
         self._check_arguments(state)
         check_states(self._others, state["callbacks"], self.folder)
-        for variable, (_, value) in zip(variables, state["variables"], strict=True):
+
+    def _check_that_none_is_new(self) -> None:
+        known = {id(variable) for _, variable in self._variables}
+        known |= {id(variable) for metric in self.model.metrics for variable in metric.variables}  # emptied by Keras
+        new = [name for name, variable in variables_of(self.model) if id(variable) not in known]
+        if new:
+            raise ValueError(
+                f"These variables were made while training was running: {', '.join(new)}. Training that is resumed "
+                "would lack them when it is given its state. Make them before `fit`: call the model and its parts on "
+                "a batch, and optimizer.build(variables) of each optimizer"
+            )
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        for (_, variable), (_, value) in zip(self._variables, state["variables"], strict=True):
             variable.assign(value)
         set_states(self._others, state["callbacks"])
+        self._order.seed = state["order"]
         self._arguments = state["arguments"]  # of the training as it began
         _set_random_state(state["random"])
         self._history = state["history"]
@@ -210,16 +257,6 @@ class ResumableCheckpoint(Callback):
                 if isinstance(callback, keras.callbacks.History):
                     callback.epoch, callback.history = list(self._history["epoch"]), dict(self._history["history"])
             self._history = None
-
-
-def _variables_of(model: Any) -> list[Any]:
-    return [*model.variables, *model.optimizer.variables]
-
-
-def _optimizer_arguments(optimizer: Any) -> dict[str, str]:
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    config = optimizer.get_config().items()
-    return {f"optimizer's {name}": str(value) for name, value in config if name != "name" and value is not None}
 
 
 def _data_arguments(epoch_iterator: Any, batches: Any) -> dict[str, str]:
@@ -240,11 +277,6 @@ def _loss_arguments(model: Any) -> dict[str, str]:
 
     losses = keras.tree.flatten(getattr(model, "loss", None))
     return {"loss": ", ".join(describe(loss) for loss in losses)} if losses else {}
-
-
-def _describe(variable: Any) -> str:
-    # Without the numbers that Keras adds to names to keep the models of one process apart.
-    return f"{re.sub(r'_[0-9]+(?=_|$)', '', variable.name)} {tuple(variable.shape)} {variable.dtype}"
 
 
 def _history_with(history: Any, epoch: int, logs: dict[str, Any]) -> dict[str, Any]:

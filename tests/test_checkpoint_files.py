@@ -1,11 +1,19 @@
 """Which checkpoint the ranks of a job agree on, whatever a killed job has left; ranks are threads here."""
 
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from tfopt import _folder_lock, _state_file
 from tfopt._checkpoint_files import CheckpointFiles
 
 
@@ -118,3 +126,165 @@ def test_a_job_of_another_size_is_an_error(tmp_path):
     write(tmp_path, 0, 1)
     found, _ = read_on_all(tmp_path, 3)
     assert all("were written by a job of 2 ranks. Received: a job of 3 ranks" in message for message in found)
+
+
+def test_names_that_only_look_like_checkpoints_are_passed_over_and_kept(tmp_path):
+    write(tmp_path, 0, 1, 2, size=1)
+    newest = tmp_path / "epoch-000002.rank-0-of-1.npz"
+    names = ["epoch-best.rank-0-of-1.npz", "epoch-000002.rank-0-of-1 (copy).npz", "epoch-12.rank-0-of-1.npz"]
+    for name in [*names, "notes.txt", "epoch-000002.rank-0-of-1.npz~"]:
+        shutil.copy(newest, tmp_path / name)
+    (tmp_path / "epoch-000009.rank-0-of-1.npz").mkdir()
+    (found,), said = read_on_all(tmp_path, 1)
+    assert found["epoch"] == 2
+    assert sorted(text.split(str(tmp_path) + "/")[1].split(":")[0] for text in said) == sorted(names)
+    write(tmp_path, 0, 3, 4, size=1)
+    assert all((tmp_path / name).exists() for name in names)
+
+
+def test_a_file_under_the_name_of_another_is_passed_over(tmp_path):
+    write(tmp_path, 0, 1, 2, size=1)
+    shutil.copy(tmp_path / "epoch-000001.rank-0-of-1.npz", tmp_path / "epoch-000007.rank-0-of-1.npz")
+    (found,), said = read_on_all(tmp_path, 1)
+    assert found["epoch"] == 2
+    assert "epoch-000007.rank-0-of-1.npz: it was written as epoch-000001.rank-0-of-1.npz" in said[0]
+
+
+def test_what_cannot_be_read_stays_and_is_no_generation(tmp_path):
+    write(tmp_path, 0, 1, 2, size=1)
+    damage(tmp_path, 0, 2)
+    files = CheckpointFiles(tmp_path, Threads(1).rank(0), "a test")
+    with pytest.warns(UserWarning, match="Passing over a damaged checkpoint"):
+        assert files.read_newest()["epoch"] == 1
+    left = []
+    for epochs in (3, 5, 2):
+        files.write(epochs, {})
+        left.append(sorted(int(path.name[6:12]) for path in tmp_path.iterdir()))
+    assert left == [[1, 2, 3], [2, 3, 5], [3, 5]]
+
+
+def test_a_sealed_file_that_is_no_checkpoint_is_passed_over(tmp_path):
+    write(tmp_path, 0, 1, size=1)
+    for epochs, content in ((2, [1, 2]), (3, {"owner": "a test"})):
+        _state_file.write(tmp_path / f"epoch-{epochs:06d}.rank-0-of-1.npz", content)
+    (found,), said = read_on_all(tmp_path, 1)
+    assert found["epoch"] == 1
+    assert all("it is no checkpoint of a training" in text for text in said)
+    assert len(said) == 2
+
+
+def test_two_jobs_in_one_folder_are_told_apart(tmp_path):
+    write(tmp_path, 0, 1, size=1)
+    write(tmp_path, 0, 1, size=2)
+    (found,), _ = read_on_all(tmp_path, 1)
+    assert "of a job of 1 ranks, and of a job of 2 ranks" in found
+    assert "Delete" not in found
+
+
+# ---- The lock
+
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from tfopt._folder_lock import FolderLock
+FolderLock(Path(sys.argv[1]), "job", "a test").acquire()
+if sys.argv[2:] and os.fork() == 0:
+    time.sleep(600)
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def hold(folder, *arguments):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, folder, *arguments], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def opened(folder, size=1, rank=0, communicator=None):
+    files = CheckpointFiles(folder, communicator or Threads(size).rank(rank), "a test")
+    files.open()
+    return files
+
+
+def test_another_process_has_the_folder_until_it_is_killed(tmp_path):
+    process = hold(tmp_path)
+    try:
+        with pytest.raises(ValueError, match=f"Another training .* into {tmp_path}: process {process.pid} on host ."):
+            opened(tmp_path)
+    finally:
+        process.kill()
+        process.communicate()
+    opened(tmp_path).close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_the_killed_one_has_forked_does_not_block(tmp_path):
+    process = hold(tmp_path, "fork")
+    child = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
+    try:
+        process.kill()
+        process.wait()
+        opened(tmp_path).close()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        process.communicate()
+
+
+def test_a_lock_of_this_thread_is_of_a_fit_that_was_interrupted(tmp_path):
+    old = opened(tmp_path)
+    new = opened(tmp_path)
+    old.close()
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match=f"process {os.getpid()} "):
+        pool.submit(opened, tmp_path).result()
+    new.close()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(opened, tmp_path).result()
+    opened(tmp_path).close()  # the thread is gone
+
+
+def test_ranks_share_the_folder(tmp_path):
+    ranks = Threads(3)
+    with ThreadPoolExecutor(3) as pool:
+        files = list(pool.map(lambda rank: opened(tmp_path, communicator=ranks.rank(rank)), range(3)))
+    assert [path.name for path in tmp_path.iterdir()] == [_folder_lock.NAME]
+    assert json.loads((tmp_path / _folder_lock.NAME).read_text())["pid"] == os.getpid()
+    for file in files:
+        file.close()
+
+
+def test_all_ranks_are_refused(tmp_path):
+    opened(tmp_path)
+    ranks = Threads(2)
+
+    def refused(rank):
+        with pytest.raises(ValueError, match="Rank 0: Another training"):
+            opened(tmp_path, communicator=ranks.rank(rank))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(refused, range(2)))
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(_folder_lock.fcntl, "flock", refuse)
+    with pytest.warns(UserWarning, match=r"cannot be locked \(.*not supported\): nobody notices"):
+        opened(tmp_path)
+
+
+def test_folders_that_cannot_be_written_are_named(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="must be one that can be written. Received: folder='/proc/self/task'"):
+        opened(Path("/proc/self/task"))
+    (tmp_path / _folder_lock.NAME).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="must be one that can be written"):
+        opened(tmp_path)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path):
+    for name in ("epoch-000003.rank-0-of-1.npz.0f.partial", "epoch-000003.rank-0-of-2.npz.0f.partial"):
+        (tmp_path / name).write_bytes(b"part")
+    opened(tmp_path).close()
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch-000003.rank-0-of-2.npz.0f.partial"]

@@ -1,6 +1,11 @@
 """State survives the way through a file unchanged, and damage never passes for state."""
 
+import errno
+import hashlib
+import io
 import math
+import os
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -49,25 +54,89 @@ def test_half_precision_infinities_and_scalars_of_numpy(tmp_path):
     assert state["scalar"].dtype == np.float32
 
 
-def test_every_truncation_is_noticed(tmp_path):
+class Memory:
+    """A file without a disk, which would be the slowest part of thousands of reads."""
+
+    def __init__(self, content):
+        self.content = content
+
+    def open(self, mode):
+        return io.BytesIO(self.content)
+
+    def __str__(self):
+        return "state.npz"
+
+
+def test_every_truncation_and_every_flipped_bit_is_noticed(tmp_path):
     path = tmp_path / "state.npz"
-    _state_file.write(path, {"weights": np.arange(50.0), "epoch": 3})
+    _state_file.write(path, {"weights": np.arange(3, dtype="uint8"), "epoch": 3})
     whole = path.read_bytes()
-    for length in range(0, len(whole), 7):
-        path.write_bytes(whole[:length])
-        with pytest.raises(_state_file.DamagedFileError, match="state.npz"):
+    damaged = [whole[:length] for length in range(0, len(whole), 7)] + [whole + b"0", whole[1:]]
+    for place in range(len(whole)):
+        for bit in range(8):
+            damaged.append(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+    assert _state_file.read(Memory(whole))["epoch"] == 3
+    for content in damaged:
+        with pytest.raises(_state_file.DamagedFileError, match="state.npz: its checksum"):
+            _state_file.read(Memory(content))
+
+
+def _sealed(content):
+    return content + b"tfopt2 sha256 " + hashlib.sha256(content).digest()
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing", b"PK\x05\x06" + bytes(18)])
+def test_what_another_program_has_sealed_is_refused_too(content, tmp_path):
+    (tmp_path / "state.npz").write_bytes(_sealed(content))
+    with pytest.raises(_state_file.DamagedFileError, match=r"state.npz"):
+        _state_file.read(tmp_path / "state.npz")
+
+
+def test_what_cannot_be_opened_is_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "missing", Path("/proc/self/mem")):
+        with pytest.raises(_state_file.DamagedFileError, match=str(path)):
             _state_file.read(path)
 
 
-def test_a_changed_byte_is_noticed(tmp_path):
+def test_a_full_disk_is_named_and_nothing_stays_behind(tmp_path, monkeypatch):
     path = tmp_path / "state.npz"
-    _state_file.write(path, {"weights": np.arange(50.0)})
-    content = bytearray(path.read_bytes())
-    place = content.index(np.arange(50.0).tobytes()[100:108])
-    content[place] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(_state_file.DamagedFileError):
-        _state_file.read(path)
+    _state_file.write(path, {"epoch": 1})
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(
+            _state_file.NoRoomError, match=f"quota of {tmp_path} is full: 8[0-9][0-9] bytes.*[0-9]+ bytes"
+        ):
+            _state_file.write(path, {"weights": np.zeros(100)})
+    assert [path.name for path in tmp_path.iterdir()] == ["state.npz"]
+    assert _state_file.read(path) == {"epoch": 1}
+
+
+def test_a_file_that_is_being_written_cannot_be_guessed_or_read_by_others(tmp_path, monkeypatch):
+    seen = []
+
+    def look(descriptor):
+        seen.extend((path.name, path.stat().st_mode & 0o777) for path in tmp_path.iterdir())
+
+    monkeypatch.setattr(os, "fsync", look)
+    for _ in range(2):
+        _state_file.write(tmp_path / "state.npz", {})
+        (tmp_path / "state.npz").unlink()
+    names = {name for name, mode in seen if name.endswith(".partial") and mode == 0o600}
+    assert len(names) == 2
+
+
+def test_a_link_in_the_place_of_the_new_file_is_not_followed(tmp_path, monkeypatch):
+    monkeypatch.setattr(_state_file.secrets, "token_hex", lambda _: "known")
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "state.npz.known.partial").symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        _state_file.write(tmp_path / "state.npz", {})
+    assert victim.read_text() == "mine"
 
 
 def test_an_old_file_stays_whole_while_a_new_one_fails_to_be_written(tmp_path):

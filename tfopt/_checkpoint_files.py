@@ -1,12 +1,17 @@
 """The newest checkpoints of a training, one file for each rank, of which two generations are kept."""
 
+import re
+import secrets
 import warnings
 from pathlib import Path
 from typing import Any
 
 from tfopt import _state_file
+from tfopt._agreement import in_agreement
+from tfopt._folder_lock import FolderLock
 
 _GENERATIONS = 2
+_NAME = re.compile(r"epoch-([0-9]{6,})\.rank-([0-9]+)-of-([0-9]+)\.npz")
 
 
 class CheckpointFiles:
@@ -20,6 +25,47 @@ class CheckpointFiles:
 
     def __init__(self, folder: Path, communicator: Any, owner: str) -> None:
         self.folder, self._communicator, self._owner = folder, communicator, owner
+        self._lock: FolderLock | None = None
+        self._unreadable: set[int] = set()
+
+    def open(self) -> None:
+        """Make the folder, lock it against other trainings, and check that it can be written; all ranks call this.
+
+        Raises:
+            ValueError: It cannot be made or written, or another training has it.
+        """
+        rank = self._communicator.rank
+        job = self._communicator.allgather_object(secrets.token_hex(16), f"{self._owner} opens its folder")[0]
+        # Rank 0 before the others, so that they find its lock where they share the folder.
+        in_agreement(self._communicator, lambda: self._open(job) if rank == 0 else None)
+        in_agreement(self._communicator, lambda: self._open(job) if rank > 0 else None)
+
+    def close(self) -> None:
+        """Let other trainings have the folder."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def _open(self, job: str) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"`folder` must be one that can be made. Received: folder={str(self.folder)!r}: {error}"
+            ) from error
+        self._lock = FolderLock(self.folder, job, self._owner)
+        trial = self.folder / f"trial.{self._suffix}"
+        try:
+            self._lock.acquire(is_first=self._communicator.rank == 0)
+            # What was being written when a process was killed.
+            for path in self.folder.glob(f"*.{self._suffix}*{_state_file.PARTIAL}"):
+                path.unlink()
+            _state_file.write(trial, {})
+            trial.unlink()
+        except OSError as error:
+            self.close()
+            raise ValueError(
+                f"`folder` must be one that can be written. Received: folder={str(self.folder)!r}: {error}"
+            ) from error
 
     @property
     def _suffix(self) -> str:
@@ -29,8 +75,10 @@ class CheckpointFiles:
         return self.folder / f"epoch-{epochs:06d}.{self._suffix}.npz"
 
     def _epochs(self) -> list[int]:
-        names = [path.name for path in self.folder.glob(f"epoch-*.{self._suffix}.npz")]
-        return [int(name.split(".")[0].removeprefix("epoch-")) for name in names]
+        """Return the epochs of this rank's files, in order."""
+        found = [_NAME.fullmatch(path.name) for path in self.folder.glob(f"epoch-*.{self._suffix}.npz")]
+        epochs = {int(match[1]) for match in found if match}
+        return sorted(epoch for epoch in epochs if self._path(epoch).is_file())
 
     def write(self, epochs: int, state: dict[str, Any]) -> None:
         """Write this rank's checkpoint, and remove those older than the one before.
@@ -38,9 +86,15 @@ class CheckpointFiles:
         Args:
             epochs: How many epochs are done.
             state: What to write.
+
+        Raises:
+            NoRoomError: The disk is full.
         """
-        _state_file.write(self._path(epochs), {"owner": self._owner, **state})
-        for old in sorted(self._epochs())[:-_GENERATIONS]:
+        path = self._path(epochs)
+        _state_file.write(path, {"owner": self._owner, "name": path.name, "state": state})
+        self._unreadable.discard(epochs)
+        # What could not be read is no generation. It stays, since it may be readable elsewhere.
+        for old in [there for there in self._epochs() if there not in self._unreadable][:-_GENERATIONS]:
             self._path(old).unlink(missing_ok=True)
 
     def read_newest(self) -> dict[str, Any] | None:
@@ -53,51 +107,93 @@ class CheckpointFiles:
             ValueError: The checkpoints are of another number of ranks or of another owner, or none is whole on every
                 rank.
         """
-        sizes = {path.name.split("-of-")[1].removesuffix(".npz") for path in self.folder.glob("epoch-*-of-*.npz")}
-        whole = []
-        for epochs in sorted(self._epochs()):
+        sizes, foreign = self._sizes(), self._foreign()
+        whole, unreadable = self._whole()
+        if self._communicator.rank == 0:
+            for name in foreign:
+                warnings.warn(
+                    f"Passing over {self.folder / name}: no checkpoint has such a name. It stays as it is", stacklevel=2
+                )
+        found_here = (whole, sizes, self._epochs(), unreadable)
+        everybody = self._communicator.allgather_object(found_here, f"{self._owner} before training")
+        self._check_sizes(set().union(*(sizes for _, sizes, _, _ in everybody)))
+        common = set(everybody[0][0]).intersection(*(epochs for epochs, *_ in everybody))
+        files = [there for _, _, there, _ in everybody]
+        if common:
+            return self._read(max(common), whole)
+        if not any(files):
+            return None
+        if _was_cut_off_at_the_first([whole for whole, *_ in everybody], files):
+            if self._communicator.rank == 0:
+                warnings.warn(
+                    f"Training was cut off while its first checkpoint in {self.folder} was written, before all "
+                    "ranks had done so: it begins anew",
+                    stacklevel=2,
+                )
+            return None
+        passed = "; ".join(dict.fromkeys(text for *_, texts in everybody for text in texts))
+        raise ValueError(
+            f"No epoch in {self.folder} has a whole checkpoint on every rank: by rank, there are "
+            f"{[epochs for epochs, *_ in everybody]}. {f'Passed over: {passed}. ' if passed else ''}"
+            "Bring back whole files from a copy; or move these elsewhere, or delete the folder, to begin anew"
+        )
+
+    def _sizes(self) -> list[int]:
+        found = (_NAME.fullmatch(path.name) for path in self.folder.glob("epoch-*"))
+        return sorted({int(match[3]) for match in found if match})
+
+    def _foreign(self) -> list[str]:
+        # Names that look like those of checkpoints, such as copies have. All other files are nobody's business.
+        names = sorted(path.name for path in self.folder.glob("epoch-*.npz"))
+        return [name for name in names if not _NAME.fullmatch(name)]
+
+    def _whole(self) -> tuple[list[int], list[str]]:
+        """Return the epochs of this rank's whole files, and what is wrong with the others, about which it warns."""
+        whole, unreadable = [], []
+        for epochs in self._epochs():
             try:
-                _state_file.read(self._path(epochs))
+                self._content(epochs)
                 whole.append(epochs)
             except _state_file.DamagedFileError as error:
-                warnings.warn(f"Passing over a damaged checkpoint: {error}", stacklevel=2)
-        found_here = (whole, sorted(sizes), self._epochs())
-        everybody = self._communicator.allgather_object(found_here, f"{self._owner} before training")
-        found = set().union(*(sizes for _, sizes, _ in everybody))
-        if found - {str(self._communicator.size)}:
-            raise ValueError(
-                f"The checkpoints in {self.folder} were written by a job of {', '.join(sorted(found))} ranks. "
-                f"Received: a job of {self._communicator.size} ranks. Delete the folder to begin anew"
-            )
-        common = set(everybody[0][0]).intersection(*(epochs for epochs, _, _ in everybody))
-        files = [there for _, _, there in everybody]
-        if not common and any(files):
-            if _was_cut_off_at_the_first([whole for whole, _, _ in everybody], files):
-                if self._communicator.rank == 0:
-                    warnings.warn(
-                        f"Training was cut off while its first checkpoint in {self.folder} was written, before all "
-                        "ranks had done so: it begins anew",
-                        stacklevel=2,
-                    )
-                return None
-            raise ValueError(
-                f"No epoch in {self.folder} has a whole checkpoint on every rank: by rank, there are "
-                f"{[epochs for epochs, _, _ in everybody]}. Delete the folder to begin anew"
-            )
-        return self._read(max(common)) if common else None
+                self._unreadable.add(epochs)
+                unreadable.append(str(error))
+                warnings.warn(f"Passing over a damaged checkpoint: {error}", stacklevel=3)
+        return whole, unreadable
 
-    def _read(self, epochs: int) -> dict[str, Any]:
-        state = dict(_state_file.read(self._path(epochs)))
-        owner = state.pop("owner", "another version of tfopt")
-        if owner != self._owner:
+    def _content(self, epochs: int) -> dict[str, Any]:
+        path = self._path(epochs)
+        content = _state_file.read(path)
+        if not isinstance(content, dict) or not {"owner", "name", "state"} <= content.keys():
+            raise _state_file.DamagedFileError(f"{path}: it is no checkpoint of a training")
+        if content["name"] != path.name:
+            raise _state_file.DamagedFileError(f"{path}: it was written as {content['name']}, and renamed")
+        return content
+
+    def _check_sizes(self, found: set[int]) -> None:
+        size = self._communicator.size
+        if others := found - {size}:
+            jobs = f"a job of {', '.join(map(str, sorted(others)))} ranks"
+            if size in found:
+                raise ValueError(
+                    f"{self.folder} holds checkpoints of a job of {size} ranks, and of {jobs}. Received: a job of "
+                    f"{size} ranks. Move the files of the training that is not to go on out of the folder"
+                )
             raise ValueError(
-                f"The checkpoints in {self.folder} were written by {owner}. Received: the same folder for "
+                f"The checkpoints in {self.folder} were written by {jobs}. Received: a job of {size} ranks. Start as "
+                "many ranks; or move the files elsewhere, or delete the folder, to begin anew"
+            )
+
+    def _read(self, epochs: int, whole: list[int]) -> dict[str, Any]:
+        content = self._content(epochs)
+        if content["owner"] != self._owner:
+            raise ValueError(
+                f"The checkpoints in {self.folder} were written by {content['owner']}. Received: the same folder for "
                 f"{self._owner}. Pass another one, or delete it to begin anew"
             )
-        # What is newer was not written by all ranks: it would count as one of the generations.
-        for newer in filter(lambda there: there > epochs, self._epochs()):
+        # What is newer was not written by all ranks, and must not meet what they write from here on.
+        for newer in (there for there in whole if there > epochs):
             self._path(newer).unlink(missing_ok=True)
-        return state
+        return content["state"]
 
 
 def _was_cut_off_at_the_first(whole: list[list[int]], files: list[list[int]]) -> bool:

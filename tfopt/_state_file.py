@@ -1,10 +1,12 @@
 """Nested state (dictionaries, lists, numbers, strings, arrays) in one file that is either whole or refused."""
 
 import contextlib
+import errno
+import hashlib
 import json
 import os
-import zipfile
-import zlib
+import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,14 +14,23 @@ from typing import Any, BinaryIO
 import numpy as np
 
 _MARKS = ("__array__", "__tuple__")
+_SEAL = b"tfopt2 sha256 "  # before the checksum, at the end of each file; its number is that of the format
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+PARTIAL = ".partial"  # what the names of files end in that are being written
 
 
 class DamagedFileError(Exception):
     """The file is not whole."""
 
 
+class NoRoomError(OSError):
+    """The disk is full; the file was not written."""
+
+
 def write(path: Path, state: Any) -> None:
     """Write state to a file: first under another name, and renamed when it is safe on the disk.
+
+    The file is NumPy's `.npz`, followed by the SHA-256 checksum of all of it.
 
     Args:
         path: Where to.
@@ -29,9 +40,10 @@ def write(path: Path, state: Any) -> None:
         TypeError: It contains something else.
     """
     arrays: dict[str, np.ndarray] = {}
-    text = json.dumps(_pack(state, arrays))
-    with replacing(path) as stream:
-        np.savez(stream, __state__=np.frombuffer(text.encode(), np.uint8), **arrays)  # type: ignore[arg-type]
+    text = np.frombuffer(json.dumps(_pack(state, arrays)).encode(), np.uint8)
+    with _replacing(path, 0o600, sum(array.nbytes for array in arrays.values()) + text.nbytes) as stream:
+        np.savez(stream, __state__=text, **arrays)  # type: ignore[arg-type]
+        stream.write(_seal_of(stream, stream.seek(0, os.SEEK_END)))
 
 
 @contextlib.contextmanager
@@ -39,21 +51,59 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """Write a file under another name, which is renamed when all of it is safe on the disk.
 
     Args:
-        path: The file.
+        path: The file. Its permissions are those that new files have.
 
     Yields:
         The stream to write to.
+
+    Raises:
+        NoRoomError: The disk is full.
     """
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("wb") as stream:
+    with _replacing(path, 0o666, 0) as stream:
         yield stream
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path, mode: int, num_bytes: int) -> Iterator[BinaryIO]:
+    # Nobody can guess the name and put a link there; and where there is a file or link of that name, this fails.
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}{PARTIAL}")
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), mode)
+    try:
+        with os.fdopen(descriptor, "w+b") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise _no_room(path, num_bytes, error) from error
+        raise
+    _sync_folder(path.parent)
+
+
+def _no_room(path: Path, num_bytes: int, error: OSError) -> NoRoomError:
+    needed = f" {num_bytes} bytes are needed," if num_bytes else ""
+    free = shutil.disk_usage(path.parent).free
+    return NoRoomError(
+        error.errno,
+        f"The disk or quota of {path.parent} is full:{needed} {free} bytes are free there. {path.name} was not "
+        "written, and the files written before are as they were. Make room, or choose another folder",
+    )
+
+
+def _sync_folder(folder: Path) -> None:
+    # The new name, too, must be on the disk. Some file systems cannot do this for folders.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def read(path: Path) -> Any:
-    """Read back what `write` has written; checksums are compared.
+    """Read back what `write` has written, after its checksum has been compared.
 
     Args:
         path: The file.
@@ -62,15 +112,36 @@ def read(path: Path) -> Any:
         The state. Arrays have the dtypes that they had.
 
     Raises:
-        DamagedFileError: The file was cut off or changed.
+        DamagedFileError: The file was cut off or changed, is no file of this kind, or cannot be read.
     """
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            contents = {name: arrays[name] for name in arrays.files}
-        state = json.loads(contents["__state__"].tobytes().decode())
-    except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError) as error:
+        with path.open("rb") as stream:
+            if not _has_right_seal(stream):
+                raise DamagedFileError("its checksum is missing or wrong: it was cut off or changed, or is another's")
+            with np.load(stream, allow_pickle=False) as arrays:
+                contents = {name: arrays[name] for name in arrays.files}
+        return _unpack(json.loads(contents["__state__"].tobytes().decode()), contents)
+    except Exception as error:  # whatever the content is, it is not what `write` has written
         raise DamagedFileError(f"{path}: {error}") from error
-    return _unpack(state, contents)
+
+
+def _has_right_seal(stream: BinaryIO) -> bool:
+    # Compares the checksum at the end of a file with its content, and goes back to the beginning.
+    length = max(0, stream.seek(0, os.SEEK_END) - len(_SEAL) - hashlib.sha256().digest_size)
+    stream.seek(length)
+    is_right = stream.read() == _seal_of(stream, length)
+    stream.seek(0)
+    return is_right
+
+
+def _seal_of(stream: BinaryIO, length: int) -> bytes:
+    """Return what must stand behind the first bytes of a file; the stream is behind them afterwards."""
+    digest = hashlib.sha256()
+    stream.seek(0)
+    while length > 0 and (block := stream.read(min(length, 1 << 20))):
+        digest.update(block)
+        length -= len(block)
+    return _SEAL + digest.digest()
 
 
 def _pack(value: Any, arrays: dict[str, np.ndarray]) -> Any:

@@ -20,7 +20,7 @@ SCRIPT = Path(train_until_killed.__file__)
 def test_after_sigkill_training_goes_on_to_the_same_bits(tmp_path):
     killed = subprocess.run([sys.executable, SCRIPT, tmp_path, "4"], capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL
-    names = sorted(path.name for path in (tmp_path / "killed").iterdir())
+    names = sorted(path.name for path in (tmp_path / "killed").glob("epoch-*"))
     assert names == ["epoch-000003.rank-0-of-1.npz", "epoch-000004.rank-0-of-1.npz"]
     resumed = subprocess.run([sys.executable, SCRIPT, tmp_path, "-1"], capture_output=True, text=True, check=True)
     assert "SAME True" in resumed.stdout

@@ -113,15 +113,19 @@ class Run:
             The history.
 
         Raises:
-            ValueError: The checkpoint is of another training.
+            ValueError: The checkpoint is of another training, or the folder cannot be written, or is in use.
         """
         self._files, self._every = files, every_n_epochs
+        if files is not None:
+            files.open()
         # Callbacks look for an optimizer. One that the model was compiled with makes no steps here.
         was_compiled, optimizer = hasattr(self._model, "optimizer"), getattr(self._model, "optimizer", None)
         self._model.optimizer = None
         try:
             return self._train(initial_epoch)
         finally:
+            if files is not None:
+                files.close()
             if was_compiled:
                 self._model.optimizer = optimizer
             else:

@@ -1,0 +1,121 @@
+"""The arguments of optimizers as text that is the same in every process: no addresses, no numbered names."""
+
+import functools
+import inspect
+import re
+import types
+import zlib
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tfopt.callbacks._optimizers_of import optimizers_of
+
+_DEEPEST = 6
+
+
+def arguments_of(model: Any) -> dict[str, str]:
+    """Return the arguments of all optimizers of a model.
+
+    Args:
+        model: The model, whose optimizers have been built.
+
+    Returns:
+        Text by "optimizer's learning_rate" and the like.
+    """
+    found: dict[str, str] = {}
+    for name, optimizer in optimizers_of(model):
+        found.update(_arguments("optimizer" if optimizer is model.optimizer else name, optimizer, model))
+    return found
+
+
+def learning_rates(arguments: dict[str, str]) -> dict[str, str]:
+    """Return the learning rates among arguments, which training itself can change.
+
+    Args:
+        arguments: What `arguments_of` has returned.
+
+    Returns:
+        The part of it.
+    """
+    return {name: text for name, text in arguments.items() if name.endswith("'s learning_rate")}
+
+
+def _arguments(name: str, optimizer: Any, model: Any) -> dict[str, str]:
+    while (inner := getattr(optimizer, "inner_optimizer", None)) is not None:
+        optimizer = inner
+    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+        return _arguments_of_several(name, optimizer, model)
+    try:
+        config = dict(optimizer.get_config())
+    except Exception:  # an optimizer or a schedule of somebody's that cannot be written down
+        config = {key: value for key, value in vars(optimizer).items() if isinstance(value, bool | int | float | str)}
+    rate = getattr(optimizer, "_learning_rate", None)
+    if callable(rate) and not isinstance(rate, keras.Variable):
+        config["learning_rate"] = rate  # Keras writes functions down with the line on which they stand
+    config["class"] = type(optimizer).__name__
+    return {f"{name}'s {key}": describe(value) for key, value in config.items() if key != "name" and value is not None}
+
+
+def _arguments_of_several(name: str, optimizer: Any, model: Any) -> dict[str, str]:
+    # What matters is which variable goes to which optimizer, not in which way that is said.
+    found: dict[str, str] = {}
+    for number, part in enumerate(optimizer.optimizers):
+        found.update(_arguments(f"{name}.optimizers[{number}]", part, model))
+        theirs = {id(variable) for variable in getattr(part, "_trainable_variables", ())}
+        places = [place for place, variable in enumerate(model.trainable_variables) if id(variable) in theirs]
+        found[f"{name}.optimizers[{number}]'s variables"] = str(places)
+    return found
+
+
+def describe(value: Any, depth: int = 0) -> str:
+    """Return a text that is the same for what means the same.
+
+    Args:
+        value: Anything.
+        depth: How many objects this one is inside of.
+
+    Returns:
+        The text.
+    """
+    if value is None or isinstance(value, bool | int | float | complex | bytes):
+        return str(value)
+    if isinstance(value, str):
+        return re.sub(r" at 0x[0-9a-fA-F]+", "", value)
+    if depth > _DEEPEST:
+        return type(value).__name__
+    deeper = functools.partial(describe, depth=depth + 1)
+    if isinstance(value, dict):
+        return str({str(key): deeper(value[key]) for key in sorted(value, key=str) if key != "name"})
+    if isinstance(value, list | tuple):
+        return str([deeper(item) for item in value])
+    if isinstance(value, set | frozenset):
+        return str(sorted(deeper(item) for item in value))
+    if isinstance(value, type | types.ModuleType):
+        return value.__name__
+    if isinstance(value, functools.partial):
+        return str([deeper(value.func), deeper(value.args), deeper(value.keywords)])
+    if isinstance(value, types.MethodType):
+        return f"{value.__qualname__} of {deeper(value.__self__)}"
+    if isinstance(value, types.FunctionType):
+        closure = inspect.getclosurevars(value).nonlocals
+        return f"{value.__qualname__} {_checksum(value.__code__)} {deeper([value.__defaults__, closure])}"
+    if isinstance(value, keras.Variable | tf.Variable | keras.Layer | keras.callbacks.Callback):
+        return type(value).__name__  # training changes what is in them
+    if hasattr(value, "__array__"):
+        return str(np.asarray(value).tolist())
+    return f"{type(value).__name__} {_describe_object(value, depth)}"
+
+
+def _describe_object(value: Any, depth: int) -> str:
+    try:
+        return describe(value.get_config(), depth + 1)
+    except Exception:  # there is no such method, or it says that there is no config
+        return describe(getattr(value, "__dict__", {}), depth + 1)
+
+
+def _checksum(code: types.CodeType) -> str:
+    # Of what is computed, not of the file and the line where it stands.
+    constants = [_checksum(item) if isinstance(item, types.CodeType) else describe(item) for item in code.co_consts]
+    return f"{zlib.crc32(str((code.co_code.hex(), code.co_names, constants)).encode()):08x}"

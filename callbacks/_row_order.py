@@ -1,0 +1,99 @@
+"""The order in which `fit` goes through rows that it shuffles, as a function of a seed and the epoch."""
+
+import random
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras.src.trainers.data_adapters import array_slicing
+
+
+class RowOrder:
+    """Shuffles in the place of Keras, whose own order follows from random states that nobody can save.
+
+    Arrays are shuffled by rows, and a `PyDataset` by batches, as Keras does.
+
+    Args:
+        epoch_iterator: What hands out the batches of a `fit`, or None; it is changed.
+    """
+
+    def __init__(self, epoch_iterator: Any) -> None:
+        self.seed = zlib.crc32(repr(random.getstate()).encode())  # draws nothing, so all other numbers stay the same
+        self.epoch = 0
+        self.is_used = False
+        adapter: Any = getattr(epoch_iterator, "data_adapter", None)
+        if shuffles_arrays(epoch_iterator):
+            epoch_iterator._distributed_dataset = self._rows(adapter)
+            self.is_used = True
+        elif shuffles_batches(epoch_iterator):
+            adapter._finite_generator = lambda: self._batches(adapter)  # which Keras calls in each epoch
+            self.is_used = True
+
+    def _order(self, length: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, self.epoch]).permutation(length)
+
+    def _batches(self, adapter: Any) -> Iterator[Any]:
+        for index in self._order(adapter.py_dataset.num_batches).tolist():
+            yield adapter._standardize_batch(adapter.py_dataset[index])
+
+    def _rows(self, adapter: Any) -> tf.data.Dataset:
+        """Return the batches of shuffled arrays: their rows are drawn anew whenever the data set is iterated."""
+        num_rows, size = adapter._num_samples, adapter._batch_size
+
+        def places() -> Iterator[np.ndarray]:
+            order = self._order(num_rows)
+            yield from (order[start : start + size] for start in range(0, num_rows, size))
+
+        def pick(rows: Any, arrays: Any) -> Any:
+            return keras.tree.map_structure(lambda array: None if array is None else tf.gather(array, rows), arrays)
+
+        length = size if num_rows % size == 0 else None  # known to the training step, as with Keras
+        rows = tf.data.Dataset.from_generator(places, output_signature=tf.TensorSpec((length,), tf.int64))
+        arrays = tf.data.Dataset.from_tensors(_sliceable(adapter)).repeat()
+        return (
+            tf.data.Dataset
+            .zip(rows, arrays)
+            .map(pick, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            .apply(tf.data.experimental.assert_cardinality(adapter.num_batches))
+            .prefetch(tf.data.AUTOTUNE)
+        )
+
+
+def shuffles_arrays(epoch_iterator: Any) -> bool:
+    """Return whether `fit` shuffles arrays in a way that `RowOrder` can take over.
+
+    Args:
+        epoch_iterator: What hands out the batches, or None.
+
+    Returns:
+        Whether it does: dense arrays, on one device.
+    """
+    adapter = getattr(epoch_iterator, "data_adapter", None)
+    return (
+        getattr(adapter, "_shuffle", False) is True
+        and isinstance(getattr(epoch_iterator, "_distributed_dataset", None), tf.data.Dataset)
+        and not any(
+            isinstance(leaf, array_slicing.TensorflowSparseWrapper) for leaf in keras.tree.flatten(_sliceable(adapter))
+        )
+    )
+
+
+def shuffles_batches(epoch_iterator: Any) -> bool:
+    """Return whether `fit` shuffles the batches of a `PyDataset` in a way that `RowOrder` can take over.
+
+    Args:
+        epoch_iterator: What hands out the batches, or None.
+
+    Returns:
+        Whether it does: without workers, which have an order of their own.
+    """
+    adapter: Any = getattr(epoch_iterator, "data_adapter", None)
+    return bool(getattr(adapter, "shuffle", False) and adapter.num_batches and adapter.enqueuer is None)
+
+
+def _sliceable(adapter: Any) -> Any:
+    arrays = array_slicing.convert_to_sliceable(adapter._inputs, target_backend="tensorflow")
+    return keras.tree.lists_to_tuples(arrays)

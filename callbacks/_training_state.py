@@ -1,0 +1,132 @@
+"""Every variable that belongs to a training: of the model, of all its optimizers, and of whatever else it holds."""
+
+import re
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.ops import stateful_random_ops
+from tfopt.callbacks._optimizers_of import _parts_of, optimizers_of
+from tfopt.callbacks._traced_step import changed_variables, random_operations
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), np.ndarray, tf.Tensor)
+
+
+def variables_of(model: Any) -> list[tuple[str, Any]]:
+    """Return every variable that training with a model can change.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Pairs of a text, which is the same in another process that builds the same model, and the variable; each once.
+    """
+    named = [("", variable) for variable in model.variables]
+    for name, optimizer in optimizers_of(model):
+        prefix = "" if optimizer is model.optimizer else f"{name}: "
+        named += [(prefix, variable) for variable in optimizer.variables]
+    named = [(prefix + describe(variable), variable) for prefix, variable in named]
+    for name, variable in _held_by(model):
+        named.append((f"{name}: {describe(variable)}", variable))
+    if (generator := stateful_random_ops.global_generator) is not None:
+        named.append(("tf.random.get_global_generator()", generator.state))
+    seen: set[int] = set()
+    once = []
+    for name, variable in named:
+        if _key(variable) not in seen:
+            seen.add(_key(variable))
+            once.append((name, variable))
+    return once
+
+
+def describe(variable: Any) -> str:
+    """Return a variable's name, without the numbers that Keras adds to keep models apart, shape and dtype.
+
+    Args:
+        variable: A variable of Keras or TensorFlow.
+
+    Returns:
+        The text.
+    """
+    name = re.sub(r"_[0-9]+(?=_|$)", "", variable.name.split(":")[0])
+    return f"{name} {variable.shape} {keras.backend.standardize_dtype(variable.dtype)}"
+
+
+def read(variable: Any) -> np.ndarray:
+    """Return a variable's value.
+
+    Args:
+        variable: A variable of Keras or TensorFlow.
+
+    Returns:
+        The value.
+    """
+    return np.asarray((variable.value if isinstance(variable, keras.Variable) else variable).numpy())
+
+
+def check_step(graph: Any, variables: list[tuple[str, Any]], communicator: Any) -> None:
+    """Refuse a training step with a state that cannot be saved.
+
+    Args:
+        graph: The step's graph.
+        variables: Those that are saved.
+        communicator: The job's communicator, whose counters need not be saved.
+
+    Raises:
+        ValueError: It changes another variable, or draws random numbers from a hidden state.
+    """
+    saved = {_key(variable) for _, variable in variables}
+    saved |= {_key(value) for value in getattr(communicator, "__dict__", {}).values() if isinstance(value, tf.Variable)}
+    missing = [variable for variable in changed_variables(graph) if _key(variable) not in saved]
+    if missing:
+        raise ValueError(
+            f"The training step changes {', '.join(f'the variable {describe(variable)}' for variable in missing)}, "
+            "which the model does not hold, so ResumableCheckpoint cannot save it. Make it an attribute of the model "
+            "or of one of its layers, with numbers in it"
+        )
+    if kinds := sorted(random_operations(graph)):
+        raise ValueError(
+            f"The training step draws random numbers by TensorFlow's {', '.join(kinds)}, whose state cannot be saved. "
+            "Draw them by keras.random with a keras.random.SeedGenerator, or by a tf.random.Generator, that is an "
+            "attribute of the model or of a layer"
+        )
+
+
+def _key(variable: Any) -> int:
+    inside = variable.value if isinstance(variable, keras.Variable) else variable
+    try:
+        return id(inside.handle)
+    except (AttributeError, ValueError):  # it lies on several devices
+        return id(inside)
+
+
+def _held_by(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the variables in attributes of a model and of what it holds, with the way that leads there."""
+    seen = {id(model)}
+    waiting: deque[tuple[str, Any]] = deque([("", model)])
+    while waiting:
+        name, thing = waiting.popleft()
+        if isinstance(thing, keras.Variable | tf.Variable):
+            if thing.dtype not in ("string", tf.string):  # which a checkpoint cannot hold
+                yield name, thing
+            continue
+        for child_name, child in _children_of(name, thing):
+            if not isinstance(child, (*_PLAIN, keras.callbacks.Callback)) and id(child) not in seen:
+                seen.add(id(child))
+                waiting.append((child_name, child))
+
+
+def _children_of(name: str, thing: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(thing, keras.random.SeedGenerator | tf.random.Generator):
+        yield f"{name}.state", thing.state
+        return
+    if isinstance(thing, keras.Metric):
+        for number, variable in enumerate(thing.variables):
+            yield f"{name}.variables[{number}]", variable
+    if isinstance(thing, keras.Metric | keras.Loss | keras.Initializer | keras.Regularizer | tf.Module):
+        for attribute, value in getattr(thing, "__dict__", {}).items():
+            yield f"{name}.{attribute}", value
+    yield from _parts_of(name, thing)

@@ -1,0 +1,396 @@
+"""Whatever state a training has, it is resumed to the same bits, or refused by name."""
+
+import threading
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers, optimizers
+from tfopt.callbacks import ResumableCheckpoint
+
+from tfopt.datasets import EpochBatches
+from tfopt.optimizers import LARS
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(16, 4)).astype("float32")
+Y = X.sum(axis=1, keepdims=True)
+SEQUENCES = RNG.normal(size=(16, 3, 4)).astype("float32")
+
+
+class TwoParts(keras.Model):
+    """Two parts, each with an optimizer of its own; no `call`, as Keras's GANs have none."""
+
+    def __init__(self):
+        super().__init__()
+        self.coder = keras.Sequential([keras.Input((4,)), layers.Dense(3, "tanh")])
+        self.decoder = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
+        self.optimizers = {"coder": LARS(5.0), "decoder": optimizers.Adam(0.05)}
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(self.decoder(self.coder(x)) - y))
+        parts = self.coder.trainable_variables, self.decoder.trainable_variables
+        for optimizer, gradients, variables in zip(
+            self.optimizers.values(), tape.gradient(loss, parts), parts, strict=True
+        ):
+            optimizer.apply(gradients, variables)
+        return {"loss": loss}
+
+
+class Holder:
+    """Somebody's own object, with a state."""
+
+    def __init__(self):
+        self.average = keras.Variable(0.0, trainable=False)
+
+
+OUTSIDE = tf.Variable(0.0)
+
+
+class Steered(keras.Model):
+    """Its steps depend on variables in all places where people put them."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(1)
+        self.scale, self.held = tf.Variable(1.0), [Holder()]
+        self.noise = tf.random.Generator.from_seed(3)
+
+    def call(self, x):
+        return self.dense(x)
+
+    def train_step(self, data):
+        x, y = data
+        noise = self.noise.normal(()) + tf.random.get_global_generator().normal(())
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(self(x) - y)) * self.scale
+            loss += (noise + OUTSIDE + self.held[0].average) * tf.reduce_sum(self.dense.kernel)
+        self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
+        self.scale.assign(self.scale * 0.9)
+        self.held[0].average.assign(0.5 * self.held[0].average + 0.5 * loss)
+        OUTSIDE.assign_add(0.1)
+        return {"loss": loss}
+
+
+def steered():
+    OUTSIDE.assign(0.0)
+    tf.random.set_global_generator(tf.random.Generator.from_seed(5))
+    model = Steered()
+    model.compile(optimizers.SGD(0.01))
+    return model
+
+
+def two_parts(**options):
+    model = TwoParts()
+    model.compile(**options)
+    return model
+
+
+def stateful():
+    model = keras.Sequential([
+        keras.Input((3, 4), batch_size=8),
+        layers.SimpleRNN(2, stateful=True),
+        layers.Dense(1),
+    ])
+    model.compile(optimizers.SGD(0.1), "mse")
+    return model
+
+
+def choosing():
+    adam, sgd = optimizers.Adam(0.05), optimizers.SGD(0.05, momentum=0.9)
+    chosen = optimizers.MultiOptimizer(lambda variable: adam if "kernel" in variable.path else sgd)
+    return plain(chosen)
+
+
+def mapped():
+    parts = optimizers.OptimizerMap(optimizers.Adam(0.05), {".*bias": optimizers.SGD(0.05, momentum=0.9)})
+    return plain(optimizers.MultiOptimizer(parts))
+
+
+def scaled():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(1, dtype="mixed_float16")])
+    model.compile(
+        optimizers.LossScaleOptimizer(optimizers.Adam(0.05), dynamic_growth_steps=3), "mse", jit_compile=False
+    )
+    return model
+
+
+def plain(optimizer="sgd", loss="mse"):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2, "tanh"), layers.Dense(1)])
+    model.compile(optimizer, loss, jit_compile=False)
+    return model
+
+
+def train(make, folder, epochs, x=X, seed=0, **options):
+    keras.utils.set_random_seed(seed)
+    model = make()
+    checkpoint = ResumableCheckpoint(folder, verbose=0)
+    batches = EpochBatches(x, Y, batch_size=8)
+    model.fit(batches, shuffle=False, epochs=epochs, verbose=0, callbacks=[checkpoint], **options)
+    return [np.asarray(variable).tobytes() for variable in model.variables]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: two_parts(optimizer=None),
+        lambda: two_parts(optimizer="rmsprop"),
+        steered,
+        stateful,
+        choosing,
+        mapped,
+        scaled,
+        lambda: plain(optimizers.SGD(lambda: 0.1)),
+    ],
+    ids=["two_parts", "two_parts_unused", "steered", "stateful", "choosing", "mapped", "scaled", "rate_function"],
+)
+def test_every_state_is_resumed_to_the_same_bits(make, tmp_path):
+    x = SEQUENCES if make is stateful else X
+    whole = train(make, tmp_path / "whole", 4, x)
+    train(make, tmp_path / "parts", 2, x)
+    assert train(make, tmp_path / "parts", 4, x, seed=9) == whole
+
+
+def eager(build=True):
+    model = two_parts(optimizer=None, run_eagerly=True)
+    for optimizer, part in zip(model.optimizers.values(), (model.coder, model.decoder), strict=True):
+        if build:
+            optimizer.build(part.trainable_variables)
+    return model
+
+
+def test_eager_steps_are_resumed_if_their_optimizers_are_built(tmp_path):
+    whole = train(eager, tmp_path / "whole", 2)
+    train(eager, tmp_path / "parts", 1)
+    assert train(eager, tmp_path / "parts", 2) == whole
+    with pytest.raises(ValueError, match=r"made while training was running: .*optimizers\['coder'\]: .*build"):
+        train(lambda: eager(build=False), tmp_path / "late", 1)
+
+
+def test_tracing_first_costs_no_second_trace(tmp_path):
+    traces = []
+
+    class Counting(TwoParts):
+        def train_step(self, data):
+            traces.append(1)
+            return super().train_step(data)
+
+    def make():
+        model = Counting()
+        model.compile(optimizer=None)
+        return model
+
+    train(make, tmp_path, 2)
+    assert len(traces) == 2  # TensorFlow itself traces twice what makes variables
+
+
+class Drawing(layers.Layer):
+    def __init__(self, draw):
+        super().__init__()
+        self.draw = draw
+
+    def call(self, x):
+        return x + self.draw()
+
+
+def hidden():
+    variable = [tf.Variable(0.0)]
+
+    class Out:
+        __slots__ = ("variable",)  # where nobody looks
+
+    out = Out()
+    out.variable = variable
+
+    def draw():
+        return out.variable[0].assign_add(1.0)
+
+    return draw
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: tf.random.normal((), seed=3), "random numbers by TensorFlow's RandomStandardNormal.*SeedGenerator"),
+        (lambda: tf.nn.dropout(tf.ones(()), 0.5), "random numbers by TensorFlow's RandomUniform"),
+        (
+            hidden(),
+            r"changes the variable Variable \(\) float32, which the model does not hold.*attribute of the model",
+        ),
+    ],
+    ids=["normal", "dropout", "hidden"],
+)
+def test_a_step_with_a_hidden_state_is_refused_before_it_is_run(draw, message, tmp_path):
+    def make():
+        model = keras.Sequential([keras.Input((4,)), layers.Dense(1), Drawing(draw)])
+        model.compile("sgd", "mse", jit_compile=False)
+        return model
+
+    with pytest.raises(ValueError, match=message):
+        train(make, tmp_path / "folder", 1)
+    assert not (tmp_path / "folder").exists()
+
+
+ROWS = tf.data.Dataset.from_tensor_slices((X, Y))
+FLIP = layers.RandomFlip(seed=1)
+UNORDERED = tf.data.Options()
+UNORDERED.deterministic = False
+FACTOR = tf.Variable(2.0)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (lambda: ROWS.map(lambda x, y: (FLIP(x[None, None])[0, 0], y)).batch(8), "changes a variable.*seed_generator"),
+        (lambda: ROWS.map(lambda x, y: (x + tf.random.normal(()), y)).batch(8), "draws random numbers.*Normal"),
+        (lambda: ROWS.map(lambda x, y: (x + tf.random.normal((), seed=1), y), 2).batch(8), "draws random.*Normal"),
+        (lambda: ROWS.map(lambda x, y: (x + tf.random.normal((), seed=1), y)).batch(8), None),
+        (lambda: ROWS.map(lambda x, y: (x * FACTOR, y), num_parallel_calls=2).batch(8), None),
+        (
+            lambda: ROWS.map(lambda x, y: (x, y), num_parallel_calls=2, deterministic=False).batch(8),
+            "in the order in wh",
+        ),
+        (lambda: ROWS.batch(8).with_options(UNORDERED), "in the order in which they are ready"),
+        (lambda: tf.data.Dataset.zip(ROWS.batch(8).shuffle(2), ROWS.batch(8)).map(lambda a, b: b), "shuffled anew"),
+    ],
+    ids=["layer", "unseeded", "seeded_parallel", "seeded", "constant", "map_unordered", "unordered", "zipped"],
+)
+def test_random_data_sets(data, message, tmp_path):
+    tf.random.set_seed(None)
+    model, checkpoint = plain(), ResumableCheckpoint(tmp_path / "folder", verbose=0)
+    if message is None:
+        model.fit(data(), shuffle=None, verbose=0, callbacks=[checkpoint])
+    else:
+        with pytest.raises(ValueError, match=message):
+            model.fit(data(), shuffle=None, verbose=0, callbacks=[checkpoint])
+
+
+class Own(keras.utils.PyDataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return X[8 * index : 8 * index + 8], Y[8 * index : 8 * index + 8]
+
+
+class OwnFromAnyEpoch(Own):
+    def start_at(self, epoch):
+        self.epoch = epoch
+
+
+@pytest.mark.parametrize(
+    "make", [Own, OwnFromAnyEpoch, lambda **options: EpochBatches(X, Y, batch_size=8)], ids=["own", "from_any", "ours"]
+)
+def test_batches_that_fit_shuffles_come_in_the_same_order(make, tmp_path):
+    check_rows(tmp_path, make)
+
+
+def test_batches_that_worker_threads_shuffle_are_refused(tmp_path):
+    checkpoint = ResumableCheckpoint(tmp_path / "folder", stateless=[Own], verbose=0)
+    with pytest.raises(ValueError, match="`fit` shuffles the batches of Own in its worker threads.*shuffle=False"):
+        plain().fit(Own(workers=2), verbose=0, callbacks=[checkpoint])
+    plain().fit(Own(workers=2), shuffle=False, verbose=0, callbacks=[checkpoint])
+
+
+@pytest.mark.parametrize(
+    ("data", "options"),
+    [
+        (lambda: X, {"y": Y, "batch_size": 5}),
+        (lambda: {"a": X, "b": tf.constant(X)}, {"y": [Y], "batch_size": 8, "sample_weight": np.ones(16)}),
+        (lambda: X.astype("float64"), {"y": Y, "batch_size": 8, "class_weight": dict.fromkeys(range(-9, 9), 1.0)}),
+    ],
+    ids=["rest", "nested", "double"],
+)
+def test_arrays_that_fit_shuffles_come_in_the_same_order(data, options, tmp_path):
+    check_rows(tmp_path, data, **options)
+
+
+class Recording(keras.Model):
+    """Remembers the rows of each batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense, self.drop, self.rows = layers.Dense(1), layers.Dropout(0.5), []
+
+    def call(self, x, training=False):
+        return self.dense(self.drop(x["a"] if isinstance(x, dict) else x, training=training))
+
+    def train_step(self, data):
+        x = data[0]["a"] if isinstance(data[0], dict) else data[0]
+        tf.py_function(lambda rows: self.rows.append(rows.numpy().astype("float32")), [x], [])
+        return super().train_step(data)
+
+
+def check_rows(folder, data, **options):
+    def run(place, epochs, seed=0):
+        keras.utils.set_random_seed(seed)
+        model = Recording()
+        model.compile(optimizers.SGD(0.05, momentum=0.9), "mse", jit_compile=False)
+        checkpoint = ResumableCheckpoint(place, stateless=[Own], verbose=0)
+        model.fit(data(), epochs=epochs, verbose=0, callbacks=[checkpoint], **options)
+        return model.rows, [np.asarray(variable).tobytes() for variable in model.variables]
+
+    whole_rows, whole = run(folder / "whole", 4)
+    first, _ = run(folder / "parts", 2)
+    second, resumed = run(folder / "parts", 4, seed=9)
+    assert resumed == whole
+    assert all(map(np.array_equal, first + second, whole_rows))
+    num_batches = len(whole_rows) // 4
+    epochs = [np.concatenate(whole_rows[epoch * num_batches :][:num_batches]) for epoch in range(4)]
+    assert all(sorted(map(tuple, epoch)) == sorted(map(tuple, X)) for epoch in epochs)
+    assert any(not np.array_equal(epoch, epochs[0]) for epoch in epochs[1:])
+
+
+def other_adam(**options):
+    adam = optimizers.Adam(**options)
+    return optimizers.MultiOptimizer(lambda variable: adam)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        (lambda: other_adam(beta_1=0.8), lambda: other_adam(beta_1=0.7), "beta_1 was 0.8, is 0.7"),
+        (lambda: optimizers.SGD(lambda: 0.1), lambda: optimizers.SGD(lambda: 0.2), "learning_rate was .* is "),
+        (lambda: "sgd", lambda: optimizers.SGD(nesterov=True), "nesterov was False, is True"),
+    ],
+    ids=["several", "function", "plain"],
+)
+def test_other_arguments_of_optimizers_are_named(one, other, message, tmp_path):
+    train(lambda: plain(one()), tmp_path, 1)
+    with pytest.raises(ValueError, match=f"written with other arguments.*{message}"):
+        train(lambda: plain(other()), tmp_path, 2)
+
+
+def test_other_arguments_of_a_parts_optimizer_are_named(tmp_path):
+    def make(rate):
+        model = two_parts(optimizer=None)
+        model.optimizers["decoder"] = optimizers.Adam(rate)
+        return model
+
+    train(lambda: make(0.1), tmp_path, 1)
+    with pytest.raises(ValueError, match=r"optimizers\['decoder'\]'s learning_rate was 0.1.*, is 0.2"):
+        train(lambda: make(0.2), tmp_path, 2)
+
+
+def test_a_second_training_in_the_folder_is_refused(tmp_path):
+    class Second(keras.callbacks.Callback):
+        said = ""
+
+        def on_epoch_end(self, epoch, logs=None):
+            def again():
+                try:
+                    train(plain, tmp_path, 1)
+                except ValueError as error:
+                    self.said = str(error)
+
+            thread = threading.Thread(target=again)
+            thread.start()
+            thread.join()
+
+    second = Second()
+    checkpoint = ResumableCheckpoint(tmp_path, stateless=[Second], verbose=0)
+    plain().fit(X, Y, shuffle=False, verbose=0, callbacks=[checkpoint, second])
+    assert "Another training writes its checkpoints" in second.said
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch-000001.rank-0-of-1.npz"]

@@ -1,0 +1,133 @@
+"""One training at a time in a folder, whatever happens to the process that trains."""
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import threading
+import time
+import warnings
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+NAME = "training.lock"
+_PATIENCE = 5.0  # seconds for another process of this job to write its name into the file it has just locked
+_HELD: "list[FolderLock]" = []
+
+
+class FolderLock:
+    """A lock on a folder, which the processes of one job share.
+
+    It is a lock on an open file: the system takes it away when the process ends, in whatever way. The file says who
+    has it. Across hosts it holds where the file system passes locks on, as NFS does; on one that knows no locks a
+    warning says so.
+
+    Args:
+        folder: The folder, which must exist.
+        job: What distinguishes this job from others.
+        owner: Who asks, for messages.
+    """
+
+    def __init__(self, folder: Path, job: str, owner: str) -> None:
+        self._path, self._job, self._owner = folder / NAME, job, owner
+        self._thread = threading.current_thread()
+        self._descriptor: int | None = None
+
+    def acquire(self, is_first: bool = True) -> None:
+        """Take the lock, unless another process of this job has it.
+
+        Args:
+            is_first: Whether no other process of the job has been here.
+
+        Raises:
+            ValueError: Another training has it.
+        """
+        if fcntl is None:
+            self._warn("this system has no file locks")
+            return
+        for lock in list(_HELD):
+            # A `fit` of this thread that was interrupted has not released its lock; nor one of a thread that is gone.
+            if lock._path == self._path and (lock._thread is self._thread or not lock._thread.is_alive()):
+                lock.release()
+        while True:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(descriptor)
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    self._warn(str(error))
+                elif is_first or not self._is_held_by_this_job():
+                    raise ValueError(self._refusal()) from error
+                return
+            if self._is_still_there(descriptor):
+                break
+            os.close(descriptor)  # the one who had it has removed the file meanwhile
+        content = {"host": socket.gethostname(), "pid": os.getpid(), "job": self._job}
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(content).encode(), 0)
+        self._descriptor = descriptor
+        _HELD.append(self)
+
+    def release(self) -> None:
+        """Give the lock back, if this process has it."""
+        if self._descriptor is not None:
+            with contextlib.suppress(OSError):
+                self._path.unlink()  # while it is locked: whoever has opened it by now notices and opens a new one
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+            _HELD.remove(self)
+
+    def _is_still_there(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), os.stat(self._path))
+        except FileNotFoundError:
+            return False
+
+    def _is_held_by_this_job(self) -> bool:
+        deadline = time.monotonic() + _PATIENCE
+        while self._holder().get("job") != self._job:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        return True
+
+    def _holder(self) -> dict[str, str]:
+        try:
+            content = json.loads(self._path.read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def _refusal(self) -> str:
+        holder = self._holder()
+        return (
+            f"Another training writes its checkpoints into {self._path.parent}: process {holder.get('pid', 'unknown')} "
+            f"on host {holder.get('host', 'unknown')}. End it, or pass another folder to {self._owner}"
+        )
+
+    def _warn(self, reason: str) -> None:
+        warnings.warn(
+            f"{self._path.parent} cannot be locked ({reason}): nobody notices if a second training writes its "
+            "checkpoints there",
+            stacklevel=2,
+        )
+
+
+def _let_go_of_all() -> None:
+    # A forked process shares the locks of its parent, and would keep them when the parent is killed.
+    for lock in list(_HELD):
+        lock._let_go()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_of_all)
