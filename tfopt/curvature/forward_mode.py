@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 from keras.src.backend.common.variables import AutocastScope
+from keras.src.utils.python_utils import is_default
 from tensorflow.python.ops import nn_impl
 
 from tfopt.curvature.precision import policy_to_measure
@@ -29,6 +30,23 @@ NOISY = (
     keras.layers.Attention,
     keras.layers.RNN,
 )
+
+
+class NotBuiltError(ValueError):
+    """A model uses a layer that has no variables yet, which a measurement must not create.
+
+    Args:
+        layer: The layer's name.
+
+    Attributes:
+        layer: The same.
+    """
+
+    _keras_call_info_injected = True  # so that Keras passes it on as it is
+
+    def __init__(self, layer: str) -> None:
+        self.layer = layer
+        super().__init__(f"The layer {layer!r} is not built")
 
 
 @dataclass
@@ -131,6 +149,25 @@ def _training_of_noise(measurement: _Measurement, _: Any, given: Any) -> Any:
     return given if measurement.recorded is not None else False
 
 
+# --- variables
+
+
+def _without_building(original: Any) -> Any:
+    """Return a stand-in for the method with which layers create their variables at their first call.
+
+    A layer that is not built and not used holds nothing that training moves, and only a call of the model can tell.
+    """
+
+    @functools.wraps(original)
+    def maybe_build(self: Any, call_spec: Any) -> None:
+        # A `build` that is Keras's default creates nothing.
+        if _current.get() is not None and not self.built and not is_default(self.build):
+            raise NotBuiltError(self.name)
+        original(self, call_spec)
+
+    return maybe_build
+
+
 # --- dtypes
 
 
@@ -178,6 +215,7 @@ def _exact_moments(original: Any) -> Any:
 _STAND_INS = StandIns((
     (nn_impl, "moments", _exact_moments),
     (keras.layers.Layer, "_dtype_policy", _PolicyStandIn),
+    (keras.layers.Layer, "_maybe_build", _without_building),
     (keras.layers.BatchNormalization, "call", _with_training(_training_of_batch_norm)),
     *((kind, "call", _with_training(_training_of_noise)) for kind in NOISY),
 ))

@@ -6,11 +6,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 from keras.src.trainers.compile_utils import CompileLoss
-from keras.src.utils.python_utils import is_default
 
 from tfopt._checks import check_choice
 from tfopt._trained_variables import trained_variables
-from tfopt.curvature.forward_mode import measuring
+from tfopt.curvature.forward_mode import NotBuiltError, measuring
 from tfopt.curvature.forward_pass import ForwardPass
 from tfopt.curvature.outputs import Outputs
 from tfopt.curvature.precision import check_no_float16, computes_in_half, loss_to_measure
@@ -161,15 +160,13 @@ class Objective:
         return self._forward.at(self.variables if variables is None else variables, values)
 
     def _check_inputs(self, probe: Probe) -> None:
-        unbuilt: list[Any] = []
         try:
-            with _not_building(self.model, unbuilt), self._scope([], []):
+            with self._scope([], []):
                 self._forward.predict(probe.batches[0].x)
+        except NotBuiltError as error:
+            raise ValueError(_NOT_BUILT.format(f"the layer {error.layer!r}, which is used and not built")) from error
         except Exception as error:
-            if not unbuilt:
-                raise ValueError(f"`x` must fit the model. {type(self.model).__name__} says: {error}") from error
-        if unbuilt:
-            raise ValueError(_NOT_BUILT.format(f"the layer {unbuilt[0].name!r}, which is used and not built"))
+            raise ValueError(f"`x` must fit the model. {type(self.model).__name__} says: {error}") from error
 
     def _make_loss(self, loss: Any, probe: Probe) -> CompileLoss | None:
         # A loss of our own: the model's keeps metrics, which a measurement must not move.
@@ -284,32 +281,6 @@ def check_trainable(objective: Objective, choice: Any) -> list[Any]:
 
 
 _NOT_BUILT = "`model` must have its variables: give it a keras.Input, or call it on data. Received: {}"
-
-
-@contextlib.contextmanager
-def _not_building(model: Any, refused: list[Any]) -> Iterator[None]:
-    """Within this context, layers that would create variables are written down in a list, and raise.
-
-    A layer that is not built and not used holds nothing that training moves. Only a call of the model can tell.
-    """
-
-    def refuse(layer: Any) -> Any:
-        def build(*args: Any, **kwargs: Any) -> None:
-            refused.append(layer)
-            raise RuntimeError(f"The layer {layer.name!r} is not built")
-
-        return build
-
-    # A `build` that is Keras's default creates nothing.
-    layers = [layer for layer in model._flatten_layers() if not layer.built and not is_default(layer.build)]
-    kept = [layer.build for layer in layers]
-    for layer in layers:
-        object.__setattr__(layer, "build", refuse(layer))
-    try:
-        yield
-    finally:
-        for layer, build in zip(layers, kept, strict=True):
-            object.__setattr__(layer, "build", build)
 
 
 def _check_model(model: Any) -> None:
