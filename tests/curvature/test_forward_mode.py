@@ -1,4 +1,4 @@
-"""What is measured is what `fit` sees, in float32 or better, exactly differentiated; other threads see nothing of it."""
+"""What is measured is what `fit` sees, in float32 or better, exactly derived; other threads see nothing of it."""
 
 import threading
 
@@ -213,6 +213,56 @@ def test_a_regulariser_of_moments():
     expected = oracles.hessian(model, mse, x, y)
     for operator in (HessianOperator, GaussNewtonOperator):
         assert relative_error(operator(model, "mse", x, y).to_dense(), expected) <= 1e-8
+
+
+# --- what users have compiled
+
+
+class Normalised(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.norm = layers.Dense(2, "tanh"), layers.BatchNormalization(momentum=1.0)
+
+    def build(self, shape):
+        self.inner.build(shape)
+        self.norm.build((None, 2))
+
+    def call(self, x, training=None):
+        return self.norm(self.inner(x), training=training)
+
+
+class Compiled(Normalised):
+    @tf.function
+    def call(self, x, training=None):
+        if tf.reduce_sum(x) > 1e9:  # which needs autograph
+            x = 2.0 * x
+        return self.norm(self.inner(x), training=training)
+
+
+@tf.function
+def compiled_spread(y_true, y_pred):
+    return spread(y_true, y_pred)
+
+
+@pytest.mark.parametrize(
+    ("before", "operator"),
+    [("nothing", HessianOperator), ("predict", HessianOperator), ("fit", GaussNewtonOperator)],
+)
+def test_traces_of_training_and_of_measurements_stay_apart(before, operator):
+    compute_in("float64")
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(6, 3)), rng.normal(size=(6, 1))
+    plain, model = (keras.Sequential([keras.Input((3,)), kind(), layers.Dense(1)]) for kind in (Normalised, Compiled))
+    model.set_weights(plain.get_weights())
+    for one, loss in ((plain, spread), (model, compiled_spread)):
+        one.compile(keras.optimizers.SGD(0.0), loss, jit_compile=False)
+    if before != "nothing":
+        (model.predict(x, verbose=0) if before == "predict" else model.fit(x, y, verbose=0))
+    vector = rng.normal(size=model.count_params() - 4)
+    found, expected = (operator(one, None, x, y, self_check=False) @ vector for one in (model, plain))
+    assert relative_error(found, expected) <= 1e-12
+    np.testing.assert_allclose(model(x), plain.predict(x, verbose=0), rtol=1e-12)
+    np.testing.assert_allclose(model.fit(x, y, verbose=0).history["loss"], plain.fit(x, y, verbose=0).history["loss"])
 
 
 # --- half precision

@@ -172,11 +172,18 @@ def test_an_output_made_of_another():
 
 
 def test_planning_takes_the_same_matrix():
+    """With as many steps in all rows, so that the loss is a mean over rows: as without the others."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(64, STEPS, 2)), rng.integers(0, CLASSES, (64, STEPS))
-    x[:, 2:] = 0  # as many steps in all rows, so that the loss is a mean over rows
-    fits = []
-    for model, is_logits in zip(make_twins(floats(STEPS, 2), masked, dense_ending, "softmax"), (0, 1), strict=True):
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=bool(is_logits))
-        fits.append(fit_noisy_quadratic(model, (x, y), loss, None, num_runs=4, num_matvecs=4))
-    np.testing.assert_allclose(fits[0].curvature, fits[1].curvature, rtol=1e-6)
+    x[:, 2:] = 0
+    probabilities, logits = make_twins(floats(STEPS, 2), masked, dense_ending, "softmax")
+    plain = keras.Sequential([floats(2, 2), dense_ending(None)])
+    plain.set_weights(logits.get_weights())
+    loss, of_logits = (keras.losses.SparseCategoricalCrossentropy(from_logits=is_logits) for is_logits in (False, True))
+    short, whole = (x[:, :2], y[:, :2]), (x, y)
+    truth, *found = (
+        fit_noisy_quadratic(model, data, loss, None, num_runs=4, num_matvecs=4).curvature
+        for model, data, loss in ((plain, short, of_logits), (probabilities, whole, loss), (logits, whole, of_logits))
+    )
+    for curvature in found:
+        np.testing.assert_allclose(curvature, truth, rtol=1e-6)

@@ -13,6 +13,8 @@ import keras
 import tensorflow as tf
 from keras.src.backend.common.variables import AutocastScope
 from keras.src.utils.python_utils import is_default
+from tensorflow.python.autograph.core import ag_ctx
+from tensorflow.python.eager.polymorphic_function import autograph_util, polymorphic_function
 from tensorflow.python.ops import nn_impl
 
 from tfopt.curvature.precision import policy_to_measure
@@ -212,7 +214,34 @@ def _exact_moments(original: Any) -> Any:
     return moments
 
 
+# --- functions that users have compiled
+
+
+def _traced_anew(original: Any) -> Any:
+    """Return a stand-in for the call of a `tf.function`, which keeps what it has traced.
+
+    A trace of training does not compute as measurements need it, and one of a measurement must not reach training.
+    """
+
+    @functools.wraps(original)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if _current.get() is None:
+            return original(self, *args, **kwargs)
+        function, options = self.python_function, self._experimental_autograph_options
+        if tf.executing_eagerly():
+            again = tf.function(function, autograph=self._autograph, experimental_autograph_options=options)
+            again._omit_frequent_tracing_warning = True
+            return original(again, *args, **kwargs)
+        if self._autograph:
+            function = autograph_util.py_func_from_autograph(function, options)
+        with ag_ctx.ControlStatusCtx(ag_ctx.Status.UNSPECIFIED):  # callers that are not converted are no reason
+            return function(*args, **kwargs)
+
+    return call
+
+
 _STAND_INS = StandIns((
+    (polymorphic_function.Function, "__call__", _traced_anew),
     (nn_impl, "moments", _exact_moments),
     (keras.layers.Layer, "_dtype_policy", _PolicyStandIn),
     (keras.layers.Layer, "_maybe_build", _without_building),

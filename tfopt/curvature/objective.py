@@ -12,7 +12,7 @@ from tfopt._trained_variables import trained_variables
 from tfopt.curvature.forward_mode import NotBuiltError, measuring
 from tfopt.curvature.forward_pass import ForwardPass
 from tfopt.curvature.outputs import Outputs
-from tfopt.curvature.precision import check_no_float16, computes_in_half, loss_to_measure
+from tfopt.curvature.precision import HALF, check_no_float16, computes_in_half, loss_to_measure
 from tfopt.curvature.probe import Probe
 
 BATCH_NORM_MODES = ("batch", "moving")
@@ -222,6 +222,8 @@ class Objective:
             )
             if depends:
                 self.reduction = str(reduction)
+            if getattr(part.loss, "dtype", None) in HALF:
+                self.precision = "float32"
             parts.append(part._replace(loss=loss_to_measure(part.loss, wide)))
         made._flat_losses = parts
         return loss_to_measure(made, wide)

@@ -70,7 +70,7 @@ def check_no_float16(values: Sequence[Any], results: Sequence[Any]) -> None:
     """
     if tf.executing_eagerly():
         return
-    dependent = {value.op for value in values}
+    dependent = {value.op for value in values if tf.is_symbolic_tensor(value)}
     for operation in results[0].graph.get_operations():  # in the order in which they were made, inputs first
         if operation not in dependent and any(tensor.op in dependent for tensor in operation.inputs):
             dependent.add(operation)
