@@ -399,6 +399,15 @@ def test_losses_that_round_to_float32_are_not_refused():
     HessianOperator(model, loss, x, y) @ np.ones(26, "float32")
 
 
+@BOTH
+def test_a_cast_to_half_precision_is_a_warning_at_most(operator):
+    """Rounding makes the outputs constant along small steps, which says nothing about the derivative."""
+    half = Applied(lambda x: tf.cast(tf.cast(x, tf.bfloat16), x.dtype))
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, "tanh"), half, keras.layers.Dense(2)])
+    with pytest.warns(UserWarning, match="could not be checked"):
+        operator(model, "mse", *make_data()) @ np.ones(26, "float32")
+
+
 # --- where the check is turned off
 
 
