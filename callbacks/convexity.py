@@ -72,8 +72,7 @@ class Convexity(Measurement):
         certificate: True to insist on the certificate, False to leave it out; None (default) means where it applies.
         batch_size: Rows in a batch of the probe, for arrays.
         batch_norm: "batch" (default) normalises by each batch's own statistics, "moving" by the moving averages.
-        self_check: Whether to check the first Hessian product against finite differences, see `HessianOperator`. Default
-            True.
+        self_check: Whether to check the first Hessian product, as `HessianOperator` does. Default True.
         seed: Seed of the random vectors, the same ones for each measurement; an integer >= 0. Default 0.
         log_dir: Folder for TensorBoard's event files, with each value at its step; None (default) for none.
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfopt import models
 from tfopt.curvature import GaussNewtonOperator, HessianOperator, Probe
 
 BOTH = pytest.mark.parametrize("operator", [HessianOperator, GaussNewtonOperator])
@@ -202,96 +201,6 @@ def test_several_inputs_outputs_and_weights(operator):
             parts.append(scale * oracles.gauss_newton_of_mse(rooted))
         expected = sum(parts)
     assert relative_error(matrix.to_dense(), expected) <= 1e-9
-
-
-# --- the checks
-
-
-def make_upsampling(interpolation, activation="tanh"):
-    return keras.Sequential([
-        keras.Input((4, 4, 2)),
-        keras.layers.Conv2D(3, 3, activation=activation),
-        keras.layers.UpSampling2D(interpolation=interpolation, name="up"),
-        keras.layers.Conv2D(2, 3, activation=activation),
-        keras.layers.Flatten(),
-        keras.layers.Dense(1),
-    ])
-
-
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
-@BOTH
-def test_bilinear_upsampling_is_refused_by_name(operator, activation):
-    x, y = np.random.default_rng(0).normal(size=(6, 4, 4, 2)).astype("float32"), np.ones((6, 1))
-    matrix = operator(make_upsampling("bilinear", activation), "mse", x, y)
-    for _ in range(2):  # and not only the first time
-        with pytest.raises(RuntimeError, match=r"ResizeBilinearGrad for zero.*up \(UpSampling2D, .*'bilinear'\)"):
-            matrix @ np.ones(matrix.shape[0])
-    with pytest.raises(RuntimeError, match="cannot differentiate this model twice .*ResizeBicubicGrad"):
-        operator(make_upsampling("bicubic", activation), "mse", x, y).to_dense()
-    assert operator(make_upsampling("nearest", activation), "mse", x, y).to_dense().shape == matrix.shape
-    unchecked = operator(make_upsampling("bilinear", activation), "mse", x, y, self_check=False)
-    assert np.isfinite(unchecked @ np.ones(matrix.shape[0])).all()
-
-
-@keras.saving.register_keras_serializable(package="tests")
-class Stopped(keras.layers.Layer):
-    """The square, of which the second derivative is lost."""
-
-    def call(self, inputs):
-        @tf.custom_gradient
-        def square(x):
-            return x * x, lambda upstream: 2 * upstream * tf.stop_gradient(x)
-
-        return square(inputs)
-
-
-@BOTH
-def test_a_wrong_second_derivative_is_found_by_differences(operator):
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), Stopped(), keras.layers.Dense(1)])
-    x, y = np.random.default_rng(0).normal(size=(6, 3)).astype("float32"), np.ones((6, 1))
-    if operator is HessianOperator:
-        with pytest.raises(RuntimeError, match="finite differences say .* no second derivative, or a wrong one"):
-            HessianOperator(model, "mse", x, y).to_dense()
-    else:  # which needs first derivatives only
-        GaussNewtonOperator(model, "mse", x, y).to_dense()
-
-
-class Noise(keras.layers.Layer):
-    def __init__(self, draw):
-        super().__init__()
-        self.draw = draw
-
-    def call(self, inputs):
-        return inputs * (1.0 + self.draw(tf.shape(inputs)))
-
-
-def test_randomness_is_held_still_or_refused():
-    x, y = np.random.default_rng(0).normal(size=(6, 3)).astype("float32"), np.ones((6, 1))
-    seed = keras.random.SeedGenerator(1)
-    noise = Noise(lambda shape: keras.random.normal(shape, seed=seed))
-    model = keras.Sequential([
-        keras.Input((3,)),
-        keras.layers.Dense(4, activation="tanh"),
-        noise,
-        keras.layers.Dense(1),
-    ])
-    matrix = HessianOperator(model, "mse", x, y).to_dense()
-    np.testing.assert_allclose(matrix, matrix.T, atol=1e-6)
-    layers = [keras.layers.Dense(4, activation="tanh"), Noise(tf.random.normal), keras.layers.Dense(1)]
-    with pytest.raises(RuntimeError, match="another product of the same vector the second time.*random"):
-        HessianOperator(keras.Sequential([keras.Input((3,)), *layers]), "mse", x, y).to_dense()
-
-
-@pytest.mark.parametrize(
-    "build", [lambda: models.resnet(8, (8, 8, 2), 3, width=4), lambda: models.mlp(6, (8,) * 50, 3)]
-)
-def test_deep_and_kinked_models_pass_the_check(build):
-    """Kinks make differences unreliable; a warning, which would fail this test, would say so."""
-    model = build()
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(20, *model.input_shape[1:])).astype("float32"), rng.integers(0, 3, 20)
-    matrix = HessianOperator(model, keras.losses.SparseCategoricalCrossentropy(from_logits=True), x, y)
-    assert np.isfinite(matrix @ np.ones(matrix.shape[0])).all()
 
 
 # --- errors

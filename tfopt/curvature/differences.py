@@ -62,15 +62,20 @@ class Verdict:
     """What differences say about one derivative.
 
     Attributes:
-        is_right: Whether it is what they say.
+        confirmations: How much differences have confirmed it; a single number may be right along a direction by chance.
         errors: Where they say something else for certain: sizes of the derivative and of the difference, and the
             relative error, for each direction.
         is_fine: Whether it was found with steps so small that kinks do not matter.
     """
 
-    is_right: bool = False
+    confirmations: int = 0
     errors: list[tuple[float, float, float]] = field(default_factory=list)
     is_fine: bool = True
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the derivative is what differences say."""
+        return self.confirmations >= 2
 
     @property
     def is_wrong(self) -> bool:
@@ -131,16 +136,22 @@ def _judge(verdict: Verdict, claim: tuple[np.ndarray, float], line: _Line, n: in
     measured = line.slope(near, n)
     if not (np.isfinite(claimed).all() and np.isfinite(measured).all()):
         return
-    scale = max(np.linalg.norm(measured), np.linalg.norm(claimed), size)
-    error = float(np.linalg.norm(claimed - measured))
-    if scale <= 1e-9 * np.linalg.norm(line.at(0.0, n)) or error <= stage.limit * scale or scale == 0.0:
-        verdict.is_right = True  # or nothing depends on the point in this direction
+    scale = max(_norm(measured), _norm(claimed), size)
+    error = _norm(claimed - measured)
+    if scale <= 1e-9 * _norm(line.at(0.0, n)) or error <= stage.limit * scale or scale == 0.0:
+        # Or nothing depends on the point in this direction.
+        is_sure = claimed.size > 2 or error <= 1e-3 * stage.limit * scale
+        verdict.confirmations += 2 if is_sure else 1
         return
     if not measured.any() and line.slope(WIDE, n).any():
         return  # the step was below the rounding of something in float32
-    agree = np.linalg.norm(line.slope(far, n) - measured) <= stage.agreement * scale
-    if agree and np.linalg.norm(line.kink(near, n)) <= stage.sides * scale:
-        verdict.errors.append((float(np.linalg.norm(claimed)), float(np.linalg.norm(measured)), error / float(scale)))
+    agree = _norm(line.slope(far, n) - measured) <= stage.agreement * scale
+    if agree and _norm(line.kink(near, n)) <= stage.sides * scale:
+        verdict.errors.append((_norm(claimed), _norm(measured), error / scale))
+
+
+def _norm(array: np.ndarray) -> float:
+    return float(np.linalg.norm(array))
 
 
 def random_like(point: list[Any], rng: np.random.Generator) -> list[Any]:
@@ -153,7 +164,9 @@ def random_like(point: list[Any], rng: np.random.Generator) -> list[Any]:
     Returns:
         A list of tensors.
     """
-    sizes = [float(np.sqrt(np.mean(np.square(np.asarray(part, np.float64))))) if np.size(part) else 0.0 for part in point]
+    sizes = [
+        float(np.sqrt(np.mean(np.square(np.asarray(part, np.float64))))) if np.size(part) else 0.0 for part in point
+    ]
     usual = float(np.mean([size for size in sizes if size > 0.0] or [0.01]))
     return [
         tf.constant((size or usual) * rng.standard_normal(part.shape), part.dtype)

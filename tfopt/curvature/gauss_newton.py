@@ -153,9 +153,12 @@ class _Halves:
     def __init__(self, operator: GaussNewtonOperator, values: list[Any]) -> None:
         self._values, self._batch = values, operator.probe.batches[0].tensors
         self.is_regularized = operator._is_regularized()
-        like = operator.objective.outputs(values, self._batch[0], operator.variables)  # for their shapes
-        self._none = [tf.zeros_like(output) for output in like]
-        num_outputs, num_values = len(like), len(values)
+        if operator._checks is None:
+            like = operator.objective.outputs(values, self._batch[0], operator.variables)  # for their shapes
+            self._none = [tf.zeros_like(output) for output in like]
+        else:
+            self._none = operator._checks[2]
+        num_outputs, num_values = len(self._none), len(values)
         parts = [num_outputs, 1, num_outputs, num_values * self.is_regularized]
         self._fixed_ends = np.cumsum(parts)
         self._ends = np.cumsum([*parts, num_values, num_outputs, num_outputs, num_values * self.is_regularized])
@@ -163,8 +166,8 @@ class _Halves:
             traced = SplitFunction(
                 operator.trace_halves, (values, self._none, self._batch), [*values, *self._none, *self._none]
             )
-            operator._checks = traced, traced.first_outputs(self._fixed_ends[-1])
-        self._traced, self._fixed = operator._checks
+            operator._checks = traced, traced.first_outputs(self._fixed_ends[-1]), self._none
+        self._traced, self._fixed, _ = operator._checks
         self.point = self._compute(values, self._none)[0]
         self._pulled = random_like(self.point, np.random.default_rng(1))
 

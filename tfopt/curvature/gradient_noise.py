@@ -119,8 +119,7 @@ def gradient_noise(
             out.
         batch_size: As `Probe` takes it.
         batch_norm: "batch" (default) or "moving", as for `HessianOperator`.
-        self_check: Whether to check the first Hessian product against finite differences, see `HessianOperator`. Default
-            True.
+        self_check: Whether to check the first Hessian product, as `HessianOperator` does. Default True.
         seed: Seed of the choice of groups for tr(H C), an integer >= 0. Default 0.
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`. Groups of all ranks
             are taken together.

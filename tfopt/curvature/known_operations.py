@@ -34,7 +34,18 @@ SUSPECTS = (
 # Operations whose derivatives are infinite somewhere: at zero, at equal eigenvalues, at the ends of their domain.
 SINGULAR = (
     *("Sqrt", "Rsqrt", "EuclideanNorm", "Pow", "Log", "Log1p", "Reciprocal", "Xlogy", "Atan2", "Acos", "RealDiv"),
-    *("Asin", "Acosh", "Atanh", "SelfAdjointEigV2", "Eig", "Svd", "Qr", "Cholesky", "MatrixInverse", "LogMatrixDeterminant"),
+    *(
+        "Asin",
+        "Acosh",
+        "Atanh",
+        "SelfAdjointEigV2",
+        "Eig",
+        "Svd",
+        "Qr",
+        "Cholesky",
+        "MatrixInverse",
+        "LogMatrixDeterminant",
+    ),
     *PRODUCTS,
 )
 
@@ -55,6 +66,19 @@ def places(graph: tf.Graph, kinds: Iterable[str]) -> dict[str, list[str]]:
         if kind in wanted and _is_of_numbers(node):
             found.setdefault(kind, {})[_scope(node.name)] = None
     return {kind: list(scopes) for kind, scopes in sorted(found.items())}
+
+
+def rounds_to_half(graph: tf.Graph) -> bool:
+    """Say whether a graph casts to half precision, which is constant along small steps.
+
+    Args:
+        graph: The graph.
+
+    Returns:
+        Whether it does.
+    """
+    half = (tf.float16.as_datatype_enum, tf.bfloat16.as_datatype_enum)
+    return any(node.op == "Cast" and node.attr["DstT"].type in half for node in _nodes(graph))
 
 
 def describe(found: dict[str, list[str]]) -> list[str]:

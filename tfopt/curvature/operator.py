@@ -270,6 +270,11 @@ class CurvatureOperator(ABC):
                     functions[id(product)] = product.pruned_to(sums)
                 check_sums(functions[id(product)](values, batch.tensors))
 
+    @property
+    def checks_graph(self) -> Any:
+        """The graph of what `derivatives` has compiled, a `tf.Graph`."""
+        return self._checks[0].graph
+
     @abstractmethod
     def derivatives(self, values: list[Any]) -> list[Derivatives]:
         """Return the derivatives on which products rest, on the first batch.

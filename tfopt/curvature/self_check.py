@@ -16,9 +16,10 @@ from tfopt.curvature.known_operations import (
     WITHOUT_DERIVATIVE,
     describe,
     places,
+    rounds_to_half,
     suspicious_layers,
 )
-from tfopt.curvature.probe import Batch, map_arrays
+from tfopt.curvature.probe import Batch, Probe, map_arrays
 
 NUM_ROWS = 8  # few, so that few activations cross a kink within a step
 TURN_OFF = (
@@ -35,8 +36,8 @@ def check_product(operator: Any) -> None:
     Operations that are known to have no second derivative are looked for first, in the graph, and targets for which the
     gradient is wrong, in all rows. Then the derivatives on which products rest - for the Hessian the gradient and its
     derivative, for Gauss-Newton those of the outputs and of the loss by the outputs - are compared with finite
-    differences of what they are derivatives of, along random directions, near the weights. Last, products at the
-    weights must be finite, symmetric, and the same when they are computed again.
+    differences of what they are derivatives of, along random directions, near the weights. Products at the weights must
+    be finite, symmetric, and the same when they are computed again.
 
     Differences decide where those at two step sizes, ahead and behind, agree with each other. In float32 they need
     large steps, which measure kinks too: there they only confirm, and a product that they do not confirm is a warning.
@@ -54,6 +55,7 @@ def check_product(operator: Any) -> None:
     small = _small(operator)
     rng = np.random.default_rng(0)
     values = small.values()
+    sound = [_Sound(subject, operator, graph, rng) for subject in small.derivatives(values)]
     # Not at the weights themselves: what starts from zeros lies on a kink of ReLU.
     nudged = shifted(values, random_like(values, rng), 0.01)
     stages = (FINE, *COARSE) if values[0].dtype == tf.float64 else COARSE
@@ -61,10 +63,10 @@ def check_product(operator: Any) -> None:
         name
         for subject in small.derivatives(nudged)
         for name, verdict in compare(subject, rng, stages).items()
-        if not _is_settled(operator, graph, name, verdict)
+        if not _is_settled(operator, graph, small.checks_graph, name, verdict)
     ]
-    for subject in small.derivatives(values):
-        _check_at(subject, operator, graph, rng)
+    for subject in sound:
+        subject.check_symmetric()
     if places(graph, PRODUCTS):
         _check_zeros(operator, graph, rng)
     if doubtful:
@@ -90,11 +92,11 @@ def check_finite(operator: Any, products: list[Any], vectors: list[Any]) -> None
     # A vector may be so large that the product overflows.
     is_small = max(float(tf.reduce_max(tf.abs(part))) for part in vectors) <= 1e6
     if is_small and not np.isfinite(flat(products)).all():
-        raise _not_finite(operator, operator.product_graph())
+        _raise_not_finite(operator, operator.product_graph())
 
 
-def _not_finite(operator: Any, graph: tf.Graph) -> RuntimeError:
-    return RuntimeError(
+def _raise_not_finite(operator: Any, graph: tf.Graph) -> None:
+    raise RuntimeError(
         f"The products of {operator!r} are not finite at the model's weights, as derivatives of a square root or a "
         f"norm are at zero. {_advice(operator, graph, SINGULAR)}"
     )
@@ -130,11 +132,14 @@ def _spread(batch: Batch) -> Batch:
     return Batch(x, y, sample_weight, NUM_ROWS)
 
 
-def _is_settled(operator: Any, graph: tf.Graph, name: str, verdict: Verdict) -> bool:
-    if not verdict.is_wrong:
-        return verdict.is_right
-    if not verdict.is_fine and places(graph, KINKED):
-        return False
+def _is_settled(operator: Any, graph: tf.Graph, small_graph: tf.Graph, name: str, verdict: Verdict) -> bool:
+    is_smooth = verdict.is_fine or not places(graph, KINKED)
+    if verdict.is_wrong and is_smooth and not rounds_to_half(small_graph):
+        _raise_wrong(operator, graph, name, verdict)
+    return verdict.is_right
+
+
+def _raise_wrong(operator: Any, graph: tf.Graph, name: str, verdict: Verdict) -> None:
     claimed, measured, error = verdict.errors[-1]
     raise RuntimeError(
         f"The products of {operator!r} are wrong: along a random direction, {name} has norm {claimed:.4g}, finite "
@@ -143,53 +148,61 @@ def _is_settled(operator: Any, graph: tf.Graph, name: str, verdict: Verdict) -> 
     )
 
 
-def _check_at(subject: Derivatives, operator: Any, graph: tf.Graph, rng: np.random.Generator) -> None:
-    one, other = random_like(subject.point, rng), random_like(subject.point, rng)
-    first, repeated = (subject.along(subject.point, one) for _ in range(2))
-    once, again = (flat([part for part, _ in found]) for found in (first, repeated))
-    if not np.isfinite(once).all():
-        raise _not_finite(operator, graph)
-    if np.linalg.norm(once - again) > 1e-6 * np.linalg.norm(once):
-        raise RuntimeError(
-            f"{operator!r} gives another product of the same vector the second time. Something in the model is random "
-            "while it predicts: use keras.random with a SeedGenerator, whose state a measurement holds still, in place "
-            "of tf.random"
-        )
-    if subject.is_symmetric:
-        second = subject.along(subject.point, other)
-        _check_symmetric(subject, (one, other), (first[-1][0], second[-1][0]), operator, graph)
+class _Sound:
+    """Derivatives at the weights themselves: finite, and the same when they are computed again."""
 
+    def __init__(self, subject: Derivatives, operator: Any, graph: tf.Graph, rng: np.random.Generator) -> None:
+        self._subject, self._operator, self._graph = subject, operator, graph
+        self._one, self._other = random_like(subject.point, rng), random_like(subject.point, rng)
+        first, repeated = (subject.along(subject.point, self._one) for _ in range(2))
+        once, again = (flat([part for part, _ in found]) for found in (first, repeated))
+        if not np.isfinite(once).all():
+            _raise_not_finite(operator, graph)
+        if np.linalg.norm(once - again) > 1e-6 * np.linalg.norm(once):
+            raise RuntimeError(
+                f"{operator!r} gives another product of the same vector the second time. Something in the model is "
+                "random while it predicts: use keras.random with a SeedGenerator, whose state a measurement holds "
+                "still, in place of tf.random"
+            )
+        self._first = first[-1][0]
 
-def _check_symmetric(subject: Derivatives, directions: Any, products: Any, operator: Any, graph: tf.Graph) -> None:
-    (one, other), (first, second) = directions, products
-    there, back = float(first @ flat(other)), float(second @ flat(one))
-    scale = max(np.linalg.norm(first * flat(other)), np.linalg.norm(second * flat(one)))
-    if abs(there - back) <= 1e-4 * scale:
-        return
-    # Products are linear too: how far they are not is rounding.
-    both = subject.along(subject.point, shifted(one, other, 1.0))[-1][0]
-    rounding = np.linalg.norm((both - first - second) * (abs(flat(one)) + abs(flat(other))))
-    if abs(there - back) > 30 * rounding:
-        raise RuntimeError(
-            f"The products of {operator!r} are wrong: {subject.names[-1]} is not symmetric, u'Av = {there:.4g} and "
-            f"v'Au = {back:.4g}. {_advice(operator, graph, SUSPECTS)}"
-        )
+    def check_symmetric(self) -> None:
+        subject, first = self._subject, self._first
+        if not subject.is_symmetric:
+            return
+        second = subject.along(subject.point, self._other)[-1][0]
+        one, other = flat(self._one), flat(self._other)
+        there, back = float(first @ other), float(second @ one)
+        if abs(there - back) <= 1e-4 * max(np.linalg.norm(first * other), np.linalg.norm(second * one)):
+            return
+        # Products are linear too: how far they are not is rounding.
+        both = subject.along(subject.point, shifted(self._one, self._other, 1.0))[-1][0]
+        rounding = np.linalg.norm((both - first - second) * (abs(one) + abs(other)))
+        if abs(there - back) > 30 * rounding:
+            raise RuntimeError(
+                f"The products of {self._operator!r} are wrong: {subject.names[-1]} is not symmetric, u'Av = "
+                f"{there:.4g} and v'Au = {back:.4g}. {_advice(self._operator, self._graph, SUSPECTS)}"
+            )
 
 
 def _check_zeros(operator: Any, graph: tf.Graph, rng: np.random.Generator) -> None:
     """Check all rows at the weights, where products of factors of zero have wrong derivatives."""
-    small: Any = None
+    compiled: dict[int, Any] = {}
     for batch in operator.probe.batches:
-        small = _running_on(operator, batch)
-        for subject in small.derivatives(small.values()):
-            _check_at(subject, operator, graph, rng)
-            stages = (STRICT,) if subject.point[0].dtype == tf.float64 else ()
+        if batch.num_rows in compiled:
+            small = compiled[batch.num_rows].over(Probe.of([batch]))
+        else:
+            small = compiled[batch.num_rows] = _of_whole(operator, batch)
+        values = small.values()
+        for subject in small.derivatives(values):
+            _Sound(subject, operator, graph, rng).check_symmetric()
+            stages = (STRICT,) if values[0].dtype == tf.float64 else ()
             for name, verdict in compare(subject, rng, stages).items():
                 if verdict.is_wrong:
-                    _is_settled(operator, graph, name, verdict)
+                    _raise_wrong(operator, graph, name, verdict)
 
 
-def _running_on(operator: Any, batch: Batch) -> Any:
+def _of_whole(operator: Any, batch: Batch) -> Any:
     try:
         return _running(operator, batch, "float64")
     except REFUSALS:
@@ -199,22 +212,19 @@ def _running_on(operator: Any, batch: Batch) -> Any:
 def _refuse_operations(operator: Any, graph: tf.Graph) -> None:
     for kinds, what in (
         (SILENT, "would be wrong: TensorFlow takes the derivative of {} for zero, without a word"),
-        (WITHOUT_DERIVATIVE, "cannot be computed: an operation inside a loop has no second derivative in TensorFlow, {}"),
+        (WITHOUT_DERIVATIVE, "cannot be computed: TensorFlow has no second derivative of an operation in a loop, {}"),
     ):
-        found = places(graph, kinds)
+        found = ", ".join(describe(places(graph, kinds)))
         if found:
-            raise RuntimeError(
-                f"The products of {operator!r} {what.format(', '.join(describe(found)))}. {_advice(operator, graph, kinds)}"
-            )
+            raise RuntimeError(f"The products of {operator!r} {what.format(found)}. {_advice(operator, graph, kinds)}")
 
 
 def _advice(operator: Any, graph: tf.Graph, kinds: tuple[str, ...]) -> str:
-    found, layers = places(graph, kinds), suspicious_layers(operator.objective.model)
-    texts = []
-    if found or layers:
-        texts.append(f"What can cause this, found in the graph and the model: {', '.join([*describe(found), *layers])}.")
-    else:
-        texts.append("Nothing that is known to cause this was found in the graph.")
+    layers = suspicious_layers(operator.objective.model)
+    found = [*describe(places(graph, kinds)), *layers]
+    texts = ["Nothing that is known to cause this was found in the graph."]
+    if found:
+        texts = [f"What can cause this, found in the graph and the model: {', '.join(found)}."]
     if any("interpolation" in layer for layer in layers):
         texts.append("Use interpolation='nearest'.")
     return " ".join([*texts, f"If you know better: {TURN_OFF}"])

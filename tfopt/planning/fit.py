@@ -89,8 +89,7 @@ def fit_noisy_quadratic(
             on every rank. Default 8192. A model with many more parameters needs many rows: directions that rows do not
             show look flat.
         num_bins: Bins of log curvature, over six decades, an integer >= 2. Default 64.
-        self_check: Whether to check the first product against finite differences, see `GaussNewtonOperator`. Default
-            True.
+        self_check: Whether to check the first product, as `GaussNewtonOperator` does. Default True.
         seed: Seed of all randomness, an integer >= 0. Default 0.
         progress: Whether to show progress; None (default) does in a terminal.
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`. Rows of all ranks

@@ -1,0 +1,440 @@
+"""What is refused before a wrong product is handed out, and what is right and must not be refused."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tfopt.callbacks import Convexity
+
+from tfopt import models
+from tfopt.curvature import GaussNewtonOperator, HessianOperator, gradient_noise
+from tfopt.planning import fit_noisy_quadratic
+from tfopt.relative_trust import StepMeter
+
+BOTH = pytest.mark.parametrize("operator", [HessianOperator, GaussNewtonOperator])
+
+
+def make_upsampling(interpolation, activation="tanh"):
+    return keras.Sequential([
+        keras.Input((4, 4, 2)),
+        keras.layers.Conv2D(3, 3, activation=activation),
+        keras.layers.UpSampling2D(interpolation=interpolation, name="up"),
+        keras.layers.Conv2D(2, 3, activation=activation),
+        keras.layers.Flatten(),
+        keras.layers.Dense(1),
+    ])
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@BOTH
+def test_bilinear_upsampling_is_refused_by_name(operator, activation):
+    x, y = np.random.default_rng(0).normal(size=(6, 4, 4, 2)).astype("float32"), np.ones((6, 1))
+    matrix = operator(make_upsampling("bilinear", activation), "mse", x, y)
+    for _ in range(2):  # and not only the first time
+        with pytest.raises(
+            RuntimeError, match=r"ResizeBilinearGrad \(in .*\) for zero.*up \(UpSampling2D, .*'bilinear'\)"
+        ):
+            matrix @ np.ones(matrix.shape[0])
+    with pytest.raises(RuntimeError, match="cannot differentiate this model.*ResizeBicubicGrad"):
+        operator(make_upsampling("bicubic", activation), "mse", x, y).to_dense()
+    assert operator(make_upsampling("nearest", activation), "mse", x, y).to_dense().shape == matrix.shape
+    unchecked = operator(make_upsampling("bilinear", activation), "mse", x, y, self_check=False)
+    assert np.isfinite(unchecked @ np.ones(matrix.shape[0])).all()
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Stopped(keras.layers.Layer):
+    """The square, of which the second derivative is lost."""
+
+    def call(self, inputs):
+        @tf.custom_gradient
+        def square(x):
+            return x * x, lambda upstream: 2 * upstream * tf.stop_gradient(x)
+
+        return square(inputs)
+
+
+@BOTH
+def test_a_wrong_second_derivative_is_found_by_differences(operator):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), Stopped(), keras.layers.Dense(1)])
+    x, y = np.random.default_rng(0).normal(size=(6, 3)).astype("float32"), np.ones((6, 1))
+    if operator is HessianOperator:
+        with pytest.raises(
+            RuntimeError, match="finite differences say .* no such derivative, or a wrong.*StopGradient"
+        ):
+            HessianOperator(model, "mse", x, y).to_dense()
+    else:  # which needs first derivatives only
+        GaussNewtonOperator(model, "mse", x, y).to_dense()
+
+
+class Noise(keras.layers.Layer):
+    def __init__(self, draw):
+        super().__init__()
+        self.draw = draw
+
+    def call(self, inputs):
+        return inputs * (1.0 + self.draw(tf.shape(inputs)))
+
+
+def test_randomness_is_held_still_or_refused():
+    x, y = np.random.default_rng(0).normal(size=(6, 3)).astype("float32"), np.ones((6, 1))
+    seed = keras.random.SeedGenerator(1)
+    noise = Noise(lambda shape: keras.random.normal(shape, seed=seed))
+    model = keras.Sequential([
+        keras.Input((3,)),
+        keras.layers.Dense(4, activation="tanh"),
+        noise,
+        keras.layers.Dense(1),
+    ])
+    matrix = HessianOperator(model, "mse", x, y).to_dense()
+    np.testing.assert_allclose(matrix, matrix.T, atol=1e-6)
+    layers = [keras.layers.Dense(4, activation="tanh"), Noise(tf.random.normal), keras.layers.Dense(1)]
+    with pytest.raises(RuntimeError, match="another product of the same vector the second time.*random"):
+        HessianOperator(keras.Sequential([keras.Input((3,)), *layers]), "mse", x, y).to_dense()
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: models.resnet(8, (8, 8, 2), 3, width=4), lambda: models.mlp(6, (8,) * 50, 3)]
+)
+def test_deep_and_kinked_models_pass_the_check(build):
+    """Kinks make differences unreliable; a warning, which would fail this test, would say so."""
+    model = build()
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(20, *model.input_shape[1:])).astype("float32"), rng.integers(0, 3, 20)
+    matrix = HessianOperator(model, keras.losses.SparseCategoricalCrossentropy(from_logits=True), x, y)
+    assert np.isfinite(matrix @ np.ones(matrix.shape[0])).all()
+
+
+# --- the whole family of wrong derivatives
+
+
+class Applied(keras.layers.Layer):
+    """A function as a layer."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def call(self, inputs):
+        return self.function(inputs)
+
+
+def make_data(num_rows=24):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(num_rows, 3)).astype("float32"), rng.uniform(0.1, 0.9, (num_rows, 2)).astype("float32")
+
+
+def make_applied(function, *, zero_column=False):
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Dense(4, activation="tanh"), Applied(function), keras.layers.Dense(2)]
+    model = keras.Sequential([keras.Input((3,)), *layers])
+    if zero_column:  # so that one of the factors is exactly zero
+        kernel = model.layers[0].kernel
+        kernel.assign(kernel.numpy() * [1, 0, 1, 1])
+    return model
+
+
+@tf.custom_gradient
+def reversed_gradient(x):
+    return tf.identity(x), lambda upstream: -upstream
+
+
+@tf.custom_gradient
+def clipped_gradient(x):
+    return tf.identity(x), lambda upstream: tf.clip_by_value(upstream, -1e-3, 1e-3)
+
+
+def rounded(x):
+    return x + tf.stop_gradient(tf.round(4 * x) / 4 - x)
+
+
+def passed_through_numpy(x):
+    return x + tf.ensure_shape(tf.numpy_function(np.sin, [x], x.dtype), (None, 4))
+
+
+def in_segments(product):
+    return lambda x: tf.ensure_shape(tf.transpose(product(tf.transpose(x), tf.constant([0, 0, 1, 1]))), (None, 2))
+
+
+def focal(stop):
+    def loss(y_true, y_pred):
+        p = keras.ops.sigmoid(y_pred)
+        entropy = keras.ops.binary_crossentropy(y_true, y_pred, from_logits=True)
+        return keras.ops.mean(stop((y_true * (1 - p) + (1 - y_true) * p) ** 2) * entropy, -1)
+
+    return loss
+
+
+def cumulative(y_true, y_pred):
+    return keras.ops.mean((keras.ops.cumprod(y_pred, -1) - y_true) ** 2, -1)
+
+
+FUNCTIONS = {
+    "gradient reversal": (reversed_gradient, "CustomGradient (in "),
+    "clipped gradient": (clipped_gradient, "CustomGradient (in "),
+    "straight through": (rounded, "StopGradient (in "),
+    "numpy_function": (passed_through_numpy, "PyFunc (in "),
+    "fake quantisation": (tf.quantization.fake_quant_with_min_max_args, "FakeQuantWithMinMaxArgsGradient"),
+    "quantisation": (lambda x: tf.quantization.quantize_and_dequantize_v2(x, -1.0, 1.0), "cannot differentiate"),
+    "norm": (lambda x: tf.norm(x, axis=-1, keepdims=True), "not finite"),
+    "sqrt": (lambda x: tf.sqrt(tf.abs(x)), "Sqrt (in "),
+    "prod": (lambda x: keras.ops.prod(x, -1, keepdims=True), "Prod (in "),
+    "reduce_prod": (lambda x: tf.reduce_prod(x, -1, keepdims=True), "Prod (in "),
+    "cumprod": (lambda x: keras.ops.cumprod(x, -1), "Cumprod (in "),
+    "unsorted_segment_prod": (
+        in_segments(lambda x, segments: tf.math.unsorted_segment_prod(x, segments, 2)),
+        "UnsortedSegmentProd (in ",
+    ),
+    "segment_prod": (in_segments(tf.math.segment_prod), "SegmentProd (in "),
+}
+PRODUCTS = [name for name in FUNCTIONS if "prod" in name]
+
+
+def refused(operator, model, loss, x, y, sample_weight=None):
+    matrix = operator(model, loss, x, y, sample_weight)
+    with pytest.raises(RuntimeError) as caught:
+        matrix @ np.ones(matrix.shape[0], "float32")
+    assert not any(word in str(caught.value).lower() for word in ("resiz", "interpolation"))
+    return str(caught.value)
+
+
+@BOTH
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in PRODUCTS])
+def test_operations_with_wrong_derivatives_are_refused_by_name(name, operator):
+    x, y = make_data()
+    x[20] = 0.0  # where a norm has no derivative, in none of the first rows
+    function, words = FUNCTIONS[name]
+    assert words in refused(operator, make_applied(function), "mse", x, y)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "operator"),
+    [
+        ("prod", "column", HessianOperator),
+        ("reduce_prod", "column", HessianOperator),
+        ("cumprod", "column", HessianOperator),
+        ("cumprod", "row", HessianOperator),
+        ("cumprod", "row", GaussNewtonOperator),
+        ("segment_prod", "row", HessianOperator),
+        ("unsorted_segment_prod", "row", HessianOperator),
+    ],
+)
+def test_products_with_a_factor_of_zero_are_refused(name, place, operator):
+    """The factor is zero at the weights themselves: by a column of the kernel, or in one row of the data."""
+    function, words = FUNCTIONS[name]
+    x, y = make_data()
+    if place == "row":
+        x[20] = 0.0  # as biases are zero, all factors are
+    assert words in refused(operator, make_applied(function, zero_column=place == "column"), "mse", x, y)
+
+
+@BOTH
+def test_losses_with_a_factor_of_zero_are_refused(operator):
+    x, y = make_data()
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    operator(model, cumulative, x, y) @ np.ones(8, "float32")
+    x[20] = 0.0
+    assert "Cumprod (in compile_loss" in refused(operator, model, cumulative, x, y)
+
+
+@BOTH
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_without_a_zero_are_right(name, operator):
+    function, _ = FUNCTIONS[name]
+    matrix = operator(make_applied(function), "mse", *make_data())
+    dense = matrix.to_dense()
+    np.testing.assert_allclose(dense, dense.T, atol=1e-5)
+
+
+@BOTH
+def test_a_loss_with_stopped_weights_is_refused(operator):
+    x, y = make_data()
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    assert "StopGradient (in compile_loss" in refused(operator, model, focal(keras.ops.stop_gradient), x, y)
+    matrix = operator(model, focal(lambda weight: weight), x, y).to_dense()
+    np.testing.assert_allclose(
+        matrix, operator(model, keras.losses.BinaryFocalCrossentropy(from_logits=True), x, y).to_dense(), atol=1e-6
+    )
+
+
+class StoppedPenalty(keras.regularizers.Regularizer):
+    def __call__(self, weight):
+        return keras.ops.sum(keras.ops.stop_gradient(weight) * weight)
+
+
+@BOTH
+def test_layers_that_stop_gradients_are_named(operator):
+    x, y = make_data()
+    dense = keras.layers.Dense
+    renorm = keras.layers.BatchNormalization(renorm=True, name="norm")
+    model = keras.Sequential([keras.Input((3,)), dense(3, "tanh"), renorm, dense(2)])
+    assert "norm (BatchNormalization, renorm=True)" in refused(operator, model, "mse", x, y)
+    model = keras.Sequential([keras.Input((3,)), dense(2, kernel_regularizer=StoppedPenalty())])
+    assert "StopGradient" in refused(operator, model, "mse", x, y)
+
+
+@BOTH
+def test_ctc_is_refused_by_name(operator):
+    x, y = np.random.default_rng(0).normal(size=(3, 5, 2)).astype("float32"), np.array([[1, 2], [2, 1], [1, 0]])
+    model = keras.Sequential([keras.Input((5, 2)), keras.layers.Dense(4)])
+    assert "no second derivative of an operation in a loop" in refused(operator, model, keras.losses.CTC(), x, y)
+
+
+# --- targets of the categorical cross-entropy
+
+
+def own_entropy(y_true, y_pred):
+    return tf.nn.softmax_cross_entropy_with_logits(y_true, y_pred)
+
+
+LOSSES = {
+    "softmax": ("softmax", keras.losses.CategoricalCrossentropy()),
+    "logits": (None, keras.losses.CategoricalCrossentropy(from_logits=True)),
+    "smoothed": ("softmax", keras.losses.CategoricalCrossentropy(label_smoothing=0.1)),
+    "own": (None, own_entropy),
+}
+
+
+def measure(kind, model, loss, x, y, weight):
+    if kind == "noise":
+        return gradient_noise(model, loss, x, y, weight)
+    if kind == "step":
+        before = [weights.copy() for weights in model.get_weights()]
+        return StepMeter(model, loss, x, y, weight).measure(before, [0.9 * weights for weights in before])
+    operator = {"hessian": HessianOperator, "gauss_newton": GaussNewtonOperator}[kind]
+    matrix = operator(model, loss, x, y, weight, batch_size=12)
+    return matrix @ np.ones(matrix.shape[0], "float32")
+
+
+@pytest.mark.parametrize("kind", ["hessian", "gauss_newton", "noise", "step"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_targets_that_do_not_sum_to_one(name, kind):
+    """TensorFlow's gradient, softmax(z) - y, is wrong for them, and its derivative is that gradient's."""
+    keras.utils.set_random_seed(0)
+    activation, loss = LOSSES[name]
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, activation=activation)])
+    x, _ = make_data()
+    y = np.random.default_rng(1).dirichlet(np.ones(3), 24).astype("float32")
+    weight = np.ones(24, "float32")
+    measure(kind, model, loss, x, y, None)
+    y[20] = 0.0  # padding
+    with pytest.raises(ValueError, match="`y` must have rows that sum to 1.*Received: 1 of .* the first one sums to 0"):
+        measure(kind, model, loss, x, y, weight)
+    weight[20] = 0.0
+    measure(kind, model, loss, x, y, weight)
+    y[20], y[3] = y[0], 2 * y[3]
+    with pytest.raises(ValueError, match="`y` must have rows that sum to 1"):
+        measure(kind, model, loss, x, y, None)
+
+
+def test_tensorflow_is_wrong_for_targets_that_do_not_sum_to_one():
+    """The gradient of -sum_k y_k log softmax(z)_k is sum(y) softmax(z) - y, by NumPy."""
+    z, y = tf.constant([[0.3, -0.2, 0.5]], tf.float64), np.array([[0.2, 0.1, 0.2]])
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        loss = own_entropy(y, z)
+    softmax = np.exp(z) / np.exp(z).sum()
+    np.testing.assert_allclose(tape.gradient(loss, z), softmax - y, atol=1e-12)
+    steps = 1e-6 * np.eye(3)
+    measured = [-(y * (np.log(np.exp(z + s) / np.exp(z + s).sum()) - np.log(softmax))).sum() / 1e-6 for s in steps]
+    np.testing.assert_allclose(measured, (y.sum() * softmax - y)[0], atol=1e-5)
+
+
+# --- what can only be computed in float32
+
+
+class Fixed(keras.layers.Layer):
+    """A matrix of float32 that is no Keras variable: the model cannot be computed in float64."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrix = tf.Variable(np.eye(3, dtype="float32"))
+
+    def call(self, inputs):
+        return inputs @ self.matrix
+
+
+def many_kinks(x):
+    """As kinks in their thousands make it: smooth for steps of 1%, and linear for tiny ones."""
+    return tf.reduce_mean(tf.nn.relu(x[..., None] - tf.cast(tf.linspace(-2.0, 2.0, 20_001), x.dtype)), -1)
+
+
+@BOTH
+@pytest.mark.parametrize("seed", range(2))
+def test_right_products_in_float32_are_not_refused(seed, operator):
+    keras.utils.set_random_seed(seed)
+    conv = [keras.layers.Conv2D(8, 3, activation="relu"), keras.layers.MaxPooling2D(), keras.layers.Flatten()]
+    rng = np.random.default_rng(seed)
+    for shape, layers in (((3,), [keras.layers.Dense(4), Applied(many_kinks)]), ((8, 8, 3), conv)):
+        x, y = rng.normal(size=(16, *shape)).astype("float32"), rng.normal(size=(16, 2)).astype("float32")
+        model = keras.Sequential([keras.Input(shape), Fixed(), *layers, keras.layers.Dense(2)])
+        vector = rng.normal(size=model.count_params()).astype("float32")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*could not be checked.*self_check=False, an argument")
+            checked = operator(model, "mse", x, y) @ vector
+        np.testing.assert_array_equal(checked, operator(model, "mse", x, y, self_check=False) @ vector)
+
+
+@BOTH
+def test_wrong_products_in_float32_are_refused(operator):
+    x, y = make_data()
+    stopped = Applied(lambda x: x * tf.stop_gradient(x))
+    model = keras.Sequential([
+        keras.Input((3,)),
+        Fixed(),
+        keras.layers.Dense(4, "tanh"),
+        stopped,
+        keras.layers.Dense(2),
+    ])
+    assert "StopGradient (in " in refused(operator, model, "mse", x, y)
+
+
+def test_losses_that_round_to_float32_are_not_refused():
+    x, y = make_data()
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, "tanh"), keras.layers.Dense(2)])
+    loss = lambda a, b: 1.0 + tf.reduce_mean(tf.cast(b - a, tf.float32) ** 2, -1)  # noqa: E731
+    GaussNewtonOperator(model, loss, x, y) @ np.ones(26, "float32")
+    HessianOperator(model, loss, x, y) @ np.ones(26, "float32")
+
+
+@BOTH
+def test_a_cast_to_half_precision_is_a_warning_at_most(operator):
+    """Rounding makes the outputs constant along small steps, which says nothing about the derivative."""
+    half = Applied(lambda x: tf.cast(tf.cast(x, tf.bfloat16), x.dtype))
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, "tanh"), half, keras.layers.Dense(2)])
+    with pytest.warns(UserWarning, match="could not be checked"):
+        operator(model, "mse", *make_data()) @ np.ones(26, "float32")
+
+
+# --- where the check is turned off
+
+
+def makers():
+    x = np.random.default_rng(0).normal(size=(64, 4, 4, 2)).astype("float32")
+    y = np.ones((64, 1), "float32")
+    model = make_upsampling("bilinear")
+    model.compile("sgd", "mse")
+
+    def convexity(**options):
+        made = Convexity((x, y), eigenvalues=False, **options)
+        model.fit(x, y, batch_size=64, verbose=0, callbacks=[made])
+
+    def noise(**options):
+        gradient_noise(model, "mse", x, y, group_size=8, num_hessian_groups=1, **options)
+
+    def planning(**options):
+        fit_noisy_quadratic(model, (x, y), "mse", 1e9, num_runs=4, num_matvecs=2, **options)
+
+    return {"convexity": convexity, "noise": noise, "planning": planning}
+
+
+@pytest.mark.parametrize("name", ["convexity", "noise", "planning"])
+def test_whatever_makes_operators_takes_self_check(name):
+    run = makers()[name]
+    with pytest.raises(RuntimeError, match=r"self_check=False, an argument of .*Convexity, gradient_noise, fit_noisy"):
+        run()
+    run(self_check=False)
+    with pytest.raises(TypeError, match="`self_check` must be"):
+        run(self_check=1)
