@@ -1,15 +1,14 @@
 """What callbacks that measure a model on a probe have in common: when, on what, and where the results go."""
 
-import hashlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 from tfopt.callbacks._cadence import Cadence
 from tfopt.callbacks._columns import by_path, pad_loggers
+from tfopt.callbacks._model_state import check_ranks, is_same, state_of
 from tfopt.callbacks._rank_callback import RankCallback
 from tfopt.callbacks._row_weights import weigh_as_fit_does
 from tfopt.callbacks._running_fit import build_model, come_before_loggers, find_running_fit, has_call
@@ -18,9 +17,8 @@ from tfopt.callbacks._summaries import Summaries
 from threadpoolctl import ThreadpoolController
 
 from tfopt import _plotting
-from tfopt._agreement import check_agreement, in_agreement
+from tfopt._agreement import in_agreement
 from tfopt._checks import check_choice
-from tfopt._naming import unique_paths
 from tfopt.communicator import Communicator
 from tfopt.curvature.objective import BATCH_NORM_MODES, check_loss_name
 from tfopt.curvature.probe import Probe, as_probe, map_arrays
@@ -293,47 +291,14 @@ class Measurement(RankCallback):
         return weigh_as_fit_does(name, self._given_probe, self._probe, find_running_fit(self), self.model)
 
     def _follow(self, is_start: bool = False) -> None:
-        """Make new instruments, if the model is no longer the one that they were made for."""
-        wanted, made_for = self._what_to_measure(), self._made_for
-        is_new = len(made_for) != len(wanted) or any(a is not b for a, b in zip(made_for, wanted, strict=True))
-        if self.communicator.size > 1 and (is_start or self._is_new_anywhere(is_new)):
-            self._compare_models(is_new)
-        if not is_new:
-            return
-        self._make_instruments()
-        self._made_for = self._what_to_measure()
-        if not is_start:
-            self._after_change()
-
-    def _what_to_measure(self) -> tuple[Any, ...]:
-        """Return all that the programs of the instruments depend on: each of these is the same object, or another."""
-        model = self.model
-        compiled = [getattr(model, name, None) for name in ("_compile_loss", "_compile_config")]
-        flags = [item for layer in model._flatten_layers() for item in (layer, bool(layer.trainable))]
-        return (model, self._probe, *compiled, *model.trainable_variables, *flags)
-
-    def _is_new_anywhere(self, is_new: bool) -> bool:
-        # By a reduction, in which a rank takes part that is at the end of its epoch already.
-        (count,) = self.communicator.allreduce_sum([tf.constant(int(is_new), tf.int64)], name="changes")
-        return int(count) > 0
-
-    def _compare_models(self, is_new: bool) -> None:
-        variables = self.model.trainable_variables
-        digest = hashlib.sha256()
-        for variable in variables:
-            digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable.value)).tobytes())
-        paths = unique_paths(variables)
-        check_agreement(
-            self.communicator,
-            f"{type(self).__name__} before a measurement",
-            {
-                "model": "one that is new, compiled again, frozen or unfrozen" if is_new else "the one of before",
-                "trainable variables": [f"{path} {tuple(v.shape)}" for path, v in zip(paths, variables, strict=True)],
-                "weights": f"those with the checksum {digest.hexdigest()[:8]}",
-            },
-            "Add the callback tfopt.callbacks.BroadcastVariables(), which makes them equal before training; freeze, "
-            "unfreeze and compile on every rank at the same time.",
-        )
+        """Make new instruments, if the model or the probe is no longer the one that they were made for."""
+        is_new = not is_same(self._made_for, (self._probe, *state_of(self.model)))
+        check_ranks(self.communicator, type(self).__name__, self.model, is_new, is_start)
+        if is_new:
+            self._make_instruments()
+            self._made_for = (self._probe, *state_of(self.model))
+            if not is_start:
+                self._after_change()
 
     def _after_change(self) -> None:
         """After new instruments were made in the middle of training: old values are no longer those of the model."""

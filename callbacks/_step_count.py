@@ -116,6 +116,9 @@ class StepCount:
             if now.counters != watched.counters:
                 moved.append((watched.optimizer, now.steps - watched.steps))
                 watched.counters, watched.steps = now.counters, now.steps
+        if len(moved) > 1:  # those of other variables do not count: of a temperature, or of an adversary
+            variables = {id(variable) for variable in model.trainable_variables}
+            moved = [pair for pair in moved if variables_trained_by(pair[0]) & variables] or moved
         if batches or moved:
             is_one = len(moved) == 1 and moved[0][1] >= 0 and not is_replaced
             most = max([0, *(steps for _, steps in moved)])

@@ -4,8 +4,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tfopt.callbacks._optimizers_of import optimizers_of
 from tfopt.callbacks._rank_callback import RankCallback, learning_rates_of
 from tfopt.callbacks._running_fit import build_model, come_before_loggers, find_running_fit
+from tfopt.callbacks._step_count import has_keras_train_step
 
 from tfopt._agreement import check_agreement
 from tfopt._checks import check_integer
@@ -14,7 +16,10 @@ from tfopt.distributed.optimizer import DistributedOptimizer, describe_config
 
 
 class BroadcastVariables(RankCallback):
-    """Start all ranks from the variables of one: the model's and the optimizer's, which is built if it is not.
+    """Start all ranks from the variables of one: the model's and its optimizers'.
+
+    The optimizer of `compile` is built if it is not. Others, of a `train_step` of the model's own, must be
+    `DistributedOptimizer` too.
 
     States of random number generators (dropout) stay each rank's own. A model that waits for its first batch is built.
 
@@ -66,7 +71,7 @@ class BroadcastVariables(RankCallback):
                 "variables": _describe(self.model.variables),
                 "optimizer": type(self.model.optimizer).__name__,
                 "optimizer's arguments": describe_config(self.model.optimizer),
-                "optimizer's variables": _describe(self.model.optimizer.variables),
+                "optimizer's variables": _describe(self._optimizer_variables()),
                 "number of epochs": self.parameters.get("epochs"),
                 "number of batches": self.parameters.get("steps"),
                 "steps_per_execution": self.model.steps_per_execution,
@@ -86,9 +91,12 @@ class BroadcastVariables(RankCallback):
         """
         self.compare(f"the end of epoch {epoch + 1}", logs)
 
+    def _optimizer_variables(self) -> list[Any]:
+        return [variable for _, optimizer in optimizers_of(self.model) for variable in optimizer.variables]
+
     def _hand_out(self) -> None:
         variables = [v for v in self.model.variables if v.name != "seed_generator_state"]
-        variables += self.model.optimizer.variables
+        variables += self._optimizer_variables()
         values = self.communicator.broadcast([v.value for v in variables], self.root_rank, name="variables")
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
@@ -143,6 +151,13 @@ def _problem_of(model: Any) -> str:
             f"The model was compiled with a plain {type(model.optimizer).__name__}: each rank would train on its own. "
             "Use model.compile(tfopt.distributed.DistributedOptimizer(optimizer), ...)"
         )
+    for name, optimizer in [] if has_keras_train_step(model) else optimizers_of(model):
+        # The optimizers with which its parts were compiled are those of an earlier training, as a rule.
+        if type(optimizer) is not DistributedOptimizer and not name.endswith(".optimizer"):
+            return (
+                f"The model has the optimizer {name!r}, a plain {type(optimizer).__name__}: each rank would train on "
+                "its own where the model's train_step uses it. Use tfopt.distributed.DistributedOptimizer(optimizer)"
+            )
     if model.jit_compile:
         return (
             'The model was compiled with jit_compile=True ("auto" may mean True on a GPU), but Horovod cannot average '

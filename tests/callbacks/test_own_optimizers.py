@@ -261,6 +261,24 @@ def test_there_is_no_limit_of_an_optimizer_that_trains_a_part():
     assert np.isnan(convexity.history["hessian/stability_limit"]).all()
 
 
+def test_an_optimizer_of_variables_that_are_not_the_models_does_not_count():
+    def with_temperature(model, gradients):
+        compiled(model, gradients)
+        for _ in range(2):
+            model.own[0].apply([tf.constant(1.0)], [temperature])
+
+    temperature = tf.Variable(1.0)
+    model = Linear(with_temperature, [SGD(0.1)])
+    model(X[:1])
+    model.own[0].build([temperature])
+    model.compile(SGD(0.02), "mse", jit_compile=False)
+    convexity = Convexity((X, Y), spectrum_every_n_epochs=1)
+    fit(model, [convexity])
+    assert convexity.history["step"] == [0, 4, 8, 12]
+    product = convexity.history["hessian/learning_rate_times_lambda_max"][-1]
+    assert product == pytest.approx(0.02 * LAMBDA_MAX, rel=1e-4)
+
+
 def test_keras_own_step_is_known_to_use_the_compiled_optimizer():
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, use_bias=False)])
     model.own = SGD(7.0)

@@ -156,3 +156,15 @@ def test_the_third_part_of_data_that_a_train_step_takes_apart_is_no_weight():
 def test_targets_to_which_class_weights_do_not_apply_are_refused():
     with pytest.raises(ValueError, match="Convexity cannot apply the class_weight of `fit` to `probe_data`.*: none"):
         make().fit(X, LABELS, class_weight=CLASS_WEIGHT, verbose=0, callbacks=[Convexity(X)])
+
+
+def test_a_data_set_weights_each_step_of_a_sequence():
+    dense = keras.layers.Dense(4, kernel_initializer="ones")
+    model = keras.Sequential([keras.Input((4,)), dense, keras.layers.Reshape((2, 2))])
+    model.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True), jit_compile=False)
+    targets = np.stack([ONE_HOT, np.roll(ONE_HOT, 7, axis=0)], axis=1)
+    weights = np.where(targets.argmax(axis=-1), CLASS_WEIGHT[1], CLASS_WEIGHT[0])
+    convexity = Convexity((X, targets), eigenvalues=False)
+    rows = tf.data.Dataset.from_tensor_slices((X, targets)).batch(40)
+    model.fit(rows, class_weight=CLASS_WEIGHT, shuffle=False, verbose=0, callbacks=[convexity])
+    assert convexity.history["convexity/loss"][0] == pytest.approx(np.log(2) * np.mean(weights), rel=1e-5)

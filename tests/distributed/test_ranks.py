@@ -183,6 +183,10 @@ def test_measurements_follow_a_model_that_is_unfrozen_on_all_ranks(launch):
     assert found["lambda_max"][0] < found["now"]
 
 
+def test_optimizers_of_a_models_own_start_and_stay_equal(launch):
+    assert same_on_all(launch.results("optimizers_of_its_own"))["step"] == [0, 2]
+
+
 def test_seeds_stay_each_ranks_own(launch):
     assert [result[0][0] for result in launch.results("seeds_stay_apart")] == list(range(launch.size))
 
@@ -324,6 +328,7 @@ MISUSE = {
     "optimizer_inside_loss_scaling": "must not be wrapped in a LossScaleOptimizer",
     "a_measurement_on_one_rank": "do not agree on the callbacks: rank 0 has Convexity, rank 1 has none",
     "compiled_again_on_one_rank": "do not agree on the model: rank 0 has the one of before, rank 1 has one that is new",
+    "a_plain_optimizer_of_its_own": r"has the optimizer \"own\['kernel'\]\", a plain SGD: each rank would train",
     "sample_weights_on_one_rank": "Rank 1: Convexity would measure another loss than `fit` minimises",
     "measuring_unequal_weights": "do not agree on the weights.*BroadcastVariables",
     "a_sum_over_rows": r"`loss` depends on how rows are cut into batches. .* and \d batches, those of all ranks",

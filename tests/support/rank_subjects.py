@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfopt.distributed import DistributedOptimizer
 
@@ -37,6 +38,27 @@ def make_model(seed=0, **options):
     options = {"optimizer": DistributedOptimizer(keras.optimizers.Adam(0.01)), "jit_compile": False, **options}
     model.compile(loss="mse", **options)
     return model
+
+
+class TwoOptimizers(keras.Model):
+    """Trains its kernel by an optimizer of its own, and its bias by the one of `compile`."""
+
+    def __init__(self, own):
+        super().__init__()
+        self.dense = keras.layers.Dense(1)
+        self.own = {"kernel": own}
+
+    def call(self, x):
+        return self.dense(x)
+
+    def train_step(self, data):
+        pairs = [(self.own["kernel"], self.dense.kernel), (self.optimizer, self.dense.bias)]
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(*data, self(data[0]))
+        gradients = tape.gradient(loss, [variable for _, variable in pairs])
+        for (optimizer, variable), gradient in zip(pairs, gradients, strict=True):
+            optimizer.apply([gradient], [variable])
+        return {"loss": loss}
 
 
 def make_data(num_rows, seed=0):

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import parity
 import tensorflow as tf
-from rank_subjects import fit, make_data, make_model, subject, weights_of
+from rank_subjects import TwoOptimizers, fit, make_data, make_model, subject, weights_of
 from tfopt.callbacks import (
     AverageMetrics,
     BroadcastVariables,
@@ -19,6 +19,7 @@ from tfopt.callbacks import (
     GradientNoiseScale,
     ResumableCheckpoint,
     WarmupLearningRate,
+    WeightNorms,
 )
 
 from tfopt.curvature import HessianOperator, extremal_eigenvalues
@@ -73,6 +74,21 @@ def unfrozen_on_all_ranks(ranks, folder):
         "steps": [convexity.history["step"], breakdown.history["step"]],
         "variables": [len(entry) for entry in breakdown.history["cosine"]],
     }
+
+
+@subject
+def optimizers_of_its_own(ranks, folder):
+    """Their states are handed out too."""
+    model = TwoOptimizers(DistributedOptimizer(keras.optimizers.SGD(0.1, momentum=0.9)))
+    model.dense.build((None, 4))
+    model.built = True
+    model.compile(DistributedOptimizer(keras.optimizers.SGD(0.1)), "mse", jit_compile=False)
+    model.optimizer.build([model.dense.bias])
+    model.own["kernel"].build([model.dense.kernel])
+    model.own["kernel"].variables[2].assign(tf.fill([4, 1], float(ranks.rank)))
+    norms = WeightNorms()
+    fit(model, make_data(8, seed=ranks.rank), callbacks=[BroadcastVariables(root_rank=1), norms])
+    return {"weights": weights_of(model), "step": norms.history["step"]}
 
 
 @subject

@@ -5,7 +5,7 @@ import warnings
 import keras
 import parity
 import tensorflow as tf
-from rank_subjects import fit, make_data, make_model, misuse
+from rank_subjects import TwoOptimizers, fit, make_data, make_model, misuse
 from tfopt.callbacks import (
     AverageMetrics,
     BroadcastVariables,
@@ -64,6 +64,13 @@ def compiled_again_on_one_rank(ranks, folder):
     data = make_data(8)
     again = [CompileAgain()] * (ranks.rank == 1)
     fit(make_model(), data, epochs=2, callbacks=[BroadcastVariables(), *again, Convexity(data, eigenvalues=False)])
+
+
+@misuse
+def a_plain_optimizer_of_its_own(ranks, folder):
+    model = TwoOptimizers(keras.optimizers.SGD(0.1))
+    model.compile(DistributedOptimizer(keras.optimizers.SGD(0.1)), "mse", jit_compile=False)
+    fit(model, make_data(8), callbacks=[BroadcastVariables()])
 
 
 @misuse
