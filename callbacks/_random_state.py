@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras.src.random.seed_generator import global_seed_generator
 from tensorflow.python.eager import context
 
@@ -16,12 +17,11 @@ def random_state() -> dict[str, Any]:
         What `set_random_state` takes.
     """
     generator = global_seed_generator()  # first of all: where there is none yet, it is seeded by Python's
-    eager = _eager_generator()
     return {
         "python": random.getstate(),
         "numpy": np.random.get_state(),  # noqa: NPY002  the generator that other people's code draws from
         "keras": keras.ops.convert_to_numpy(generator.state.value),
-        "tensorflow": None if eager is None else eager.getstate(),
+        "tensorflow": _eager_state(),
     }
 
 
@@ -34,11 +34,13 @@ def set_random_state(state: dict[str, Any]) -> None:
     global_seed_generator().state.assign(state["keras"])
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])  # noqa: NPY002
-    eager = _eager_generator()
-    if eager is not None and state["tensorflow"] is not None:
-        eager.setstate(state["tensorflow"])
+    if state["tensorflow"] is not None:
+        seed, generator = state["tensorflow"]
+        tf.random.set_seed(seed)
+        context.context()._rng.setstate(generator)
 
 
-def _eager_generator() -> random.Random | None:
+def _eager_state() -> tuple[int, Any] | None:
     # From which TensorFlow draws the seed of each operation that has none, once `tf.random.set_seed` was called.
-    return getattr(context.context(), "_rng", None)
+    seed, generator = context.global_seed(), getattr(context.context(), "_rng", None)
+    return None if seed is None or generator is None else (seed, generator.getstate())
