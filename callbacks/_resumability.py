@@ -4,6 +4,7 @@ import warnings
 from typing import Any
 
 import keras
+import tensorflow as tf
 from tfopt.callbacks._row_order import shuffles_arrays, shuffles_batches
 from tfopt.callbacks._traced_step import changed_variables, graphs_of, random_operations
 from tfopt.callbacks._training_state import describe
@@ -120,7 +121,7 @@ def _check_dataset(dataset: Any) -> None:
             "The tf.data.Dataset is shuffled anew in each epoch or each run, by a random number generator whose state "
             f"cannot be saved. {_ADVICE}, or shuffle(..., seed=..., reshuffle_each_iteration=False)"
         )
-    if dataset.options().deterministic is False:
+    if isinstance(dataset, tf.data.Dataset) and dataset.options().deterministic is False:
         raise ValueError(
             "The tf.data.Dataset hands out rows in the order in which they are ready, other ones in each run: its "
             "options have deterministic=False. Leave that out"

@@ -39,7 +39,8 @@ def graphs_of(dataset: Any) -> Iterator[tuple[Any, Any]]:
         Pairs of data set and graph.
     """
     for function in getattr(dataset, "_functions", list)():
-        yield dataset, function.function.graph
+        if hasattr(function.function, "graph"):  # which tf.data's debug mode does without
+            yield dataset, function.function.graph
     for source in getattr(dataset, "_inputs", list)():
         yield from graphs_of(source)
 

@@ -1,6 +1,5 @@
 """Checkpoints from which training goes on as if it had never been interrupted, bit for bit."""
 
-import random
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import keras
 import numpy as np
 from tfopt.callbacks._callback import Callback
 from tfopt.callbacks._optimizer_arguments import arguments_of, learning_rates
+from tfopt.callbacks._random_state import random_state, set_random_state
 from tfopt.callbacks._resumability import check_callbacks, check_data
 from tfopt.callbacks._row_order import RowOrder
 from tfopt.callbacks._running_fit import RunningFit, build_model, epoch_batches_of, find_running_fit
@@ -191,7 +191,7 @@ class ResumableCheckpoint(Callback):
             "arguments": self._arguments,
             "learning_rates": learning_rates(arguments_of(self.model)),
             "variables": [[name, read(variable)] for name, variable in self._variables],
-            "random": _random_state(),
+            "random": random_state(),
             "order": self._order.seed,
             "callbacks": states_of(self._others),
             "history": past,
@@ -242,7 +242,7 @@ class ResumableCheckpoint(Callback):
         set_states(self._others, state["callbacks"])
         self._order.seed = state["order"]
         self._arguments = state["arguments"]  # of the training as it began
-        _set_random_state(state["random"])
+        set_random_state(state["random"])
         self._history = state["history"]
         epochs = self.parameters.get("epochs") or 0
         self.model._initial_epoch = epochs if state["stopped"] else min(state["epochs"], epochs)
@@ -287,22 +287,3 @@ def _history_with(history: Any, epoch: int, logs: dict[str, Any]) -> dict[str, A
         for name, value in logs.items():
             values.setdefault(name, []).append(float(value) if np.ndim(value) == 0 else np.asarray(value).tolist())
     return {"epoch": epochs, "history": values}
-
-
-def _random_state() -> dict[str, Any]:
-    from keras.src.random.seed_generator import global_seed_generator
-
-    generator = global_seed_generator()  # first of all: where there is none yet, it is seeded by Python's
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),  # noqa: NPY002  the generator that other people's code draws from
-        "keras": keras.ops.convert_to_numpy(generator.state.value),
-    }
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    from keras.src.random.seed_generator import global_seed_generator
-
-    global_seed_generator().state.assign(state["keras"])
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])  # noqa: NPY002

@@ -37,8 +37,12 @@ class CheckpointFiles:
         rank = self._communicator.rank
         job = self._communicator.allgather_object(secrets.token_hex(16), f"{self._owner} opens its folder")[0]
         # Rank 0 before the others, so that they find its lock where they share the folder.
-        in_agreement(self._communicator, lambda: self._open(job) if rank == 0 else None)
-        in_agreement(self._communicator, lambda: self._open(job) if rank > 0 else None)
+        try:
+            in_agreement(self._communicator, lambda: self._open(job) if rank == 0 else None)
+            in_agreement(self._communicator, lambda: self._open(job) if rank > 0 else None)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Let other trainings have the folder."""
@@ -62,7 +66,6 @@ class CheckpointFiles:
             _state_file.write(trial, {})
             trial.unlink()
         except OSError as error:
-            self.close()
             raise ValueError(
                 f"`folder` must be one that can be written. Received: folder={str(self.folder)!r}: {error}"
             ) from error

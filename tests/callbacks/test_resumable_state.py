@@ -169,6 +169,17 @@ def test_eager_steps_are_resumed_if_their_optimizers_are_built(tmp_path):
         train(lambda: eager(build=False), tmp_path / "late", 1)
 
 
+def test_eager_steps_draw_the_same_random_numbers(tmp_path):
+    def make():
+        model = keras.Sequential([keras.Input((4,)), layers.Dense(1), Drawing(lambda: tf.random.normal(()))])
+        model.compile("sgd", "mse", run_eagerly=True)
+        return model
+
+    whole = train(make, tmp_path / "whole", 2)
+    train(make, tmp_path / "parts", 1)
+    assert train(make, tmp_path / "parts", 2, seed=9) == whole
+
+
 def test_tracing_first_costs_no_second_trace(tmp_path):
     traces = []
 
