@@ -76,6 +76,56 @@ def test_the_fewest_steps_to_a_target():
     assert float(information_bound(PROBLEM, 8, 0.02)) <= found.num_steps < 0.8 * constant
 
 
+def constant_losses(problem, batch_size, power, num_steps, num_rates=4001):
+    """Return the losses after each step at many constant rates, of shape (num_steps, num_rates)."""
+    scaled = problem.curvature ** (1 - power)
+    moves = problem.noise_variance + problem.initial_second_moment > 0
+    rates = np.geomspace(1e-4 / scaled.max(), 2 / scaled[moves].min(), num_rates)[:, None]
+    moment, losses = np.where(moves, problem.initial_second_moment, 0.0) + 0 * rates, []
+    noise = rates**2 * problem.curvature ** (-2 * power) * problem.noise_variance / batch_size
+    with np.errstate(over="ignore", invalid="ignore"):
+        for _ in range(num_steps):
+            moment = np.where(moves, (1 - rates * scaled) ** 2 * moment + noise, 0.0)
+            losses.append(0.5 * np.sum(problem.multiplicity * problem.curvature * moment, axis=1))
+    return np.array(losses)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "batch_size", "target", "power"),
+    [
+        (([1.0, 10.0], [1e-4, 1e-3], 1.0, [1.0, 1e-6]), 100.0, 1e-3, 0.0),  # one step beyond the limit of stability
+        (([1.0, 3.0, 30.0], [0.0, 0.0, 1e-9], 1.0, [1.0, 0.1, 1e-9]), 1.0, 3e-2, 0.0),  # a few steps beyond it
+        (([1e-9, 1e-8], [1e-4, 1e-3], 1.0, [1e9, 1e3]), 1e9, 1e-3, 0.5),
+        (([1.0, 1e6], [1e-6, 0.0], 1.0, [1.0, 0.0]), 1.0, 1e-4, 0.0),  # a direction that never moves
+        (([3.0], [0.0], 1.0, [1.0]), 1.0, 1e-25, 1.0),  # in one step to zero
+        (([1.0], [1.0], 1.0, [1.0]), 1.0, 0.25, 0.0),  # the information bound is reached exactly
+        (([1.0, 0.5], [1e10, 1e9], 1.0, 1.0), 1e-3, 0.7, 0.5),  # only tiny rates are any good
+    ],
+)
+def test_no_constant_rate_takes_fewer_steps(arguments, batch_size, target, power):
+    problem = NoisyQuadratic(*arguments)
+    found = optimal_schedule(problem, batch_size, target, num_pieces=4, preconditioner_power=power)
+    assert found.num_steps <= optimize(problem, "sgd", batch_size, target, preconditioner_power=power).steps[0]
+    checked = min(found.num_steps - 1, 300)
+    assert not (constant_losses(problem, batch_size, power, checked) <= target).any()
+    assert found.loss <= target * (1 + 1e-12)
+    limit = 2 / (problem.curvature[problem.initial_second_moment > 0] ** (1 - power)).max()
+    assert found.is_stable == bool((found.learning_rates < limit).all())
+    if found.num_steps < 10_000:
+        rates = np.repeat(found.learning_rates, found.lengths)
+        ends = np.concatenate([[problem.initial_loss], losses_of(problem, batch_size, rates, power)])
+        np.testing.assert_allclose(found.loss_curve()[1], ends[found.loss_curve()[0]], rtol=1e-6, atol=1e-14 * target)
+    for num_steps in (1, 7):
+        best = constant_losses(problem, batch_size, power, num_steps)[-1].min()
+        schedule = optimal_schedule(problem, batch_size, num_steps=num_steps, num_pieces=4, preconditioner_power=power)
+        assert schedule.loss <= best * (1 + 1e-9)
+
+
+def test_a_problem_that_never_moves():
+    assert optimal_schedule(NoisyQuadratic([1.0, 2.0], 0.0, 1.0, 0.0), 1, num_steps=3).loss == 0.0
+    assert optimal_schedule(NoisyQuadratic([1.0, 2.0], 1.0, 1.0, 0.0), 1, num_steps=3).loss < 1e-12
+
+
 def test_large_problems_are_solved_in_bins_first():
     problem = NoisyQuadratic.power_law(1000)
     found = optimal_schedule(problem, 64, target_loss=0.05, num_pieces=10)

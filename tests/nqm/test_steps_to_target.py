@@ -145,3 +145,11 @@ def test_what_cannot_be_decided_is_said(monkeypatch):
     monkeypatch.setattr(walk, "TABLES", ((3, 3), (5, 4)))
     with pytest.raises(RuntimeError, match="could not be decided in 4 strides"):
         steps_to_target(NoisyQuadratic([1.0], [1.0]), Algorithm(0.01), 1000, 0.01)
+
+
+def test_a_small_step_is_not_rounded_over_many_steps():
+    """With x = 1e-11 the rounding of 1 - x alone would be off by 1e-6 of the steps."""
+    problem = NoisyQuadratic([1.0, 0.5], [1e-30, 0.0], 1.0, [1.0, 0.0])
+    rates = np.array([1e-11, 3e-10, 1e-7, 0.3])
+    expected = np.ceil(np.log(0.02) / (2 * np.log1p(-rates)))
+    np.testing.assert_allclose(steps_to_target(problem, Algorithm(rates), 1.0, 0.01), expected, rtol=1e-11)

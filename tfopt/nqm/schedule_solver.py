@@ -41,7 +41,8 @@ class ScheduleSolver:
         self._limit = float(np.log(limit))
         # The rate at which the noise alone sustains the loss to be reached: a c h^-p / 4 in each direction.
         noise = float(np.sum(problem.multiplicity * problem.noise_variance * problem.curvature**-power)) / batch_size
-        sustaining = 4.0 * (problem.initial_loss if target is None else target) / noise if noise else limit
+        lowest = problem.initial_loss if target is None else target
+        sustaining = 4.0 * lowest / noise if lowest > 0 and noise > 0 else limit
         self.least_rate = min(limit, sustaining) / RANGE
         self.logarithms = np.zeros(0)
         parts = problem_tensors(problem)
