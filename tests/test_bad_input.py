@@ -56,6 +56,7 @@ ENTRIES = {
             "clip",
             "layer_adaptation_exclude",
             "weight_decay_exclude",
+            "norm_floor",
         ),
     ),
     "PolynomialDecayWithWarmup": Entry(

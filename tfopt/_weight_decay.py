@@ -1,5 +1,6 @@
 """Exclusions from weight decay: part of an optimizer's settings until its first step, fixed from then on."""
 
+import re
 from typing import Any
 
 import keras
@@ -17,9 +18,13 @@ def takes_weight_decay(optimizer: Any, variable: Any) -> bool:
     Returns:
         Whether it does.
     """
+    return bool(optimizer._use_weight_decay(_as_keras_sees_it(variable)))
+
+
+def _as_keras_sees_it(variable: Any) -> Any:
     # Keras looks at the backend's variable on TensorFlow, whose name is the full path; elsewhere at the last part only.
     is_wrapped = keras.backend.backend() == "tensorflow" and isinstance(variable, keras.Variable)
-    return bool(optimizer._use_weight_decay(variable.value if is_wrapped else variable))
+    return variable.value if is_wrapped else variable
 
 
 def may_exclude(optimizer: Any, var_list: Any, var_names: Any) -> bool:
@@ -44,10 +49,15 @@ def may_exclude(optimizer: Any, var_list: Any, var_names: Any) -> bool:
     var_names = None if var_names is None else as_items("var_names", var_names, "be a list of regular expressions")
     if not optimizer.built:
         return True
-    request = keras.optimizers.Optimizer(learning_rate=0.0)
-    request.exclude_from_weight_decay(var_list, var_names)
+    keys = {optimizer._var_key(variable) for variable in var_list or ()}
+    patterns = [re.compile(name) for name in var_names or ()]
+
+    def is_named(variable: Any) -> bool:
+        name = _as_keras_sees_it(variable).name
+        return optimizer._var_key(variable) in keys or any(pattern.search(name) for pattern in patterns)
+
     decays = getattr(optimizer, "_takes_weight_decay", lambda variable: takes_weight_decay(optimizer, variable))
-    late = [v for v in optimizer._trainable_variables if decays(v) and not takes_weight_decay(request, v)]
+    late = [v for v in optimizer._trainable_variables if decays(v) and is_named(v)]
     if late:
         names = ", ".join(str(getattr(v, "path", v.name)) for v in late[:3])
         raise ValueError(

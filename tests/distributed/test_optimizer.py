@@ -11,7 +11,7 @@ from optimizer_table import TABLE
 
 from tfopt.communicator import SerialCommunicator
 from tfopt.distributed import DistributedOptimizer
-from tfopt.optimizers import LARS
+from tfopt.optimizers import LARS, Fromage
 
 
 def make_model(optimizer, **options):
@@ -188,6 +188,27 @@ def test_exclusions_from_weight_decay_of_several_optimizers_are_refused():
     optimizer = DistributedOptimizer(_Several([keras.optimizers.SGD(0.1, weight_decay=0.1)]))
     with pytest.raises(ValueError, match="made of several. Received: _Several"):
         optimizer.exclude_from_weight_decay(var_names=["bias"])
+
+
+class _RankOneOfTwo(SerialCommunicator):
+    """Stands for the second of two ranks, where the first one's weights are all 3."""
+
+    rank, size = 1, 2
+
+    def allgather_object(self, item, name="object"):
+        return [item, item]
+
+    def broadcast(self, tensors, root_rank=0, name="broadcast"):
+        return [tf.fill(tensor.shape, tf.constant(3, tensor.dtype)) for tensor in tensors]
+
+
+def test_what_an_optimizer_notes_of_the_weights_is_that_of_rank_0():
+    optimizer = DistributedOptimizer(Fromage(0.5, p_bound=1.0), communicator=_RankOneOfTwo())
+    variable = keras.Variable([1.0, 0.0])
+    optimizer.apply([tf.constant([0.0, -1.0])], [variable])
+    (noted,) = [v for v in optimizer.variables if "initial_norm" in v.path]
+    assert float(noted.numpy()) == pytest.approx(np.sqrt(18))
+    assert np.linalg.norm(np.asarray(variable)) == pytest.approx(np.sqrt(18))  # and not the 1 of this rank
 
 
 class _Several(keras.optimizers.SGD):

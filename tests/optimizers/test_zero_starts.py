@@ -69,15 +69,19 @@ def test_steps_from_zero_do_not_depend_on_the_gradients_length(shape, execution)
         np.testing.assert_allclose(ends[1:], [ends[0]] * 2, rtol=1e-5, atol=1e-9)
 
 
-def test_a_variable_that_becomes_zero_leaves_zero_with_a_short_step():
-    variable, optimizer = keras.Variable([3.0, 4.0]), LARS(momentum=0.0)
-    optimizer.apply([tf.constant([1.0, 0.0])], [variable])
-    np.testing.assert_allclose(values(variable), [3.0 - 0.005, 4.0], rtol=1e-6)
-    variable.assign([0.0, 0.0])
-    optimizer.apply([tf.constant([1e5, 0.0])], [variable])
-    np.testing.assert_allclose(values(variable), [-0.001, 0.0], rtol=1e-6)
-    optimizer.apply([tf.constant([1e5, 0.0])], [variable])  # from here on it steps in proportion to its size
-    np.testing.assert_allclose(values(variable), [-0.001 - 1e-6, 0.0], rtol=1e-6)
+@pytest.mark.parametrize("size", [2, 2**15])  # the larger one takes the fused kernels before and after
+def test_a_variable_that_becomes_zero_leaves_zero_with_a_short_step(size):
+    def padded(first, second):
+        return np.concatenate([[first, second], np.zeros(size - 2)]).astype("float32")
+
+    variable, optimizer = keras.Variable(padded(3.0, 4.0)), LARS(momentum=0.0)
+    optimizer.apply([tf.constant(padded(1.0, 0.0))], [variable])
+    np.testing.assert_allclose(values(variable), padded(3.0 - 0.005, 4.0), rtol=1e-6)
+    variable.assign(padded(0.0, 0.0))
+    optimizer.apply([tf.constant(padded(1e5, 0.0))], [variable])
+    np.testing.assert_allclose(values(variable), padded(-0.001, 0.0), rtol=1e-6)
+    optimizer.apply([tf.constant(padded(1e5, 0.0))], [variable])  # from here on in proportion to its size
+    np.testing.assert_allclose(values(variable), padded(-0.001 - 1e-6, 0.0), rtol=1e-6)
 
 
 def make_autoencoder(optimizer):

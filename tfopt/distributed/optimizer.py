@@ -188,11 +188,12 @@ class DistributedOptimizer:
             raise ValueError(f"There are {len(gradients)} gradients for {len(variables)} variables")
         if self._communicator.size > 1:
             _refuse_xla()
+        if not self._started:
+            self._start(gradients, variables)
+        # After the ranks have equal weights: what an optimizer notes of them, such as initial norms, is equal too.
         if not self._optimizer.built:
             with keras.name_scope(self._optimizer.name):
                 self._optimizer.build(variables)
-        if not self._started:
-            self._start(gradients, variables)
         with tf.name_scope("average_gradients"):
             gradients = self._average(gradients, variables)
         self._optimizer.apply(gradients, variables)
