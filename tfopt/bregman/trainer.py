@@ -44,6 +44,10 @@ class BregmanTrainer:
     tanh, sigmoid, softplus, gelu), after `Flatten`, `Rescaling` or `Normalization`. A softmax or sigmoid at the end is
     read as logits: training works on the outputs before it. The model always holds the current weights.
 
+    Units and origins do not matter: training standardises the inputs, and for a squared error the targets, over the
+    rows of all ranks, and the model's first and last layer undo it. Kernels as their initializers drew them are meant
+    for standardised rows; all other weights are of the function that the model computes.
+
     Args:
         model: A built Keras model.
         loss: "mse", "binary_crossentropy", "categorical_crossentropy", "sparse_categorical_crossentropy", "hinge"
@@ -202,8 +206,8 @@ class BregmanTrainer:
             + 2 chunk_rows (d + 2 sum n_l) f for a chunk that is worked on
             + 40 sum (n_(l-1) + 1)^2 for matrices
 
-        That is what is in use. With some widths the process shows up to half as much again, which its allocator keeps
-        of memory that was freed.
+        That is what is in use. The process may show 50 to 120 MB more, which its allocator keeps of memory that was
+        freed.
 
         Args:
             num_rows: Rows of this rank, those of validation included.
