@@ -317,6 +317,8 @@ MISUSE = {
     "a_measurement_on_one_rank": "do not agree on the callbacks: rank 0 has Convexity, rank 1 has none",
     "measuring_unequal_weights": "do not agree on the weights.*BroadcastVariables",
     "a_sum_over_rows": r"`loss` depends on how rows are cut into batches. .* and \d batches, those of all ranks",
+    "masks_that_differ_between_ranks": "`loss` must be a mean over rows",
+    "masks_on_one_rank": "`loss` must be a mean over rows",
     "a_certificate_that_one_rank_refuses": "does not cover this: the data have sample weights",
     "noise_of_a_plain_optimizer": "compares the gradients of ranks, which needs .*DistributedOptimizer",
     "noise_of_accumulated_gradients": "accumulated over several steps. Received: gradient_accumulation_steps=2",
