@@ -332,6 +332,8 @@ MISUSE = {
     "sample_weights_on_one_rank": "Rank 1: Convexity would measure another loss than `fit` minimises",
     "measuring_unequal_weights": "do not agree on the weights.*BroadcastVariables",
     "a_sum_over_rows": r"`loss` depends on how rows are cut into batches. .* and \d batches, those of all ranks",
+    "masks_that_differ_between_ranks": "`loss` must be a mean over rows",
+    "masks_on_one_rank": "`loss` must be a mean over rows",
     "a_certificate_that_one_rank_refuses": "does not cover this: the data have sample weights",
     "noise_of_a_plain_optimizer": "compares the gradients of ranks, which needs .*DistributedOptimizer",
     "noise_of_accumulated_gradients": "accumulated over several steps. Received: gradient_accumulation_steps=2",

@@ -3,6 +3,7 @@
 import warnings
 
 import keras
+import numpy as np
 import parity
 import tensorflow as tf
 from rank_subjects import TwoOptimizers, fit, make_data, make_model, misuse
@@ -16,7 +17,7 @@ from tfopt.callbacks import (
 )
 
 from tfopt import models
-from tfopt.curvature import HessianOperator, NotCoveredError, Probe
+from tfopt.curvature import HessianOperator, NotCoveredError, Probe, gradient_noise
 from tfopt.distributed import DistributedOptimizer
 
 
@@ -31,6 +32,26 @@ def a_measurement_on_one_rank(ranks, folder):
 def a_sum_over_rows(ranks, folder):
     """Each rank has one batch, so that none sees by itself that the loss depends on how rows are cut."""
     HessianOperator(make_model(), keras.losses.MeanSquaredError(reduction="sum"), *make_data(8))
+
+
+@misuse
+def masks_that_differ_between_ranks(ranks, folder):
+    """Each rank's rows have one length, so that only together they are no mean."""
+    x, y = np.random.default_rng(ranks.rank).normal(size=(8, 4, 2)), np.zeros((8, 4), int)
+    x[:, 3 - ranks.rank :] = 0.0
+    model = keras.Sequential([keras.Input((4, 2)), keras.layers.Masking(), keras.layers.Dense(3, "softmax")])
+    model.set_weights([np.ones_like(part) for part in model.get_weights()])
+    gradient_noise(model, "sparse_categorical_crossentropy", x, y)
+
+
+@misuse
+def masks_on_one_rank(ranks, folder):
+    x, y = np.random.default_rng(ranks.rank).normal(size=(8, 4)), np.ones(8, int)
+    y[7] = 0 if ranks.rank == ranks.size - 1 else 1
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    ignoring = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
+    model.compile(DistributedOptimizer(keras.optimizers.SGD(0.1)), ignoring, jit_compile=False)
+    fit(model, (x, y), callbacks=[BroadcastVariables(), GradientNoiseScale((x, y), group_size=2)])
 
 
 @misuse

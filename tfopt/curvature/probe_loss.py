@@ -33,6 +33,7 @@ class ProbeLoss:
         self.variables: list[Any] = list(objective.variables if variables is None else variables)
         self.dtypes = [tf.as_dtype(objective.dtype or v.dtype) for v in self.variables]
         self.num_rows = self._count_rows()
+        self._moving: list[ProbeLoss] = []  # the same loss with moving averages; shared by what `over` returns
         self._loss_and_gradient_of = compiled(self._trace_with_targets)
         self._loss_of = compiled(lambda values, batch: self.objective.loss(values, batch, self.variables))
 
@@ -90,11 +91,13 @@ class ProbeLoss:
         """Return the loss of the same rows, with batches normalised by moving averages.
 
         Returns:
-            The loss.
+            The loss, with what is compiled already for other rows.
         """
-        old = self.objective
-        objective = Objective(old.model, old.given_loss, self.probe, "moving", old.dtype)
-        return ProbeLoss(objective, self.probe, self.variables, self.communicator)
+        if not self._moving:
+            old = self.objective
+            objective = Objective(old.model, old.given_loss, self.probe, "moving", old.dtype)
+            self._moving.append(ProbeLoss(objective, self.probe, self.variables, self.communicator))
+        return self._moving[0].over(self.probe)
 
     def _count_rows(self) -> int:
         here = [tf.constant(count, tf.int64) for count in (self.probe.num_rows, len(self.probe.batches))]

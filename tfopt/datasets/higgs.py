@@ -60,6 +60,8 @@ def _open_cache(cache: Path) -> np.ndarray:
     advice = "Delete it: it is made anew from HIGGS.csv or HIGGS.csv.gz"
     try:
         rows = np.load(cache, mmap_mode="r")
+    except PermissionError:
+        raise
     except Exception as error:  # NumPy's reader of headers raises errors of many kinds
         raise ValueError(f"{cache} is damaged ({type(error).__name__}: {error}). {advice}") from error
     if not isinstance(rows, np.memmap):
