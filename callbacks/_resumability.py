@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from tfopt.callbacks._row_order import shuffles_arrays, shuffles_batches
+from tfopt.callbacks._row_order import shuffles_arrays
 from tfopt.callbacks._traced_step import changed_variables, graphs_of, random_operations
 from tfopt.callbacks._training_state import describe
 
@@ -80,7 +80,7 @@ def check_data(epoch_iterator: Any, stateless: tuple[type, ...]) -> None:
     if kind == "TFDatasetAdapter":
         _check_dataset(adapter._dataset)
     if kind == "PyDatasetAdapter":
-        _check_py_dataset(epoch_iterator, stateless)
+        _check_py_dataset(adapter, stateless)
     if kind == "GeneratorDataAdapter":
         raise ValueError(f"`fit` reads from a generator, whose position cannot be saved. {_ADVICE}")
     if kind in ("TorchDataLoaderAdapter", "GrainDatasetAdapter"):
@@ -98,8 +98,7 @@ def check_data(epoch_iterator: Any, stateless: tuple[type, ...]) -> None:
         )
 
 
-def _check_py_dataset(epoch_iterator: Any, stateless: tuple[type, ...]) -> None:
-    adapter = epoch_iterator.data_adapter
+def _check_py_dataset(adapter: Any, stateless: tuple[type, ...]) -> None:
     data = adapter.py_dataset
     name = type(data).__name__
     if not hasattr(data, "start_at") and not isinstance(data, stateless):
@@ -108,10 +107,11 @@ def _check_py_dataset(epoch_iterator: Any, stateless: tuple[type, ...]) -> None:
             f"method start_at(epoch), called before each epoch; or pass stateless=[{name}] if it serves the same "
             "batches in each epoch"
         )
-    if adapter.shuffle and adapter.num_batches not in (None, 1) and not shuffles_batches(epoch_iterator):
+    if adapter.shuffle and adapter.num_batches not in (None, 1):
         raise ValueError(
-            f"`fit` shuffles the batches of {name} in its worker threads, by a random number generator whose state "
-            "cannot be saved. Use fit(..., shuffle=False), or workers=1"
+            f"`fit` shuffles the batches of {name} by a random number generator that runs on while checkpoints are "
+            "written, so that its state cannot be saved. Use fit(..., shuffle=False); tfopt.datasets.EpochBatches "
+            "shuffles rows itself"
         )
 
 

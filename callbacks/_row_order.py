@@ -14,8 +14,6 @@ from keras.src.trainers.data_adapters import array_slicing
 class RowOrder:
     """Shuffles in the place of Keras, whose own order follows from random states that nobody can save.
 
-    Arrays are shuffled by rows, and a `PyDataset` by batches, as Keras does.
-
     Args:
         epoch_iterator: What hands out the batches of a `fit`, or None; it is changed.
     """
@@ -24,20 +22,12 @@ class RowOrder:
         self.seed = zlib.crc32(repr(random.getstate()).encode())  # draws nothing, so all other numbers stay the same
         self.epoch = 0
         self.is_used = False
-        adapter: Any = getattr(epoch_iterator, "data_adapter", None)
         if shuffles_arrays(epoch_iterator):
-            epoch_iterator._distributed_dataset = self._rows(adapter)
-            self.is_used = True
-        elif shuffles_batches(epoch_iterator):
-            adapter._finite_generator = lambda: self._batches(adapter)  # which Keras calls in each epoch
+            epoch_iterator._distributed_dataset = self._rows(epoch_iterator.data_adapter)
             self.is_used = True
 
     def _order(self, length: int) -> np.ndarray:
         return np.random.default_rng([self.seed, self.epoch]).permutation(length)
-
-    def _batches(self, adapter: Any) -> Iterator[Any]:
-        for index in self._order(adapter.py_dataset.num_batches).tolist():
-            yield adapter._standardize_batch(adapter.py_dataset[index])
 
     def _rows(self, adapter: Any) -> tf.data.Dataset:
         """Return the batches of shuffled arrays: their rows are drawn anew whenever the data set is iterated."""
@@ -79,19 +69,6 @@ def shuffles_arrays(epoch_iterator: Any) -> bool:
             isinstance(leaf, array_slicing.TensorflowSparseWrapper) for leaf in keras.tree.flatten(_sliceable(adapter))
         )
     )
-
-
-def shuffles_batches(epoch_iterator: Any) -> bool:
-    """Return whether `fit` shuffles the batches of a `PyDataset` in a way that `RowOrder` can take over.
-
-    Args:
-        epoch_iterator: What hands out the batches, or None.
-
-    Returns:
-        Whether it does: without workers, which have an order of their own.
-    """
-    adapter: Any = getattr(epoch_iterator, "data_adapter", None)
-    return bool(getattr(adapter, "shuffle", False) and adapter.num_batches and adapter.enqueuer is None)
 
 
 def _sliceable(adapter: Any) -> Any:
