@@ -7,11 +7,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 from keras.src.trainers.compile_utils import CompileLoss
-from keras.src.utils.python_utils import is_default
 
 from tfopt._checks import check_choice
 from tfopt._trained_variables import trained_variables
 from tfopt.curvature.forward_mode import measuring
+from tfopt.curvature.model_checks import NotBuiltError, check_model, not_building
 from tfopt.curvature.probe import Probe
 
 BATCH_NORM_MODES = ("batch", "moving")
@@ -49,7 +49,7 @@ class Objective:
         self, model: keras.Model, loss: Any, probe: Probe, batch_norm: str = "batch", dtype: str | None = None
     ) -> None:
         self.batch_norm = check_choice("batch_norm", batch_norm, BATCH_NORM_MODES)
-        _check_model(model)
+        check_model(model)
         self.model = model
         self.variables = trained_variables(model.trainable_variables)
         # Quantised layers hold their weights in a form that only their own precision can read.
@@ -161,15 +161,13 @@ class Objective:
             yield
 
     def _check_inputs(self, probe: Probe) -> None:
-        unbuilt: list[Any] = []
         try:
-            with _not_building(self.model, unbuilt), self._scope([], []):
+            with not_building(self.model), self._scope([], []):
                 self.model(probe.batches[0].x, training=False)
+        except NotBuiltError:
+            raise
         except Exception as error:
-            if not unbuilt:
-                raise ValueError(f"`x` must fit the model. {type(self.model).__name__} says: {error}") from error
-        if unbuilt:
-            raise ValueError(_NOT_BUILT.format(f"the layer {unbuilt[0].name!r}, which is used and not built"))
+            raise ValueError(f"`x` must fit the model. {type(self.model).__name__} says: {error}") from error
 
     def _make_loss(self, loss: Any, probe: Probe) -> CompileLoss | None:
         # A loss of our own: the model's keeps metrics, which a measurement must not move.
@@ -282,62 +280,6 @@ def check_trainable(objective: Objective, choice: Any) -> list[Any]:
             f"{'others: ' + ', '.join(strangers) if strangers else [v.path for v in chosen]}"
         )
     return chosen
-
-
-_NOT_BUILT = "`model` must have its variables: give it a keras.Input, or call it on data. Received: {}"
-
-
-@contextlib.contextmanager
-def _not_building(model: Any, refused: list[Any]) -> Iterator[None]:
-    """Within this context, layers that would create variables are written down in a list, and raise.
-
-    A layer that is not built and not used holds nothing that training moves. Only a call of the model can tell.
-    """
-
-    def refuse(layer: Any) -> Any:
-        def build(*args: Any, **kwargs: Any) -> None:
-            refused.append(layer)
-            raise RuntimeError(f"The layer {layer.name!r} is not built")
-
-        return build
-
-    # A `build` that is Keras's default creates nothing.
-    layers = [layer for layer in model._flatten_layers() if not layer.built and not is_default(layer.build)]
-    kept = [layer.build for layer in layers]
-    for layer in layers:
-        object.__setattr__(layer, "build", refuse(layer))
-    try:
-        yield
-    finally:
-        for layer, build in zip(layers, kept, strict=True):
-            object.__setattr__(layer, "build", build)
-
-
-def _check_model(model: Any) -> None:
-    if keras.backend.backend() != "tensorflow":
-        raise ValueError(
-            "tfopt.curvature works with the TensorFlow backend of Keras. "
-            f"Received: the backend {keras.backend.backend()!r}"
-        )
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"`model` must be a Keras 3 model. Received: {model!r} of type {type(model).__name__}")
-    if not model.built:
-        raise ValueError(_NOT_BUILT.format("a model that is not built"))
-    variables = trained_variables(model.trainable_variables)
-    if not variables:
-        raise ValueError("`model` must have trainable variables. Received: a model without any")
-    half = [v for v in variables if tf.as_dtype(v.dtype).size < 4]
-    if half:
-        raise ValueError(
-            "`model` must keep its weights in float32 or float64 (the policies 'mixed_float16' and 'mixed_bfloat16' "
-            f"do). Received: {half[0].path} of dtype {half[0].dtype}"
-        )
-    strategy = getattr(model, "distribute_strategy", None)
-    if strategy is not None and strategy.num_replicas_in_sync > 1:
-        raise ValueError(
-            "`model` must not be spread over devices by tf.distribute. "
-            f"Received: {type(strategy).__name__} of {strategy.num_replicas_in_sync} replicas"
-        )
 
 
 def _check_targets(y: Any, y_pred: Any) -> None:
