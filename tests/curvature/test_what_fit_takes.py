@@ -62,7 +62,9 @@ def test_models_of_text_are_those_of_their_tokens():
         matrix = kind(model, LOSS, TEXT, LABELS, batch_size=4)
         vector = np.random.default_rng(0).normal(size=matrix.shape[0])
         np.testing.assert_allclose(matrix @ vector, kind(rest, LOSS, tokens, LABELS) @ vector, rtol=1e-4, atol=1e-6)
-    small = matrix.on_rows_of(matrix.probe.batches[0].rows(0, 4), "float64")  # the self-check computes in float64, but for the text
+    small = matrix.on_rows_of(
+        matrix.probe.batches[0].rows(0, 4), "float64"
+    )  # the self-check computes in float64, but for the text
     assert small.matvec(small.values())[0].dtype == tf.float64
     noise, expected = (gradient_noise(m, LOSS, x, LABELS) for m, x in ((model, TEXT), (rest, tokens)))
     assert noise.covariance_trace.value == pytest.approx(expected.covariance_trace.value, rel=1e-4)

@@ -17,6 +17,7 @@ from tensorflow.python.autograph.core import ag_ctx
 from tensorflow.python.eager.polymorphic_function import autograph_util, polymorphic_function
 from tensorflow.python.ops import nn_impl
 
+from tfopt.curvature.model_checks import NotBuiltError
 from tfopt.curvature.precision import policy_to_measure
 from tfopt.curvature.stand_ins import StandIns
 
@@ -32,23 +33,6 @@ NOISY = (
     keras.layers.Attention,
     keras.layers.RNN,
 )
-
-
-class NotBuiltError(ValueError):
-    """A model uses a layer that has no variables yet, which a measurement must not create.
-
-    Args:
-        layer: The layer's name.
-
-    Attributes:
-        layer: The same.
-    """
-
-    _keras_call_info_injected = True  # so that Keras passes it on as it is
-
-    def __init__(self, layer: str) -> None:
-        self.layer = layer
-        super().__init__(f"The layer {layer!r} is not built")
 
 
 @dataclass
@@ -164,7 +148,7 @@ def _without_building(original: Any) -> Any:
     def maybe_build(self: Any, call_spec: Any) -> None:
         # A `build` that is Keras's default creates nothing.
         if _current.get() is not None and not self.built and not is_default(self.build):
-            raise NotBuiltError(self.name)
+            raise NotBuiltError(f"the layer {self.name!r}, which is used and not built")
         original(self, call_spec)
 
     return maybe_build

@@ -9,8 +9,9 @@ from keras.src.trainers.compile_utils import CompileLoss
 
 from tfopt._checks import check_choice
 from tfopt._trained_variables import trained_variables
-from tfopt.curvature.forward_mode import NotBuiltError, measuring
+from tfopt.curvature.forward_mode import measuring
 from tfopt.curvature.forward_pass import ForwardPass
+from tfopt.curvature.model_checks import NotBuiltError, check_model
 from tfopt.curvature.outputs import Outputs
 from tfopt.curvature.precision import HALF, check_no_float16, computes_in_half, loss_to_measure
 from tfopt.curvature.probe import Probe
@@ -51,7 +52,7 @@ class Objective:
         self, model: keras.Model, loss: Any, probe: Probe, batch_norm: str = "batch", dtype: str | None = None
     ) -> None:
         self.batch_norm = check_choice("batch_norm", batch_norm, BATCH_NORM_MODES)
-        _check_model(model)
+        check_model(model)
         self.model = model
         self.variables = trained_variables(model.trainable_variables)
         # Quantised layers hold their weights in a form that only their own precision can read.
@@ -163,8 +164,8 @@ class Objective:
         try:
             with self._scope([], []):
                 self._forward.predict(probe.batches[0].x)
-        except NotBuiltError as error:
-            raise ValueError(_NOT_BUILT.format(f"the layer {error.layer!r}, which is used and not built")) from error
+        except NotBuiltError:
+            raise
         except Exception as error:
             raise ValueError(f"`x` must fit the model. {type(self.model).__name__} says: {error}") from error
 
@@ -280,36 +281,6 @@ def check_trainable(objective: Objective, choice: Any) -> list[Any]:
             f"{'others: ' + ', '.join(strangers) if strangers else [v.path for v in chosen]}"
         )
     return chosen
-
-
-_NOT_BUILT = "`model` must have its variables: give it a keras.Input, or call it on data. Received: {}"
-
-
-def _check_model(model: Any) -> None:
-    if keras.backend.backend() != "tensorflow":
-        raise ValueError(
-            "tfopt.curvature works with the TensorFlow backend of Keras. "
-            f"Received: the backend {keras.backend.backend()!r}"
-        )
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"`model` must be a Keras 3 model. Received: {model!r} of type {type(model).__name__}")
-    if not model.built:
-        raise ValueError(_NOT_BUILT.format("a model that is not built"))
-    variables = trained_variables(model.trainable_variables)
-    if not variables:
-        raise ValueError("`model` must have trainable variables. Received: a model without any")
-    half = [v for v in variables if tf.as_dtype(v.dtype).size < 4]
-    if half:
-        raise ValueError(
-            "`model` must keep its weights in float32 or float64 (the policies 'mixed_float16' and 'mixed_bfloat16' "
-            f"do). Received: {half[0].path} of dtype {half[0].dtype}"
-        )
-    strategy = getattr(model, "distribute_strategy", None)
-    if strategy is not None and strategy.num_replicas_in_sync > 1:
-        raise ValueError(
-            "`model` must not be spread over devices by tf.distribute. "
-            f"Received: {type(strategy).__name__} of {strategy.num_replicas_in_sync} replicas"
-        )
 
 
 def _check_targets(y: Any, y_pred: Any) -> None:

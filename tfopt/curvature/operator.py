@@ -13,6 +13,7 @@ import tensorflow as tf
 from tfopt._checks import check_flag
 from tfopt.communicator import Communicator, SerialCommunicator
 from tfopt.curvature.differences import Derivatives
+from tfopt.curvature.model_checks import refuse_rounding
 from tfopt.curvature.objective import Objective
 from tfopt.curvature.probe import Batch, Probe
 from tfopt.curvature.probe_loss import ProbeLoss, add
@@ -89,7 +90,7 @@ class CurvatureOperator(ABC):
             )
         )
 
-        _refuse_rounding(self.objective.model)
+        refuse_rounding(self.objective.model)
 
     def _set_up(self, probe_loss: ProbeLoss) -> None:
         self.probe_loss = probe_loss
@@ -372,19 +373,3 @@ class CurvatureOperator(ABC):
         if isinstance(like, tf.Tensor):
             return tf.concat([tf.reshape(tf.cast(part, self.dtype), [-1]) for part in parts], axis=0)
         return np.concatenate([np.asarray(memoryview(part)).reshape(-1) for part in parts], dtype=self.dtype)
-
-
-def _refuse_rounding(model: Any) -> None:
-    # Layers that keep only their weights in integers round nothing on the way, and have derivatives.
-    rounding = [
-        f"{layer.path} ({layer.quantization_mode})"
-        for layer in model._flatten_layers()
-        if layer.quantization_mode == "float8"
-        or (layer.quantization_mode and getattr(layer, "inputs_quantizer", None) is not None)
-    ]
-    if rounding:
-        raise ValueError(
-            "`model` must not round what its layers compute: rounding has no second derivative. Received: the "
-            f"quantised layers {', '.join(rounding)}. Measure the model as it was before `quantize`; "
-            "tfopt.curvature.gradient_noise and tfopt.relative_trust need first derivatives only, and take it as it is"
-        )
