@@ -9,10 +9,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras.src.trainers.data_adapters import array_slicing
+from tensorflow.python.eager import context
 
 
 class RowOrder:
-    """Shuffles in the place of Keras, whose own order follows from random states that nobody can save.
+    """Shuffles arrays in the place of Keras, unless `tf.random.set_seed` was called.
+
+    With a seed Keras's own order of rows follows from it, and is the same in all epochs. Without one it follows from
+    states that nobody can save.
 
     Args:
         epoch_iterator: What hands out the batches of a `fit`, or None; it is changed.
@@ -21,10 +25,12 @@ class RowOrder:
     def __init__(self, epoch_iterator: Any) -> None:
         self.seed = zlib.crc32(repr(random.getstate()).encode())  # draws nothing, so all other numbers stay the same
         self.epoch = 0
-        self.is_used = False
-        if shuffles_arrays(epoch_iterator):
+        self.source = "that of the data"  # what an order that can be resumed must have in common with the one before
+        if shuffles_arrays(epoch_iterator) and context.global_seed() is not None:
+            self.source = f"Keras's, from the seed {context.global_seed()} of tf.random"
+        elif shuffles_arrays(epoch_iterator):
             epoch_iterator._distributed_dataset = self._rows(epoch_iterator.data_adapter)
-            self.is_used = True
+            self.source = "ResumableCheckpoint's"
 
     def _order(self, length: int) -> np.ndarray:
         return np.random.default_rng([self.seed, self.epoch]).permutation(length)

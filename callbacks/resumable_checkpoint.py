@@ -29,8 +29,9 @@ class ResumableCheckpoint(Callback):
     (same machine, same number of threads). Kept are the variables of the model, of all its optimizers, and those in
     attributes of the model or of what it holds; the states of Python's, NumPy's and Keras's random number generators;
     `History`; the state of other callbacks; and the epoch, from which `tfopt.datasets.EpochBatches` finds its order.
-    Arrays that `fit` shuffles are shuffled in an order that follows from a seed and the epoch, in the place of Keras's.
-    What cannot be resumed is refused by name before the first step.
+    Arrays that `fit` shuffles come in Keras's order if `keras.utils.set_random_seed` was called, and otherwise in an
+    order that follows from the epoch and a seed that is saved. What cannot be resumed is refused by name before the
+    first step.
 
     Two generations are kept. Files are written under another name and renamed, and carry checksums: one that is
     damaged is passed over with a warning, in favour of the older one. Under `horovodrun` every rank writes and reads
@@ -119,7 +120,7 @@ class ResumableCheckpoint(Callback):
             **arguments_of(self.model),
             **_data_arguments(self._running.epoch_iterator, epoch_batches_of(self._running)),
             **_loss_arguments(self.model),
-            "shuffling by fit": str(self._order.is_used),
+            "order of rows": self._order.source,
         }
         self._files.open()
         try:

@@ -313,8 +313,9 @@ def test_batches_of_worker_threads_in_their_order_are_accepted(tmp_path):
     ],
     ids=["rest", "nested", "double"],
 )
-def test_arrays_that_fit_shuffles_come_in_the_same_order(data, options, tmp_path):
-    check_rows(tmp_path, data, **options)
+@pytest.mark.parametrize("is_seeded", [True, False])
+def test_arrays_that_fit_shuffles_come_in_the_same_order(data, options, is_seeded, tmp_path):
+    check_rows(tmp_path, data, is_seeded, **options)
 
 
 class Recording(keras.Model):
@@ -333,24 +334,30 @@ class Recording(keras.Model):
         return super().train_step(data)
 
 
-def check_rows(folder, data, **options):
-    def run(place, epochs, seed=0):
+def check_rows(folder, data, is_seeded, **options):
+    def run(place, epochs, seed=0, callbacks=True):
         keras.utils.set_random_seed(seed)
+        if not is_seeded:
+            tf.random.set_seed(None)
         model = Recording()
         model.compile(optimizers.SGD(0.05, momentum=0.9), "mse", jit_compile=False)
-        checkpoint = ResumableCheckpoint(place, stateless=[Own], verbose=0)
-        model.fit(data(), epochs=epochs, verbose=0, callbacks=[checkpoint], **options)
+        checkpoints = [ResumableCheckpoint(place, verbose=0)] * callbacks
+        model.fit(data(), epochs=epochs, verbose=0, callbacks=checkpoints, **options)
         return model.rows, [np.asarray(variable).tobytes() for variable in model.variables]
 
     whole_rows, whole = run(folder / "whole", 4)
     first, _ = run(folder / "parts", 2)
-    second, resumed = run(folder / "parts", 4, seed=9)
+    second, resumed = run(folder / "parts", 4, seed=0 if is_seeded else 9)
     assert resumed == whole
+    if is_seeded:
+        assert run(folder / "none", 4, callbacks=False)[1] == whole
+        with pytest.raises(ValueError, match="order of rows was Keras's, from the seed 0 of tf.random, is .* 9 of"):
+            run(folder / "parts", 5, seed=9)
     assert all(map(np.array_equal, first + second, whole_rows))
     num_batches = len(whole_rows) // 4
     epochs = [np.concatenate(whole_rows[epoch * num_batches :][:num_batches]) for epoch in range(4)]
     assert all(sorted(map(tuple, epoch)) == sorted(map(tuple, X)) for epoch in epochs)
-    assert any(not np.array_equal(epoch, epochs[0]) for epoch in epochs[1:])
+    assert is_seeded or any(not np.array_equal(epoch, epochs[0]) for epoch in epochs[1:])
 
 
 def other_adam(**options):
