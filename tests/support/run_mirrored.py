@@ -48,7 +48,8 @@ def exclude_in_each_replica(optimizer):
 
     def step():
         optimizer.exclude_from_weight_decay(var_names=["excluded"])
-        optimizer.apply_gradients(zip([tf.zeros(1)] * 2, [decayed, excluded], strict=True))
+        gradients = [tf.zeros(1, decayed.dtype)] * 2
+        optimizer.apply_gradients(zip(gradients, [decayed, excluded], strict=True))
 
     tf.distribute.get_strategy().run(step)
     return np.array([decayed.numpy(), excluded.numpy()])
@@ -75,7 +76,9 @@ def main(path):
         two = train(model)
         for index, (a, b) in enumerate(zip(one, two, strict=True)):
             results[f"{name}/{feature}/one/{index}"], results[f"{name}/{feature}/two/{index}"] = a, b
-    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    # Not by collective operations, whose keys the strategies above have used.
+    sums = tf.distribute.ReductionToOneDevice()
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=sums).scope():
         # Without a gradient LARS decays as plain descent does.
         results["excluded/lars"] = exclude_in_each_replica(LARS(0.1, momentum=0.0, weight_decay=0.5))
         results["excluded/sgd"] = exclude_in_each_replica(keras.optimizers.SGD(0.1, weight_decay=0.5))
