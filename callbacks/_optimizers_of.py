@@ -36,7 +36,7 @@ def optimizers_of(model: Any) -> list[tuple[str, keras.optimizers.Optimizer]]:
         name, thing = waiting.popleft()
         if isinstance(thing, keras.optimizers.Optimizer):
             found.append((name, thing))
-        for child_name, child in _parts_of(name, thing):
+        for child_name, child in parts_of(name, thing):
             if not isinstance(child, (*_PLAIN, keras.Variable)) and id(child) not in seen:
                 seen.add(id(child))
                 waiting.append((child_name, child))
@@ -55,7 +55,7 @@ def _without_those_inside(
     ]
 
 
-def _parts_of(name: str, thing: Any) -> Iterator[tuple[str, Any]]:
+def parts_of(name: str, thing: Any) -> Iterator[tuple[str, Any]]:
     """Yield the named things that something holds; nothing, if it cannot hold an optimizer."""
     if isinstance(thing, dict):
         for number, (key, value) in enumerate(thing.items()):

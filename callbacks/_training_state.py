@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops import stateful_random_ops
-from tfopt.callbacks._optimizers_of import _parts_of, optimizers_of
+from tfopt.callbacks._optimizers_of import optimizers_of, parts_of
 from tfopt.callbacks._traced_step import changed_variables, random_operations
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.ndarray, tf.Tensor)
@@ -129,4 +129,4 @@ def _children_of(name: str, thing: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(thing, keras.Metric | keras.Loss | keras.Initializer | keras.Regularizer | tf.Module):
         for attribute, value in getattr(thing, "__dict__", {}).items():
             yield f"{name}.{attribute}", value
-    yield from _parts_of(name, thing)
+    yield from parts_of(name, thing)

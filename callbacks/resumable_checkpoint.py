@@ -10,7 +10,7 @@ from tfopt.callbacks._optimizer_arguments import arguments_of, learning_rates
 from tfopt.callbacks._random_state import random_state, set_random_state
 from tfopt.callbacks._resumability import check_callbacks, check_data
 from tfopt.callbacks._row_order import RowOrder
-from tfopt.callbacks._running_fit import RunningFit, build_model, epoch_batches_of, find_running_fit
+from tfopt.callbacks._running_fit import RunningFit, build_model, epoch_batches_of, find_running_fit, has_call
 from tfopt.callbacks._traced_step import trace_step
 from tfopt.callbacks._training_state import check_step, read, variables_of
 
@@ -141,7 +141,7 @@ class ResumableCheckpoint(Callback):
         model = self.model
         if model.optimizer is None:
             return
-        if model.built or type(model).call is not keras.Model.call:
+        if model.built or has_call(model):
             build_model(model, self._running)
         elif not model.optimizer.built and model.trainable_variables:
             model.optimizer.build(model.trainable_variables)

@@ -436,7 +436,7 @@ def test_ranks_start_before_anything_imports_tensorflow(tmp_path):
         env={**os.environ, "PATH": path, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("started") == 2

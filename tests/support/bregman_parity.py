@@ -16,6 +16,8 @@ CASES = {
     "penalty": {"preset": "penalty"},
     "jacobi": {"preset": "penalty", "update": "jacobi", "initialization": "gaussian"},
     "admm": {"preset": "admm", "multiplier_step": 1, "ridge": 0.01},
+    # Targets and inputs in units of their own, whose statistics are those of all ranks.
+    "regression": {"loss": "mse"},
 }
 SUBJECTS = {}
 
@@ -31,25 +33,31 @@ def make_data(num_rows=NUM_ROWS, inputs=6):
     return x, (x @ rng.normal(size=(inputs, 3)) + np.abs(x[:, :1])).argmax(1)
 
 
+def make_regression_data():
+    x, labels = make_data()
+    units = 10.0 ** np.arange(-2, 4)
+    return 30.0 * units + units * x, 40.0 + np.array([1e-2, 1.0, 1e2]) * (np.eye(3)[labels] + np.abs(x[:, 1:4]))
+
+
 def shard_of(data, ranks):
     # Rank r has about (r + 1) times the rows of rank 0.
     shares = np.cumsum([0, *range(1, ranks.size + 1)]) * len(data[0]) // (ranks.size * (ranks.size + 1) // 2)
     return [part[shares[ranks.rank] : shares[ranks.rank + 1]] for part in data]
 
 
-def make_trainer(ranks, widths=(8, 5), inputs=6, metrics=("mse",), **options):
+def make_trainer(ranks, widths=(8, 5), inputs=6, metrics=("mse",), loss="sparse_categorical_crossentropy", **options):
     keras.config.set_dtype_policy("float64")
     try:
         # Ranks begin with different weights: those of rank 0 count.
         model = models.mlp(inputs, widths, 3, seed=ranks.rank)
     finally:
         keras.config.set_dtype_policy("float32")
-    return BregmanTrainer(model, "sparse_categorical_crossentropy", metrics, communicator=ranks, **options)
+    return BregmanTrainer(model, loss, metrics, communicator=ranks, **options)
 
 
 def train(case, ranks):
     trainer = make_trainer(ranks, **CASES[case])
-    x, y = shard_of(make_data(), ranks)
+    x, y = shard_of(make_regression_data() if case == "regression" else make_data(), ranks)
     history = trainer.fit(x, y, epochs=5, verbose=0, validation_data=(x, y))
     logs = {name: values for name, values in history.history.items() if name not in ("seconds", "bytes_reduced")}
     return {"weights": [w.tolist() for w in trainer.model.get_weights()], "logs": logs}
