@@ -44,6 +44,10 @@ class SplitFunction:
         self._outputs = tf.nest.flatten(self._function.structured_outputs)
         self._kept = _boundary(self.graph, self._vectors, self._outputs)
         self._can_be_cut = all(tensor.dtype != tf.variant for tensor in self._kept)
+        # `prune` copies operations that are not needed, too. Lookups among them run, and want their texts.
+        kept = {tensor.ref() for tensor in self._kept}
+        texts = [place for place, tensor in enumerate(self._fixed) if tensor.dtype == tf.string]
+        self._texts = [place for place in texts if self._fixed[place].ref() not in kept]
         known = [tensor for tensor in self._kept if self._can_be_cut and tensor.shape.is_fully_defined()]
         self.num_bytes = sum((tensor.shape.num_elements() or 0) * tensor.dtype.size for tensor in known)
 
@@ -68,7 +72,10 @@ class SplitFunction:
         Returns:
             Tensors for `finish`.
         """
-        return list(self._first_part(*_leaves(fixed))) if self._can_be_cut else _leaves(fixed)
+        leaves = _leaves(fixed)
+        if not self._can_be_cut:
+            return leaves
+        return [*self._first_part(*leaves), *(leaves[place] for place in self._texts)]
 
     def finish(self, prepared: list[Any], vectors: list[Any]) -> list[Any]:
         """Compute the rest.
@@ -117,7 +124,7 @@ class SplitFunction:
 
     @functools.cached_property
     def _second_part(self) -> Any:
-        inputs = [*self._kept, *self._vectors]
+        inputs = [*self._kept, *(self._fixed[place] for place in self._texts), *self._vectors]
         return _compiled(self._function.prune(inputs, self._outputs), inputs)
 
 
