@@ -255,6 +255,24 @@ def test_logs_are_in_the_users_unit():
     assert trainer.evaluate(*data)["loss"] == pytest.approx(history["val_loss"][-1], rel=1e-6)
 
 
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("origin", [300.0, 1e4, 1e5])
+def test_r2_scores_do_not_lose_digits_to_an_origin(origin, use_bias):
+    y = origin + F * [1.0, 30.0]
+    metrics = ["r2_score", keras.metrics.R2Score("variance_weighted_average", name="weighted")]
+    trainer = BregmanTrainer(make_model(dtype="float32", use_bias=use_bias), "mse", metrics)
+    history = trainer.fit(X, y, epochs=3, verbose=0, validation_data=(X[:50], y[:50])).history
+    evaluated = {f"evaluated_{name}": [value] for name, value in trainer.evaluate(X, y).items()}
+    for prefix, rows in (("", slice(None)), ("val_", slice(50)), ("evaluated_", slice(None))):
+        error, total = (
+            ((a - y[rows]) ** 2).mean(axis=0) for a in (predict(trainer.model, X[rows]), y[rows].mean(axis=0))
+        )
+        found = {**history, **evaluated}
+        rounding = 1e-4 + (1e-6 * origin) ** (1 + use_bias)  # of predictions in float32
+        assert found[f"{prefix}r2_score"][-1] == pytest.approx((1 - error / total).mean(), rel=1e-3, abs=rounding)
+        assert found[f"{prefix}weighted"][-1] == pytest.approx(1 - error.sum() / total.sum(), rel=1e-3, abs=rounding)
+
+
 def test_divergence_does_not_depend_on_the_unit(monkeypatch):
     """A loss of 50 times the targets' variance is no training, whatever the unit."""
     from tfopt.bregman import run

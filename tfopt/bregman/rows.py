@@ -85,6 +85,7 @@ class Rows:
         self.block_sizes = [sum(sizes) for sizes in zip(*counts, strict=True)]
         self._cache: dict[tuple[int, int], Chunk] = {}
         self._moments = Moments(chain.num_channels), Moments(chain.widths[-1])
+        self._target_mean: np.ndarray | None = None
         in_agreement(communicator, self._look_through)
 
     def _choose_blocks(self, num_blocks: int | str) -> int:
@@ -125,6 +126,18 @@ class Rows:
             self._moments[0].add(inputs.reshape(-1, self._chain.num_channels))
             if self._loss.is_quadratic:
                 self._moments[1].add(targets)
+
+    def target_mean(self) -> Any:
+        """Find the mean of the targets over the rows of all processes; all must ask.
+
+        Returns:
+            It, float64, shape `(outputs,)`; 0 where the loss is no squared error.
+        """
+        if not self._loss.is_quadratic:
+            return 0.0
+        if self._target_mean is None:
+            self._target_mean = self._moments[1].reduced(self._communicator)[0]
+        return self._target_mean
 
     def find_standardisation(self) -> Standardisation:
         """Find origins and units of inputs and targets, over the rows of all processes.
