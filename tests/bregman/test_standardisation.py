@@ -122,6 +122,22 @@ def test_units_beyond_float32_are_refused(unit):
         fit(X, unit * F, model=make_model(dtype="float32"), epochs=1)
 
 
+@pytest.mark.parametrize(("input_unit", "unit"), [(1e-20, 1e20), (1e20, 1e-20), (1e-18, 1e-18), (1e18, 1e18)])
+def test_units_of_one_layer_whose_quotient_is_beyond_float32_are_refused(input_unit, unit):
+    """Each unit is allowed, and with two layers both together are."""
+    x, y = X * [1.0, 1.0, input_unit, 1.0], F * [1.0, unit]
+    if unit / input_unit == 1:
+        x, y = input_unit * X, unit * F
+    one = make_model((), dtype="float32")
+    if unit / input_unit == 1:
+        model, history = fit(x, y, model=one, epochs=1)
+        assert history["loss"][-1] < unit**2
+        assert np.abs(model.get_weights()[0]).max() < 10
+    else:
+        with pytest.raises(ValueError, match="`y` must vary by .* times what `x` .* column 1 of `y`.* column 2 of `x`"):
+            fit(x, y, model=one, epochs=1)
+
+
 def test_units_whose_squares_underflow_are_fine():
     y = 1e-25 * F
     model, history = fit(X, y, model=make_model(dtype="float32"))

@@ -22,8 +22,8 @@ _ROWS_AT_ONCE = 65536  # that metrics see at once
 class Evaluation:
     """What measures a network on rows.
 
-    Metrics see probabilities where the loss is a cross-entropy, outputs otherwise. Keras's R2Score subtracts squares: it
-    is computed in float64, in a copy, on values that their origin has left. Over ranks the variables of a metric
+    Metrics see probabilities where the loss is a cross-entropy, outputs otherwise. Keras's R2Score subtracts squares:
+    it is computed in float64, in a copy, on values that their mean has left. Over ranks the variables of a metric
     are added up, as is right for those that hold sums and counts.
 
     Args:

@@ -13,7 +13,7 @@ from tfopt._agreement import in_agreement
 from tfopt.bregman.arrays import check_arrays, make_targets
 from tfopt.bregman.losses import Loss
 from tfopt.bregman.network import DenseChain
-from tfopt.bregman.standardisation import Moments, Standardisation, choose_units
+from tfopt.bregman.standardisation import Moments, Standardisation, check_quotients, choose_units
 from tfopt.communicator import Communicator
 
 __all__ = ["Chunk", "Rows", "choose_num_blocks"]
@@ -166,6 +166,8 @@ class Rows:
                 given=self._y.dtype,
             )
             found = replace(found, target_origin=origin, target_unit=unit, has_targets=True)
+            if len(chain.layers) == 1:
+                check_quotients(found, self._names, kind)
         return found
 
     def use(self, standardisation: Standardisation) -> None:

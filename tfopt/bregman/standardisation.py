@@ -230,6 +230,33 @@ def choose_units(
     return origin, np.where(is_constant, 1.0, unit), is_constant
 
 
+def check_quotients(found: Standardisation, names: tuple[str, str], dtype: Any) -> None:
+    """Check the units of a network of one layer, whose kernel has the unit of the targets over that of the inputs.
+
+    Args:
+        found: The units.
+        names: What messages call inputs and targets.
+        dtype: NumPy's dtype of the network.
+
+    Raises:
+        ValueError: A kernel of such a unit could not be held in `dtype`.
+    """
+    limits = np.finfo(dtype)
+    smallest, largest = float(limits.tiny / limits.eps), float(limits.max * limits.eps)
+    for output, unit in enumerate(found.target_unit):
+        with np.errstate(over="ignore", under="ignore"):
+            quotients = unit / found.input_unit[~found.is_constant]
+        is_out = (quotients < smallest) | (quotients > largest)
+        if is_out.any():
+            column = int(np.flatnonzero(~found.is_constant)[np.argmax(is_out)])
+            raise ValueError(
+                f"`{names[1]}` must vary by {smallest:.0e} to {largest:.0e} times what `{names[0]}` varies by (their "
+                f"standard deviations), as a network of one layer in {np.dtype(dtype)} has a kernel of that unit. "
+                f"Received: {unit:.3g} in column {output} of `{names[1]}`, {found.input_unit[column]:.3g} in column "
+                f"{column} of `{names[0]}`. Multiply one of them by a power of ten"
+            )
+
+
 def _standardised(rows: np.ndarray, origin: np.ndarray, unit: np.ndarray, dtype: Any) -> np.ndarray:
     result = np.empty(rows.shape, dtype)
     for begin in range(0, len(rows), _ROWS_AT_ONCE):
