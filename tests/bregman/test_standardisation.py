@@ -138,6 +138,36 @@ def test_units_of_one_layer_whose_quotient_is_beyond_float32_are_refused(input_u
             fit(x, y, model=one, epochs=1)
 
 
+@pytest.mark.parametrize("dtype", ["int32", "float16", "float32"])
+def test_inputs_are_cast_as_the_model_casts_them(dtype):
+    """Logs are of what the model computes, whatever its Input rounds off."""
+    kind = "float64" if dtype == "float32" else "float32"
+    x, model = {"int32": 3 * X, "float16": 200 + X, "float32": 1e4 + X}[dtype], make_model(dtype=kind)
+    model = keras.Sequential([keras.Input((4,), dtype=dtype), *model.layers])
+    trainer = BregmanTrainer(model, "mse")
+    loss = trainer.fit(x, F, epochs=3, verbose=0).history["loss"][-1]
+    expected = np.mean((predict(model, x) - F) ** 2)
+    assert loss == pytest.approx(expected, rel=1e-4)
+    assert trainer.evaluate(x, F)["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_input_of_float32_before_float64_layers_loses_digits_with_a_word():
+    model = keras.Sequential([keras.Input((4,)), *make_model().layers])
+    with pytest.warns(UserWarning, match="`x` has a mean that is .* and an Input of float64"):
+        fit(1e6 + X, F, model=model, epochs=1)
+
+
+@pytest.mark.parametrize("where", ["x", "y"])
+@pytest.mark.parametrize(
+    ("value", "message"), [(1e39, "where the network computes, in float32"), (np.nan, "NaN or inf")]
+)
+def test_values_that_float32_cannot_hold_are_named(where, value, message):
+    x, y = X.copy(), F.copy()
+    (x if where == "x" else y)[7, 1] = value
+    with pytest.raises(ValueError, match=f"`{where}` must be finite.*{message}.* in row 7"):
+        fit(x, y, model=make_model(dtype="float32"), epochs=1)
+
+
 def test_units_whose_squares_underflow_are_fine():
     y = 1e-25 * F
     model, history = fit(X, y, model=make_model(dtype="float32"))

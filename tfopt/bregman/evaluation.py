@@ -120,12 +120,12 @@ def _make_forward(architecture: Architecture, loss: Loss) -> Any:
         outputs, targets = architecture.forward(chunk.inputs, weights)[-1], chunk.targets
         total = tf.reduce_sum(tf.cast(loss.value(outputs, targets) * chunk.mask, tf.float64))
         if not loss.is_quadratic:
-            seen = targets, loss.probability(outputs)
+            seen: tuple[Any, ...] = targets, loss.probability(outputs)
             return total[None], *seen, *(tf.cast(part, tf.float64) for part in seen)
         # In float64: squares of a small unit underflow in float32. An origin would cost digits, and cancels.
         targets, outputs = (tf.cast(part, tf.float64) * unit for part in (targets, outputs))
         in_units = tf.reduce_sum(loss.value(outputs, targets) * tf.cast(chunk.mask, tf.float64))
-        seen = (tf.cast(part + origin, architecture.dtype) for part in (targets, outputs))
+        seen = tuple(tf.cast(part + origin, architecture.dtype) for part in (targets, outputs))
         return tf.stack([total, in_units]), *seen, targets + other_origin, outputs + other_origin
 
     return compiled(evaluate)

@@ -116,6 +116,11 @@ class DenseChain:
         return tf.as_dtype(self.layers[0].kernel.dtype)
 
     @property
+    def input_dtype(self) -> Any:
+        """Dtype that the model's `Input` casts to."""
+        return tf.as_dtype(self.model.inputs[0].dtype)
+
+    @property
     def architecture(self) -> Architecture:
         """What compiled passes depend on."""
         return Architecture(self.activations, self.uses_bias, self.dtype)
@@ -149,7 +154,8 @@ class DenseChain:
         Returns:
             A_0, shape `(rows, widths[0])`.
         """
-        x = tf.cast(inputs, self.dtype)
+        x = tf.cast(inputs, self.input_dtype)  # as the model's Input does
+        x = x if self.preparation else tf.cast(x, self.dtype)
         for layer in self.preparation:
             x = tf.cast(layer(x), self.dtype)
         return tf.reshape(x, (-1, self.widths[0]))

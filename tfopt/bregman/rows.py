@@ -122,10 +122,20 @@ class Rows:
                 finite = np.isfinite(part).all(axis=1)
                 if not finite.all():
                     row = int(members[int(np.argmin(finite))])
-                    raise ValueError(f"`{name}` must be finite. Received: NaN or infinity in row {row}")
+                    raise ValueError(self._say_what_is_not_finite(name, row))
             self._moments[0].add(inputs.reshape(-1, self._chain.num_channels))
             if self._loss.is_quadratic:
                 self._moments[1].add(targets)
+
+    def _say_what_is_not_finite(self, name: str, row: int) -> str:
+        given = np.asarray((self._x, self._y)[self._names.index(name)][row])
+        if not np.isfinite(given).all():
+            return f"`{name}` must be finite. Received: NaN or infinity in row {row}"
+        dtypes = " or ".join(sorted({self._chain.input_dtype.name, self._chain.dtype.name}))
+        return (
+            f"`{name}` must be finite where the network computes, in {dtypes}. Received: values of magnitude "
+            f"{np.abs(given).max():.3g} in row {row}, infinite or NaN there. Multiply the column by a power of ten"
+        )
 
     def target_mean(self) -> Any:
         """Find the mean of the targets over the rows of all processes; all must ask.
@@ -152,7 +162,10 @@ class Rows:
         kind = chain.dtype.as_numpy_dtype
         plain = Standardisation.none(chain.widths[0], chain.widths[-1])
         units = choose_units(
-            *inputs.reduced(self._communicator), has_origin=chain.uses_bias[0], name=self._names[0], dtype=kind
+            *inputs.reduced(self._communicator),
+            has_origin=chain.uses_bias[0],
+            name=self._names[0],
+            dtype=np.float32 if chain.input_dtype == tf.float32 else kind,  # which may be in front of float64 layers
         )
         repeats = chain.widths[0] // chain.num_channels
         origin, unit, is_constant = (np.tile(part, repeats) for part in units)

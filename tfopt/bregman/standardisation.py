@@ -223,7 +223,8 @@ def choose_units(
         warnings.warn(
             f"`{name}` has a mean that is {ratios[column]:.1e} standard deviations from 0 in column {column}. The "
             f"model computes in {np.dtype(dtype)}, whose rounding of such values is {ratios[column] * limits.eps:.1g} "
-            "standard deviations. Subtract the mean from the data, or use a float64 model",
+            "standard deviations. Subtract the mean from the data, or use a float64 model: a policy of float64, or "
+            "keras.config.set_floatx('float64'), and an Input of float64",
             stacklevel=2,
         )
     origin = mean if has_origin else np.zeros_like(mean)
