@@ -121,6 +121,12 @@ BAD = [
         "'mine' .* has a kernel_constraint",
     ),
     (lambda: chain_of(Dense(3, dtype="bfloat16", name="mine"), Dense(1)), "'mine' .* has weights of dtype bfloat16"),
+    (
+        lambda: chain_of(Dense(3, dtype="mixed_float16", name="mine"), Dense(1)),
+        "'mine' .*'mixed_float16'.*to 'float32'",
+    ),
+    (lambda: chain_of(Dense(3), Dense(1, dtype="mixed_bfloat16", name="mine")), "'mine' .*'mixed_bfloat16'"),
+    (lambda: chain_of(Dense(3), keras.layers.ReLU(dtype="float16", name="mine"), Dense(1)), "'mine' .* in float16"),
     (lambda: chain_of(keras.layers.Flatten()), "has no Dense layer"),
     (lambda: DenseChain.of(keras.Sequential([Dense(2)])), "is not built: begin it with keras.Input"),
     (lambda: DenseChain.of(Custom()), "is not built|computes by Python code"),

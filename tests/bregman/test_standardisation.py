@@ -122,6 +122,52 @@ def test_units_beyond_float32_are_refused(unit):
         fit(X, unit * F, model=make_model(dtype="float32"), epochs=1)
 
 
+@pytest.mark.parametrize(("input_unit", "unit"), [(1e-20, 1e20), (1e20, 1e-20), (1e-18, 1e-18), (1e18, 1e18)])
+def test_units_of_one_layer_whose_quotient_is_beyond_float32_are_refused(input_unit, unit):
+    """Each unit is allowed, and with two layers both together are."""
+    x, y = X * [1.0, 1.0, input_unit, 1.0], F * [1.0, unit]
+    if unit / input_unit == 1:
+        x, y = input_unit * X, unit * F
+    one = make_model((), dtype="float32")
+    if unit / input_unit == 1:
+        model, history = fit(x, y, model=one, epochs=1)
+        assert history["loss"][-1] < unit**2
+        assert np.abs(model.get_weights()[0]).max() < 10
+    else:
+        with pytest.raises(ValueError, match="`y` must vary by .* times what `x` .* column 1 of `y`.* column 2 of `x`"):
+            fit(x, y, model=one, epochs=1)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float16", "float32"])
+def test_inputs_are_cast_as_the_model_casts_them(dtype):
+    """Logs are of what the model computes, whatever its Input rounds off."""
+    kind = "float64" if dtype == "float32" else "float32"
+    x, model = {"int32": 3 * X, "float16": 200 + X, "float32": 1e4 + X}[dtype], make_model(dtype=kind)
+    model = keras.Sequential([keras.Input((4,), dtype=dtype), *model.layers])
+    trainer = BregmanTrainer(model, "mse")
+    loss = trainer.fit(x, F, epochs=3, verbose=0).history["loss"][-1]
+    expected = np.mean((predict(model, x) - F) ** 2)
+    assert loss == pytest.approx(expected, rel=1e-4)
+    assert trainer.evaluate(x, F)["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_input_of_float32_before_float64_layers_loses_digits_with_a_word():
+    model = keras.Sequential([keras.Input((4,)), *make_model().layers])
+    with pytest.warns(UserWarning, match="`x` has a mean that is .* and an Input of float64"):
+        fit(1e6 + X, F, model=model, epochs=1)
+
+
+@pytest.mark.parametrize("where", ["x", "y"])
+@pytest.mark.parametrize(
+    ("value", "message"), [(1e39, "where the network computes, in float32"), (np.nan, "NaN or inf")]
+)
+def test_values_that_float32_cannot_hold_are_named(where, value, message):
+    x, y = X.copy(), F.copy()
+    (x if where == "x" else y)[7, 1] = value
+    with pytest.raises(ValueError, match=f"`{where}` must be finite.*{message}.* in row 7"):
+        fit(x, y, model=make_model(dtype="float32"), epochs=1)
+
+
 def test_units_whose_squares_underflow_are_fine():
     y = 1e-25 * F
     model, history = fit(X, y, model=make_model(dtype="float32"))
@@ -253,6 +299,24 @@ def test_logs_are_in_the_users_unit():
         r2 = 1 - (error**2).sum(0) / ((rows[1] - rows[1].mean(0)) ** 2).sum(0)
         assert history[f"{prefix}r2_score"][-1] == pytest.approx(r2.mean(), rel=1e-4)
     assert trainer.evaluate(*data)["loss"] == pytest.approx(history["val_loss"][-1], rel=1e-6)
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("origin", [300.0, 1e4, 1e5])
+def test_r2_scores_do_not_lose_digits_to_an_origin(origin, use_bias):
+    y = origin + F * [1.0, 30.0]
+    metrics = ["r2_score", keras.metrics.R2Score("variance_weighted_average", name="weighted")]
+    trainer = BregmanTrainer(make_model(dtype="float32", use_bias=use_bias), "mse", metrics)
+    history = trainer.fit(X, y, epochs=3, verbose=0, validation_data=(X[:50], y[:50])).history
+    evaluated = {f"evaluated_{name}": [value] for name, value in trainer.evaluate(X, y).items()}
+    for prefix, rows in (("", slice(None)), ("val_", slice(50)), ("evaluated_", slice(None))):
+        error, total = (
+            ((a - y[rows]) ** 2).mean(axis=0) for a in (predict(trainer.model, X[rows]), y[rows].mean(axis=0))
+        )
+        found = {**history, **evaluated}
+        rounding = 1e-4 + (1e-6 * origin) ** (1 + use_bias)  # of predictions in float32
+        assert found[f"{prefix}r2_score"][-1] == pytest.approx((1 - error / total).mean(), rel=1e-3, abs=rounding)
+        assert found[f"{prefix}weighted"][-1] == pytest.approx(1 - error.sum() / total.sum(), rel=1e-3, abs=rounding)
 
 
 def test_divergence_does_not_depend_on_the_unit(monkeypatch):

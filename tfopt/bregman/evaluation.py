@@ -22,7 +22,8 @@ _ROWS_AT_ONCE = 65536  # that metrics see at once
 class Evaluation:
     """What measures a network on rows.
 
-    Metrics see probabilities where the loss is a cross-entropy, outputs otherwise. Over ranks the variables of a metric
+    Metrics see probabilities where the loss is a cross-entropy, outputs otherwise. Keras's R2Score subtracts squares:
+    it is computed in float64, in a copy, on values that their mean has left. Over ranks the variables of a metric
     are added up, as is right for those that hold sums and counts.
 
     Args:
@@ -66,27 +67,30 @@ class Evaluation:
             metrics, in the targets' unit.
         """
         standardisation = rows.standardisation
-        units = [tf.constant(part) for part in (standardisation.target_unit, standardisation.target_origin)]
         metrics = self._metrics if with_metrics else []
+        shift = rows.target_mean() if any(_subtracts_squares(metric) for metric in metrics) else 0.0
+        origin = standardisation.target_origin
+        units = [tf.constant(part) for part in (standardisation.target_unit, origin, origin - shift)]
         for metric in metrics:
             metric.reset_state()
         total: Any = None
-        waiting: list[tuple[Any, Any]] = []
+        waiting: list[tuple[Any, ...]] = []
         for chunk, members in zip(rows.all(), rows.row_numbers(), strict=True):
-            part, targets, outputs = self._forward(chunk, weights, *units)
+            part, *seen = self._forward(chunk, weights, *units)
             total = part if total is None else total + part
             if metrics:
-                waiting.append((targets[: len(members)], outputs[: len(members)]))
+                waiting.append(tuple(values[: len(members)] for values in seen))
                 if len(waiting) * rows.rows_per_chunk >= _ROWS_AT_ONCE:
                     self._update(metrics, waiting)
         self._update(metrics, waiting)
         return self._reduce(total, rows, metrics)
 
     @staticmethod
-    def _update(metrics: Sequence[Any], waiting: list[tuple[Any, Any]]) -> None:
+    def _update(metrics: Sequence[Any], waiting: list[tuple[Any, ...]]) -> None:
         if waiting:
-            targets, outputs = (tf.concat(parts, axis=0) for parts in zip(*waiting, strict=True))
+            seen = [tf.concat(parts, axis=0) for parts in zip(*waiting, strict=True)]
             for metric in metrics:
+                targets, outputs = seen[2:] if _subtracts_squares(metric) else seen[:2]
                 metric.update_state(tf.argmax(targets, axis=1) if _wants_labels(metric) else targets, outputs)
             waiting.clear()
 
@@ -110,19 +114,25 @@ class Evaluation:
 
 @functools.lru_cache(maxsize=64)
 def _make_forward(architecture: Architecture, loss: Loss) -> Any:
-    # Sums of the loss: of standardised targets, and for a squared error of the user's too. What metrics see.
-    def evaluate(chunk: Chunk, weights: Any, unit: Any, origin: Any) -> tuple[Any, Any, Any]:
+    # Sums of the loss: of standardised targets, and for a squared error of the user's too. What metrics see, and what
+    # those see that subtract squares: float64, from another origin.
+    def evaluate(chunk: Chunk, weights: Any, unit: Any, origin: Any, other_origin: Any) -> tuple[Any, ...]:
         outputs, targets = architecture.forward(chunk.inputs, weights)[-1], chunk.targets
         total = tf.reduce_sum(tf.cast(loss.value(outputs, targets) * chunk.mask, tf.float64))
         if not loss.is_quadratic:
-            return total[None], targets, loss.probability(outputs)
+            seen: tuple[Any, ...] = targets, loss.probability(outputs)
+            return total[None], *seen, *(tf.cast(part, tf.float64) for part in seen)
         # In float64: squares of a small unit underflow in float32. An origin would cost digits, and cancels.
         targets, outputs = (tf.cast(part, tf.float64) * unit for part in (targets, outputs))
         in_units = tf.reduce_sum(loss.value(outputs, targets) * tf.cast(chunk.mask, tf.float64))
-        seen = (tf.cast(part + origin, architecture.dtype) for part in (targets, outputs))
-        return tf.stack([total, in_units]), *seen
+        seen = tuple(tf.cast(part + origin, architecture.dtype) for part in (targets, outputs))
+        return tf.stack([total, in_units]), *seen, targets + other_origin, outputs + other_origin
 
     return compiled(evaluate)
+
+
+def _subtracts_squares(metric: Any) -> bool:
+    return type(metric) is keras.metrics.R2Score  # of a subclass nothing is known
 
 
 def _wants_labels(metric: Any) -> bool:
@@ -140,6 +150,10 @@ def _listed(metrics: Any) -> list[Any]:
 
 
 def _make_metric(metric: Any, num_outputs: int, loss: Loss) -> Any:
+    if isinstance(metric, str) and metric in ("r2_score", "R2Score"):
+        return keras.metrics.R2Score(name=metric, dtype="float64")
+    if type(metric) is keras.metrics.R2Score:
+        return keras.metrics.R2Score.from_config({**metric.get_config(), "dtype": "float64"})
     if metric in ("accuracy", "acc"):
         if num_outputs > 1:
             return keras.metrics.CategoricalAccuracy(name=metric)

@@ -89,6 +89,8 @@ class DenseChain:
         for layer in _chain_of(model):
             if isinstance(layer, keras.layers.InputLayer):
                 continue
+            if dense or type(layer) is keras.layers.Dense:
+                _check_precision(layer)
             if type(layer) is keras.layers.Dense:  # a subclass may compute something else
                 _check_dense(layer, dense)
                 dense.append(layer)
@@ -112,6 +114,11 @@ class DenseChain:
     def dtype(self) -> Any:
         """Dtype of the weights, in which training computes."""
         return tf.as_dtype(self.layers[0].kernel.dtype)
+
+    @property
+    def input_dtype(self) -> Any:
+        """Dtype that the model's `Input` casts to."""
+        return tf.as_dtype(self.model.inputs[0].dtype)
 
     @property
     def architecture(self) -> Architecture:
@@ -147,7 +154,8 @@ class DenseChain:
         Returns:
             A_0, shape `(rows, widths[0])`.
         """
-        x = tf.cast(inputs, self.dtype)
+        x = tf.cast(inputs, self.input_dtype)  # as the model's Input does
+        x = x if self.preparation else tf.cast(x, self.dtype)
         for layer in self.preparation:
             x = tf.cast(layer(x), self.dtype)
         return tf.reshape(x, (-1, self.widths[0]))
@@ -245,6 +253,14 @@ def _check_dense(layer: Any, before: list[Any]) -> None:
             raise ValueError(_refusal(layer, f"has a {name}"))
     if tf.as_dtype(layer.kernel.dtype) not in (tf.float32, tf.float64):
         raise ValueError(_refusal(layer, f"has weights of dtype {layer.kernel.dtype}; float32 or float64 is needed"))
+
+
+def _check_precision(layer: Any) -> None:
+    # Training computes in the weights' dtype. A layer that computes in half precision predicts something else.
+    weights = layer.kernel.dtype if type(layer) is keras.layers.Dense else "float32"
+    if tf.as_dtype(layer.compute_dtype).size < tf.as_dtype(weights).size:
+        why = f"has the dtype policy {layer.dtype_policy.name!r}, and so computes in {layer.compute_dtype}"
+        raise ValueError(_refusal(layer, f"{why}. Set its policy to 'float32'"))
 
 
 def _activation_of(steps: list[Any]) -> Activation:

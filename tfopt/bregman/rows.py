@@ -13,7 +13,7 @@ from tfopt._agreement import in_agreement
 from tfopt.bregman.arrays import check_arrays, make_targets
 from tfopt.bregman.losses import Loss
 from tfopt.bregman.network import DenseChain
-from tfopt.bregman.standardisation import Moments, Standardisation, choose_units
+from tfopt.bregman.standardisation import Moments, Standardisation, check_quotients, choose_units
 from tfopt.communicator import Communicator
 
 __all__ = ["Chunk", "Rows", "choose_num_blocks"]
@@ -85,6 +85,7 @@ class Rows:
         self.block_sizes = [sum(sizes) for sizes in zip(*counts, strict=True)]
         self._cache: dict[tuple[int, int], Chunk] = {}
         self._moments = Moments(chain.num_channels), Moments(chain.widths[-1])
+        self._target_mean: np.ndarray | None = None
         in_agreement(communicator, self._look_through)
 
     def _choose_blocks(self, num_blocks: int | str) -> int:
@@ -121,10 +122,32 @@ class Rows:
                 finite = np.isfinite(part).all(axis=1)
                 if not finite.all():
                     row = int(members[int(np.argmin(finite))])
-                    raise ValueError(f"`{name}` must be finite. Received: NaN or infinity in row {row}")
+                    raise ValueError(self._say_what_is_not_finite(name, row))
             self._moments[0].add(inputs.reshape(-1, self._chain.num_channels))
             if self._loss.is_quadratic:
                 self._moments[1].add(targets)
+
+    def _say_what_is_not_finite(self, name: str, row: int) -> str:
+        given = np.asarray((self._x, self._y)[self._names.index(name)][row])
+        if not np.isfinite(given).all():
+            return f"`{name}` must be finite. Received: NaN or infinity in row {row}"
+        dtypes = " or ".join(sorted({self._chain.input_dtype.name, self._chain.dtype.name}))
+        return (
+            f"`{name}` must be finite where the network computes, in {dtypes}. Received: values of magnitude "
+            f"{np.abs(given).max():.3g} in row {row}, infinite or NaN there. Multiply the column by a power of ten"
+        )
+
+    def target_mean(self) -> Any:
+        """Find the mean of the targets over the rows of all processes; all must ask.
+
+        Returns:
+            It, float64, shape `(outputs,)`; 0 where the loss is no squared error.
+        """
+        if not self._loss.is_quadratic:
+            return 0.0
+        if self._target_mean is None:
+            self._target_mean = self._moments[1].reduced(self._communicator)[0]
+        return self._target_mean
 
     def find_standardisation(self) -> Standardisation:
         """Find origins and units of inputs and targets, over the rows of all processes.
@@ -139,7 +162,10 @@ class Rows:
         kind = chain.dtype.as_numpy_dtype
         plain = Standardisation.none(chain.widths[0], chain.widths[-1])
         units = choose_units(
-            *inputs.reduced(self._communicator), has_origin=chain.uses_bias[0], name=self._names[0], dtype=kind
+            *inputs.reduced(self._communicator),
+            has_origin=chain.uses_bias[0],
+            name=self._names[0],
+            dtype=np.float32 if chain.input_dtype == tf.float32 else kind,  # which may be in front of float64 layers
         )
         repeats = chain.widths[0] // chain.num_channels
         origin, unit, is_constant = (np.tile(part, repeats) for part in units)
@@ -153,6 +179,8 @@ class Rows:
                 given=self._y.dtype,
             )
             found = replace(found, target_origin=origin, target_unit=unit, has_targets=True)
+            if len(chain.layers) == 1:
+                check_quotients(found, self._names, kind)
         return found
 
     def use(self, standardisation: Standardisation) -> None:

@@ -223,11 +223,39 @@ def choose_units(
         warnings.warn(
             f"`{name}` has a mean that is {ratios[column]:.1e} standard deviations from 0 in column {column}. The "
             f"model computes in {np.dtype(dtype)}, whose rounding of such values is {ratios[column] * limits.eps:.1g} "
-            "standard deviations. Subtract the mean from the data, or use a float64 model",
+            "standard deviations. Subtract the mean from the data, or use a float64 model: a policy of float64, or "
+            "keras.config.set_floatx('float64'), and an Input of float64",
             stacklevel=2,
         )
     origin = mean if has_origin else np.zeros_like(mean)
     return origin, np.where(is_constant, 1.0, unit), is_constant
+
+
+def check_quotients(found: Standardisation, names: tuple[str, str], dtype: Any) -> None:
+    """Check the units of a network of one layer, whose kernel has the unit of the targets over that of the inputs.
+
+    Args:
+        found: The units.
+        names: What messages call inputs and targets.
+        dtype: NumPy's dtype of the network.
+
+    Raises:
+        ValueError: A kernel of such a unit could not be held in `dtype`.
+    """
+    limits = np.finfo(dtype)
+    smallest, largest = float(limits.tiny / limits.eps), float(limits.max * limits.eps)
+    for output, unit in enumerate(found.target_unit):
+        with np.errstate(over="ignore", under="ignore"):
+            quotients = unit / found.input_unit[~found.is_constant]
+        is_out = (quotients < smallest) | (quotients > largest)
+        if is_out.any():
+            column = int(np.flatnonzero(~found.is_constant)[np.argmax(is_out)])
+            raise ValueError(
+                f"`{names[1]}` must vary by {smallest:.0e} to {largest:.0e} times what `{names[0]}` varies by (their "
+                f"standard deviations), as a network of one layer in {np.dtype(dtype)} has a kernel of that unit. "
+                f"Received: {unit:.3g} in column {output} of `{names[1]}`, {found.input_unit[column]:.3g} in column "
+                f"{column} of `{names[0]}`. Multiply one of them by a power of ten"
+            )
 
 
 def _standardised(rows: np.ndarray, origin: np.ndarray, unit: np.ndarray, dtype: Any) -> np.ndarray:

@@ -46,7 +46,8 @@ class BregmanTrainer:
 
     Units and origins do not matter: training standardises the inputs, and for a squared error the targets, over the
     rows of all ranks, and the model's first and last layer undo it. Kernels as their initializers drew them are meant
-    for standardised rows; all other weights are of the function that the model computes.
+    for standardised rows; all other weights are of the function that the model computes. So units and origins of
+    the inputs do matter to an untrained model that was loaded or cloned, or drawn from a `SeedGenerator`.
 
     Args:
         model: A built Keras model.
