@@ -27,7 +27,7 @@ def _as_keras_sees_it(variable: Any) -> Any:
     return variable.value if is_wrapped else variable
 
 
-def may_exclude(optimizer: Any, var_list: Any, var_names: Any) -> bool:
+def check_exclusion(optimizer: Any, var_list: Any, var_names: Any) -> tuple[tuple, tuple] | None:
     """Check a call of `exclude_from_weight_decay`, which Keras accepts at any time and ignores after the first step.
 
     Args:
@@ -36,21 +36,21 @@ def may_exclude(optimizer: Any, var_list: Any, var_names: Any) -> bool:
         var_names: What the call got: None, or regular expressions.
 
     Returns:
-        True before the optimizer is built. False after that, if the call names nothing that decays: it changes nothing.
+        What Keras is to be given before the optimizer is built: variables and names. None after that, if the call names
+        nothing that decays: it changes nothing.
 
     Raises:
-        TypeError: `var_list` or `var_names` is no list.
-        ValueError: The optimizer is built, and the call names a variable that decays.
+        TypeError: `var_list` is no list of variables, or `var_names` no list of strings.
+        ValueError: `var_names` holds something else than regular expressions; or the optimizer is built, and the call
+            names a variable that decays.
     """
-    if hasattr(var_list, "shape"):  # which goes through its rows
-        raise TypeError(f"`var_list` must be a list of variables. Received: one, var_list={var_list!r}")
-    var_list = None if var_list is None else as_items("var_list", var_list, "be a list of variables")
-    # Keras would take the letters of a string one by one.
-    var_names = None if var_names is None else as_items("var_names", var_names, "be a list of regular expressions")
+    variables, names = _check_variables(var_list), _check_names(var_names)
     if not optimizer.built:
-        return True
-    keys = {optimizer._var_key(variable) for variable in var_list or ()}
-    patterns = [re.compile(name) for name in var_names or ()]
+        return variables, names
+    if not optimizer.weight_decay:
+        return None
+    keys = {optimizer._var_key(variable) for variable in variables}
+    patterns = [re.compile(name) for name in names]
 
     def is_named(variable: Any) -> bool:
         name = _as_keras_sees_it(variable).name
@@ -59,10 +59,35 @@ def may_exclude(optimizer: Any, var_list: Any, var_names: Any) -> bool:
     decays = getattr(optimizer, "_takes_weight_decay", lambda variable: takes_weight_decay(optimizer, variable))
     late = [v for v in optimizer._trainable_variables if decays(v) and is_named(v)]
     if late:
-        names = ", ".join(str(getattr(v, "path", v.name)) for v in late[:3])
+        shown = ", ".join(str(getattr(v, "path", v.name)) for v in late[:3])
         raise ValueError(
             "exclude_from_weight_decay() must be called before the first step, when it is decided which variables "
-            f"decay. Received: a call after it that names {len(late)} variables that decay ({names}"
+            f"decay. Received: a call after it that names {len(late)} variables that decay ({shown}"
             f"{', ...' if len(late) > 3 else ''}). Make a new optimizer, and exclude them at once"
         )
-    return False
+    return None
+
+
+def _check_variables(var_list: Any) -> tuple:
+    expected = "be a list of variables"
+    if hasattr(var_list, "shape"):  # which goes through its rows
+        raise TypeError(f"`var_list` must {expected}. Received: one, var_list={var_list!r}")
+    variables = as_items("var_list", () if var_list is None else var_list, expected)
+    for variable in variables:
+        if not hasattr(variable, "assign"):  # those of Keras and of TensorFlow have it; arrays and tensors do not
+            raise TypeError(f"`var_list` must {expected}. Received an element {variable!r}")
+    return variables
+
+
+def _check_names(var_names: Any) -> tuple:
+    expected = "be a list of regular expressions"
+    # Keras would take the letters of a string one by one.
+    names = as_items("var_names", () if var_names is None else var_names, expected)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"`var_names` must {expected}. Received an element {name!r}")
+        try:
+            re.compile(name)
+        except re.error as error:
+            raise ValueError(f"`var_names` holds {name!r}, which is not a regular expression: {error}") from error
+    return names

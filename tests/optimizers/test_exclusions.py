@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from trajectories import values
 
+from tfopt._weight_decay import takes_weight_decay
 from tfopt.distributed import DistributedOptimizer
 from tfopt.optimizers import LARS, Fromage
 
@@ -82,13 +83,45 @@ def test_later_ones_are_refused_unless_they_change_nothing(name, is_traced):
         np.testing.assert_allclose(values(one), values(two), rtol=1e-6)
 
 
+NONSENSE = [
+    ({"var_names": "bias"}, TypeError, "`var_names` must be a list of"),  # Keras takes its letters one by one
+    ({"var_names": ["bias", 3]}, TypeError, "`var_names` must be a list of .* Received an element 3"),
+    ({"var_names": ["bias", "("]}, ValueError, r"`var_names` holds '\(', which is not a regular expression"),
+    ({"var_list": keras.Variable([1.0])}, TypeError, "`var_list` must be a list of"),
+    ({"var_list": [3]}, TypeError, "`var_list` must be a list of variables. Received an element 3"),
+    ({"var_list": [np.ones(2)]}, TypeError, "`var_list` must be a list of variables. Received an element array"),
+    ({"var_list": ["bias"]}, TypeError, "`var_list` must be a list of variables. Received an element 'bias'"),
+]
+
+
 @ALL
-def test_exclusions_must_be_lists(name):
-    """Keras takes the letters of a string one by one: "bias" excludes everything with an a, b, i or s in its path."""
+def test_exclusions_must_be_lists_of_variables_or_patterns(name):
     optimizer = MAKERS[name]()
-    for arguments in ({"var_names": "bias"}, {"var_list": keras.Variable([1.0])}):
-        with pytest.raises(TypeError, match=f"`{next(iter(arguments))}` must be a list of"):
-            optimizer.exclude_from_weight_decay(**arguments)
+    for when in ("early", "late"):
+        for arguments, kind, message in NONSENSE:
+            with pytest.raises(kind, match=message):
+                optimizer.exclude_from_weight_decay(**arguments)
+        if when == "early":
+            optimizer.build(make_variables())
+
+
+def test_exclusions_may_come_from_iterators():
+    variables = make_variables()
+    by_name, by_variable = LARS(weight_decay=0.1), LARS(weight_decay=0.1)
+    by_name.exclude_from_weight_decay(var_names=iter(["bias"]))
+    by_variable.exclude_from_weight_decay(var_list=(v for v in variables[1:2]))
+    for optimizer in (by_name, by_variable):
+        optimizer.build(variables)
+        assert [takes_weight_decay(optimizer, v) for v in variables] == [True, False, True]
+
+
+@pytest.mark.parametrize("make", [Fromage, LARS, lambda: Fromage(weight_decay=0.0), lambda: keras.optimizers.SGD(0.1)])
+def test_where_nothing_decays_every_late_call_changes_nothing(make):
+    variables = make_variables()
+    optimizer = make()
+    optimizer.build(variables)
+    for one in (DistributedOptimizer(optimizer), *([optimizer] * isinstance(optimizer, Fromage | LARS))):
+        one.exclude_from_weight_decay(var_names=["kernel"], var_list=variables)
 
 
 def test_what_a_pattern_of_lars_excludes_may_be_excluded_again():

@@ -1,7 +1,9 @@
 """Training goes on bit for bit after a save and a load, by every way that Keras and TensorFlow have."""
 
 import copy
+import json
 import pickle
+import zipfile
 
 import keras
 import numpy as np
@@ -163,3 +165,27 @@ def test_initial_norms_are_those_of_the_start_not_of_the_load(tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert [float(v.numpy()) for v in loaded.optimizer.variables if "initial_norm" in v.path] == initial
+
+
+def test_files_older_than_the_floor_of_lars_load_with_their_state(tmp_path):
+    """Such a file has no `norm_floor` in its configuration, and no state for it."""
+    model = make_model(LARS(0.1, norm_floor=0.0))
+    train(model)
+    model.save(tmp_path / "new.keras")
+    with zipfile.ZipFile(tmp_path / "new.keras") as new, zipfile.ZipFile(tmp_path / "old.keras", "w") as old:
+        for name in new.namelist():
+            content = new.read(name)
+            if name == "config.json":
+                config = json.loads(content)
+                del config["compile_config"]["optimizer"]["config"]["norm_floor"]
+                content = json.dumps(config).encode()
+            old.writestr(name, content)
+    loaded = keras.models.load_model(tmp_path / "old.keras")
+    assert loaded.optimizer.norm_floor == 0.0
+    assert int(loaded.optimizer.iterations) == 4
+    assert_same_state(loaded, model)
+
+
+def test_configurations_keep_the_floor_that_they_have():
+    assert LARS.from_config(LARS().get_config()).norm_floor == 1.0
+    assert LARS.from_config(LARS(norm_floor=0.3).get_config()).norm_floor == 0.3

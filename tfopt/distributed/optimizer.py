@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfopt._agreement import check_agreement
 from tfopt._checks import check_choice
-from tfopt._weight_decay import may_exclude
+from tfopt._weight_decay import check_exclusion
 from tfopt.communicator import Communicator, check_communicator
 from tfopt.distributed.gradient_scatter import GradientScatter
 from tfopt.distributed.gradients import mean_gradients
@@ -137,8 +137,9 @@ class DistributedOptimizer:
             var_names: None, or a list of regular expressions on their paths.
 
         Raises:
-            TypeError: An argument is no list.
-            ValueError: That optimizer is built, and the call names a variable that decays; or it is made of several.
+            TypeError: An argument is no list of its kind.
+            ValueError: A name is no regular expression; or that optimizer is built, and the call names a variable that
+                decays; or it is made of several.
         """
         inner = self._innermost
         if hasattr(inner, "optimizers"):
@@ -146,8 +147,9 @@ class DistributedOptimizer:
                 "exclude_from_weight_decay() does nothing for an optimizer that is made of several. Received: "
                 f"{type(inner).__name__}. Call it on those of its `optimizers` that decay weights"
             )
-        if may_exclude(inner, var_list, var_names):
-            inner.exclude_from_weight_decay(var_list, var_names)
+        checked = check_exclusion(inner, var_list, var_names)
+        if checked is not None:
+            inner.exclude_from_weight_decay(*checked)
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> Any:
         """Average the gradients over all ranks and update the variables.

@@ -8,7 +8,7 @@ from keras import ops
 
 from tfopt import numerics
 from tfopt._checks import check_learning_rate, check_number
-from tfopt._weight_decay import may_exclude
+from tfopt._weight_decay import check_exclusion
 from tfopt.numerics import Tensor
 from tfopt.optimizers import _fused
 from tfopt.optimizers.clipping import ClipsWholeGradients
@@ -103,11 +103,13 @@ class Fromage(ClipsWholeGradients, keras.optimizers.Optimizer):
             var_names: None, or a list of regular expressions: on paths with TensorFlow, on bare names elsewhere.
 
         Raises:
-            TypeError: An argument is no list.
-            ValueError: The optimizer is built, and the call names a variable that decays.
+            TypeError: An argument is no list of its kind.
+            ValueError: A name is no regular expression; or the optimizer is built, and the call names a variable that
+                decays.
         """
-        if may_exclude(self, var_list, var_names):
-            super().exclude_from_weight_decay(var_list, var_names)
+        checked = check_exclusion(self, var_list, var_names)
+        if checked is not None:
+            super().exclude_from_weight_decay(*checked)
 
     def update_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
         """Take one step on one variable.

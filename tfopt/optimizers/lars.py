@@ -9,7 +9,7 @@ from keras import ops
 
 from tfopt import numerics
 from tfopt._checks import check_choice, check_flag, check_learning_rate, check_number, check_patterns
-from tfopt._weight_decay import may_exclude, takes_weight_decay
+from tfopt._weight_decay import check_exclusion, takes_weight_decay
 from tfopt.numerics import Tensor
 from tfopt.optimizers import _fused
 from tfopt.optimizers.clipping import ClipsWholeGradients
@@ -173,11 +173,13 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
             var_names: None, or a list of regular expressions: on paths with TensorFlow, on bare names elsewhere.
 
         Raises:
-            TypeError: An argument is no list.
-            ValueError: The optimizer is built, and the call names a variable that decays.
+            TypeError: An argument is no list of its kind.
+            ValueError: A name is no regular expression; or the optimizer is built, and the call names a variable that
+                decays.
         """
-        if may_exclude(self, var_list, var_names):
-            super().exclude_from_weight_decay(var_list, var_names)
+        checked = check_exclusion(self, var_list, var_names)
+        if checked is not None:
+            super().exclude_from_weight_decay(*checked)
 
     def _takes_weight_decay(self, variable: Any) -> bool:
         return takes_weight_decay(self, variable) and not matches(variable, self.weight_decay_exclude)
@@ -289,6 +291,20 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
             self.assign(velocity, m)
             change = self.momentum * m - step if self.nesterov else m
         self.assign(variable, ops.cast(ops.cast(variable, step.dtype) + change, variable.dtype))
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "LARS":
+        """Build an optimizer from its configuration.
+
+        Args:
+            config: What `get_config` returned. One without `norm_floor` is older than that argument, and means the
+                rule that such an optimizer followed, `norm_floor=0`: it has no state for another.
+            custom_objects: The user's own classes by name, such as a learning rate schedule's.
+
+        Returns:
+            The optimizer.
+        """
+        return super().from_config({"norm_floor": 0.0, **config}, custom_objects=custom_objects)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments needed to build this optimizer again.
