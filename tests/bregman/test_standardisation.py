@@ -231,7 +231,8 @@ def test_a_model_that_has_learnt_goes_on_from_what_it_computes():
 @pytest.mark.parametrize("preset", ["restarted", "paper", "penalty"])  # "admm" diverges from such weights
 def test_weights_that_were_set_fit_targets_of_any_unit(preset):
     """Weights of another model predict worse than the targets' mean; the outputs are matched to the targets."""
-    weights, found = [RNG.standard_normal(w.shape) for w in make_model().get_weights()], []
+    rng, found = np.random.default_rng(0), []
+    weights = [rng.standard_normal(w.shape) for w in make_model().get_weights()]
     for origin, unit in ((0.0, 1.0), (0.0, 1e-6), (1e4, 1.0), (-3.0, 1e4)):
         model = make_model()
         model.set_weights(weights)
