@@ -217,6 +217,29 @@ def test_a_newer_higgs_file_replaces_the_cache(higgs_rows, tmp_path):
     assert len(datasets.load("higgs", data_dir=tmp_path).y_train) == 30
 
 
+@pytest.mark.parametrize("name", ["HIGGS.csv", "HIGGS.csv.gz"])
+def test_a_higgs_cache_of_another_file_is_named(name, higgs_rows, tmp_path):
+    """Its time says nothing: unpacking and copying keep the times of texts."""
+    write_higgs(tmp_path / name, higgs_rows)
+    os.utime(tmp_path / name, (0, 0))
+    np.save(tmp_path / "HIGGS.npy", higgs_rows)
+    assert len(datasets.load("higgs", data_dir=tmp_path).y_train) == 30
+    others = [higgs_rows[::-1], np.roll(higgs_rows, 1, axis=0)]
+    if name == "HIGGS.csv":  # only the beginning of a compressed text is quick to read
+        others.append(higgs_rows[:20])
+    for other in others:
+        np.save(tmp_path / "HIGGS.npy", np.ascontiguousarray(other))
+        with pytest.raises(ValueError, match=rf"HIGGS.npy was made from another file than {name} beside it"):
+            datasets.load("higgs", data_dir=tmp_path)
+
+
+def test_the_newer_text_of_higgs_counts(higgs_rows, tmp_path):
+    write_higgs(tmp_path / "HIGGS.csv", higgs_rows[:20])
+    os.utime(tmp_path / "HIGGS.csv", (0, 0))
+    write_higgs(tmp_path / "HIGGS.csv.gz", higgs_rows)
+    assert len(datasets.load("higgs", data_dir=tmp_path).y_train) == 30
+
+
 def test_damaged_higgs_files_are_named(higgs_rows, tmp_path):
     write_higgs(tmp_path / "HIGGS.csv.gz", higgs_rows)
     whole = (tmp_path / "HIGGS.csv.gz").read_bytes()

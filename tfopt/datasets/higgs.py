@@ -14,6 +14,7 @@ _NUM_FEATURES = 28
 _NUM_TEST_ROWS = 500_000  # the last rows of HIGGS.csv are its customary test set
 _FEWEST_ROWS = 8
 _CHUNK_ROWS = 200_000
+_LAST_BYTES = 10_000  # of a text, more than a row has
 _EXPECTED = f"expected a label 0 or 1 and {_NUM_FEATURES} finite numbers"
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -25,8 +26,8 @@ def read_higgs(data_dir: str | os.PathLike | None, num_rows: int | None) -> Arra
     The last 500,000 rows are for testing (of a shorter file, the last quarter).
 
     Args:
-        data_dir: The folder with HIGGS.csv or HIGGS.csv.gz; the parsed rows are cached there as HIGGS.npy,
-            which is made anew when the text is newer.
+        data_dir: The folder with HIGGS.csv or HIGGS.csv.gz, of which the newer one counts; the parsed rows are cached
+            there as HIGGS.npy, which is made anew when the text is newer.
         num_rows: How many training rows to use; None for all.
 
     Returns:
@@ -44,9 +45,13 @@ def read_higgs(data_dir: str | os.PathLike | None, num_rows: int | None) -> Arra
             f"'higgs' needs HIGGS.csv or HIGGS.csv.gz in {folder}: 11,000,000 rows of a label and 28 features, "
             "from the UCI Machine Learning Repository (data set HIGGS). Or pass `data_dir=`, or use 'higgs_like'."
         )
-    if sources and (not cache.exists() or cache.stat().st_mtime < sources[0].stat().st_mtime):
-        _parse_higgs(sources[0], cache)
+    source = max(sources, key=lambda path: path.stat().st_mtime, default=None)
+    is_new = source is not None and (not cache.exists() or cache.stat().st_mtime < source.stat().st_mtime)
+    if source is not None and is_new:
+        _parse_higgs(source, cache)
     rows = _open_cache(cache)
+    if source is not None and not is_new:
+        _check_is_of(rows, source, cache)
     num_test = min(_NUM_TEST_ROWS, len(rows) // 4)
     train = rows[: len(rows) - num_test]
     if num_rows is not None and num_rows > len(train):
@@ -75,6 +80,25 @@ def _open_cache(cache: Path) -> np.ndarray:
     if found != expected:
         raise ValueError(f"{cache} is damaged: it has {found:,} bytes, and its header says {expected:,}. {advice}")
     return rows
+
+
+def _check_is_of(rows: np.ndarray, source: Path, cache: Path) -> None:
+    """Check that a cache begins as the text beside it does, and, where that is quick to find out, ends like it.
+
+    Raises:
+        ValueError: It does not: it was made from another file.
+    """
+    first = next(_read_chunks(source, _FEWEST_ROWS), np.empty((0, _NUM_FEATURES + 1), np.float32))
+    is_same = np.array_equal(rows[: len(first)], first)
+    if is_same and source.suffix != ".gz":
+        with source.open("rb") as text:
+            text.seek(max(source.stat().st_size - _LAST_BYTES, 0))
+            last = text.read().decode("ascii", errors="replace").rstrip().splitlines()[-1:]
+        is_same = np.array_equal(rows[-1:], _parse_rows(last, source, len(rows)))
+    if not is_same:
+        raise ValueError(
+            f"{cache} was made from another file than {source.name} beside it: their rows differ. Delete one of them"
+        )
 
 
 def _read_rows(rows: np.ndarray, start: int, stop: int, cache: Path) -> tuple[np.ndarray, np.ndarray]:
