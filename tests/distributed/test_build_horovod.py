@@ -5,12 +5,14 @@ That it compiles and installs a Horovod that works is shown by the ranks of the 
 
 import hashlib
 import io
+import json
 import os
 import re
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -276,21 +278,23 @@ def test_the_cache_belongs_to_the_user_alone(tmp_path, monkeypatch):
         assert [permissions(place) for place in places] == [0o700] * len(places)
 
 
-@pytest.mark.parametrize("place", ["horovod", "horovod/build"])
-def test_a_cache_that_is_a_link_or_of_another_user_is_refused(place, tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", ["tfopt", "tfopt/horovod", "tfopt/horovod/build"])
+def test_a_cache_that_is_a_link_a_file_or_of_another_user_is_refused(place, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = _wheel_cache.cache_folder() / "build"
-    link = tmp_path / "tfopt" / place
-    link.parent.mkdir(parents=True)
+    link = tmp_path / place
+    link.parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / "elsewhere").mkdir()
-    link.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(BuildError, match=f"must be a folder that belongs to this user.*{place}, which is a link"):
-        _wheel_cache.open_folder(folder)
-    link.unlink()
+    for target, kind in ((tmp_path / "elsewhere", "a link"), (tmp_path / "nowhere", "a link"), (None, "no folder")):
+        link.touch() if target is None else link.symlink_to(target)
+        with pytest.raises(BuildError, match=f"must be a folder that belongs to this user.*{place}, which is {kind}"):
+            _wheel_cache.open_folder(folder)
+        link.unlink()
+    assert not list((tmp_path / "elsewhere").iterdir())
     _wheel_cache.open_folder(folder)
     owner = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
-    with pytest.raises(BuildError, match=f"horovod, which is owned by user {owner}.*XDG_CACHE_HOME"):
+    with pytest.raises(BuildError, match=f"tfopt, which is owned by user {owner}.*XDG_CACHE_HOME"):
         _wheel_cache.open_folder(folder)
 
 
@@ -416,10 +420,38 @@ def test_a_wheel_in_the_cache_is_used_installed_once_and_proved(tmp_path, monkey
     assert done == ["compiled", "proof"]
 
 
-def test_the_installed_wheel_is_told_from_others(tmp_path):
+def test_a_bad_wheel_does_not_hide_a_good_one(tmp_path, capsys):
+    (tmp_path / "horovod-0.28.1-a.whl").write_bytes(b"of somebody")
+    built = tmp_path / "new" / "horovod-0.28.1-x.whl"
+    built.parent.mkdir()
+    built.write_bytes(b"wheel")
+    (tmp_path / f"{built.name}.{os.getpid()}.partial").touch()  # of a process that was killed
+    wheel = _wheel_cache.keep_wheel(built, tmp_path)
+    assert _wheel_cache.find_wheel(tmp_path) == wheel
+    assert "Not using" in capsys.readouterr().out
+    wheel.unlink()
+    wheel.mkdir()
+    with pytest.raises(BuildError, match="must hold files. Received: the folder .*x.whl"):
+        _wheel_cache.find_wheel(tmp_path)
+
+
+def test_the_installed_wheel_is_told_from_others(tmp_path, monkeypatch):
     other = tmp_path / "horovod-0.28.1-other.whl"
     other.write_bytes(b"another wheel")
     assert not build_horovod.is_wheel_installed(other)
+    digest = hashlib.sha256(b"another wheel").hexdigest()
+    notes = {
+        "": False,
+        "{": False,
+        "[]": False,
+        '{"archive_info": null}': False,
+        '{"archive_info": {"hashes": 1}}': False,
+    }
+    notes[json.dumps({"archive_info": {"hashes": {"sha256": digest}}})] = True
+    for note, expected in notes.items():
+        found = SimpleNamespace(read_text=lambda name, note=note: note)
+        monkeypatch.setattr(build_horovod.importlib.metadata, "distribution", lambda name, found=found: found)
+        assert build_horovod.is_wheel_installed(other) is expected, note
 
 
 def test_commands_that_fail_end_in_their_last_lines():

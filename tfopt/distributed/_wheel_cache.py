@@ -20,7 +20,7 @@ def cache_folder() -> Path:
 
 
 def open_folder(folder: Path) -> None:
-    """Make the folder of a build, and see that only this user can use it and `cache_folder()`.
+    """Make the folder of a build, and see that only this user can use it, `cache_folder()` and the folder above.
 
     Args:
         folder: A folder in `cache_folder()`. It need not exist.
@@ -29,11 +29,12 @@ def open_folder(folder: Path) -> None:
         BuildError: It cannot be made, or somebody else could have put a wheel there.
     """
     try:
-        for place in (*reversed(folder.parents), folder):
-            if not place.exists():
+        own = (*reversed(folder.parents[:2]), folder)
+        for place in (*reversed(folder.parents[2:]), *own):
+            if not os.path.lexists(place):
                 place.mkdir(mode=0o700, exist_ok=True)
-        for place in (folder.parent, folder):
-            _make_private(place)
+            if place in own:
+                _make_private(place)
     except OSError as error:
         raise BuildError(f"The wheel cannot be kept in {folder} ({error}): set XDG_CACHE_HOME") from error
 
@@ -42,7 +43,8 @@ def _make_private(folder: Path) -> None:
     # Files in it are checked one by one: what others have put there, or could have changed, is not used.
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        kind = f"owned by user {found.st_uid}" if stat.S_ISDIR(found.st_mode) else "a link"
+        kind = "a link" if stat.S_ISLNK(found.st_mode) else "no folder"
+        kind = f"owned by user {found.st_uid}" if stat.S_ISDIR(found.st_mode) else kind
         raise BuildError(
             f"The cache of wheels must be a folder that belongs to this user ({os.geteuid()}). Received: {folder}, "
             f"which is {kind}. Remove it, or set XDG_CACHE_HOME to another folder"
@@ -82,6 +84,7 @@ def keep_wheel(built: Path, folder: Path) -> Path:
 
 def _write(target: Path, content: bytes) -> None:
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    partial.unlink(missing_ok=True)  # of a process that was killed and had the same number
     try:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
@@ -98,19 +101,30 @@ def find_wheel(folder: Path) -> Path | None:
         folder: The folder of the build, after `open_folder`.
 
     Returns:
-        The wheel; None if there is none, or if it is not what was put there, which is then printed.
+        The wheel; None if there is none that is what was put there. Others are printed.
+
+    Raises:
+        BuildError: A folder stands where a file should be.
     """
-    wheel = next(iter(sorted(folder.glob("horovod-*.whl"))), None)
-    if wheel is None:
-        return None
-    problem = next((problem for file in (_hash_file(wheel), wheel) if (problem := _fault_of(file))), None)
-    if problem is None:
-        noted = _hash_file(wheel).read_bytes().split()[:1]
-        found = hashlib.sha256(wheel.read_bytes()).hexdigest()
-        if noted == [found.encode()]:
+    for wheel in sorted(folder.glob("horovod-*.whl")):
+        problem = _problem_of(wheel)
+        if problem is None:
             return wheel
-        problem = f"its SHA-256 is {found}, and not the one in {_hash_file(wheel).name}"
-    console.print(f"Not using {wheel}: {problem}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"Not using {wheel}: {problem}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+    return None
+
+
+def _problem_of(wheel: Path) -> str | None:
+    # Why a wheel is not used; None if it is what was put there.
+    for file in (_hash_file(wheel), wheel):
+        if file.is_dir() and not file.is_symlink():
+            raise BuildError(f"The cache of wheels must hold files. Received: the folder {file}. Remove it")
+        if problem := _fault_of(file):
+            return problem
+    noted = _hash_file(wheel).read_bytes().split()[:1]
+    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if noted != [found.encode()]:
+        return f"its SHA-256 is {found}, and not the one in {_hash_file(wheel).name}"
     return None
 
 

@@ -146,10 +146,10 @@ def is_wheel_installed(wheel: Path) -> bool:
     """
     try:
         note = importlib.metadata.distribution("horovod").read_text("direct_url.json")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    return note is not None and json.loads(note).get("archive_info", {}).get("hashes", {}).get("sha256") == digest
+        installed = json.loads(note or "null")["archive_info"]["hashes"]["sha256"]
+    except (importlib.metadata.PackageNotFoundError, ValueError, TypeError, LookupError):
+        return False  # not installed, or from elsewhere, or the note is damaged
+    return bool(installed == hashlib.sha256(wheel.read_bytes()).hexdigest())
 
 
 def prove() -> None:
