@@ -438,3 +438,40 @@ def test_whatever_makes_operators_takes_self_check(name):
     run(self_check=False)
     with pytest.raises(TypeError, match="`self_check` must be"):
         run(self_check=1)
+
+
+# --- derivatives that are wrong for a few of many rows
+
+
+def entropy_in_a_branch(y, z):
+    crossentropy = lambda: tf.nn.softmax_cross_entropy_with_logits(y, z)  # noqa: E731
+    return tf.cond(tf.reduce_sum(y) > 0.0, crossentropy, lambda: tf.zeros_like(z[:, 0]))
+
+
+def entropy_in_a_loop(y, z):
+    rows = lambda row: tf.nn.softmax_cross_entropy_with_logits(*row)  # noqa: E731
+    return tf.map_fn(rows, (y, z), fn_output_signature=z.dtype)
+
+
+def stopped_for_outliers(y, z):
+    away = tf.abs(y - z)
+    return tf.stop_gradient(tf.where(away > 10.0, 10.0 / away, tf.ones_like(away))) * (y - z) ** 2
+
+
+def stopped_and_right(y, z):
+    return tf.reduce_logsumexp(z * (1.0 + y), -1)  # which stops the gradient of the maximum
+
+
+@BOTH
+@pytest.mark.parametrize("loss", [entropy_in_a_branch, entropy_in_a_loop, stopped_for_outliers, stopped_and_right])
+def test_derivatives_that_are_wrong_for_a_few_rows_are_found(operator, loss):
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((64, 3)).astype("float32"), np.eye(4, dtype="float32")[rng.integers(0, 4, 64)]
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4)])
+    assert np.isfinite(operator(model, loss, x, y) @ np.ones(16)).all()
+    y[30:32] *= 40.0
+    if loss is stopped_and_right:
+        assert np.isfinite(operator(model, loss, x, y) @ np.ones(16)).all()
+    else:
+        with pytest.raises(RuntimeError, match=r"are wrong: .*finite differences say"):
+            operator(model, loss, x, y) @ np.ones(16)

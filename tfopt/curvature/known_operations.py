@@ -17,6 +17,11 @@ SILENT = (
 WITHOUT_DERIVATIVE = ("SymbolicGradient",)
 # Products whose derivatives TensorFlow computes by division, wrong where a factor is exactly zero.
 PRODUCTS = ("Prod", "Cumprod", "SegmentProd", "UnsortedSegmentProd")
+# Operations whose wrong derivatives may concern a few rows only: factors of zero, and weights that are stopped.
+OF_SOME_ROWS = (*PRODUCTS, "StopGradient")
+# The gradient by the logits is right for targets that sum to 1 only. `softmax_targets` looks at all rows, but not into
+# functions.
+SOFTMAX = ("SoftmaxCrossEntropyWithLogits",)
 # Operations with kinks or jumps. Steps across many of them do not measure the derivative on one smooth piece.
 KINKED = (
     *("Relu", "Relu6", "LeakyRelu", "Selu", "Abs", "Sign", "Round", "Rint", "Floor", "Ceil", "FloorMod", "ClipByValue"),
@@ -66,6 +71,20 @@ def places(graph: tf.Graph, kinds: Iterable[str]) -> dict[str, list[str]]:
         if kind in wanted and _is_of_numbers(node):
             found.setdefault(kind, {})[_scope(node.name)] = None
     return {kind: list(scopes) for kind, scopes in sorted(found.items())}
+
+
+def is_in_functions(graph: tf.Graph, kinds: Iterable[str]) -> bool:
+    """Say whether functions that a graph calls, such as branches and loops, have some operations.
+
+    Args:
+        graph: The graph.
+        kinds: Types of operations.
+
+    Returns:
+        Whether they do.
+    """
+    functions = graph.as_graph_def().library.function
+    return any(node.op in kinds for function in functions for node in function.node_def)
 
 
 def rounds_to_half(graph: tf.Graph) -> bool:

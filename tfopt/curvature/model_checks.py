@@ -1,11 +1,14 @@
 """Which models can be measured."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfopt._trained_variables import trained_variables
+
+_CHANGES = ("AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp")
 
 
 class NotBuiltError(ValueError):
@@ -54,6 +57,31 @@ def check_model(model: Any) -> None:
         raise ValueError(
             "`model` must not be spread over devices by tf.distribute. "
             f"Received: {type(strategy).__name__} of {strategy.num_replicas_in_sync} replicas"
+        )
+
+
+def check_changes_nothing(results: Sequence[Any]) -> None:
+    """Check that no variable of TensorFlow's own changes where a model and its loss are computed.
+
+    Keras's variables are held still by its scopes; a `tf.Variable` is not.
+
+    Args:
+        results: What was computed in the graph that is being traced.
+
+    Raises:
+        ValueError: One changes.
+    """
+    if tf.executing_eagerly():
+        return
+    graph = results[0].graph
+    definition = graph.as_graph_def()
+    nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
+    changing = [node.name for node in nodes if node.op in _CHANGES or node.op.startswith("ResourceScatter")]
+    if changing:
+        raise ValueError(
+            "`model` and `loss` must not change a tf.Variable while they predict, because a measurement leaves "
+            f"everything as it is. Received: an assignment in {changing[0]!r}. Keep the state in a keras.Variable "
+            "(self.add_weight), which is held still, or change it in the training step only"
         )
 
 

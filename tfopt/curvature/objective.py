@@ -11,7 +11,7 @@ from tfopt._checks import check_choice
 from tfopt._trained_variables import trained_variables
 from tfopt.curvature.forward_mode import measuring
 from tfopt.curvature.forward_pass import ForwardPass
-from tfopt.curvature.model_checks import NotBuiltError, check_model
+from tfopt.curvature.model_checks import NotBuiltError, check_changes_nothing, check_model
 from tfopt.curvature.outputs import Outputs
 from tfopt.curvature.precision import HALF, check_no_float16, computes_in_half, loss_to_measure
 from tfopt.curvature.probe import Probe
@@ -87,6 +87,7 @@ class Objective:
                 if self._loss is not None:
                     parts.append(self._loss(y, y_pred, sample_weight))
         check_no_float16(values, parts)
+        check_changes_nothing(parts)
         dtype = self.dtype or parts[-1].dtype
         return tf.add_n([tf.cast(part, dtype) for part in parts])
 
@@ -121,6 +122,7 @@ class Objective:
                     "outputs: they have no Gauss-Newton matrix. Use HessianOperator"
                 )
         check_no_float16(values, self._outputs.tensors)
+        check_changes_nothing(self._outputs.tensors)
         return self._outputs.tensors
 
     def loss_of_outputs(self, outputs: Sequence[Any], batch: tuple[Any, Any, Any]) -> Any:
@@ -132,13 +134,19 @@ class Objective:
 
         Returns:
             A scalar tensor.
+
+        Raises:
+            ValueError: The loss reads weights of the model, and so is no function of its outputs.
         """
         _, y, sample_weight = batch
         if self._loss is None:
             return tf.zeros((), outputs[0].dtype)
+        num_before = 0 if tf.executing_eagerly() else len(tf.compat.v1.get_default_graph().get_operations())
         with measuring(self.dtype), keras.StatelessScope():
             loss = self._loss(y, self._outputs.at(outputs), sample_weight)
         check_no_float16(outputs, [loss])
+        check_changes_nothing([loss])
+        _check_reads_outputs_only(self.variables, loss, num_before)
         return loss
 
     def regularization(self, values: Sequence[Any], variables: Sequence[Any]) -> Any:
@@ -281,6 +289,21 @@ def check_trainable(objective: Objective, choice: Any) -> list[Any]:
             f"{'others: ' + ', '.join(strangers) if strangers else [v.path for v in chosen]}"
         )
     return chosen
+
+
+def _check_reads_outputs_only(variables: Sequence[Any], loss: Any, num_before: int) -> None:
+    # Of the operations of the loss, which follow those before it, none may take one of the variables.
+    if tf.executing_eagerly():
+        return
+    paths = {id(variable.value.handle): variable.path for variable in variables}
+    inner = {inside.name: paths[id(outside)] for outside, inside in loss.graph.captures if id(outside) in paths}
+    for operation in loss.graph.get_operations()[num_before:]:
+        for tensor in operation.inputs:
+            if tensor.name in inner:
+                raise ValueError(
+                    f"`loss` must be a function of the model's outputs. Received: one that reads {inner[tensor.name]}, "
+                    "such as a penalty on a weight. Make it a regularizer of the layer, or use HessianOperator"
+                )
 
 
 def _check_targets(y: Any, y_pred: Any) -> None:
