@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 from tfopt.callbacks._row_order import shuffles_arrays
-from tfopt.callbacks._traced_step import changed_variables, graphs_of, random_operations
+from tfopt.callbacks._traced_step import changed_variables, graphs_of, python_calls, random_operations
 from tfopt.callbacks._training_state import describe
 
 from tfopt._callback_state import STATE_OF, has_methods, refuse_overwriting_loggers
@@ -44,7 +44,8 @@ def check_callbacks(callbacks: list[Any], checkpoint: Any, stateless: tuple[type
     for callback in callbacks:
         name = type(callback).__name__
         is_after = is_after or callback is checkpoint
-        if callback is checkpoint or isinstance(callback, (*_STATELESS, *stateless)):
+        # A subclass of one of Keras's may have a state of its own.
+        if callback is checkpoint or type(callback) in _STATELESS or isinstance(callback, stateless):
             continue
         for cls, reason in _REFUSED.items():
             if isinstance(callback, cls):
@@ -52,7 +53,7 @@ def check_callbacks(callbacks: list[Any], checkpoint: Any, stateless: tuple[type
         is_known = isinstance(callback, tuple(STATE_OF)) or has_methods(callback)
         if is_after and is_known:
             raise ValueError(f"Put ResumableCheckpoint after {name}, whose state at the end of an epoch it must save")
-        if not is_known:
+        if type(callback) not in STATE_OF and not has_methods(callback):
             warnings.warn(
                 f"ResumableCheckpoint does not know the callback {name}: if it has a state, that is not saved. Give it "
                 f"methods get_state() and set_state(state), or pass stateless=[{name}]",
@@ -78,7 +79,7 @@ def check_data(epoch_iterator: Any, stateless: tuple[type, ...]) -> None:
             f"sparse, or spread over devices, or shuffled within batches. {_ADVICE}, or fit(..., shuffle=False)"
         )
     if kind == "TFDatasetAdapter":
-        _check_dataset(adapter._dataset)
+        _check_dataset(adapter._dataset, stateless)
     if kind == "PyDatasetAdapter":
         _check_py_dataset(adapter, stateless)
     if kind == "GeneratorDataAdapter":
@@ -115,7 +116,7 @@ def _check_py_dataset(adapter: Any, stateless: tuple[type, ...]) -> None:
         )
 
 
-def _check_dataset(dataset: Any) -> None:
+def _check_dataset(dataset: Any, stateless: tuple[type, ...]) -> None:
     if _shuffles_anew(dataset):
         raise ValueError(
             "The tf.data.Dataset is shuffled anew in each epoch or each run, by a random number generator whose state "
@@ -127,6 +128,12 @@ def _check_dataset(dataset: Any) -> None:
             "options have deterministic=False. Leave that out"
         )
     for part, graph in graphs_of(dataset):
+        if (calls := python_calls(graph)) and not isinstance(dataset, stateless):
+            raise ValueError(
+                f"The tf.data.Dataset calls Python by {', '.join(sorted(calls))}, where there may be a state that "
+                f"cannot be saved. {_ADVICE}, or TensorFlow's own functions, or tf.numpy_function(..., "
+                "stateful=False); or pass stateless=[tf.data.Dataset] if it serves the same batches in each epoch"
+            )
         if getattr(part, "_deterministic", None) == "false":
             raise ValueError(
                 f"The tf.data.Dataset hands out rows in the order in which they are ready, other ones in each run: a "
@@ -150,6 +157,8 @@ def _check_dataset(dataset: Any) -> None:
 
 
 def _shuffles_anew(dataset: Any) -> bool:
+    if "ShuffleAndRepeat" in type(dataset).__name__:
+        return True  # whatever its seed
     for name in ("_reshuffle_each_iteration", "_rerandomize_each_iteration"):
         if getattr(dataset, name, None) is not None and bool(getattr(dataset, name)):
             return True

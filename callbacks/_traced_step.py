@@ -69,12 +69,28 @@ def random_operations(graph: Any) -> dict[str, bool]:
     Returns:
         Whether all of a kind have a seed, by their kind, such as "RandomUniform".
     """
-    definition = graph.as_graph_def()
-    nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
     found: dict[str, bool] = {}
-    for node in nodes:
+    for node in _nodes(graph):
         kind = op_def_registry.get(node.op)
         if kind is not None and kind.is_stateful and {"seed", "seed2"} <= node.attr.keys():
             has_seed = bool(node.attr["seed"].i or node.attr["seed2"].i)
             found[node.op] = found.get(node.op, True) and has_seed
     return found
+
+
+def python_calls(graph: Any) -> set[str]:
+    """Return by which of TensorFlow's functions a graph calls Python, in which any state can be.
+
+    Args:
+        graph: The graph of a function.
+
+    Returns:
+        Their names. `tf.numpy_function(..., stateful=False)`, which promises that there is none, does not count.
+    """
+    names = {"PyFunc": "tf.numpy_function or from_generator", "EagerPyFunc": "tf.py_function"}
+    return {names[node.op] for node in _nodes(graph) if node.op in names}
+
+
+def _nodes(graph: Any) -> list[Any]:
+    definition = graph.as_graph_def()
+    return [*definition.node, *(node for function in definition.library.function for node in function.node_def)]

@@ -286,6 +286,24 @@ def test_callbacks_that_are_not_known_are_named(tmp_path):
     assert [len(list((tmp_path / name).iterdir())) for name in "ab"] == [1, 1]
 
 
+@pytest.mark.parametrize(
+    ("base", "arguments"),
+    [
+        (keras.callbacks.LearningRateScheduler, (lambda epoch, rate: rate,)),
+        (keras.callbacks.EarlyStopping, ("loss",)),
+        (keras.callbacks.History, ()),
+    ],
+)
+def test_subclasses_of_known_callbacks_are_named(base, arguments, tmp_path):
+    class Own(base):
+        count = 0
+
+    with pytest.warns(UserWarning, match="does not know the callback Own"):
+        fit([Own(*arguments), ResumableCheckpoint(tmp_path / "a")])
+    fit([Own(*arguments), ResumableCheckpoint(tmp_path / "b", stateless=[Own])])
+    fit([base(*arguments), ResumableCheckpoint(tmp_path / "c")])
+
+
 def test_callbacks_that_cannot_be_resumed_are_refused(tmp_path):
     with pytest.raises(ValueError, match="does not work together with BackupAndRestore"):
         fit([keras.callbacks.BackupAndRestore(tmp_path), ResumableCheckpoint(tmp_path)])

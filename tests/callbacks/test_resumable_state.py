@@ -251,9 +251,26 @@ UNORDERED.deterministic = False
 FACTOR = tf.Variable(2.0)
 
 
+def through_python(**options):
+    return ROWS.map(lambda x, y: (tf.ensure_shape(tf.numpy_function(np.sin, [x], tf.float32, **options), (4,)), y))
+
+
+def generated():
+    signature = (tf.TensorSpec((4,)), tf.TensorSpec((1,)))
+    return tf.data.Dataset.from_generator(lambda: zip(X, Y, strict=True), output_signature=signature)
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
+        (lambda: generated().batch(8), "calls Python by .*from_generator.*EpochBatches"),
+        (lambda: through_python().cache().batch(8), "calls Python by tf.numpy_function.*stateful=False"),
+        (
+            lambda: ROWS.map(lambda x, y: (tf.ensure_shape(tf.py_function(tf.sin, [x], tf.float32), (4,)), y)).batch(8),
+            "calls Python by tf.py_function",
+        ),
+        (lambda: through_python(stateful=False).batch(8), None),
+        (lambda: ROWS.apply(tf.data.experimental.shuffle_and_repeat(16, 1, seed=3)).batch(8), "shuffled anew"),
         (lambda: ROWS.map(lambda x, y: (FLIP(x[None, None])[0, 0], y)).batch(8), "changes a variable.*seed_generator"),
         (lambda: ROWS.map(lambda x, y: (x + tf.random.normal(()), y)).batch(8), "draws random numbers.*Normal"),
         (lambda: ROWS.map(lambda x, y: (x + tf.random.normal((), seed=1), y), 2).batch(8), "draws random.*Normal"),
@@ -266,7 +283,21 @@ FACTOR = tf.Variable(2.0)
         (lambda: ROWS.batch(8).with_options(UNORDERED), "in the order in which they are ready"),
         (lambda: tf.data.Dataset.zip(ROWS.batch(8).shuffle(2), ROWS.batch(8)).map(lambda a, b: b), "shuffled anew"),
     ],
-    ids=["layer", "unseeded", "seeded_parallel", "seeded", "constant", "map_unordered", "unordered", "zipped"],
+    ids=[
+        "generator",
+        "numpy",
+        "eager",
+        "numpy_stateless",
+        "shuffle_and_repeat",
+        "layer",
+        "unseeded",
+        "seeded_parallel",
+        "seeded",
+        "constant",
+        "map_unordered",
+        "unordered",
+        "zipped",
+    ],
 )
 def test_random_data_sets(data, message, tmp_path):
     tf.random.set_seed(None)
@@ -411,3 +442,8 @@ def test_a_second_training_in_the_folder_is_refused(tmp_path):
     plain().fit(X, Y, shuffle=False, verbose=0, callbacks=[checkpoint, second])
     assert "Another training writes its checkpoints" in second.said
     assert [path.name for path in tmp_path.iterdir()] == ["epoch-000001.rank-0-of-1.npz"]
+
+
+def test_a_data_set_that_calls_python_is_accepted_on_the_users_word(tmp_path):
+    checkpoint = ResumableCheckpoint(tmp_path, stateless=[tf.data.Dataset], verbose=0)
+    plain().fit(through_python().batch(8), shuffle=None, verbose=0, callbacks=[checkpoint])
