@@ -338,4 +338,6 @@ def test_a_model_with_a_call_of_an_instance_or_a_functional_base_is_measured():
     inputs = keras.Input((3,))
     functional = type("Own", (keras.Model,), {})(inputs, keras.layers.Dense(2)(inputs))
     functional.compile("sgd", "mse", jit_compile=False)
-    fit(functional, [Convexity((X, Y), eigenvalues=False)], epochs=1)
+    convexity = Convexity((X, Y), eigenvalues=False)
+    fit(functional, [convexity], epochs=1)
+    assert convexity.history["convexity/loss"][-1] == pytest.approx(functional.evaluate(X, Y, verbose=0), rel=1e-4)

@@ -125,7 +125,9 @@ def test_sample_weights_of_which_the_probe_knows_nothing_are_refused(data):
 
 
 def test_sample_weights_of_one_are_none():
-    make().fit(X, LABELS, sample_weight=np.ones(40), verbose=0, callbacks=[Convexity((X, LABELS), eigenvalues=False)])
+    model, convexity = make(), Convexity((X, LABELS), eigenvalues=False)
+    model.fit(X, LABELS, sample_weight=np.ones(40), verbose=0, callbacks=[convexity])
+    assert convexity.history["convexity/loss"][-1] == pytest.approx(model.evaluate(X, LABELS, verbose=0), rel=1e-4)
 
 
 class Triplets(keras.Model):
@@ -150,7 +152,10 @@ def test_the_third_part_of_data_that_a_train_step_takes_apart_is_no_weight():
     model(X)
     model.compile("sgd", "mse", jit_compile=False)
     rows = tf.data.Dataset.from_tensor_slices((X, X, X)).batch(8)
-    model.fit(rows, shuffle=False, verbose=0, callbacks=[Convexity((X, LABELS), eigenvalues=False)])
+    convexity = Convexity((X, LABELS), eigenvalues=False)
+    model.fit(rows, shuffle=False, verbose=0, callbacks=[convexity])
+    expected = np.mean((LABELS - model.predict(X, verbose=0)[:, 0]) ** 2)
+    assert convexity.history["convexity/loss"][-1] == pytest.approx(expected, rel=1e-4)
 
 
 def test_targets_to_which_class_weights_do_not_apply_are_refused():

@@ -122,6 +122,7 @@ def test_where_nothing_decays_every_late_call_changes_nothing(make):
     optimizer.build(variables)
     for one in (DistributedOptimizer(optimizer), *([optimizer] * isinstance(optimizer, Fromage | LARS))):
         one.exclude_from_weight_decay(var_names=["kernel"], var_list=variables)
+    assert all(takes_weight_decay(optimizer, variable) for variable in variables)  # nothing was noted
 
 
 def test_what_a_pattern_of_lars_excludes_may_be_excluded_again():
