@@ -1,5 +1,7 @@
 """Affine changes of inputs and targets change a fit by rounding only, and the model predicts in the user's units."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -274,6 +276,94 @@ def test_weights_that_an_initializer_drew_are_meant_for_unit_inputs(initializer)
     expected = predict(base, X)
     model.set_weights(first)
     np.testing.assert_allclose(predict(fit(100 * X, F, model=model)[0], 100 * X), expected, atol=1e-4)
+
+
+def of_saved_weights(use_bias, folder):
+    make_model(use_bias=use_bias).save_weights(folder / "first.weights.h5")
+    model = drawn_otherwise("ones", use_bias)
+    model.load_weights(folder / "first.weights.h5")
+    return model
+
+
+def of_copied_weights(use_bias, folder):
+    model = drawn_otherwise("ones", use_bias)
+    model.set_weights(make_model(use_bias=use_bias).get_weights())
+    return model
+
+
+def drawn_otherwise(initializer, use_bias):
+    model = make_model(use_bias=use_bias)
+    for layer in model.layers:
+        layer.kernel_initializer = keras.initializers.get(initializer)
+    return model
+
+
+def of_seed_generators(use_bias, folder):
+    generator = keras.random.SeedGenerator(3)
+    model = drawn_otherwise(keras.initializers.GlorotUniform(generator), use_bias)
+    for layer in model.layers:
+        layer.kernel.assign(layer.kernel_initializer(layer.kernel.shape, dtype="float64"))
+    return model
+
+
+def of_functions(use_bias, folder):
+    model = drawn_otherwise(lambda shape, dtype=None: keras.random.normal(shape, 0, 0.3, dtype), use_bias)
+    model.set_weights(make_model(use_bias=use_bias).get_weights())
+    return model
+
+
+@pytest.mark.parametrize("use_bias", [True, False])  # in the first layer
+@pytest.mark.parametrize("make", [of_saved_weights, of_copied_weights, of_seed_generators, of_functions])
+def test_untrained_weights_of_any_source_are_meant_for_unit_inputs(make, use_bias, tmp_path):
+    """Their kernels are not what the initializer draws, but nothing has moved their biases."""
+    y, found = LABELS, []
+    for unit, origin in ((1.0, 0.0), (1e-6, 0.0), (1e6, 0.0), (1.0, 1e4), (UNIT, ORIGIN)):
+        if not use_bias and np.any(origin):
+            continue
+        model = make(True, tmp_path)
+        if not use_bias:
+            first = make(False, tmp_path).layers[0]
+            model = keras.Sequential([keras.Input((4,), dtype="float64"), first, model.layers[1]])
+            model.layers[1].bias.assign([0.0, 0.0])
+        x = origin + unit * X
+        found.append(predict(fit(x, y, "sparse_categorical_crossentropy", model)[0], x))
+    np.testing.assert_allclose(found[1:], [found[0]] * (len(found) - 1), rtol=1e-6, atol=1e-6 * np.abs(found[0]).max())
+
+
+@pytest.mark.parametrize("loss", ["mse", "sparse_categorical_crossentropy"])
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_weights_that_were_made_for_other_inputs_are_read_for_unit_inputs(activation, loss):
+    """They have biases, as trained ones. But on these inputs all units are constant, or far too large."""
+    rng, objectives = np.random.default_rng(0), []
+    weights = [0.5 * rng.standard_normal(w.shape) for w in make_model().get_weights()]
+    for unit, origin in ((1.0, 0.0), (1e-6, 0.0), (0.1, 0.0), (10.0, 0.0), (1.0, 10.0), (1.0, 1e4), (UNIT, ORIGIN)):
+        model = make_model()
+        model.layers[0].activation = keras.activations.get(activation)
+        model.set_weights(weights)
+        x = origin + unit * X
+        expects_warning = np.any(origin) or np.any(unit != 1.0)
+        with pytest.warns(UserWarning, match="not made for the unit") if expects_warning else contextlib.nullcontext():
+            objectives.append(fit(x, LOSSES[loss], loss, model, epochs=8)[1]["objective"][-1])
+    assert max(objectives[1:]) < 1.3 * objectives[0]
+
+
+def test_a_first_layer_that_was_trained_is_kept_whatever_it_looks_like():
+    """Half of its units are constant or far too large, but the model predicts."""
+    model, _ = fit(X, F, epochs=15)
+    kernel, bias = (0.0 + part for part in model.layers[0].get_weights())
+    model.layers[0].set_weights([
+        kernel * np.r_[np.ones(3), np.full(5, 1e-6)],
+        bias + np.r_[np.zeros(3), np.full(5, 9.0)],
+    ])
+    model, _ = fit(X, F, model=model, epochs=1)  # fits the last layer to it
+    begin, trained = Begin(ORIGIN + UNIT * X), None
+    model.layers[0].set_weights([
+        model.layers[0].kernel.numpy() / UNIT[:, None],
+        model.layers[0].bias.numpy() - (ORIGIN / UNIT) @ model.layers[0].kernel.numpy(),
+    ])
+    trained = predict(model, begin.x)
+    fit(begin.x, F, model=model, epochs=1, callbacks=[begin])
+    np.testing.assert_allclose(begin.predictions, trained, rtol=1e-8, atol=1e-8)
 
 
 def test_no_sweep_changes_nothing():
