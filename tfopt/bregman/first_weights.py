@@ -34,7 +34,7 @@ _REPEATABLE = (
 _SMALLEST_DRAWN, _LARGEST_DRAWN = 0.01, 100.0
 # Of the pre-activations of most units of a first layer that can learn: standard deviations, and means over them.
 _SMALLEST_SPREAD, _LARGEST_SPREAD, _LARGEST_MEAN = 0.3, 2.0, 3.0
-_BETTER = math.log(1.2)
+_WORSE, _HOPELESS = math.log(1.2), math.log(10.0)
 
 
 def choose_first_weights(problem: Problem, rows: Rows) -> Weights:
@@ -63,24 +63,30 @@ def choose_first_weights(problem: Problem, rows: Rows) -> Weights:
 
 
 def _choose_reading(as_given: Weights, for_unit_rows: Weights, problem: Problem, rows: Rows) -> Weights:
-    # A first layer on which units or origins far off leave nothing to learn with is read as if it were drawn, unless
-    # the model predicts: then it has been trained, whatever it looks like.
+    # A first layer that an origin or a unit far off leaves nothing to learn with is read as if it were drawn; one that
+    # is worse for it may be of another task, and is kept. Where the model predicts, it has been trained.
     varies = ~rows.standardisation.is_constant
-    if _badness(*as_given[0], varies) - _badness(*for_unit_rows[0], varies) < _BETTER:
+    loss_of_reading = _badness(*as_given[0], varies) - _badness(*for_unit_rows[0], varies)
+    if loss_of_reading < _WORSE or _predicts(as_given, problem, rows):
         return as_given
-    kernel, bias = as_given[-1]
-    constant = [*as_given[:-1], (tf.zeros_like(kernel), tf.zeros_like(bias))]
-    found, limit = (problem.evaluation(rows, weights, with_metrics=False)[0] for weights in (as_given, constant))
-    if found < limit:
-        return as_given
+    is_hopeless = loss_of_reading > _HOPELESS
+    what_is_done = "Its weights are " + (
+        "read as for inputs of mean 0 and standard deviation 1" if is_hopeless else "kept"
+    )
     warnings.warn(
         f"The first Dense layer, {problem.chain.layers[0].name!r}, was not made for the unit or the origin of these "
-        "inputs: its outputs hardly depend on a row, or are far too large, and the model predicts no better than a "
-        "constant. Its weights are read as for inputs of mean 0 and standard deviation 1. Build the model anew, or "
-        "pass inputs like those that its weights were made for",
+        "inputs: its outputs vary too little from row to row, or too much, and the model predicts no better than a "
+        f"constant. {what_is_done}. If they are not trained, build the model anew, or standardise the inputs",
         stacklevel=7,  # the call of `fit`
     )
-    return for_unit_rows
+    return for_unit_rows if is_hopeless else as_given
+
+
+def _predicts(weights: Weights, problem: Problem, rows: Rows) -> bool:
+    kernel, bias = weights[-1]
+    constant = [*weights[:-1], (tf.zeros_like(kernel), tf.zeros_like(bias))]
+    found, limit = (problem.evaluation(rows, each, with_metrics=False)[0] for each in (weights, constant))
+    return found < limit
 
 
 def _badness(kernel: Any, bias: Any, varies: np.ndarray) -> float:
