@@ -366,6 +366,12 @@ def test_weights_that_may_be_of_another_task_are_kept_with_a_word(unit, origin):
     np.testing.assert_allclose(begin.predictions, predict(model, x), rtol=1e-9)
 
 
+def test_a_gaussian_start_does_not_look_at_the_first_layer():
+    model = make_model()
+    model.set_weights([np.full(w.shape, 0.5) for w in model.get_weights()])
+    fit(1e6 * X, F, model=model, preset="paper", epochs=1)
+
+
 def test_a_first_layer_that_was_trained_is_kept_whatever_it_looks_like():
     """Five of its units hardly vary, and would in another unit of the inputs. But the model predicts."""
     model, _ = fit(X, F, epochs=5)

@@ -55,7 +55,8 @@ def choose_first_weights(problem: Problem, rows: Rows) -> Weights:
         )
         given, (first, last) = list(zip(flat[::2], flat[1::2], strict=True)), (flags.numpy() > 0).tolist()
     weights: Weights = rows.standardisation.to_training(given, (first, last))
-    if not first and len(given) > 1:
+    is_used = problem.settings.initialization != "gaussian"  # which draws the outputs of the first layer instead
+    if not first and is_used and len(given) > 1:
         weights = _choose_reading(weights, rows.standardisation.to_training(given, (True, last)), problem, rows)
     if problem.loss.is_quadratic and not last:
         weights = match_outputs(weights, chain.architecture, rows, ranks)
