@@ -303,13 +303,28 @@ def check_patterns(name: str, value: Any) -> tuple[str, ...] | str:
         raise ValueError(f"`{name}` must be {expected}. Received: {name}={value!r}. Did you mean [{value!r}]?")
     patterns = as_items(name, value, f"be {expected}")
     for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise TypeError(f"`{name}` must be {expected}. Received an element {pattern!r}")
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"`{name}` holds {pattern!r}, which is not a regular expression: {error}") from error
+        check_pattern(name, pattern, f"be {expected}")
     return patterns
+
+
+def check_pattern(name: str, value: Any, expected: str) -> None:
+    """Check a regular expression.
+
+    Args:
+        name: The name of the argument that holds it, for the message.
+        value: What came.
+        expected: What the argument must be, for the message.
+
+    Raises:
+        TypeError: The value is no string.
+        ValueError: It is not a regular expression.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"`{name}` must {expected}. Received an element {value!r}")
+    try:
+        re.compile(value)
+    except (re.error, OverflowError, RecursionError) as error:  # too large a repetition, or too deep a nesting
+        raise ValueError(f"`{name}` holds {value!r}, which is not a regular expression: {error}") from error
 
 
 def check_learning_rate(value: Any) -> Any:

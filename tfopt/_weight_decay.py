@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from tfopt._checks import as_items
+from tfopt._checks import as_items, check_pattern
 
 
 def takes_weight_decay(optimizer: Any, variable: Any) -> bool:
@@ -27,17 +27,16 @@ def _as_keras_sees_it(variable: Any) -> Any:
     return variable.value if is_wrapped else variable
 
 
-def check_exclusion(optimizer: Any, var_list: Any, var_names: Any) -> tuple[tuple, tuple] | None:
-    """Check a call of `exclude_from_weight_decay`, which Keras accepts at any time and ignores after the first step.
+def exclude(optimizer: Any, var_list: Any, var_names: Any) -> None:
+    """Exclude variables from an optimizer's weight decay. Each regular expression is searched for by itself.
+
+    Keras joins the expressions by "|". Then flags such as "(?i)", and numbers of groups, of one expression act on the
+    others. Keras also accepts exclusions after the first step, and ignores them.
 
     Args:
         optimizer: A Keras optimizer. Its own `_takes_weight_decay(variable)` decides where it has one.
-        var_list: What the call got: None, or variables.
-        var_names: What the call got: None, or regular expressions.
-
-    Returns:
-        What Keras is to be given before the optimizer is built: variables and names. None after that, if the call names
-        nothing that decays: it changes nothing.
+        var_list: None, or variables.
+        var_names: None, or regular expressions.
 
     Raises:
         TypeError: `var_list` is no list of variables, or `var_names` no list of strings.
@@ -45,16 +44,33 @@ def check_exclusion(optimizer: Any, var_list: Any, var_names: Any) -> tuple[tupl
             names a variable that decays.
     """
     variables, names = _check_variables(var_list), _check_names(var_names)
-    if not optimizer.built:
-        return variables, names
-    if not optimizer.weight_decay:
-        return None
-    keys = {optimizer._var_key(variable) for variable in variables}
     patterns = [re.compile(name) for name in names]
+    if optimizer.built:
+        _refuse_late_exclusion(optimizer, variables, patterns)
+        return
+    kind = type(optimizer)
+    keras.optimizers.Optimizer.exclude_from_weight_decay(optimizer, variables)
+
+    def uses_weight_decay(variable: Any) -> bool:
+        return kind._use_weight_decay(optimizer, variable) and not _is_matched(variable, patterns)
+
+    # On the instance, as the class may be one of Keras's.
+    optimizer._use_weight_decay = uses_weight_decay
+
+
+def _is_matched(variable: Any, patterns: list[re.Pattern[str]]) -> bool:
+    name = variable.name.removesuffix(":0")  # which TensorFlow adds, so that "bias$" would match nothing
+    return any(pattern.search(name) for pattern in patterns)
+
+
+def _refuse_late_exclusion(optimizer: Any, variables: tuple, patterns: list[re.Pattern[str]]) -> None:
+    # A late call that names nothing that decays changes nothing, and is accepted.
+    if not optimizer.weight_decay:
+        return
+    keys = {optimizer._var_key(variable) for variable in variables}
 
     def is_named(variable: Any) -> bool:
-        name = _as_keras_sees_it(variable).name
-        return optimizer._var_key(variable) in keys or any(pattern.search(name) for pattern in patterns)
+        return optimizer._var_key(variable) in keys or _is_matched(_as_keras_sees_it(variable), patterns)
 
     decays = getattr(optimizer, "_takes_weight_decay", lambda variable: takes_weight_decay(optimizer, variable))
     late = [v for v in optimizer._trainable_variables if decays(v) and is_named(v)]
@@ -65,7 +81,6 @@ def check_exclusion(optimizer: Any, var_list: Any, var_names: Any) -> tuple[tupl
             f"decay. Received: a call after it that names {len(late)} variables that decay ({shown}"
             f"{', ...' if len(late) > 3 else ''}). Make a new optimizer, and exclude them at once"
         )
-    return None
 
 
 def _check_variables(var_list: Any) -> tuple:
@@ -84,10 +99,5 @@ def _check_names(var_names: Any) -> tuple:
     # Keras would take the letters of a string one by one.
     names = as_items("var_names", () if var_names is None else var_names, expected)
     for name in names:
-        if not isinstance(name, str):
-            raise TypeError(f"`var_names` must {expected}. Received an element {name!r}")
-        try:
-            re.compile(name)
-        except re.error as error:
-            raise ValueError(f"`var_names` holds {name!r}, which is not a regular expression: {error}") from error
+        check_pattern("var_names", name, expected)
     return names

@@ -371,6 +371,8 @@ def test_the_key_tells_builds_apart(monkeypatch):
 def test_the_cache_can_be_elsewhere(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert _wheel_cache.cache_folder() == tmp_path / "tfopt" / "horovod"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative/cache")
+    assert _wheel_cache.cache_folder() == Path.home() / ".cache" / "tfopt" / "horovod"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert _wheel_cache.cache_folder() == Path.home() / ".cache" / "tfopt" / "horovod"
 
@@ -387,6 +389,41 @@ def test_a_compilation_that_fails_shows_the_errors_and_keeps_the_log(tmp_path, m
     monkeypatch.setattr(build_horovod, "pip", lambda *arguments: [sys.executable, "-c", ""])
     with pytest.raises(BuildError, match=r"must give one wheel; the whole log is in .*build.log. Received: \[\]"):
         build_horovod.compile_wheel(tmp_path, tmp_path)
+
+
+def test_the_log_follows_no_link(tmp_path, monkeypatch):
+    """Others may have put it there while they could write to the folder."""
+    monkeypatch.setattr(build_horovod, "pip", lambda *arguments: [sys.executable, "-c", "print('new')"])
+    monkeypatch.setattr(build_horovod, "build_environment", lambda *arguments: dict(os.environ))
+    monkeypatch.setattr(build_horovod, "fetch_source", lambda folder: folder)
+    precious, folder = tmp_path / "precious", tmp_path / "cache"
+    precious.write_text("mine")
+    folder.mkdir()
+    (folder / "build.log").symlink_to(precious)
+    for _ in range(2):  # the second time a log of ours is there
+        with pytest.raises(BuildError, match="must give one wheel"):
+            build_horovod.compile_wheel(tmp_path, folder)
+        assert precious.read_text() == "mine"
+        assert (folder / "build.log").read_text() == "new\n"
+    (folder / "build.log").unlink()
+    (folder / "build.log").mkdir()
+    with pytest.raises(BuildError, match="The log cannot be written to .*build.log.* Remove it"):
+        build_horovod.compile_wheel(tmp_path, folder)
+
+
+def test_a_wheel_that_cannot_be_read_is_built_again(tmp_path, monkeypatch, capsys):
+    built = tmp_path / "horovod-0.28.1-x.whl"
+    built.write_bytes(b"wheel")
+    folder = tmp_path / "cache"
+    folder.mkdir(mode=0o700)
+    _wheel_cache.keep_wheel(built, folder)
+
+    def fail(path):
+        raise PermissionError("no way")
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    assert _wheel_cache.find_wheel(folder) is None
+    assert "it cannot be read (no way)" in capsys.readouterr().out
 
 
 def test_a_wheel_in_the_cache_is_used_installed_once_and_proved(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Exclusions from weight decay: they count before the first step; later ones are refused unless they change nothing."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -103,6 +105,73 @@ def test_exclusions_must_be_lists_of_variables_or_patterns(name):
                 optimizer.exclude_from_weight_decay(**arguments)
         if when == "early":
             optimizer.build(make_variables())
+
+
+# Patterns, and which of "Kernel", "bias", "aa_bb" they exclude. Joined by "|", most of them match something else.
+PATTERNS = [
+    (["bias", "(?i)kernel"], ["Kernel", "bias"]),
+    (["(?i)KERNEL", "BIAS"], ["Kernel"]),
+    (["(?x) b i a s  # of layers", "Kernel"], ["Kernel", "bias"]),
+    ([r"(z)", r"(a)\1"], ["aa_bb"]),
+    ([r"(?P<n>b)\1", r"(?P<n>K)er"], ["Kernel", "aa_bb"]),
+    (["x|bias$", "^Ker"], ["Kernel", "bias"]),
+    (["", "never"], ["Kernel", "bias", "aa_bb"]),
+    ([], []),
+]
+
+
+@pytest.mark.parametrize(("patterns", "excluded"), PATTERNS)
+@ALL
+def test_each_pattern_is_searched_for_by_itself(name, patterns, excluded):
+    variables = [keras.Variable([1.0, 2.0], name=n) for n in ("Kernel", "bias", "aa_bb")]
+    optimizer = MAKERS[name]()
+    for again in (["Kernel", "bias"], patterns):  # the last call counts
+        optimizer.exclude_from_weight_decay(var_names=again)
+    step(optimizer, variables)
+    inner = optimizer.inner_optimizer if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) else optimizer
+    assert [v.name for v in variables if not takes_weight_decay(inner, v)] == excluded
+    optimizer.exclude_from_weight_decay(var_names=patterns)  # late, and changes nothing
+    if len(excluded) < 3:
+        with pytest.raises(ValueError, match="must be called before the first step"):
+            optimizer.exclude_from_weight_decay(var_names=[*patterns, ".*"])
+
+
+def test_the_end_of_a_path_matches_variables_of_keras_and_of_tensorflow():
+    for variables in (make_variables(), [tf.Variable([1.0, 2.0], name=n) for n in ("kernel", "bias", "gamma")]):
+        by_argument, by_call = LARS(weight_decay=0.1, weight_decay_exclude=["bias$"]), LARS(weight_decay=0.1)
+        by_call.exclude_from_weight_decay(var_names=["bias$"])
+        for optimizer in (by_argument, by_call):
+            optimizer.build(variables)
+            assert list(optimizer._is_decayed) == [True, False, True]
+
+
+@pytest.mark.parametrize("pattern", ["(", "*", "a{99999999999999999999}", "(?P<1>a)", "b(?i)a", r"(a)\2"])
+def test_a_wrong_pattern_is_named_at_the_call(pattern):
+    for argument in ("layer_adaptation_exclude", "weight_decay_exclude"):
+        with pytest.raises(ValueError, match=f"`{argument}` holds {re.escape(repr(pattern))}, which is not a regular"):
+            LARS(**{argument: ["bias", pattern]})
+    for optimizer in (LARS(), DistributedOptimizer(keras.optimizers.SGD())):
+        with pytest.raises(ValueError, match=f"`var_names` holds {re.escape(repr(pattern))}, which is not a regular"):
+            optimizer.exclude_from_weight_decay(var_names=["bias", pattern])
+
+
+def test_exclusions_of_loss_scaling_that_have_no_effect_are_refused():
+    for request in ({"var_names": ["bias"]}, {"var_list": make_variables()[:1]}):
+        scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(weight_decay=0.1))
+        scaled.exclude_from_weight_decay(**request)
+        with pytest.raises(ValueError, match="LossScaleOptimizer .* has no effect.* on the inner optimizer"):
+            DistributedOptimizer(scaled)
+    DistributedOptimizer(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()))
+
+
+def test_an_optimizer_with_exclusions_of_its_own_is_asked():
+    class Own(keras.optimizers.SGD):
+        def exclude_from_weight_decay(self, var_list=None, var_names=None):
+            self.asked = var_names
+
+    own = Own(weight_decay=0.1)
+    DistributedOptimizer(own).exclude_from_weight_decay(var_names=["bias"])
+    assert own.asked == ["bias"]
 
 
 def test_exclusions_may_come_from_iterators():

@@ -18,6 +18,9 @@ CASES = {
     "admm": {"preset": "admm", "multiplier_step": 1, "ridge": 0.01},
     # Targets and inputs in units of their own, whose statistics are those of all ranks.
     "regression": {"loss": "mse"},
+    "flattened table": {"loss": "mse", "inputs": (3, 2)},
+    # Untrained weights that are not drawn again, in units of their own.
+    "copied": {"loss": "mse", "is_copied": True},
 }
 SUBJECTS = {}
 
@@ -45,11 +48,21 @@ def shard_of(data, ranks):
     return [part[shares[ranks.rank] : shares[ranks.rank + 1]] for part in data]
 
 
-def make_trainer(ranks, widths=(8, 5), inputs=6, metrics=("mse",), loss="sparse_categorical_crossentropy", **options):
+def make_trainer(
+    ranks,
+    widths=(8, 5),
+    inputs=6,
+    metrics=("mse",),
+    loss="sparse_categorical_crossentropy",
+    is_copied=False,
+    **options,
+):
     keras.config.set_dtype_policy("float64")
     try:
         # Ranks begin with different weights: those of rank 0 count.
         model = models.mlp(inputs, widths, 3, seed=ranks.rank)
+        if is_copied and ranks.rank == 0:
+            model.set_weights(models.mlp(inputs, widths, 3, seed=7).get_weights())
     finally:
         keras.config.set_dtype_policy("float32")
     return BregmanTrainer(model, loss, metrics, communicator=ranks, **options)
@@ -57,7 +70,8 @@ def make_trainer(ranks, widths=(8, 5), inputs=6, metrics=("mse",), loss="sparse_
 
 def train(case, ranks):
     trainer = make_trainer(ranks, **CASES[case])
-    x, y = shard_of(make_regression_data() if case == "regression" else make_data(), ranks)
+    x, y = shard_of(make_regression_data() if "loss" in CASES[case] else make_data(), ranks)
+    x = x.reshape(-1, *trainer.model.input_shape[1:])
     history = trainer.fit(x, y, epochs=5, verbose=0, validation_data=(x, y))
     logs = {name: values for name, values in history.history.items() if name not in ("seconds", "bytes_reduced")}
     return {"weights": [w.tolist() for w in trainer.model.get_weights()], "logs": logs}

@@ -1,6 +1,7 @@
 """The rows that a process trains on: checked, prepared, standardised, and cut into blocks and chunks of one shape."""
 
 import math
+import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,8 +13,9 @@ import tensorflow as tf
 from tfopt._agreement import in_agreement
 from tfopt.bregman.arrays import check_arrays, make_targets
 from tfopt.bregman.losses import Loss
+from tfopt.bregman.moments import Moments, pool_channels
 from tfopt.bregman.network import DenseChain
-from tfopt.bregman.standardisation import Moments, Standardisation, check_quotients, choose_units
+from tfopt.bregman.standardisation import ADVICE, Standardisation, check_quotients, choose_units
 from tfopt.communicator import Communicator
 
 __all__ = ["Chunk", "Rows", "choose_num_blocks"]
@@ -84,7 +86,7 @@ class Rows:
         counts = communicator.allgather_object([sum(map(len, rows)) for rows in self._members], name="sizes of blocks")
         self.block_sizes = [sum(sizes) for sizes in zip(*counts, strict=True)]
         self._cache: dict[tuple[int, int], Chunk] = {}
-        self._moments = Moments(chain.num_channels), Moments(chain.widths[-1])
+        self._moments = Moments(chain.widths[0]), Moments(chain.widths[-1])
         self._target_mean: np.ndarray | None = None
         in_agreement(communicator, self._look_through)
 
@@ -123,7 +125,7 @@ class Rows:
                 if not finite.all():
                     row = int(members[int(np.argmin(finite))])
                     raise ValueError(self._say_what_is_not_finite(name, row))
-            self._moments[0].add(inputs.reshape(-1, self._chain.num_channels))
+            self._moments[0].add(inputs)
             if self._loss.is_quadratic:
                 self._moments[1].add(targets)
 
@@ -161,14 +163,18 @@ class Rows:
         chain, (inputs, targets) = self._chain, self._moments
         kind = chain.dtype.as_numpy_dtype
         plain = Standardisation.none(chain.widths[0], chain.widths[-1])
-        units = choose_units(
-            *inputs.reduced(self._communicator),
+        found_inputs = inputs.reduced(self._communicator)
+        if chain.num_channels < chain.widths[0]:
+            found_inputs = pool_channels(*found_inputs, inputs.limits(self._communicator), chain.num_channels)
+        origin, unit, is_constant = choose_units(
+            *found_inputs,
             has_origin=chain.uses_bias[0],
             name=self._names[0],
-            dtype=np.float32 if chain.input_dtype == tf.float32 else kind,  # which may be in front of float64 layers
+            dtype=kind,
+            noise=float(np.finfo(np.float32 if chain.input_dtype == tf.float32 else kind).eps),
+            rounding=chain.input_rounding,
         )
-        repeats = chain.widths[0] // chain.num_channels
-        origin, unit, is_constant = (np.tile(part, repeats) for part in units)
+        self._warn_of_lost_columns(is_constant)
         found = replace(plain, input_origin=origin, input_unit=unit, is_constant=is_constant)
         if self._loss.is_quadratic:
             origin, unit, _ = choose_units(
@@ -176,12 +182,32 @@ class Rows:
                 has_origin=chain.uses_bias[-1],
                 name=self._names[1],
                 dtype=kind,
-                given=self._y.dtype,
+                noise=float(np.finfo(np.float32 if self._y.dtype == np.float32 else np.float64).eps),
+                rounding=float(np.finfo(kind).eps),
             )
             found = replace(found, target_origin=origin, target_unit=unit, has_targets=True)
             if len(chain.layers) == 1:
                 check_quotients(found, self._names, kind)
         return found
+
+    def _warn_of_lost_columns(self, is_constant: np.ndarray) -> None:
+        # Columns that vary in what the user passed, but not in what the network is given.
+        columns = np.flatnonzero(is_constant)
+        if len(columns) == 0 or math.prod(self._x.shape[1:]) != len(is_constant):
+            return
+        given = Moments(len(columns))
+        for members in self.row_numbers():
+            given.add(np.asarray(self._x[members]).reshape(len(members), -1)[:, columns])
+        low, high = given.limits(self._communicator)
+        noise = np.finfo(self._x.dtype).eps if self._x.dtype.kind == "f" else 0.0
+        is_lost = high - low > 16 * noise * np.maximum(np.abs(low), np.abs(high))
+        if is_lost.any():
+            place = int(np.argmax(is_lost))
+            warnings.warn(
+                f"`{self._names[0]}` varies in column {columns[place]}, from {low[place]:.9g} to {high[place]:.9g}, by "
+                f"less than the model's inputs can hold: the column has no influence. {ADVICE}",
+                stacklevel=2,
+            )
 
     def use(self, standardisation: Standardisation) -> None:
         """Standardise all chunks from here on. Arrays in memory are copied into chunks now, and let go.

@@ -13,7 +13,7 @@ from tfopt._agreement import in_agreement
 from tfopt._callback_state import check_states, refuse_overwriting_loggers, set_states, states_of
 from tfopt._checkpoint_files import CheckpointFiles
 from tfopt.bregman.engine import Engine, Problem, weights_from_arrays, weights_to_arrays
-from tfopt.bregman.first_weights import is_as_drawn, match_outputs
+from tfopt.bregman.first_weights import choose_first_weights
 from tfopt.bregman.restarted import Restarted
 from tfopt.bregman.rows import Rows
 from tfopt.bregman.splitting import Splitting
@@ -176,19 +176,11 @@ class Run:
     def _set_up_engine(self, state: Any) -> None:
         algorithm = {"restarted": Restarted, "splitting": Splitting}[self._problem.settings.algorithm]
         self._engine: Engine = algorithm(self._problem, self._rows)
-        layers = self._chain.layers
-        are_drawn = (is_as_drawn(layers[0]), is_as_drawn(layers[-1]))
-        weights = self._standardisation.to_training(self._engine.weights, are_drawn)
-        is_drawn = tf.constant(float(are_drawn[1]))
-        if self._communicator.size > 1:  # all ranks begin with the weights of rank 0
-            is_drawn, *flat = self._communicator.broadcast([is_drawn, *tf.nest.flatten(weights)], name="weights")
-            weights = list(zip(flat[::2], flat[1::2], strict=True))
-        if self._problem.loss.is_quadratic and not bool(is_drawn) and state is None:
-            weights = match_outputs(weights, self._chain.architecture, self._rows, self._communicator)
-        self._engine.weights = weights
-        self._best: tuple[float, int, Any] = (math.inf, -1, weights)
-        if state is not None:
+        if state is None:
+            self._engine.weights = choose_first_weights(self._problem, self._rows)
+        else:
             self._engine.set_state(state["engine"])
+        self._best: tuple[float, int, Any] = (math.inf, -1, self._engine.weights)
 
     def _write_weights(self, weights: Any) -> None:
         self._chain.write_weights(self._standardisation.to_model(weights))

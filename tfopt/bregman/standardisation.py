@@ -15,67 +15,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfopt.communicator import Communicator
-
-__all__ = ["Moments", "Standardisation"]
+__all__ = ["ADVICE", "Standardisation", "check_quotients", "choose_units"]
 
 _MOST_ROUNDING = 0.02  # of the model's outputs, in standard deviations, before users are warned
+ADVICE = (
+    "Subtract the mean from the data, or use a float64 model: a policy of float64, or "
+    "keras.config.set_floatx('float64'), and an Input of float64"
+)
 _ROWS_AT_ONCE = 1024  # in float64, so that temporaries stay small
-
-
-class Moments:
-    """Means and sums of squares of columns, in float64, over rows that come in pieces.
-
-    Each piece is summed about its own mean, and pieces are joined by the differences of their means (Chan, Golub,
-    LeVeque 1983): an origin far from zero costs no digits, and a constant column has a sum of squares of exactly 0.
-
-    Args:
-        num_columns: Number of columns.
-    """
-
-    def __init__(self, num_columns: int) -> None:
-        self._count = 0
-        self._mean, self._squares = np.zeros(num_columns), np.zeros(num_columns)
-
-    def add(self, rows: np.ndarray) -> None:
-        """Add rows.
-
-        Args:
-            rows: Shape `(rows, num_columns)`, finite.
-        """
-        for begin in range(0, len(rows), _ROWS_AT_ONCE):
-            piece = rows[begin : begin + _ROWS_AT_ONCE].astype(np.float64)
-            first = piece[0].copy()
-            piece -= first
-            mean = piece.mean(axis=0)
-            piece -= mean
-            self._join(len(piece), first + mean, (piece * piece).sum(axis=0))
-
-    def _join(self, count: int, mean: np.ndarray, squares: np.ndarray) -> None:
-        total = self._count + count
-        gap = mean - self._mean
-        self._squares += squares + gap * gap * (self._count * count / total)
-        self._mean += gap * (count / total)
-        self._count = total
-
-    def reduced(self, communicator: Communicator) -> tuple[np.ndarray, np.ndarray]:
-        """Join the moments of all ranks.
-
-        Args:
-            communicator: The job's processes.
-
-        Returns:
-            Mean and variance of each column over the rows of all ranks.
-        """
-        count, mean, squares = float(self._count), self._mean, self._squares
-        if communicator.size > 1:
-            parts = [tf.constant(count, tf.float64), tf.constant(count * mean)]
-            count, sums = (part.numpy() for part in communicator.allreduce_sum(parts, name="means of columns"))
-            mean = sums / count
-            squares = squares + self._count * (self._mean - mean) ** 2
-            (total,) = communicator.allreduce_sum([tf.constant(squares)], name="variances of columns")
-            squares = total.numpy()
-        return mean, squares / count
 
 
 @dataclass(frozen=True)
@@ -186,7 +133,7 @@ class Standardisation:
 
 
 def choose_units(
-    mean: np.ndarray, variance: np.ndarray, *, has_origin: bool, name: str, dtype: Any, given: Any = np.float32
+    mean: np.ndarray, variance: np.ndarray, *, has_origin: bool, name: str, dtype: Any, noise: float, rounding: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Choose origin and unit of columns: mean and standard deviation, or 0 and the root mean square.
 
@@ -196,7 +143,8 @@ def choose_units(
         has_origin: Whether there may be an origin.
         name: What messages call the array.
         dtype: NumPy's dtype of the network.
-        given: Dtype of the values that were given, whose rounding is no variation.
+        noise: Relative rounding of the values that came, which is no variation.
+        rounding: That of the network and of its inputs, for the warning.
 
     Returns:
         Origin, unit, and which columns do not vary: their unit is 1.
@@ -205,10 +153,9 @@ def choose_units(
         ValueError: A unit is so large, or so small, that the model's weights could not be held in `dtype`.
     """
     limits = np.finfo(dtype)
-    rounding = float(limits.eps if np.dtype(given) == np.float32 else np.finfo(np.float64).eps)
     deviation = np.sqrt(variance)
     unit = deviation if has_origin else np.hypot(deviation, mean)
-    is_constant = unit <= 4 * rounding * np.abs(mean) if has_origin else unit == 0
+    is_constant = unit <= 4 * noise * np.abs(mean) if has_origin else unit == 0
     is_out = (unit > 0) & ~((unit >= limits.tiny / limits.eps) & (unit <= limits.max * limits.eps))
     if is_out.any():
         column = int(np.argmax(is_out))
@@ -218,13 +165,12 @@ def choose_units(
             f"{column}. Multiply the column by a power of ten"
         )
     ratios = np.where(is_constant, 0.0, np.abs(mean) / np.where(is_constant, 1.0, unit))
-    if has_origin and ratios.max() * limits.eps > _MOST_ROUNDING:
+    if has_origin and ratios.max() * rounding > _MOST_ROUNDING:
         column = int(np.argmax(ratios))
         warnings.warn(
             f"`{name}` has a mean that is {ratios[column]:.1e} standard deviations from 0 in column {column}. The "
-            f"model computes in {np.dtype(dtype)}, whose rounding of such values is {ratios[column] * limits.eps:.1g} "
-            "standard deviations. Subtract the mean from the data, or use a float64 model: a policy of float64, or "
-            "keras.config.set_floatx('float64'), and an Input of float64",
+            f"model rounds such values by {ratios[column] * rounding:.1g} "
+            f"standard deviations. {ADVICE}",
             stacklevel=2,
         )
     origin = mean if has_origin else np.zeros_like(mean)

@@ -45,9 +45,9 @@ class BregmanTrainer:
     read as logits: training works on the outputs before it. The model always holds the current weights.
 
     Units and origins do not matter: training standardises the inputs, and for a squared error the targets, over the
-    rows of all ranks, and the model's first and last layer undo it. Kernels as their initializers drew them are meant
-    for standardised rows; all other weights are of the function that the model computes. So units and origins of
-    the inputs do matter to an untrained model that was loaded or cloned, or drawn from a `SeedGenerator`.
+    rows of all ranks, and the model's first and last layer undo it. Layers that nothing has trained are meant for
+    standardised rows, also if they were loaded, cloned, or drawn from a `SeedGenerator`; all other weights are of the
+    function that the model computes.
 
     Args:
         model: A built Keras model.

@@ -1,6 +1,7 @@
 """Horovod's source: fetched, compared with its hash, unpacked, and mended."""
 
 import hashlib
+import io
 import os
 import tarfile
 import zlib
@@ -47,13 +48,14 @@ def unpack(archive: Path, folder: Path) -> Path:
     """
     ((digest,),) = SOURCE.values()
     try:
-        found = hashlib.sha256(archive.read_bytes()).hexdigest()
+        content = archive.read_bytes()
+        found = hashlib.sha256(content).hexdigest()
         if found != digest:
             raise BuildError(
                 f"{archive.name} is not the source of Horovod {HOROVOD_VERSION}: its SHA-256 is {found}. "
                 f"Expected: {digest}. Nothing of it was run. Look at what your package index delivers"
             )
-        with tarfile.open(archive) as opened:
+        with tarfile.open(fileobj=io.BytesIO(content)) as opened:  # not read again: what was compared is unpacked
             if hasattr(tarfile, "data_filter"):
                 opened.extractall(folder, filter="data")
             else:  # Python 3.11 before its fourth release, as in Debian 12, knows no filters

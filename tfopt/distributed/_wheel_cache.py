@@ -14,9 +14,11 @@ def cache_folder() -> Path:
     """Return the folder in which wheels are kept.
 
     Returns:
-        `tfopt/horovod` in the user's cache.
+        `tfopt/horovod` in the user's cache: in `XDG_CACHE_HOME`, if that is an absolute path, or `~/.cache`.
     """
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfopt" / "horovod"
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    # A relative path is to be ignored by XDG's rules: whoever can write to the current folder would choose the wheel.
+    return Path(named if os.path.isabs(named) else Path.home() / ".cache") / "tfopt" / "horovod"
 
 
 def open_folder(folder: Path) -> None:
@@ -121,8 +123,11 @@ def _problem_of(wheel: Path) -> str | None:
             raise BuildError(f"The cache of wheels must hold files. Received: the folder {file}. Remove it")
         if problem := _fault_of(file):
             return problem
-    noted = _hash_file(wheel).read_bytes().split()[:1]
-    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    try:
+        noted = _hash_file(wheel).read_bytes().split()[:1]
+        found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    except OSError as error:
+        return f"it cannot be read ({error})"
     if noted != [found.encode()]:
         return f"its SHA-256 is {found}, and not the one in {_hash_file(wheel).name}"
     return None

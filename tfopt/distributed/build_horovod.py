@@ -65,6 +65,7 @@ def compile_wheel(include: Path, folder: Path) -> Path:
         BuildError: The compilation failed.
     """
     log = folder / "build.log"
+    _remove_log(log)
     with tempfile.TemporaryDirectory(prefix="tfopt-horovod-") as scratch:
         environment = build_environment(include, Path(scratch), os.environ)
         source = fetch_source(Path(scratch))
@@ -81,6 +82,14 @@ def compile_wheel(include: Path, folder: Path) -> Path:
         return keep_wheel(wheels[0], folder)
 
 
+def _remove_log(log: Path) -> None:
+    # A link from when others could write to the folder is not followed.
+    try:
+        log.unlink(missing_ok=True)
+    except OSError as error:
+        raise BuildError(f"The log cannot be written to {log} ({error}). Remove it") from error
+
+
 def _run_with_progress(command: list[str], environment: Mapping[str, str], log: Path) -> int:
     # cmake says in its output how many percent are done.
     columns = (
@@ -91,7 +100,7 @@ def _run_with_progress(command: list[str], environment: Mapping[str, str], log: 
     )
     with (
         Progress(*columns, console=console) as progress,
-        log.open("w") as out,
+        log.open("x") as out,
         subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, errors="replace"
         ) as process,

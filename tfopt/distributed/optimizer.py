@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfopt._agreement import check_agreement
 from tfopt._checks import check_choice
-from tfopt._weight_decay import check_exclusion
+from tfopt._weight_decay import exclude
 from tfopt.communicator import Communicator, check_communicator
 from tfopt.distributed.gradient_scatter import GradientScatter
 from tfopt.distributed.gradients import mean_gradients
@@ -81,6 +81,7 @@ class DistributedOptimizer:
             check_choice("compression", compression, ("float16",))
         _refuse_wrapped_by_horovod(optimizer)
         _refuse_accumulation_in_parts(optimizer)
+        _refuse_idle_exclusions(optimizer)
         is_mixed = keras.config.dtype_policy().name == "mixed_float16"
         if is_mixed and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale_optimizer")
@@ -147,9 +148,10 @@ class DistributedOptimizer:
                 "exclude_from_weight_decay() does nothing for an optimizer that is made of several. Received: "
                 f"{type(inner).__name__}. Call it on those of its `optimizers` that decay weights"
             )
-        checked = check_exclusion(inner, var_list, var_names)
-        if checked is not None:
-            inner.exclude_from_weight_decay(*checked)
+        if type(inner).exclude_from_weight_decay is keras.optimizers.Optimizer.exclude_from_weight_decay:
+            exclude(inner, var_list, var_names)
+        else:  # tfopt's optimizers, and those that note exclusions in a way of their own
+            inner.exclude_from_weight_decay(var_list=var_list, var_names=var_names)
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> Any:
         """Average the gradients over all ranks and update the variables.
@@ -356,6 +358,18 @@ def _refuse_accumulation_in_parts(optimizer: Any) -> None:
                 f"{type(part).__name__} with gradient_accumulation_steps={part.gradient_accumulation_steps}. "
                 "DistributedOptimizer supports accumulation in single optimizers only"
             )
+
+
+def _refuse_idle_exclusions(optimizer: Any) -> None:
+    # Keras's loss scaling notes exclusions, but its inner optimizer decays the weights.
+    patterns = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
+    is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    if is_scaled and (patterns or getattr(optimizer, "_exclude_from_weight_decay", None)):
+        raise ValueError(
+            "`optimizer` is a LossScaleOptimizer whose exclude_from_weight_decay() was called, which has no effect: "
+            "its inner optimizer decays the weights. Call exclude_from_weight_decay() on the inner optimizer, or on "
+            "this DistributedOptimizer"
+        )
 
 
 def _refuse_xla() -> None:

@@ -8,7 +8,7 @@ from keras import ops
 
 from tfopt import numerics
 from tfopt._checks import check_learning_rate, check_number
-from tfopt._weight_decay import check_exclusion
+from tfopt._weight_decay import exclude
 from tfopt.numerics import Tensor
 from tfopt.optimizers import _fused
 from tfopt.optimizers.clipping import ClipsWholeGradients
@@ -107,9 +107,7 @@ class Fromage(ClipsWholeGradients, keras.optimizers.Optimizer):
             ValueError: A name is no regular expression; or the optimizer is built, and the call names a variable that
                 decays.
         """
-        checked = check_exclusion(self, var_list, var_names)
-        if checked is not None:
-            super().exclude_from_weight_decay(*checked)
+        exclude(self, var_list, var_names)
 
     def update_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
         """Take one step on one variable.

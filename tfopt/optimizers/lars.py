@@ -9,7 +9,7 @@ from keras import ops
 
 from tfopt import numerics
 from tfopt._checks import check_choice, check_flag, check_learning_rate, check_number, check_patterns
-from tfopt._weight_decay import check_exclusion, takes_weight_decay
+from tfopt._weight_decay import exclude, takes_weight_decay
 from tfopt.numerics import Tensor
 from tfopt.optimizers import _fused
 from tfopt.optimizers.clipping import ClipsWholeGradients
@@ -177,9 +177,7 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
             ValueError: A name is no regular expression; or the optimizer is built, and the call names a variable that
                 decays.
         """
-        checked = check_exclusion(self, var_list, var_names)
-        if checked is not None:
-            super().exclude_from_weight_decay(*checked)
+        exclude(self, var_list, var_names)
 
     def _takes_weight_decay(self, variable: Any) -> bool:
         return takes_weight_decay(self, variable) and not matches(variable, self.weight_decay_exclude)

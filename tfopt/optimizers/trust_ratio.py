@@ -77,7 +77,8 @@ def matches(variable: object, patterns: Sequence[str] | str) -> bool:
     """
     if isinstance(patterns, str):
         return len(variable.shape) <= 1  # type: ignore[attr-defined]
-    return any(re.search(pattern, path_of(variable)) for pattern in patterns)
+    path = path_of(variable).removesuffix(":0")  # of TensorFlow's names, so that "bias$" matches them too
+    return any(re.search(pattern, path) for pattern in patterns)
 
 
 def path_of(variable: object) -> str:
