@@ -5,8 +5,15 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from tfopt.callbacks._dataset_order import why_lost
 from tfopt.callbacks._row_order import shuffles_arrays
-from tfopt.callbacks._traced_step import changed_variables, graphs_of, python_calls, random_operations
+from tfopt.callbacks._traced_step import (
+    changed_variables,
+    graphs_of,
+    has_unseeded_shuffle,
+    python_calls,
+    random_operations,
+)
 from tfopt.callbacks._training_state import describe
 
 from tfopt._callback_state import STATE_OF, has_methods, refuse_overwriting_loggers
@@ -108,19 +115,15 @@ def _check_py_dataset(adapter: Any, stateless: tuple[type, ...]) -> None:
             f"method start_at(epoch), called before each epoch; or pass stateless=[{name}] if it serves the same "
             "batches in each epoch"
         )
-    if adapter.shuffle and adapter.num_batches not in (None, 1):
-        raise ValueError(
-            f"`fit` shuffles the batches of {name} by a random number generator that runs on while checkpoints are "
-            "written, so that its state cannot be saved. Use fit(..., shuffle=False); tfopt.datasets.EpochBatches "
-            "shuffles rows itself"
-        )
 
 
 def _check_dataset(dataset: Any, stateless: tuple[type, ...]) -> None:
-    if _shuffles_anew(dataset):
+    if reason := why_lost(dataset):
         raise ValueError(
-            "The tf.data.Dataset is shuffled anew in each epoch or each run, by a random number generator whose state "
-            f"cannot be saved. {_ADVICE}, or shuffle(..., seed=..., reshuffle_each_iteration=False)"
+            f"The order in which the tf.data.Dataset is shuffled cannot be saved: {reason}. Seeds come from "
+            "keras.utils.set_random_seed(...) before the data set is made, or shuffle(..., seed=...). Operations such "
+            f"as cache and repeat go before `shuffle`. {_ADVICE}, or shuffle(..., seed=..., "
+            "reshuffle_each_iteration=False)"
         )
     if isinstance(dataset, tf.data.Dataset) and dataset.options().deterministic is False:
         raise ValueError(
@@ -139,6 +142,11 @@ def _check_dataset(dataset: Any, stateless: tuple[type, ...]) -> None:
                 f"The tf.data.Dataset hands out rows in the order in which they are ready, other ones in each run: a "
                 f"{type(part).__name__.strip('_')} has deterministic=False. Leave that out"
             )
+        if has_unseeded_shuffle(graph):
+            raise ValueError(
+                "A function in the tf.data.Dataset shuffles another data set without a seed, in another order in each "
+                "run. Use shuffle(..., seed=...) there"
+            )
         is_parallel = "Parallel" in type(part).__name__
         drawn = {kind: has_seed for kind, has_seed in random_operations(graph).items() if is_parallel or not has_seed}
         if drawn:
@@ -154,15 +162,3 @@ def _check_dataset(dataset: Any, stateless: tuple[type, ...]) -> None:
                 f"prepared before they are needed: {names}. Put random layers inside the model, or use tf.random's "
                 "stateless functions with a seed that follows from the row"
             )
-
-
-def _shuffles_anew(dataset: Any) -> bool:
-    if "ShuffleAndRepeat" in type(dataset).__name__:
-        return True  # whatever its seed
-    for name in ("_reshuffle_each_iteration", "_rerandomize_each_iteration"):
-        if getattr(dataset, name, None) is not None and bool(getattr(dataset, name)):
-            return True
-    seeds = [getattr(dataset, name, None) for name in ("_seed", "_seed2")]
-    if all(seed is not None and int(seed) == 0 for seed in seeds):
-        return True  # two zeros mean that no seed was given
-    return any(_shuffles_anew(source) for source in getattr(dataset, "_inputs", list)())

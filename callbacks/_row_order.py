@@ -13,10 +13,10 @@ from tensorflow.python.eager import context
 
 
 class RowOrder:
-    """Shuffles arrays in the place of Keras, unless `tf.random.set_seed` was called.
+    """Shuffles arrays in the place of Keras, unless `tf.random.set_seed` was called, and batches of a `PyDataset`.
 
     With a seed Keras's own order of rows follows from it, and is the same in all epochs. Without one it follows from
-    states that nobody can save.
+    states that nobody can save, and so does the order of batches, which a thread draws.
 
     Args:
         epoch_iterator: What hands out the batches of a `fit`, or None; it is changed.
@@ -31,16 +31,32 @@ class RowOrder:
         elif shuffles_arrays(epoch_iterator):
             epoch_iterator._distributed_dataset = self._rows(epoch_iterator.data_adapter)
             self.source = "ResumableCheckpoint's"
+        elif shuffles_batches(epoch_iterator):
+            self._take_over_batches(epoch_iterator.data_adapter)
+            self.source = "ResumableCheckpoint's"
 
-    def _order(self, length: int) -> np.ndarray:
+    def order(self, length: int) -> np.ndarray:
+        """Return the order of an epoch.
+
+        Args:
+            length: The number of rows or batches.
+
+        Returns:
+            Their places, of shape `(length,)`.
+        """
         return np.random.default_rng([self.seed, self.epoch]).permutation(length)
+
+    def _take_over_batches(self, adapter: Any) -> None:
+        adapter.py_dataset, adapter.shuffle = _Reordered(adapter.py_dataset, self), False
+        if adapter.enqueuer is not None:
+            adapter.enqueuer.py_dataset, adapter.enqueuer.shuffle = adapter.py_dataset, False
 
     def _rows(self, adapter: Any) -> tf.data.Dataset:
         """Return the batches of shuffled arrays: their rows are drawn anew whenever the data set is iterated."""
         num_rows, size = adapter._num_samples, adapter._batch_size
 
         def places() -> Iterator[np.ndarray]:
-            order = self._order(num_rows)
+            order = self.order(num_rows)
             yield from (order[start : start + size] for start in range(0, num_rows, size))
 
         def pick(rows: Any, arrays: Any) -> Any:
@@ -56,6 +72,37 @@ class RowOrder:
             .apply(tf.data.experimental.assert_cardinality(adapter.num_batches))
             .prefetch(tf.data.AUTOTUNE)
         )
+
+
+class _Reordered:
+    """A `PyDataset` whose batches come in the order of an epoch."""
+
+    def __init__(self, py_dataset: Any, row_order: RowOrder) -> None:
+        self.in_its_own_order, self._row_order = py_dataset, row_order
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # copies ask for these before they have any attribute
+            raise AttributeError(name)
+        return getattr(self.in_its_own_order, name)
+
+    def __len__(self) -> int:
+        return len(self.in_its_own_order)
+
+    def __getitem__(self, place: int) -> Any:
+        return self.in_its_own_order[int(self._row_order.order(len(self))[place])]
+
+
+def shuffles_batches(epoch_iterator: Any) -> bool:
+    """Return whether `fit` shuffles the batches of a `PyDataset`.
+
+    Args:
+        epoch_iterator: What hands out the batches, or None.
+
+    Returns:
+        Whether it does.
+    """
+    adapter: Any = getattr(epoch_iterator, "data_adapter", None)
+    return hasattr(adapter, "py_dataset") and bool(adapter.shuffle) and adapter.num_batches is not None
 
 
 def shuffles_arrays(epoch_iterator: Any) -> bool:

@@ -85,6 +85,7 @@ def epoch_batches_of(running: RunningFit) -> Any:
         A `keras.utils.PyDataset` with a method `start_at(epoch)`, or None.
     """
     batches = getattr(getattr(running.epoch_iterator, "data_adapter", None), "py_dataset", None)
+    batches = getattr(batches, "in_its_own_order", batches)
     return batches if hasattr(batches, "start_at") else None
 
 

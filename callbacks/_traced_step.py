@@ -60,6 +60,20 @@ def changed_variables(graph: Any) -> list[Any]:
     return [variable for variable in graph.variables if id(variable.handle) in changed]
 
 
+def has_unseeded_shuffle(graph: Any) -> bool:
+    """Return whether a function makes data sets that are shuffled in another order in each run.
+
+    Args:
+        graph: The graph of the function.
+
+    Returns:
+        Whether one has no seed, or one that is not known before the function runs.
+    """
+    shuffles = [op for op in graph.get_operations() if op.type.startswith("Shuffle") and "Dataset" in op.type]
+    # The first four inputs are the source, the size of the buffer, and two seeds; two zeros mean that there is none.
+    return any(not any(tf.get_static_value(seed) for seed in op.inputs[2:4]) for op in shuffles)
+
+
 def random_operations(graph: Any) -> dict[str, bool]:
     """Return the operations that draw from a state hidden in TensorFlow's kernels, which nobody can save.
 

@@ -5,7 +5,9 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from tfopt.callbacks._callback import Callback
+from tfopt.callbacks._dataset_order import DatasetOrder, description_of
 from tfopt.callbacks._optimizer_arguments import arguments_of, learning_rates
 from tfopt.callbacks._random_state import random_state, set_random_state
 from tfopt.callbacks._resumability import check_callbacks, check_data
@@ -30,8 +32,9 @@ class ResumableCheckpoint(Callback):
     attributes of the model or of what it holds; the states of Python's, NumPy's and Keras's random number generators;
     `History`; the state of other callbacks; and the epoch, from which `tfopt.datasets.EpochBatches` finds its order.
     Arrays that `fit` shuffles come in Keras's order if `keras.utils.set_random_seed` was called, and otherwise in an
-    order that follows from the epoch and a seed that is saved. What cannot be resumed is refused by name before the
-    first step.
+    order that follows from the epoch and a seed that is saved, and so do the batches of a `PyDataset`. A
+    `tf.data.Dataset` may shuffle anew in each epoch if it has a seed. What cannot be resumed is refused by name before
+    the first step.
 
     Two generations are kept. Files are written under another name and renamed, and carry checksums: one that is
     damaged is passed over with a warning, in favour of the older one. Under `horovodrun` every rank writes and reads
@@ -93,7 +96,7 @@ class ResumableCheckpoint(Callback):
         self._files = CheckpointFiles(self.folder, self.communicator, "ResumableCheckpoint")
         self._running = RunningFit([])
         self._history: dict[str, Any] | None = None
-        self._order = RowOrder(None)
+        self._order, self._dataset_order = RowOrder(None), DatasetOrder(None)
         self._variables: list[tuple[str, Any]] = []
         self._arguments: dict[str, Any] = {}
 
@@ -110,6 +113,7 @@ class ResumableCheckpoint(Callback):
         self._running = find_running_fit(self)
         in_agreement(self.communicator, self._check_callbacks_and_data)
         self._order = RowOrder(self._running.epoch_iterator)
+        self._dataset_order = DatasetOrder(self._running.epoch_iterator)
         graph = trace_step(self.model, self._running.epoch_iterator)
         if graph is None:
             self._build()
@@ -194,6 +198,7 @@ class ResumableCheckpoint(Callback):
             "variables": [[name, read(variable)] for name, variable in self._variables],
             "random": random_state(),
             "order": self._order.seed,
+            "order of the data set": self._dataset_order.state(),
             "callbacks": states_of(self._others),
             "history": past,
         }
@@ -242,6 +247,7 @@ class ResumableCheckpoint(Callback):
             variable.assign(value)
         set_states(self._others, state["callbacks"])
         self._order.seed = state["order"]
+        self._dataset_order.restore(state["order of the data set"])
         self._arguments = state["arguments"]  # of the training as it began
         set_random_state(state["random"])
         self._history = state["history"]
@@ -266,6 +272,9 @@ def _data_arguments(epoch_iterator: Any, batches: Any) -> dict[str, str]:
     data["number of batches"] = getattr(epoch_iterator, "num_batches", None)
     if isinstance(batches, EpochBatches):
         data["checksum of some rows"] = batches.checksum
+    dataset = getattr(getattr(epoch_iterator, "data_adapter", None), "_dataset", None)
+    if isinstance(dataset, tf.data.Dataset):
+        data["data set"] = description_of(dataset)
     return {name: str(value) for name, value in data.items() if value is not None}
 
 

@@ -424,11 +424,11 @@ def test_data_that_cannot_be_resumed_are_refused(tmp_path):
     shuffled = rows.shuffle(20, seed=1)
     for data, options, message in (
         (make_data(), {"shuffle": "batch"}, "`fit` shuffles these arrays.*EpochBatches"),
-        ((shuffled.batch(4),), {"shuffle": None}, "tf.data.Dataset is shuffled anew.*reshuffle_each_iteration=False"),
+        ((shuffled.batch(4).cache(),), {"shuffle": None}, "CacheDataset stands behind.*reshuffle_each_iteration=False"),
         (
             (rows.shuffle(20, reshuffle_each_iteration=False).batch(4),),
             {"shuffle": None},
-            "each epoch or each run.*seed=",
+            "no seed is set.*seed=",
         ),
         ((generator(),), {"steps_per_epoch": 2}, "reads from a generator"),
         ((rows.batch(4).repeat(),), {"steps_per_epoch": 2}, "With `steps_per_epoch` an epoch goes on"),

@@ -260,6 +260,14 @@ def generated():
     return tf.data.Dataset.from_generator(lambda: zip(X, Y, strict=True), output_signature=signature)
 
 
+EIGHT = tf.data.experimental.assert_cardinality(8)
+SIXTEEN = tf.data.experimental.assert_cardinality(16)
+
+
+def of_a_batch(x, y):
+    return tf.data.Dataset.from_tensor_slices((x, y))
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -270,7 +278,7 @@ def generated():
             "calls Python by tf.py_function",
         ),
         (lambda: through_python(stateful=False).batch(8), None),
-        (lambda: ROWS.apply(tf.data.experimental.shuffle_and_repeat(16, 1, seed=3)).batch(8), "shuffled anew"),
+        (lambda: ROWS.apply(tf.data.experimental.shuffle_and_repeat(16, 1, seed=3)).batch(8), "draws anew"),
         (lambda: ROWS.map(lambda x, y: (FLIP(x[None, None])[0, 0], y)).batch(8), "changes a variable.*seed_generator"),
         (lambda: ROWS.map(lambda x, y: (x + tf.random.normal(()), y)).batch(8), "draws random numbers.*Normal"),
         (lambda: ROWS.map(lambda x, y: (x + tf.random.normal((), seed=1), y), 2).batch(8), "draws random.*Normal"),
@@ -281,7 +289,17 @@ def generated():
             "in the order in wh",
         ),
         (lambda: ROWS.batch(8).with_options(UNORDERED), "in the order in which they are ready"),
-        (lambda: tf.data.Dataset.zip(ROWS.batch(8).shuffle(2), ROWS.batch(8)).map(lambda a, b: b), "shuffled anew"),
+        (lambda: tf.data.Dataset.zip(ROWS.batch(8).shuffle(2), ROWS.batch(8)).map(lambda a, b: b), "no seed"),
+        (lambda: ROWS.shuffle(9, reshuffle_each_iteration=False).batch(8), "no seed is set.*set_random_seed"),
+        (lambda: ROWS.shuffle(9, seed=1).shuffle(9, seed=2).batch(8), "behind another"),
+        (lambda: ROWS.shuffle(9, seed=1).batch(8).cache(), "CacheDataset stands behind `shuffle`"),
+        (lambda: ROWS.shuffle(9, seed=1).repeat(2).batch(8), "RepeatDataset stands behind `shuffle`"),
+        (lambda: ROWS.shuffle(9, seed=1).concatenate(ROWS).batch(8), "ConcatenateDataset stands behind `shuffle`"),
+        (lambda: ROWS.batch(8).flat_map(lambda x, y: of_a_batch(x, y).shuffle(8)).batch(8), "function.*without a seed"),
+        (
+            lambda: ROWS.batch(8).flat_map(lambda x, y: of_a_batch(x, y).shuffle(8, seed=1)).apply(SIXTEEN).batch(8),
+            None,
+        ),
     ],
     ids=[
         "generator",
@@ -297,6 +315,13 @@ def generated():
         "map_unordered",
         "unordered",
         "zipped",
+        "shuffled_once",
+        "shuffled_twice",
+        "cached",
+        "repeated",
+        "concatenated",
+        "shuffled_within",
+        "shuffled_within_seeded",
     ],
 )
 def test_random_data_sets(data, message, tmp_path):
@@ -320,14 +345,6 @@ class Own(keras.utils.PyDataset):
 class OwnFromAnyEpoch(Own):
     def start_at(self, epoch):
         self.epoch = epoch
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("make", [Own, OwnFromAnyEpoch, lambda workers: EpochBatches(X, Y, batch_size=8)])
-def test_batches_that_fit_shuffles_are_refused(make, workers, tmp_path):
-    checkpoint = ResumableCheckpoint(tmp_path / "folder", stateless=[Own], verbose=0)
-    with pytest.raises(ValueError, match="`fit` shuffles the batches of .*shuffle=False"):
-        plain().fit(make(workers=workers), verbose=0, callbacks=[checkpoint])
 
 
 def test_batches_of_worker_threads_in_their_order_are_accepted(tmp_path):
@@ -389,6 +406,77 @@ def check_rows(folder, data, is_seeded, **options):
     epochs = [np.concatenate(whole_rows[epoch * num_batches :][:num_batches]) for epoch in range(4)]
     assert all(sorted(map(tuple, epoch)) == sorted(map(tuple, X)) for epoch in epochs)
     assert is_seeded or any(not np.array_equal(epoch, epochs[0]) for epoch in epochs[1:])
+
+
+class EvaluatingOnTheData(keras.callbacks.Callback):
+    """Draws from the data set's generator behind the back of `fit`."""
+
+    def __init__(self, data):
+        super().__init__()
+        self.data = data
+
+    def on_epoch_end(self, epoch, logs=None):
+        list(self.data)
+
+    def get_state(self):
+        return {}
+
+    def set_state(self, state):
+        pass
+
+
+class OwnInThreads(OwnFromAnyEpoch):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return X[2 * index : 2 * index + 2], Y[2 * index : 2 * index + 2]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        lambda: ROWS.shuffle(16, seed=3).batch(2),
+        lambda: ROWS.cache().shuffle(16).map(lambda x, y: (x, y), 2).batch(2, drop_remainder=True).prefetch(2),
+        lambda: tf.data.Dataset.zip(ROWS.shuffle(5, seed=1), ROWS.shuffle(5, seed=1)).map(lambda a, b: a).batch(2),
+        lambda: ROWS.batch(4).shuffle(4).unbatch().filter(lambda x, y: True).padded_batch(2).take(8).apply(EIGHT),
+        lambda: EpochBatches(X, Y, batch_size=2),
+        lambda: OwnInThreads(workers=1),
+        lambda: OwnInThreads(workers=2),
+    ],
+    ids=["seed", "global_seed", "zip", "batches", "epoch_batches", "py_dataset", "threads"],
+)
+def test_shuffled_data_sets_resume(data, tmp_path):
+    def run(place, ends, seed=0):
+        keras.utils.set_random_seed(seed)
+        model, rows = Recording(), data()
+        model.compile(optimizers.SGD(0.05, momentum=0.9), "mse", jit_compile=False)
+        callbacks, shuffle = [ResumableCheckpoint(place, verbose=0)], True
+        if isinstance(rows, tf.data.Dataset):
+            callbacks, shuffle = [EvaluatingOnTheData(rows), *callbacks], None  # which Keras wants with a data set
+        for epochs in ends:
+            model.fit(rows, shuffle=shuffle, epochs=epochs, verbose=0, callbacks=callbacks)
+        return model.rows, [np.asarray(variable).tobytes() for variable in model.variables]
+
+    whole_rows, whole = run(tmp_path / "whole", [5])
+    first, _ = run(tmp_path / "parts", [1, 3])
+    second, resumed = run(tmp_path / "parts", [5])
+    assert resumed == whole
+    assert len(whole_rows) == 40
+    assert all(map(np.array_equal, first + second, whole_rows))
+    epochs = [np.concatenate(whole_rows[start : start + 8]) for start in range(0, 40, 8)]
+    assert all(sorted(map(tuple, epoch)) == sorted(map(tuple, X)) for epoch in epochs)
+    assert len({epoch.tobytes() for epoch in epochs}) > 2
+
+
+def test_other_data_sets_are_named(tmp_path):
+    def run(size, epochs):
+        data = ROWS.shuffle(size, seed=3).batch(2)
+        plain().fit(data, shuffle=None, epochs=epochs, verbose=0, callbacks=[ResumableCheckpoint(tmp_path, verbose=0)])
+
+    run(16, 1)
+    with pytest.raises(ValueError, match="data set was .*'buffer_size': 16.* is .*'buffer_size': 8"):
+        run(8, 2)
 
 
 def other_adam(**options):

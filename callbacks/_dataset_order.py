@@ -1,0 +1,151 @@
+"""The order in which a `tf.data.Dataset` serves its rows, where it shuffles them anew in each epoch."""
+
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+# Those that draw the seeds of all their sources when an epoch begins, and draw no more before it ends.
+_DRAW_AT_ONCE = (
+    "_AssertCardinalityDataset",
+    "_BatchDataset",
+    "_FilterDataset",
+    "_MapDataset",
+    "_OptionsDataset",
+    "_PaddedBatchDataset",
+    "_ParallelBatchDataset",
+    "_ParallelMapDataset",
+    "_PrefetchDataset",
+    "_RebatchDataset",
+    "_RestructuredDataset",
+    "_ShardDataset",
+    "_SkipDataset",
+    "_TakeDataset",
+    "_UnbatchDataset",
+    "_ZipDataset",
+)
+
+
+class DatasetOrder:
+    """Keeps the state of the generators from which a shuffled data set draws the order of each epoch.
+
+    An iterator of the data set that never serves a row shows that state to TensorFlow's checkpoints. It draws once
+    itself, in every `fit` alike.
+
+    Args:
+        epoch_iterator: What hands out the batches of a `fit`, or None.
+    """
+
+    def __init__(self, epoch_iterator: Any) -> None:
+        dataset: Any = getattr(epoch_iterator, "_distributed_dataset", None)
+        is_shuffled = isinstance(dataset, tf.data.Dataset) and any(map(shuffles_anew, parts_of(dataset)))
+        self._kept = tf.train.Checkpoint(iterator=iter(dataset)) if is_shuffled else None
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return the state, to be saved between two epochs.
+
+        Returns:
+            Compressed bytes, by the ending of the file's name; nothing for a data set that does not shuffle anew.
+        """
+        if self._kept is None:
+            return {}
+        with tempfile.TemporaryDirectory() as folder:
+            self._kept.write(str(Path(folder) / "order"))
+            files = {path.suffix: path.read_bytes() for path in Path(folder).iterdir()}
+        return {suffix: np.frombuffer(zlib.compress(content, 1), np.uint8) for suffix, content in files.items()}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Let the next epoch be shuffled as if training had not been interrupted.
+
+        Args:
+            state: From `state`, of the same data set.
+        """
+        if self._kept is None:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            for suffix, content in state.items():
+                (Path(folder) / f"order{suffix}").write_bytes(zlib.decompress(content.tobytes()))
+            self._kept.read(str(Path(folder) / "order")).assert_consumed()
+
+
+def parts_of(dataset: Any) -> Iterator[Any]:
+    """Yield a data set and those that it is made of.
+
+    Args:
+        dataset: A `tf.data.Dataset`.
+
+    Yields:
+        Data sets, from the last operation to the first.
+    """
+    yield dataset
+    for source in getattr(dataset, "_inputs", list)():
+        yield from parts_of(source)
+
+
+def shuffles_anew(part: Any) -> bool:
+    """Return whether one of the data sets that a data set is made of has another order or content in each epoch.
+
+    Args:
+        part: From `parts_of`.
+
+    Returns:
+        Whether it has, by its own doing.
+    """
+    names = ("_reshuffle_each_iteration", "_rerandomize_each_iteration")
+    anew = any(getattr(part, name, None) is not None and bool(getattr(part, name)) for name in names)
+    return anew or "ShuffleAndRepeat" in type(part).__name__
+
+
+def why_lost(dataset: Any) -> str | None:
+    """Return why the order of a data set cannot be saved.
+
+    Args:
+        dataset: A `tf.data.Dataset`.
+
+    Returns:
+        A clause; None for an order that can be saved, or that is always the same.
+    """
+    for part in parts_of(dataset):
+        kind = type(part).__name__
+        below = [source for source in parts_of(part) if source is not part and shuffles_anew(source)]
+        if shuffles_anew(part) and kind != "_ShuffleDataset":
+            return f"a {kind.strip('_')} draws anew in each epoch"
+        if not all(map(_has_seed, parts_of(part))):
+            return "no seed is set, so that its order is another one in each run"
+        if below and shuffles_anew(part):
+            return "one `shuffle` stands behind another"
+        if below and kind not in _DRAW_AT_ONCE:
+            return f"a {kind.strip('_')} stands behind `shuffle`"
+    return None
+
+
+def description_of(dataset: Any) -> str:
+    """Return what in a data set decides on the order of its rows, as text.
+
+    Args:
+        dataset: A `tf.data.Dataset`.
+
+    Returns:
+        The operations that have a size, a count or a seed, with these.
+    """
+    words = []
+    for part in parts_of(dataset):
+        names = ("_batch_size", "_buffer_size", "_count", "_seed", "_seed2")
+        found = {name.strip("_"): _number(getattr(part, name)) for name in names if hasattr(part, name)}
+        if found and "Prefetch" not in type(part).__name__:
+            words.append(type(part).__name__.strip("_").removesuffix("Dataset") + str(found))
+    return " of ".join(words)
+
+
+def _number(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def _has_seed(part: Any) -> bool:
+    # Two zeros mean that no seed was given.
+    seeds = [getattr(part, name, None) for name in ("_seed", "_seed2")]
+    return any(seed is None or int(seed) != 0 for seed in seeds)
