@@ -114,7 +114,9 @@ class Objective:
                 "of its outputs: pass `loss`"
             )
         if tf.executing_eagerly() and not tf.config.functions_run_eagerly():  # a graph tells where outputs come from
-            return list(tf.function(lambda v, x: self.outputs(v, x, variables), autograph=False)(list(values), x))
+            made = tf.function(lambda values, x: self.outputs(values, x, variables), autograph=False)
+            made._omit_frequent_tracing_warning = True  # many operators in a program are no mistake
+            return list(made(list(values), x))
         with self._scope(values, variables):
             self._outputs = Outputs(self._forward.predict(x))
             num_regularized = sum(v.regularizer is not None for v in self.model.trainable_variables)

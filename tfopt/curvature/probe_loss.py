@@ -8,9 +8,10 @@ import keras
 import tensorflow as tf
 
 from tfopt.communicator import Communicator, check_communicator
+from tfopt.curvature.known_operations import MissingDerivativeError
 from tfopt.curvature.objective import Objective, check_trainable
 from tfopt.curvature.probe import Probe, as_probe
-from tfopt.curvature.softmax_targets import check_sums, note_targets, noted_targets
+from tfopt.curvature.softmax_targets import check_sums, note_targets, noted_targets, refusing_targets
 
 
 class ProbeLoss:
@@ -182,7 +183,8 @@ class ProbeLoss:
         Raises:
             ValueError: The gradient is wrong, because targets of a categorical cross-entropy do not sum to 1.
         """
-        loss, gradient, sums = self._loss_and_gradient_of(values, batch)
+        with refusing_targets():
+            loss, gradient, sums = self._loss_and_gradient_of(values, batch)
         check_sums(sums)
         return loss, gradient
 
@@ -231,12 +233,15 @@ def dense_gradients(tape: tf.GradientTape, target: Any, sources: list[Any], outp
         A list of tensors shaped like the sources.
 
     Raises:
-        RuntimeError: TensorFlow lacks a derivative.
+        MissingDerivativeError: TensorFlow lacks a second derivative inside a loop.
+        RuntimeError: It lacks another derivative.
     """
     zero = tf.UnconnectedGradients.ZERO
     try:
         gradients = tape.gradient(target, sources, output_gradients=output_gradients, unconnected_gradients=zero)
     except (LookupError, NotImplementedError, TypeError, ValueError, tf.errors.OpError) as error:
+        if "duplicate function" in str(error):  # what TensorFlow makes of the next error, once it has been there before
+            raise MissingDerivativeError from error
         raise RuntimeError(
             f"TensorFlow cannot differentiate this model as it must be for this: {type(error).__name__}: {error}. "
             "Leave out the operation that it names, or write it in terms of others"
