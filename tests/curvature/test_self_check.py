@@ -275,16 +275,21 @@ def test_layers_that_stop_gradients_are_named(operator):
     assert "StopGradient" in refused(operator, model, "mse", x, y)
 
 
-def ctc(y, z):
+def ctc(y, z, unique=None):
     count = tf.fill([tf.shape(z)[0]], 2)
-    return tf.nn.ctc_loss(tf.cast(y, tf.int32), z, count, count + 3, logits_time_major=False, blank_index=0)
+    y, unique = tf.cast(y, tf.int32), unique and unique(tf.cast(y, tf.int32))
+    return tf.nn.ctc_loss(y, z, count, count + 3, unique=unique, logits_time_major=False, blank_index=0)
+
+
+def ctc_with_index(y, z):
+    return ctc(y, z, tf.nn.ctc_unique_labels)
 
 
 @BOTH
 def test_ctc_is_refused_by_name_whatever_came_before(operator):
     x, y = np.random.default_rng(0).normal(size=(3, 5, 2)).astype("float32"), np.array([[1, 2], [2, 1], [1, 3]])
     model = keras.Sequential([keras.Input((5, 2)), keras.layers.Dense(4)])
-    for loss, self_check in ((ctc, True), (keras.losses.CTC(), False)):  # where TensorFlow does not know its own names
+    for loss, self_check in ((ctc, False), (ctc_with_index, True), (keras.losses.CTC(), True)):
         with pytest.raises(RuntimeError, match="TensorFlow has no second derivative of an operation in a loop"):
             operator(model, loss, x, y, self_check=self_check) @ np.ones(12)
 
