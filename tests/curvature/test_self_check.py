@@ -381,6 +381,26 @@ def test_tensorflow_is_wrong_for_targets_that_do_not_sum_to_one():
     np.testing.assert_allclose(measured, (y.sum() * softmax - y)[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["noise", "step"])
+def test_gradients_of_cumulative_products_of_zero(kind):
+    """The derivative of x_0 x_1 by x_1 is x_0, and TensorFlow says 0 where x_1 is zero."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, kernel_initializer="identity")])
+    x = np.random.default_rng(0).uniform(0.5, 1.0, (6, 3)).astype("float32")
+
+    def loss(y, z):
+        return tf.reduce_sum(y * tf.math.cumprod(z, axis=-1), axis=-1)
+
+    weight = np.ones(6, "float32")
+    gradient = gradient_noise(model, loss, x, np.ones_like(x)).gradient[9:]
+    true = np.stack([1 + x[:, 1] * (1 + x[:, 2]), x[:, 0] * (1 + x[:, 2]), x[:, 0] * x[:, 1]], axis=1).mean(0)
+    np.testing.assert_allclose(gradient, true, rtol=1e-5)
+    x[4, 1] = 0.0
+    with pytest.raises(ValueError, match="must not take the cumulative product .*Received: 1 of them"):
+        measure(kind, model, loss, x, np.ones_like(x), weight)
+    weight[4] = 0.0
+    measure(kind, model, loss, x, np.ones_like(x), weight)
+
+
 # --- what can only be computed in float32
 
 
