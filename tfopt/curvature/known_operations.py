@@ -20,7 +20,7 @@ PRODUCTS = ("Prod", "Cumprod", "SegmentProd", "UnsortedSegmentProd")
 # Operations whose wrong derivatives may concern a few rows only: factors of zero, and weights that are stopped.
 OF_SOME_ROWS = (*PRODUCTS, "StopGradient")
 # The gradient by the logits is right for targets that sum to 1 only. `softmax_targets` looks at all rows, but not into
-# functions.
+# functions that were compiled before.
 SOFTMAX = ("SoftmaxCrossEntropyWithLogits",)
 # Operations with kinks or jumps. Steps across many of them do not measure the derivative on one smooth piece.
 KINKED = (

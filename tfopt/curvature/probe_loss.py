@@ -183,8 +183,8 @@ class ProbeLoss:
             A scalar tensor, and a list of tensors shaped like the variables.
 
         Raises:
-            ValueError: The gradient is wrong, because targets of a categorical cross-entropy do not sum to 1, or because
-                a factor of a cumulative product is zero.
+            ValueError: The gradient is wrong, because targets of a categorical cross-entropy do not sum to 1, or a
+                factor of a cumulative product is zero.
         """
         with refusing_targets():
             loss, gradient, sums, zeros = self._loss_and_gradient_of(values, batch)
