@@ -275,11 +275,23 @@ def test_layers_that_stop_gradients_are_named(operator):
     assert "StopGradient" in refused(operator, model, "mse", x, y)
 
 
+def ctc(y, z, unique=None):
+    count = tf.fill([tf.shape(z)[0]], 2)
+    y, unique = tf.cast(y, tf.int32), unique and unique(tf.cast(y, tf.int32))
+    return tf.nn.ctc_loss(y, z, count, count + 3, unique=unique, logits_time_major=False, blank_index=0)
+
+
+def ctc_with_index(y, z):
+    return ctc(y, z, tf.nn.ctc_unique_labels)
+
+
 @BOTH
-def test_ctc_is_refused_by_name(operator):
-    x, y = np.random.default_rng(0).normal(size=(3, 5, 2)).astype("float32"), np.array([[1, 2], [2, 1], [1, 0]])
+def test_ctc_is_refused_by_name_whatever_came_before(operator):
+    x, y = np.random.default_rng(0).normal(size=(3, 5, 2)).astype("float32"), np.array([[1, 2], [2, 1], [1, 3]])
     model = keras.Sequential([keras.Input((5, 2)), keras.layers.Dense(4)])
-    assert "no second derivative of an operation in a loop" in refused(operator, model, keras.losses.CTC(), x, y)
+    for loss, self_check in ((ctc, False), (ctc_with_index, True), (keras.losses.CTC(), True)):
+        with pytest.raises(RuntimeError, match="TensorFlow has no second derivative of an operation in a loop"):
+            operator(model, loss, x, y, self_check=self_check) @ np.ones(12)
 
 
 # --- targets of the categorical cross-entropy
@@ -289,7 +301,34 @@ def own_entropy(y_true, y_pred):
     return tf.nn.softmax_cross_entropy_with_logits(y_true, y_pred)
 
 
+def in_branch(y, z):
+    return tf.cond(tf.size(y) > 0, lambda: own_entropy(y, z), lambda: tf.zeros_like(z[:, 0]))
+
+
+def in_rows(y, z):
+    return tf.map_fn(lambda row: own_entropy(*row), (y, z), fn_output_signature=z.dtype)
+
+
+def in_loop_in_branch(y, z):
+    start = tf.constant(0), tf.zeros_like(z[:, 0])
+    _, total = tf.cond(
+        tf.size(y) > 0,
+        lambda: tf.while_loop(lambda n, _: n < 2, lambda n, total: (n + 1, total + own_entropy(y, z)), start),
+        lambda: start,
+    )
+    return total / 2
+
+
+@tf.function
+def in_function(y, z):
+    return own_entropy(y, z) if tf.size(y) > 0 else tf.zeros_like(z[:, 0])
+
+
 LOSSES = {
+    "in a branch": (None, in_branch),
+    "in rows": (None, in_rows),
+    "in a loop in a branch": (None, in_loop_in_branch),
+    "in a function": (None, in_function),
     "softmax": ("softmax", keras.losses.CategoricalCrossentropy()),
     "logits": (None, keras.losses.CategoricalCrossentropy(from_logits=True)),
     "smoothed": ("softmax", keras.losses.CategoricalCrossentropy(label_smoothing=0.1)),
@@ -340,6 +379,26 @@ def test_tensorflow_is_wrong_for_targets_that_do_not_sum_to_one():
     steps = 1e-6 * np.eye(3)
     measured = [-(y * (np.log(np.exp(z + s) / np.exp(z + s).sum()) - np.log(softmax))).sum() / 1e-6 for s in steps]
     np.testing.assert_allclose(measured, (y.sum() * softmax - y)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["noise", "step"])
+def test_gradients_of_cumulative_products_of_zero(kind):
+    """The derivative of x_0 x_1 by x_1 is x_0, and TensorFlow says 0 where x_1 is zero."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, kernel_initializer="identity")])
+    x = np.random.default_rng(0).uniform(0.5, 1.0, (6, 3)).astype("float32")
+
+    def loss(y, z):
+        return tf.reduce_sum(y * tf.math.cumprod(z, axis=-1), axis=-1)
+
+    weight = np.ones(6, "float32")
+    gradient = gradient_noise(model, loss, x, np.ones_like(x)).gradient[9:]
+    true = np.stack([1 + x[:, 1] * (1 + x[:, 2]), x[:, 0] * (1 + x[:, 2]), x[:, 0] * x[:, 1]], axis=1).mean(0)
+    np.testing.assert_allclose(gradient, true, rtol=1e-5)
+    x[4, 1] = 0.0
+    with pytest.raises(ValueError, match="must not take the cumulative product .*Received: 1 of them"):
+        measure(kind, model, loss, x, np.ones_like(x), weight)
+    weight[4] = 0.0
+    measure(kind, model, loss, x, np.ones_like(x), weight)
 
 
 # --- what can only be computed in float32
@@ -444,16 +503,6 @@ def test_whatever_makes_operators_takes_self_check(name):
 # --- derivatives that are wrong for a few of many rows
 
 
-def entropy_in_a_branch(y, z):
-    crossentropy = lambda: tf.nn.softmax_cross_entropy_with_logits(y, z)  # noqa: E731
-    return tf.cond(tf.reduce_sum(y) > 0.0, crossentropy, lambda: tf.zeros_like(z[:, 0]))
-
-
-def entropy_in_a_loop(y, z):
-    rows = lambda row: tf.nn.softmax_cross_entropy_with_logits(*row)  # noqa: E731
-    return tf.map_fn(rows, (y, z), fn_output_signature=z.dtype)
-
-
 def stopped_for_outliers(y, z):
     away = tf.abs(y - z)
     return tf.stop_gradient(tf.where(away > 10.0, 10.0 / away, tf.ones_like(away))) * (y - z) ** 2
@@ -464,7 +513,7 @@ def stopped_and_right(y, z):
 
 
 @BOTH
-@pytest.mark.parametrize("loss", [entropy_in_a_branch, entropy_in_a_loop, stopped_for_outliers, stopped_and_right])
+@pytest.mark.parametrize("loss", [stopped_for_outliers, stopped_and_right])
 def test_derivatives_that_are_wrong_for_a_few_rows_are_found(operator, loss):
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((64, 3)).astype("float32"), np.eye(4, dtype="float32")[rng.integers(0, 4, 64)]

@@ -6,6 +6,7 @@ import random
 import keras
 import numpy as np
 import pytest
+from tensorflow.python.platform import tf_logging
 
 from tfopt import models
 from tfopt.curvature import GaussNewtonOperator, HessianOperator, extremal_eigenvalues
@@ -57,3 +58,13 @@ def test_a_failed_measurement_leaves_nothing_behind():
     assert not any("call" in vars(layer) for layer in model._flatten_layers())
     assert all(layer.dtype_policy.name == "float32" for layer in model._flatten_layers())
     assert np.isfinite(model.predict(x, verbose=0)).all()
+
+
+@pytest.mark.parametrize("operator", [HessianOperator, GaussNewtonOperator])
+def test_many_operators_are_no_reason_to_warn(operator, monkeypatch):
+    messages = []
+    monkeypatch.setattr(tf_logging, "warning", lambda text, *_, **__: messages.append(text))
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+    for _ in range(6):
+        assert np.isfinite(operator(model, "mse", np.ones((2, 2)), np.zeros((2, 1))) @ np.ones(2)).all()
+    assert messages == []

@@ -15,10 +15,11 @@ from keras.src.backend.common.variables import AutocastScope
 from keras.src.utils.python_utils import is_default
 from tensorflow.python.autograph.core import ag_ctx
 from tensorflow.python.eager.polymorphic_function import autograph_util, polymorphic_function
-from tensorflow.python.ops import nn_impl
+from tensorflow.python.ops import gen_nn_ops, nn_impl
 
 from tfopt.curvature.model_checks import NotBuiltError
 from tfopt.curvature.precision import policy_to_measure
+from tfopt.curvature.softmax_targets import with_check
 from tfopt.curvature.stand_ins import StandIns
 
 # Layers to which `training` means nothing but noise.
@@ -198,6 +199,21 @@ def _exact_moments(original: Any) -> Any:
     return moments
 
 
+# --- softmax cross-entropies
+
+
+def _checking_targets(original: Any) -> Any:
+    """Return a stand-in for the operation, whose gradient is right for targets that sum to 1 only."""
+
+    @functools.wraps(original)
+    def cross_entropy(features: Any, labels: Any, name: Any = None) -> Any:
+        if _current.get() is None:
+            return original(features, labels, name=name)
+        return with_check(original, features, labels, name=name)
+
+    return cross_entropy
+
+
 # --- functions that users have compiled
 
 
@@ -227,6 +243,7 @@ def _traced_anew(original: Any) -> Any:
 _STAND_INS = StandIns((
     (polymorphic_function.Function, "__call__", _traced_anew),
     (nn_impl, "moments", _exact_moments),
+    (gen_nn_ops, "softmax_cross_entropy_with_logits", _checking_targets),
     (keras.layers.Layer, "_dtype_policy", _PolicyStandIn),
     (keras.layers.Layer, "_maybe_build", _without_building),
     (keras.layers.BatchNormalization, "call", _with_training(_training_of_batch_norm)),

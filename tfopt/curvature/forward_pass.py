@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfopt.curvature.forward_mode import batch_norm_calls, measuring
+from tfopt.curvature.held_variables import holding
 
 
 class ForwardPass:
@@ -35,14 +36,12 @@ class ForwardPass:
         Yields:
             Nothing.
         """
-        scope = keras.StatelessScope(collect_losses=True)
+        pairs = list(zip(variables, values, strict=True))
         if self._dtype is not None:
-            for variable in self._model.variables:
-                if tf.as_dtype(variable.dtype).is_floating:
-                    scope.add_update((variable, tf.cast(variable.value, self._dtype)))
-        for variable, value in zip(variables, values, strict=True):
-            scope.add_update((variable, value))
-        with measuring(self._dtype), scope:
+            known = {id(variable) for variable in variables}
+            floats = [v for v in self._model.variables if tf.as_dtype(v.dtype).is_floating and id(v) not in known]
+            pairs += [(variable, tf.cast(variable.value, self._dtype)) for variable in floats]
+        with measuring(self._dtype), holding(pairs, variables, lambda: self.at(variables, values)):
             yield
 
     def predict(self, x: Any) -> Any:

@@ -1,6 +1,6 @@
 """What is known about TensorFlow's operations, and where a graph has them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -20,7 +20,7 @@ PRODUCTS = ("Prod", "Cumprod", "SegmentProd", "UnsortedSegmentProd")
 # Operations whose wrong derivatives may concern a few rows only: factors of zero, and weights that are stopped.
 OF_SOME_ROWS = (*PRODUCTS, "StopGradient")
 # The gradient by the logits is right for targets that sum to 1 only. `softmax_targets` looks at all rows, but not into
-# functions.
+# functions that were compiled before.
 SOFTMAX = ("SoftmaxCrossEntropyWithLogits",)
 # Operations with kinks or jumps. Steps across many of them do not measure the derivative on one smooth piece.
 KINKED = (
@@ -53,6 +53,30 @@ SINGULAR = (
     ),
     *PRODUCTS,
 )
+
+
+class MissingDerivativeError(RuntimeError):
+    """An operation without a second derivative, inside a loop or a branch."""
+
+    def __init__(self, where: Sequence[str] = ()) -> None:
+        super().__init__(
+            "Products with the matrix of this model cannot be computed: TensorFlow has no second derivative of an "
+            f"operation in a loop{''.join(f', {one}' for one in where)}. tf.nn.ctc_loss and keras.losses.CTC are such; "
+            "tfopt.curvature.gradient_noise and tfopt.relative_trust need first derivatives only"
+        )
+
+
+def check_derivatives(graph: tf.Graph) -> None:
+    """Check that a graph can compute all derivatives in it.
+
+    Args:
+        graph: The graph.
+
+    Raises:
+        MissingDerivativeError: It cannot.
+    """
+    if found := places(graph, WITHOUT_DERIVATIVE):
+        raise MissingDerivativeError(describe(found))
 
 
 def places(graph: tf.Graph, kinds: Iterable[str]) -> dict[str, list[str]]:

@@ -1,5 +1,6 @@
 """What a model minimises, as a function of its weights that leaves the model as it is."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from tfopt._checks import check_choice
 from tfopt._trained_variables import trained_variables
 from tfopt.curvature.forward_mode import measuring
 from tfopt.curvature.forward_pass import ForwardPass
+from tfopt.curvature.held_variables import holding
 from tfopt.curvature.model_checks import NotBuiltError, check_changes_nothing, check_model
 from tfopt.curvature.outputs import Outputs
 from tfopt.curvature.precision import HALF, check_no_float16, computes_in_half, loss_to_measure
@@ -112,7 +114,9 @@ class Objective:
                 "of its outputs: pass `loss`"
             )
         if tf.executing_eagerly() and not tf.config.functions_run_eagerly():  # a graph tells where outputs come from
-            return list(tf.function(lambda v, x: self.outputs(v, x, variables), autograph=False)(list(values), x))
+            made = tf.function(lambda values, x: self.outputs(values, x, variables), autograph=False)
+            made._omit_frequent_tracing_warning = True  # many operators in a program are no mistake
+            return list(made(list(values), x))
         with self._scope(values, variables):
             self._outputs = Outputs(self._forward.predict(x))
             num_regularized = sum(v.regularizer is not None for v in self.model.trainable_variables)
@@ -142,7 +146,7 @@ class Objective:
         if self._loss is None:
             return tf.zeros((), outputs[0].dtype)
         num_before = 0 if tf.executing_eagerly() else len(tf.compat.v1.get_default_graph().get_operations())
-        with measuring(self.dtype), keras.StatelessScope():
+        with measuring(self.dtype), holding([], [], contextlib.nullcontext):
             loss = self._loss(y, self._outputs.at(outputs), sample_weight)
         check_no_float16(outputs, [loss])
         check_changes_nothing([loss])

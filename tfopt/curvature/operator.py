@@ -13,12 +13,13 @@ import tensorflow as tf
 from tfopt._checks import check_flag
 from tfopt.communicator import Communicator, SerialCommunicator
 from tfopt.curvature.differences import Derivatives
+from tfopt.curvature.known_operations import SOFTMAX, check_derivatives, is_in_functions
 from tfopt.curvature.model_checks import refuse_rounding
 from tfopt.curvature.objective import Objective
 from tfopt.curvature.probe import Batch, Probe
 from tfopt.curvature.probe_loss import ProbeLoss, add
 from tfopt.curvature.self_check import check_finite, check_product
-from tfopt.curvature.softmax_targets import check_sums, noted_targets
+from tfopt.curvature.softmax_targets import check_sums, noted_targets, refusing_targets
 from tfopt.curvature.split import SplitFunction
 
 # Of the intermediate results of the first pass, over all batches, that `shared` keeps.
@@ -270,6 +271,8 @@ class CurvatureOperator(ABC):
                 if id(product) not in functions:
                     functions[id(product)] = product.pruned_to(sums)
                 check_sums(functions[id(product)](values, batch.tensors))
+            if is_in_functions(product.graph, SOFTMAX):
+                self._product_of(place, values, values)
 
     @property
     def checks_graph(self) -> Any:
@@ -308,18 +311,21 @@ class CurvatureOperator(ABC):
     def _product_of(self, place: int, values: list[Any], vectors: list[Any]) -> list[Any]:
         batch = self.probe.batches[place].tensors
         product = self._product_for(place, values, vectors)
-        if self._shared is None or not self._may_share(place, values, vectors):
-            return product((values, batch), vectors)
-        if self._shared[place] is None:
-            self._shared[place] = product.prepare(values, batch)
-        return product.finish(self._shared[place], vectors)
+        with refusing_targets():
+            if self._shared is None or not self._may_share(place, values, vectors):
+                return product((values, batch), vectors)
+            if self._shared[place] is None:
+                self._shared[place] = product.prepare(values, batch)
+            return product.finish(self._shared[place], vectors)
 
     def _product_for(self, place: int, values: list[Any], vectors: list[Any]) -> SplitFunction:
         # One for each form of batch: the last one often has fewer rows.
         batch = self.probe.batches[place].tensors
         form = tuple((tuple(leaf.shape), leaf.dtype) for leaf in tf.nest.flatten(batch) if leaf is not None)
         if form not in self._products:
-            self._products[form] = SplitFunction(self._trace_product, (values, batch), vectors)
+            product = SplitFunction(self._trace_product, (values, batch), vectors)
+            check_derivatives(product.graph)
+            self._products[form] = product
         return self._products[form]
 
     def _may_share(self, place: int, values: list[Any], vectors: list[Any]) -> bool:

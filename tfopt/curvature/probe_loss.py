@@ -8,9 +8,11 @@ import keras
 import tensorflow as tf
 
 from tfopt.communicator import Communicator, check_communicator
+from tfopt.curvature.known_operations import MissingDerivativeError
 from tfopt.curvature.objective import Objective, check_trainable
 from tfopt.curvature.probe import Probe, as_probe
-from tfopt.curvature.softmax_targets import check_sums, note_targets, noted_targets
+from tfopt.curvature.softmax_targets import check_sums, note_targets, noted_targets, refusing_targets
+from tfopt.curvature.zero_factors import check_factors, note_factors, noted_factors
 
 
 class ProbeLoss:
@@ -34,7 +36,7 @@ class ProbeLoss:
         self.dtypes = [tf.as_dtype(objective.dtype or v.dtype) for v in self.variables]
         self.num_rows = self._count_rows()
         self._moving: list[ProbeLoss] = []  # the same loss with moving averages; shared by what `over` returns
-        self._loss_and_gradient_of = compiled(self._trace_with_targets)
+        self._loss_and_gradient_of = compiled(self._trace_with_notes)
         self._loss_of = compiled(lambda values, batch: self.objective.loss(values, batch, self.variables))
 
     @classmethod
@@ -167,6 +169,7 @@ class ProbeLoss:
             tape.watch(values)
             loss = self.objective.loss(values, batch, self.variables)
         note_targets(loss)
+        note_factors(loss)
         return loss, dense_gradients(tape, loss, list(values))
 
     def loss_and_gradient_of(self, values: Sequence[Any], batch: Any) -> tuple[Any, list[Any]]:
@@ -180,15 +183,18 @@ class ProbeLoss:
             A scalar tensor, and a list of tensors shaped like the variables.
 
         Raises:
-            ValueError: The gradient is wrong, because targets of a categorical cross-entropy do not sum to 1.
+            ValueError: The gradient is wrong, because targets of a categorical cross-entropy do not sum to 1, or a
+                factor of a cumulative product is zero.
         """
-        loss, gradient, sums = self._loss_and_gradient_of(values, batch)
+        with refusing_targets():
+            loss, gradient, sums, zeros = self._loss_and_gradient_of(values, batch)
         check_sums(sums)
+        check_factors(zeros)
         return loss, gradient
 
-    def _trace_with_targets(self, values: Sequence[Any], batch: Any) -> tuple[Any, list[Any], list[Any]]:
+    def _trace_with_notes(self, values: Sequence[Any], batch: Any) -> tuple[Any, list[Any], list[Any], list[Any]]:
         loss, gradient = self.trace(values, batch)
-        return loss, gradient, noted_targets(loss.graph)
+        return loss, gradient, noted_targets(loss.graph), noted_factors(loss.graph)
 
 
 def add(sums: list[Any], parts: Sequence[Any]) -> list[Any]:
@@ -231,12 +237,15 @@ def dense_gradients(tape: tf.GradientTape, target: Any, sources: list[Any], outp
         A list of tensors shaped like the sources.
 
     Raises:
-        RuntimeError: TensorFlow lacks a derivative.
+        MissingDerivativeError: TensorFlow lacks a second derivative inside a loop.
+        RuntimeError: It lacks another derivative.
     """
     zero = tf.UnconnectedGradients.ZERO
     try:
         gradients = tape.gradient(target, sources, output_gradients=output_gradients, unconnected_gradients=zero)
     except (LookupError, NotImplementedError, TypeError, ValueError, tf.errors.OpError) as error:
+        if "duplicate function" in str(error):  # what TensorFlow makes of the next error, once it has been there before
+            raise MissingDerivativeError from error
         raise RuntimeError(
             f"TensorFlow cannot differentiate this model as it must be for this: {type(error).__name__}: {error}. "
             "Leave out the operation that it names, or write it in terms of others"

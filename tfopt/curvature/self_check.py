@@ -14,7 +14,6 @@ from tfopt.curvature.known_operations import (
     SINGULAR,
     SOFTMAX,
     SUSPECTS,
-    WITHOUT_DERIVATIVE,
     describe,
     is_in_functions,
     places,
@@ -212,13 +211,11 @@ def _of_whole(operator: Any, batch: Batch) -> Any:
 
 
 def _refuse_operations(operator: Any, graph: tf.Graph) -> None:
-    for kinds, what in (
-        (SILENT, "would be wrong: TensorFlow takes the derivative of {} for zero, without a word"),
-        (WITHOUT_DERIVATIVE, "cannot be computed: TensorFlow has no second derivative of an operation in a loop, {}"),
-    ):
-        found = ", ".join(describe(places(graph, kinds)))
-        if found:
-            raise RuntimeError(f"The products of {operator!r} {what.format(found)}. {_advice(operator, graph, kinds)}")
+    if found := ", ".join(describe(places(graph, SILENT))):
+        raise RuntimeError(
+            f"The products of {operator!r} would be wrong: TensorFlow takes the derivative of {found} for zero, "
+            f"without a word. {_advice(operator, graph, SILENT)}"
+        )
 
 
 def _advice(operator: Any, graph: tf.Graph, kinds: tuple[str, ...]) -> str:

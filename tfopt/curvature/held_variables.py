@@ -1,0 +1,189 @@
+"""Other values for the variables of a model, in the thread that measures, however the model reads them."""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import tensorflow as tf
+from tensorflow.python.eager import record
+from tensorflow.python.ops import custom_gradient
+from tensorflow.python.ops.resource_variable_ops import BaseResourceVariable
+
+from tfopt.curvature.stand_ins import StandIns
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What is held: by the id of each `tf.Variable` its value, and its path if derivatives may be taken by it."""
+
+    pairs: list[tuple[Any, Any]]
+    values: dict[int, tuple[Any, str]]
+    again: Callable[[], contextlib.AbstractContextManager[None]]
+
+
+_held: ContextVar[_Held | None] = ContextVar("tfopt held variables", default=None)
+# The paths of the variables that have been read, while a custom gradient is being traced.
+_reads: ContextVar[list[str] | None] = ContextVar("tfopt reads", default=None)
+
+
+@contextlib.contextmanager
+def holding(
+    pairs: Sequence[tuple[Any, Any]],
+    sources: Sequence[Any],
+    again: Callable[[], contextlib.AbstractContextManager[None]],
+) -> Iterator[None]:
+    """Within this context variables have other values, and no Keras variable changes.
+
+    A context inside another one keeps the values of that one where it has none of its own.
+
+    Args:
+        pairs: Keras variables and their values, tensors.
+        sources: Those of the variables by whose values derivatives may be taken.
+        again: Returns the same context, for gradients that are computed later.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: Such a variable is read in a way that derivatives by its value cannot follow.
+    """
+    paths = {id(variable): variable.path for variable in sources}
+    outer = _held.get()
+    pairs = [*(outer.pairs if outer else []), *pairs]
+    values = {id(variable._value): (value, paths.get(id(variable), "")) for variable, value in pairs}
+    with _STAND_INS.installed(), _Scope(paths) as scope, record.VariableWatcher() as watcher:
+        for pair in pairs:
+            scope.add_update(pair)
+        token = _held.set(_Held(pairs, values, again))
+        try:
+            yield
+        finally:
+            _held.reset(token)
+    for variable in watcher.watched_variables():
+        if path := values.get(id(variable), (None, ""))[1]:
+            raise ValueError(
+                "`model` must read its weights where it is called, for derivatives by them. Received: a model that "
+                f"reads {path} in a function that was compiled before, such as a concrete function or one that was "
+                "loaded from a file. Call the Python function or the tf.function in its place"
+            )
+
+
+class CustomGradientError(ValueError):
+    """A function with a gradient of its own, which reads weights."""
+
+    _keras_call_info_injected = True  # Keras passes it on as it is, from within a call of a layer
+
+    def __init__(self, function: Any, path: str) -> None:
+        super().__init__(
+            "`model` must not read its weights inside a function with a gradient of its own (tf.custom_gradient). "
+            f"Received: {getattr(function, '__name__', function)}, which reads {path}. Pass the weights as arguments "
+            "of the function; to save memory, use tf.recompute_grad or keras.remat"
+        )
+
+
+class _Scope(keras.StatelessScope):
+    """Keras's scope, which tells what is read."""
+
+    def __init__(self, paths: dict[int, str]) -> None:
+        super().__init__(collect_losses=True)
+        self._paths = paths
+
+    def get_current_value(self, variable: Any) -> Any:
+        _note(self._paths.get(id(variable), ""))
+        return super().get_current_value(variable)
+
+
+def _note(path: str) -> None:
+    reads = _reads.get()
+    if reads is not None and path:
+        reads.append(path)
+
+
+# --- variables of TensorFlow's own, in which Keras's keep their values
+
+
+def _held_value(variable: Any) -> Any:
+    held = _held.get()
+    if held is None:
+        return None
+    value, path = held.values.get(id(variable), (None, ""))
+    _note(path)
+    return value
+
+
+def _of_held(read: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Return a function that makes a stand-in of a method that reads a variable; `read` takes the held value first."""
+
+    def make(original: Any) -> Any:
+        @functools.wraps(original)
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            value = _held_value(self)
+            return original(self, *args, **kwargs) if value is None else read(value, *args, **kwargs)
+
+        return method
+
+    return make
+
+
+# --- custom gradients
+
+
+def _differentiated_through(original: Any) -> Any:
+    """Return a stand-in for what calls a function with a custom gradient.
+
+    TensorFlow tells the gradient of such a function which variables it reads, and held ones are none to TensorFlow.
+    """
+
+    @functools.wraps(original)
+    def call(function: Any, args: Any, kwargs: Any) -> Any:
+        held = _held.get()
+        if held is None:
+            return original(function, args, kwargs)
+        if recomputed := _recomputed(function):
+            return recomputed(*args, **kwargs)  # computed once, the numbers are the same
+        return original(_reading_arguments_only(function, held), args, kwargs)
+
+    return call
+
+
+def _reading_arguments_only(function: Any, held: _Held) -> Callable[..., Any]:
+    """Return a function with a gradient of its own that refuses to read weights, and whose gradient may read them."""
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        reads: list[str] = []
+        token = _reads.set(reads)
+        try:
+            result, gradient = function(*args, **kwargs)
+        finally:
+            _reads.reset(token)
+        if reads:
+            raise CustomGradientError(function, reads[0])
+
+        def gradient_when_held(*args: Any, **kwargs: Any) -> Any:
+            with contextlib.nullcontext() if _held.get() is held else held.again():
+                return gradient(*args, **kwargs)
+
+        return result, gradient_when_held
+
+    return watched
+
+
+def _recomputed(function: Any) -> Any:
+    """Return the function that `tf.recompute_grad` was given; None where this is another function."""
+    if getattr(function, "__qualname__", "") != "recompute_grad.<locals>.inner":
+        return None
+    return inspect.getclosurevars(function).nonlocals["f"]
+
+
+_STAND_INS = StandIns((
+    (BaseResourceVariable, "_read_variable_op", _of_held(lambda value, no_copy=False: value)),
+    (BaseResourceVariable, "sparse_read", _of_held(lambda value, indices, name=None: tf.gather(value, indices))),
+    (BaseResourceVariable, "gather_nd", _of_held(lambda value, indices, name=None: tf.gather_nd(value, indices))),
+    (custom_gradient, "_graph_mode_decorator", _differentiated_through),
+    (custom_gradient, "_eager_mode_decorator", _differentiated_through),
+))
