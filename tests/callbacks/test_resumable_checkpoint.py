@@ -342,9 +342,9 @@ def test_other_arguments_are_refused(tmp_path):
         with pytest.raises(ValueError, match=f"written with other arguments.*{message}"):
             run(epochs=2, **changed)
     x, y = make_data()
-    with pytest.raises(ValueError, match="checksum of some rows was [0-9]+, is [0-9]+"):
+    with pytest.raises(ValueError, match="checksum of x was [0-9]+, is [0-9]+"):
         run(epochs=2, data=(x + 1.0, y))
-    with pytest.raises(ValueError, match=r"loss was mse, is MeanSquaredError \{.*'sum'"):
+    with pytest.raises(ValueError, match=r"loss was mse, is MeanSquaredError .*sum"):
         run(epochs=2, loss=keras.losses.MeanSquaredError(reduction="sum"))
     # A learning rate that training itself has changed is no other argument.
     halve = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
