@@ -10,7 +10,7 @@ from tfopt.callbacks._callback import Callback
 from tfopt.callbacks._job import changed_by_training, data_of, differences, setup_of
 from tfopt.callbacks._layer_arguments import own_attributes
 from tfopt.callbacks._random_state import random_state, set_random_state
-from tfopt.callbacks._resumability import check_callbacks, check_data
+from tfopt.callbacks._resumability import check_callbacks, check_data, check_validation
 from tfopt.callbacks._row_order import RowOrder
 from tfopt.callbacks._running_fit import RunningFit, build_model, epoch_batches_of, find_running_fit, has_call
 from tfopt.callbacks._traced_step import trace_step
@@ -135,6 +135,7 @@ class ResumableCheckpoint(Callback):
     def _check_callbacks_and_data(self) -> None:
         check_callbacks(self._running.callbacks, self, self.stateless)
         check_data(self._running.epoch_iterator, self.stateless)
+        check_validation(self._running, self.stateless)
 
     def _arguments_now(self) -> dict[str, str]:
         setup = {**setup_of(self.model), **own_attributes(self.model)}
@@ -151,7 +152,7 @@ class ResumableCheckpoint(Callback):
             model.optimizer.build(model.trainable_variables)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Tell `EpochBatches` the epoch.
+        """Tell `EpochBatches` the epoch, those of the validation data too.
 
         Args:
             epoch: Its number, from 0.
@@ -159,9 +160,9 @@ class ResumableCheckpoint(Callback):
         """
         self._restore_history()
         self._order.epoch = epoch
-        batches = epoch_batches_of(self._running)
-        if batches is not None:
-            batches.start_at(epoch)
+        for batches in (epoch_batches_of(self._running), self._running.validation):
+            if hasattr(batches, "start_at"):
+                batches.start_at(epoch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Write a checkpoint, if it is time to.

@@ -9,6 +9,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
+import scipy.sparse
 import tensorflow as tf
 from tfopt.callbacks import ResumableCheckpoint, WarmupLearningRate, WeightNorms
 
@@ -412,6 +413,11 @@ def test_files_that_are_all_damaged_are_an_error(tmp_path):
         train(tmp_path)
 
 
+def sparse_data():
+    x, y = make_data()
+    return scipy.sparse.csr_matrix(x), y
+
+
 def generator():
     while True:
         yield make_data()
@@ -423,7 +429,12 @@ def test_data_that_cannot_be_resumed_are_refused(tmp_path):
     rows = tf.data.Dataset.from_tensor_slices(make_data())
     shuffled = rows.shuffle(20, seed=1)
     for data, options, message in (
-        (make_data(), {"shuffle": "batch"}, "`fit` shuffles these arrays.*EpochBatches"),
+        (
+            make_data(),
+            {"shuffle": "batch"},
+            "`fit` shuffles these arrays.*mixes the rows within each batch.*EpochBatches",
+        ),
+        (sparse_data(), {"shuffle": 1}, "`fit` shuffles these arrays.*they are sparse or ragged.*EpochBatches"),
         ((shuffled.batch(4),), {"shuffle": None}, "tf.data.Dataset is shuffled anew.*reshuffle_each_iteration=False"),
         (
             (rows.shuffle(20, reshuffle_each_iteration=False).batch(4),),
