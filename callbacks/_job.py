@@ -50,7 +50,7 @@ def data_of(running: RunningFit) -> dict[str, str]:
     elif kind == "PyDatasetAdapter":
         found |= _py_dataset_arguments(adapter.py_dataset)
     elif kind == "TFDatasetAdapter" and isinstance(adapter._dataset, tf.data.Dataset):
-        found["batches"] = describe(keras.tree.flatten(adapter._dataset.element_spec))
+        found["batches"] = str(adapter._dataset.element_spec)
         if not _writes_files(adapter._dataset):
             found["checksum of the first batch"] = checksum_of(next(iter(adapter._dataset), ()))
     if running.class_weight is not None:

@@ -1,5 +1,6 @@
 """The arguments of a model's layers, and how they are connected, as text that is the same in every process."""
 
+import dataclasses
 import types
 import warnings
 import zlib
@@ -65,8 +66,25 @@ def own_attributes(model: Any) -> dict[str, str]:
         f"{label}'s attribute {name}": shorten(describe(value))
         for label, part in _labelled(model)
         if not is_of_a_library(type(part).__module__)
-        for name, value in vars(part).items()
-        if not name.startswith("_") and name not in _OF_KERAS and _is_plain(value)
+        for name, value in {**_own_constants(type(part)), **_held_by(part)}.items()
+    }
+
+
+def own_code(model: Any) -> dict[str, str]:
+    """Return what the methods of the user's classes compute.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Text by "Own.call" and the like.
+    """
+    classes = {cls for part in _parts(model) for cls in type(part).__mro__ if not is_of_a_library(cls.__module__)}
+    return {
+        f"{cls.__qualname__}.{name}": describe(function)
+        for cls in sorted(classes, key=lambda cls: cls.__qualname__)
+        for name, function in vars(cls).items()
+        if isinstance(function, types.FunctionType) and name not in ("__init__", "build", "get_config")
     }
 
 
@@ -85,10 +103,12 @@ def shorten(text: str) -> str:
 def _is_plain(value: Any) -> bool:
     if isinstance(value, str):
         return "/" not in value  # paths and addresses change no number
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = vars(value)
+    if isinstance(value, dict):
+        value = list(value.values())
     if isinstance(value, list | tuple):
         return all(_is_plain(item) for item in value)
-    if isinstance(value, types.FunctionType):
-        return not is_of_a_library(value.__module__)
     return isinstance(value, _PLAIN)
 
 
@@ -140,9 +160,32 @@ def _written_down(part: Any) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about lambdas
-            return dict(part.get_config())
-    except Exception:  # somebody's layer whose arguments cannot be written down
-        return {}
+            config = dict(part.get_config())
+    except Exception:  # somebody's layer, or a regularizer in it, whose arguments cannot be written down
+        config = _held_by(part) if is_of_a_library(type(part).__module__) else {}  # see own_attributes
+    if isinstance(part, keras.layers.StringLookup | keras.layers.IntegerLookup | keras.layers.TextVectorization):
+        config["vocabulary"] = part.get_vocabulary()  # of which the config lacks what `adapt` has found
+    return config
+
+
+def _held_by(part: Any) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in vars(part).items()
+        if not name.startswith("_") and name not in _OF_KERAS and _is_an_argument(value)
+        if not (isinstance(value, types.FunctionType) and hasattr(type(part), name))  # a method that Keras has wrapped
+    }
+
+
+def _own_constants(cls: type) -> dict[str, Any]:
+    own = [base for base in reversed(cls.__mro__) if not is_of_a_library(base.__module__)]
+    found = {name: value for base in own for name, value in vars(base).items()}
+    return {name: value for name, value in found.items() if not name.startswith("_") and _is_plain(value)}
+
+
+def _is_an_argument(value: Any) -> bool:
+    kinds = (types.FunctionType, keras.Initializer, keras.Regularizer, keras.constraints.Constraint)
+    return isinstance(value, kinds) or _is_plain(value)
 
 
 def _connections(model: Any, places: dict[int, int]) -> str:

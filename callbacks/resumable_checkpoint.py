@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from tfopt.callbacks._callback import Callback
 from tfopt.callbacks._job import changed_by_training, data_of, differences, setup_of
-from tfopt.callbacks._layer_arguments import own_attributes
+from tfopt.callbacks._layer_arguments import own_attributes, own_code
 from tfopt.callbacks._random_state import random_state, set_random_state
 from tfopt.callbacks._resumability import check_callbacks, check_data, check_validation
 from tfopt.callbacks._row_order import RowOrder
@@ -50,8 +50,9 @@ class ResumableCheckpoint(Callback):
     Args:
         folder: Where to write.
         every_n_epochs: Write at the end of each n-th epoch and of the last, an integer >= 1. Default 1.
-        stateless: Callback classes of yours that have no state worth keeping, and `PyDataset` classes that serve the
-            same batches in each epoch.
+        stateless: Callback classes of yours that have no state worth keeping; and classes of data that serve the same
+            batches in each epoch: your `PyDataset`s, and `tf.data.Dataset` for data sets that call Python
+            (`from_generator`, `py_function`).
         verbose: 1 (default) prints a line when training is resumed, 0 does not.
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
 
@@ -59,7 +60,7 @@ class ResumableCheckpoint(Callback):
         TypeError: An argument has the wrong type.
         ValueError: An argument is out of its range; in `fit`: another callback, the data or the training step cannot
             be resumed, the folder cannot be written or another training has it, or it holds the checkpoints of another
-            model or number of ranks.
+            job: other data, layers, loss, optimizers or number of ranks.
         OSError: In `fit`: the disk is full; the message says how much room is needed.
 
     Example:
@@ -197,6 +198,7 @@ class ResumableCheckpoint(Callback):
             "stopped": bool(self.model.stop_training),
             "arguments": self._arguments,
             "changed": changed_by_training(self.model),
+            "code": own_code(self.model),
             "variables": [[name, read(variable)] for name, variable in self._variables],
             "random": random_state(),
             "order": self._order.seed,
@@ -231,6 +233,22 @@ class ResumableCheckpoint(Callback):
                 "the checkpoint knows its epoch"
             )
         check_states(self._others, state["callbacks"], self.folder)
+        self._warn_about(state)
+
+    def _warn_about(self, state: dict[str, Any]) -> None:
+        there, here = state["code"], own_code(self.model)
+        if changed := sorted(name for name in {*there, *here} if there.get(name) != here.get(name)):
+            warnings.warn(
+                f"The checkpoint in {self.folder} was written with other code in {', '.join(changed)}. If that "
+                "computes something else, training does not go on as if it had not been interrupted",
+                stacklevel=4,
+            )
+        if state["epochs"] > (self.parameters.get("epochs") or state["epochs"]):
+            warnings.warn(
+                f"The checkpoint in {self.folder} has {state['epochs']} epochs, more than `fit` is to have. Received: "
+                f"epochs={self.parameters['epochs']}. The model is the one after {state['epochs']} epochs",
+                stacklevel=4,
+            )
 
     def _follow_compiling(self) -> None:
         """Keep what a model is that was compiled again while it was trained, and say what that means."""

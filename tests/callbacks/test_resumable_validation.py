@@ -74,7 +74,7 @@ UNKNOWN = {
     [
         plateau,
         lambda: keras.callbacks.EarlyStopping("val_loss", patience=9),
-        lambda: keras.callbacks.ModelCheckpoint("unused.keras", monitor="val_loss", save_best_only=True),
+        lambda: keras.callbacks.ModelCheckpoint("/nowhere/best.keras", monitor="val_loss", save_best_only=True),
     ],
     ids=["plateau", "stopping", "best"],
 )

@@ -1,5 +1,6 @@
 """A checkpoint is taken over by the job that has written it, and by no other: what differs is named."""
 
+import dataclasses
 import functools
 import re
 
@@ -57,10 +58,9 @@ class Own(keras.Model):
         return self.beta * self.last(self.drop(self.first(x)))
 
 
-def own(**options):
-    model = Own(**options)
-    model.compile("sgd", "mse")
-    model.build((None, 4))
+def own(cls=Own, **options):
+    model = cls(**options)
+    model.compile("sgd", "mse", jit_compile=False)
     return model
 
 
@@ -83,6 +83,54 @@ def two_outputs(**options):
 
 def inner_dense(**options):
     return compiled(keras.Sequential([keras.Input((4,)), layers.Dense(3, **options)]))
+
+
+class Squares(keras.regularizers.Regularizer):
+    """Has no `get_config`, so that the layer's raises."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, weight):
+        return self.factor * keras.ops.sum(weight**2)
+
+
+def regularized(factor, activation="tanh"):
+    return compiled(layers.Dense(3, activation, kernel_regularizer=Squares(factor)))
+
+
+@dataclasses.dataclass
+class Options:
+    beta: float = 1.0
+
+
+class Optional(Own):
+    def __init__(self, options, more=None):
+        super().__init__()
+        self.options, self.more, self.weighting = options, more or {"alpha": 1.0}, Squares(1.0)
+
+
+def constant(gamma):
+    class Constant(Own):
+        pass
+
+    Constant.gamma = gamma
+    return own(cls=Constant)
+
+
+def optional(*args):
+    model = Optional(*args)
+    model.compile("sgd", "mse")
+    return model
+
+
+def words(text):
+    inputs = keras.Input((1,), dtype="string")
+    layer = layers.TextVectorization(output_mode="multi_hot")
+    layer.adapt(text)
+    model = keras.Model(inputs, layers.Dense(1)(layer(inputs)))
+    model.compile("sgd", "mse")
+    return model
 
 
 P = functools.partial
@@ -143,6 +191,21 @@ MODELS = {
     ),
     "crop": (lambda: cropped(3), lambda: cropped(4), "seed was 3, is 4"),
     "unseeded_crop": (lambda: cropped(None), lambda: cropped(5), "seed was None, is 5"),
+    "regularizer": (P(regularized, 0.1), P(regularized, 0.2), "kernel_regularizer was Squares .*0.1"),
+    "beside_regularizer": (
+        P(regularized, 0.1),
+        P(regularized, 0.1, "relu"),
+        "activation was keras.tanh, is keras.relu",
+    ),
+    "options": (lambda: optional(Options()), lambda: optional(Options(2.0)), "options was Options {beta: 1.0}, is"),
+    "dictionary": (P(optional, Options()), P(optional, Options(), {"alpha": 2.0}), "more was {alpha: 1.0}, is"),
+    "of_class": (P(constant, 1.0), P(constant, 2.0), "attribute gamma was 1.0, is 2.0"),
+    "vocabulary": (P(words, ["a b"]), P(words, ["a c"]), "vocabulary was .*, is"),
+    "initializer": (
+        lambda: compiled(layers.Dense(3, kernel_initializer="ones")),
+        lambda: compiled(layers.Dense(3)),
+        "kernel_initializer was Ones",
+    ),
     "rename": (lambda: compiled(layers.Dense(3, name="one")), lambda: compiled(layers.Dense(3, name="two")), None),
     "constraint": (
         lambda: compiled(layers.Dense(3, kernel_constraint=keras.constraints.MaxNorm(1.0))),
@@ -165,7 +228,6 @@ def everything_of(model):
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.filterwarnings("ignore:`build.*` was called on layer")
 def test_models_that_differ_are_told_apart_and_those_of_one_code_are_not(name):
     one, other, message = MODELS[name]
     first, second, third = [everything_of(make()) for make in (one, other, one)]
@@ -343,3 +405,27 @@ def test_two_phases_in_one_folder_are_refused_with_advice(tmp_path):
         match=r"belongs to another model or optimizer.*trainable was False, is True.*two `fit`s with a folder for each",
     ):
         fit(tmp_path, 2, make=lambda: compiled(layers.Dense(2), optimizer="adam"))
+
+
+def test_other_code_is_warned_about_and_so_are_fewer_epochs(tmp_path):
+    def make(factor):
+        class Model(Own):
+            if factor == 1:
+
+                def call(self, x):
+                    return super().call(x)
+
+            else:
+
+                def call(self, x):
+                    return super().call(x) * 2
+
+        return own(cls=Model)
+
+    fit(tmp_path, 1, make=lambda: make(1))
+    with pytest.warns(
+        UserWarning, match="was written with other code in .*Model.call. If that computes something else"
+    ):
+        fit(tmp_path, 2, make=lambda: make(2))
+    with pytest.warns(UserWarning, match="has 2 epochs, more than `fit` is to have. Received: epochs=1"):
+        fit(tmp_path, 1, make=lambda: make(1 + 1))
