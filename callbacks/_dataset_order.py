@@ -100,6 +100,22 @@ def shuffles_anew(part: Any) -> bool:
     return anew or "ShuffleAndRepeat" in type(part).__name__
 
 
+def sources_of(dataset: Any) -> Iterator[Any]:
+    """Yield the parts of a data set that serve the same rows whenever they are iterated.
+
+    Args:
+        dataset: A `tf.data.Dataset`.
+
+    Yields:
+        The data set itself, or what it shuffles, each as large as it can be.
+    """
+    if any(map(shuffles_anew, parts_of(dataset))):
+        for source in dataset._inputs():
+            yield from sources_of(source)
+    else:
+        yield dataset
+
+
 def why_lost(dataset: Any) -> str | None:
     """Return why the order of a data set cannot be saved.
 

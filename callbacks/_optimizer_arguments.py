@@ -5,12 +5,13 @@ import inspect
 import re
 import types
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from tfopt.callbacks._optimizers_of import optimizers_of
+from tfopt.callbacks._optimizers_of import is_of_a_library, optimizers_of
 
 _DEEPEST = 6
 
@@ -86,26 +87,37 @@ def describe(value: Any, depth: int = 0) -> str:
     if depth > _DEEPEST:
         return type(value).__name__
     deeper = functools.partial(describe, depth=depth + 1)
+    if isinstance(value, dict) and {"class_name", "config"} <= value.keys():  # as Keras writes objects down
+        return f"{value['class_name']} {deeper(value['config'])}"
     if isinstance(value, dict):
-        return str({str(key): deeper(value[key]) for key in sorted(value, key=str) if key != "name"})
+        inside = ", ".join(f"{key}: {deeper(value[key])}" for key in sorted(value, key=str) if key != "name")
+        return f"{{{inside}}}"
     if isinstance(value, list | tuple):
-        return str([deeper(item) for item in value])
+        return f"[{', '.join(deeper(item) for item in value)}]"
     if isinstance(value, set | frozenset):
-        return str(sorted(deeper(item) for item in value))
+        return f"{{{', '.join(sorted(deeper(item) for item in value))}}}"
     if isinstance(value, type | types.ModuleType):
         return value.__name__
     if isinstance(value, functools.partial):
-        return str([deeper(value.func), deeper(value.args), deeper(value.keywords)])
+        return deeper([value.func, value.args, value.keywords])
     if isinstance(value, types.MethodType):
         return f"{value.__qualname__} of {deeper(value.__self__)}"
     if isinstance(value, types.FunctionType):
-        closure = inspect.getclosurevars(value).nonlocals
-        return f"{value.__qualname__} {_checksum(value.__code__)} {deeper([value.__defaults__, closure])}"
+        return _describe_function(value, deeper)
     if isinstance(value, keras.Variable | tf.Variable | keras.Layer | keras.callbacks.Callback):
         return type(value).__name__  # training changes what is in them
     if hasattr(value, "__array__"):
         return str(np.asarray(value).tolist())
     return f"{type(value).__name__} {_describe_object(value, depth)}"
+
+
+def _describe_function(function: types.FunctionType, deeper: Callable[[Any], str]) -> str:
+    if is_of_a_library(function.__module__) and "<" not in function.__qualname__:
+        return f"{function.__module__.split('.')[0]}.{function.__qualname__}"
+    used = inspect.getclosurevars(function)
+    constants = {name: value for name, value in used.globals.items() if isinstance(value, bool | int | float | str)}
+    outside = [item for item in (function.__defaults__, function.__kwdefaults__, used.nonlocals, constants) if item]
+    return f"{function.__qualname__} {_checksum(function.__code__)} {deeper(outside) if outside else ''}".rstrip()
 
 
 def _describe_object(value: Any, depth: int) -> str:

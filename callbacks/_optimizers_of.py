@@ -84,14 +84,14 @@ def _attributes_of(name: str, thing: Any) -> Iterator[tuple[str, Any]]:
         if not attribute.startswith("_self_"):
             yield f"{prefix}{attribute}", attributes[attribute]
     for cls in type(thing).__mro__:
-        if not _is_of_a_library(cls.__module__):
+        if not is_of_a_library(cls.__module__):
             for attribute, value in vars(cls).items():
                 yield f"{prefix}{attribute}", value
 
 
 def _used_from_outside(name: str, function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     """Yield the globals and closed-over variables that a function of the user's reads."""
-    if _is_of_a_library(function.__module__):
+    if is_of_a_library(function.__module__):
         return
     for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
         try:
@@ -109,8 +109,16 @@ def _used_from_outside(name: str, function: types.FunctionType) -> Iterator[tupl
 
 
 def _is_users(thing: Any) -> bool:
-    return not isinstance(thing, type | types.ModuleType) and not _is_of_a_library(type(thing).__module__)
+    return not isinstance(thing, type | types.ModuleType) and not is_of_a_library(type(thing).__module__)
 
 
-def _is_of_a_library(module: str | None) -> bool:
+def is_of_a_library(module: str | None) -> bool:
+    """Return whether a module belongs to a library, and not to the user.
+
+    Args:
+        module: Its name.
+
+    Returns:
+        Whether it does.
+    """
     return (module or "").split(".")[0] in _LIBRARIES and module != "__main__"

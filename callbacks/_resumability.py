@@ -1,12 +1,15 @@
 """Which callbacks and data let training be resumed."""
 
+import types
 import warnings
 from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.trainers import data_adapters
 from tfopt.callbacks._dataset_order import why_lost
-from tfopt.callbacks._row_order import shuffles_arrays
+from tfopt.callbacks._row_order import shuffles_arrays, why_not_taken_over
+from tfopt.callbacks._running_fit import RunningFit
 from tfopt.callbacks._traced_step import (
     changed_variables,
     graphs_of,
@@ -82,23 +85,17 @@ def check_data(epoch_iterator: Any, stateless: tuple[type, ...]) -> None:
     kind = type(adapter).__name__
     if getattr(adapter, "_shuffle", False) and not shuffles_arrays(epoch_iterator):
         raise ValueError(
-            "`fit` shuffles these arrays by a random number generator whose state cannot be saved, since they are "
-            f"sparse, or spread over devices, or shuffled within batches. {_ADVICE}, or fit(..., shuffle=False)"
+            "`fit` shuffles these arrays by a random number generator whose state cannot be saved: "
+            f"{why_not_taken_over(epoch_iterator)}. {_ADVICE}, or fit(..., shuffle=False)"
         )
     if kind == "TFDatasetAdapter":
         _check_dataset(adapter._dataset, stateless)
     if kind == "PyDatasetAdapter":
-        _check_py_dataset(adapter, stateless)
+        _check_py_dataset(adapter.py_dataset, stateless)
     if kind == "GeneratorDataAdapter":
         raise ValueError(f"`fit` reads from a generator, whose position cannot be saved. {_ADVICE}")
     if kind in ("TorchDataLoaderAdapter", "GrainDatasetAdapter"):
-        source = getattr(adapter, "_dataloader", None) or getattr(adapter, "_dataset", None)
-        name = type(source).__name__
-        if not isinstance(source, stateless):
-            raise ValueError(
-                f"It is not known in which order {name} serves its batches after a restart. {_ADVICE}; or pass "
-                f"stateless=[{name}] if it serves the same batches in each epoch"
-            )
+        _check_unknown(getattr(adapter, "_dataloader", None) or getattr(adapter, "_dataset", None), stateless)
     if getattr(epoch_iterator, "steps_per_epoch", None) not in (None, getattr(adapter, "num_batches", None)):
         raise ValueError(
             "With `steps_per_epoch` an epoch goes on where the one before has ended, and that position cannot be "
@@ -106,8 +103,53 @@ def check_data(epoch_iterator: Any, stateless: tuple[type, ...]) -> None:
         )
 
 
-def _check_py_dataset(adapter: Any, stateless: tuple[type, ...]) -> None:
-    data = adapter.py_dataset
+def check_validation(running: RunningFit, stateless: tuple[type, ...]) -> None:
+    """Refuse validation data that go on at another place after a restart, if a callback decides by them; else warn.
+
+    Args:
+        running: The `fit`.
+        stateless: Classes of data that serve the same batches in each epoch.
+
+    Raises:
+        ValueError: They do, and a callback would decide otherwise.
+    """
+    try:
+        _check_validation_data(running.validation, stateless)
+    except ValueError as error:
+        text = f"The validation data cannot be resumed: {error}"
+        deciding = [type(callback).__name__ for callback in running.callbacks if _decides_by_validation(callback)]
+        if deciding:
+            raise ValueError(f"{text}. {', '.join(deciding)} would decide by other numbers") from error
+        warnings.warn(f"{text}. After a restart, numbers with val_ will be other ones", stacklevel=3)
+
+
+def _check_validation_data(data: Any, stateless: tuple[type, ...]) -> None:
+    if isinstance(data, tf.data.Dataset):
+        _check_dataset(data, stateless)
+    elif isinstance(data, keras.utils.PyDataset):
+        _check_py_dataset(data, stateless)
+    elif isinstance(data, types.GeneratorType):
+        raise ValueError("they come from a generator, whose position cannot be saved. Use arrays")
+    elif data_adapters.is_torch_dataloader(data) or data_adapters.is_grain_dataset(data):
+        _check_unknown(data, stateless)
+
+
+def _decides_by_validation(callback: Any) -> bool:
+    monitored = str(getattr(callback, "monitor", ""))
+    saves_always = isinstance(callback, keras.callbacks.ModelCheckpoint) and not callback.save_best_only
+    return monitored.startswith("val_") and not saves_always
+
+
+def _check_unknown(data: Any, stateless: tuple[type, ...]) -> None:
+    if not isinstance(data, stateless):
+        name = type(data).__name__
+        raise ValueError(
+            f"It is not known in which order {name} serves its batches after a restart. {_ADVICE}; or pass "
+            f"stateless=[{name}] if it serves the same batches in each epoch"
+        )
+
+
+def _check_py_dataset(data: Any, stateless: tuple[type, ...]) -> None:
     name = type(data).__name__
     if not hasattr(data, "start_at") and not isinstance(data, stateless):
         raise ValueError(

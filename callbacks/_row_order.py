@@ -115,13 +115,28 @@ def shuffles_arrays(epoch_iterator: Any) -> bool:
         Whether it does: dense arrays, on one device.
     """
     adapter = getattr(epoch_iterator, "data_adapter", None)
-    return (
-        getattr(adapter, "_shuffle", False) is True
-        and isinstance(getattr(epoch_iterator, "_distributed_dataset", None), tf.data.Dataset)
-        and not any(
-            isinstance(leaf, array_slicing.TensorflowSparseWrapper) for leaf in keras.tree.flatten(_sliceable(adapter))
-        )
-    )
+    return bool(getattr(adapter, "_shuffle", False)) and not why_not_taken_over(epoch_iterator)
+
+
+def why_not_taken_over(epoch_iterator: Any) -> str:
+    """Return what keeps `RowOrder` from shuffling arrays in the place of Keras.
+
+    Args:
+        epoch_iterator: What hands out batches of arrays that `fit` shuffles.
+
+    Returns:
+        The end of a sentence; nothing if it can.
+    """
+    adapter = epoch_iterator.data_adapter
+    if adapter._shuffle == "batch":
+        return 'shuffle="batch" mixes the rows within each batch'
+    dataset = getattr(epoch_iterator, "_distributed_dataset", None)
+    if not isinstance(dataset, tf.data.Dataset):
+        return "they are spread over devices"
+    specs = tf.nest.flatten(dataset.element_spec)
+    if any(isinstance(spec, tf.SparseTensorSpec | tf.RaggedTensorSpec) for spec in specs):
+        return "they are sparse or ragged"
+    return ""
 
 
 def _sliceable(adapter: Any) -> Any:

@@ -27,12 +27,16 @@ class RunningFit:
         epoch_iterator: What hands out the batches of the training data; None where Keras does not show it.
         class_weight: As it was given to `fit`.
         sample_weight: The same.
+        validation: The inputs of the validation data, which are all of them where these are no arrays.
+        initial_epoch: As it was given to `fit`.
     """
 
     callbacks: list[keras.callbacks.Callback]
     epoch_iterator: Any = None
     class_weight: dict[int, float] | None = None
     sample_weight: Any = None
+    validation: Any = None
+    initial_epoch: int = 0
 
 
 def has_call(model: Any) -> bool:
@@ -120,8 +124,9 @@ def find_running_fit(callback: keras.callbacks.Callback) -> RunningFit:
         if callbacks is None and isinstance(caller, CallbackList) and callback in caller.callbacks:
             callbacks = list(caller.callbacks)
         if callbacks is not None and frame.f_code.co_name == "fit" and "epoch_iterator" in frame.f_locals:
-            given = {name: frame.f_locals.get(name) for name in ("epoch_iterator", "class_weight", "sample_weight")}
-            return RunningFit(callbacks, **given)
+            names = ("epoch_iterator", "class_weight", "sample_weight", "initial_epoch")
+            given: dict[str, Any] = {name: frame.f_locals.get(name) for name in names}
+            return RunningFit(callbacks, **given, validation=frame.f_locals.get("val_x"))
     return RunningFit(callbacks or [callback])
 
 

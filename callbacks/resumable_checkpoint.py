@@ -1,16 +1,17 @@
 """Checkpoints from which training goes on as if it had never been interrupted, bit for bit."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from tfopt.callbacks._callback import Callback
-from tfopt.callbacks._dataset_order import DatasetOrder, description_of
-from tfopt.callbacks._optimizer_arguments import arguments_of, learning_rates
+from tfopt.callbacks._dataset_order import DatasetOrder
+from tfopt.callbacks._job import changed_by_training, data_of, differences, setup_of
+from tfopt.callbacks._layer_arguments import own_attributes, own_code
 from tfopt.callbacks._random_state import random_state, set_random_state
-from tfopt.callbacks._resumability import check_callbacks, check_data
+from tfopt.callbacks._resumability import check_callbacks, check_data, check_validation
 from tfopt.callbacks._row_order import RowOrder
 from tfopt.callbacks._running_fit import RunningFit, build_model, epoch_batches_of, find_running_fit, has_call
 from tfopt.callbacks._traced_step import trace_step
@@ -21,7 +22,8 @@ from tfopt._callback_state import check_states, set_states, states_of
 from tfopt._checkpoint_files import CheckpointFiles
 from tfopt._checks import as_items, check_folder, check_integer
 from tfopt.communicator import Communicator, check_communicator
-from tfopt.datasets import EpochBatches
+
+_PHASES = "Two phases of a training (layers unfrozen, compiled again) are two `fit`s with a folder for each. "
 
 
 class ResumableCheckpoint(Callback):
@@ -50,8 +52,9 @@ class ResumableCheckpoint(Callback):
     Args:
         folder: Where to write.
         every_n_epochs: Write at the end of each n-th epoch and of the last, an integer >= 1. Default 1.
-        stateless: Callback classes of yours that have no state worth keeping, and `PyDataset` classes that serve the
-            same batches in each epoch.
+        stateless: Callback classes of yours that have no state worth keeping; and classes of data that serve the same
+            batches in each epoch: your `PyDataset`s, and `tf.data.Dataset` for data sets that call Python
+            (`from_generator`, `py_function`).
         verbose: 1 (default) prints a line when training is resumed, 0 does not.
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
 
@@ -59,7 +62,7 @@ class ResumableCheckpoint(Callback):
         TypeError: An argument has the wrong type.
         ValueError: An argument is out of its range; in `fit`: another callback, the data or the training step cannot
             be resumed, the folder cannot be written or another training has it, or it holds the checkpoints of another
-            model or number of ranks.
+            job: other data, layers, loss, optimizers or number of ranks.
         OSError: In `fit`: the disk is full; the message says how much room is needed.
 
     Example:
@@ -98,7 +101,8 @@ class ResumableCheckpoint(Callback):
         self._history: dict[str, Any] | None = None
         self._order, self._dataset_order = RowOrder(None), DatasetOrder(None)
         self._variables: list[tuple[str, Any]] = []
-        self._arguments: dict[str, Any] = {}
+        self._arguments: dict[str, str] = {}
+        self._program: Any = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Check that this training can be resumed, and resume it if there is a checkpoint.
@@ -120,12 +124,8 @@ class ResumableCheckpoint(Callback):
         self._variables = variables_of(self.model)
         in_agreement(self.communicator, lambda: graph and check_step(graph, self._variables, self.communicator))
         self._history = None
-        self._arguments = {
-            **arguments_of(self.model),
-            **_data_arguments(self._running.epoch_iterator, epoch_batches_of(self._running)),
-            **_loss_arguments(self.model),
-            "order of rows": self._order.source,
-        }
+        self._arguments = in_agreement(self.communicator, self._arguments_now)
+        self._program = getattr(self.model, "train_function", None)
         self._files.open()
         try:
             state = self._files.read_newest()
@@ -139,6 +139,11 @@ class ResumableCheckpoint(Callback):
     def _check_callbacks_and_data(self) -> None:
         check_callbacks(self._running.callbacks, self, self.stateless)
         check_data(self._running.epoch_iterator, self.stateless)
+        check_validation(self._running, self.stateless)
+
+    def _arguments_now(self) -> dict[str, str]:
+        setup = {**setup_of(self.model), **own_attributes(self.model)}
+        return {**data_of(self._running), **setup, "order of rows": self._order.source}
 
     def _build(self) -> None:
         # Without a graph, variables that the first step makes would come too late. A model without `call` has parts.
@@ -151,7 +156,7 @@ class ResumableCheckpoint(Callback):
             model.optimizer.build(model.trainable_variables)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Tell `EpochBatches` the epoch.
+        """Tell `EpochBatches` the epoch, those of the validation data too.
 
         Args:
             epoch: Its number, from 0.
@@ -159,9 +164,9 @@ class ResumableCheckpoint(Callback):
         """
         self._restore_history()
         self._order.epoch = epoch
-        batches = epoch_batches_of(self._running)
-        if batches is not None:
-            batches.start_at(epoch)
+        for batches in (epoch_batches_of(self._running), self._running.validation):
+            if hasattr(batches, "start_at"):
+                batches.start_at(epoch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Write a checkpoint, if it is time to.
@@ -188,13 +193,15 @@ class ResumableCheckpoint(Callback):
 
     def _state(self, epoch: int, logs: dict[str, Any]) -> dict[str, Any]:
         self._check_that_none_is_new()
+        self._follow_compiling()
         history = next((c for c in self._running.callbacks if isinstance(c, keras.callbacks.History)), None)
         past = {"epoch": [], "history": {}} if history is None else _history_with(history, epoch, logs)
         return {
             "epochs": epoch + 1,
             "stopped": bool(self.model.stop_training),
             "arguments": self._arguments,
-            "learning_rates": learning_rates(arguments_of(self.model)),
+            "changed": changed_by_training(self.model),
+            "code": own_code(self.model),
             "variables": [[name, read(variable)] for name, variable in self._variables],
             "random": random_state(),
             "order": self._order.seed,
@@ -207,29 +214,59 @@ class ResumableCheckpoint(Callback):
     def _others(self) -> list[Any]:
         return [callback for callback in self._running.callbacks if callback is not self]
 
-    def _check_arguments(self, state: dict[str, Any]) -> None:
-        there, here = state["arguments"], self._arguments
-        differing = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
-        # Where the same model goes on, a callback may have changed a learning rate since training began.
-        differing = [name for name in differing if here.get(name) != state["learning_rates"].get(name, ...)]
-        if differing:
-            changes = "; ".join(f"{name} was {there.get(name)}, is {here.get(name)}" for name in differing)
-            raise ValueError(
-                f"The checkpoint in {self.folder} was written with other arguments, so training cannot go on as if it "
-                f"had not been interrupted: {changes}. Change them back, or delete the folder to begin anew"
-            )
-
     def _check(self, state: dict[str, Any]) -> None:
         found, expected = [text for text, _ in state["variables"]], [text for text, _ in self._variables]
+        changes = "; ".join(differences(state["arguments"], self._arguments, state["changed"]))
+        phases = _PHASES * any(word in changes for word in ("'s trainable was", "loss was", "optimizer's class was"))
         if found != expected:
             first = next((pair for pair in zip(found, expected, strict=False) if pair[0] != pair[1]), ("fewer", "more"))
             raise ValueError(
                 f"The checkpoint in {self.folder} belongs to another model or optimizer: it has {len(found)} "
                 f"variables, this one {len(expected)}; the first that differs is {first[0]} there and {first[1]} here. "
-                "Delete the folder to begin anew"
+                f"{f'Beside that, {changes}. ' if changes else ''}{phases}Delete the folder to begin anew"
             )
-        self._check_arguments(state)
+        if changes:
+            raise ValueError(
+                f"The checkpoint in {self.folder} was written with other arguments, so training cannot go on as if it "
+                f"had not been interrupted: {changes}. {phases}Change them back, or delete the folder to begin anew"
+            )
+        if state["epochs"] < self._running.initial_epoch and not state["stopped"]:
+            raise ValueError(
+                f"The checkpoint in {self.folder} has {state['epochs']} epochs, and this training would begin after "
+                f"{self._running.initial_epoch}. Received: initial_epoch={self._running.initial_epoch}. Leave it out; "
+                "the checkpoint knows its epoch"
+            )
         check_states(self._others, state["callbacks"], self.folder)
+        self._warn_about(state)
+
+    def _warn_about(self, state: dict[str, Any]) -> None:
+        there, here = state["code"], own_code(self.model)
+        if changed := sorted(name for name in {*there, *here} if there.get(name) != here.get(name)):
+            warnings.warn(
+                f"The checkpoint in {self.folder} was written with other code in {', '.join(changed)}. If that "
+                "computes something else, training does not go on as if it had not been interrupted",
+                stacklevel=4,
+            )
+        if state["epochs"] > (self.parameters.get("epochs") or state["epochs"]):
+            warnings.warn(
+                f"The checkpoint in {self.folder} has {state['epochs']} epochs, more than `fit` is to have. Received: "
+                f"epochs={self.parameters['epochs']}. The model is the one after {state['epochs']} epochs",
+                stacklevel=4,
+            )
+
+    def _follow_compiling(self) -> None:
+        """Keep what a model is that was compiled again while it was trained, and say what that means."""
+        program = getattr(self.model, "train_function", None)
+        if program is self._program:
+            return  # layers that are frozen without compiling have no effect
+        self._program, setup = program, setup_of(self.model)
+        if changes := differences(self._arguments, {**self._arguments, **setup}, changed_by_training(self.model)):
+            self._arguments = {**self._arguments, **setup}
+            warnings.warn(
+                f"The model was compiled again while it was trained: {'; '.join(changes)}. Checkpoints from now on can "
+                "be resumed only by a script that does so before `fit`. Train in two `fit`s, with a folder for each",
+                stacklevel=3,
+            )
 
     def _check_that_none_is_new(self) -> None:
         known = {id(variable) for _, variable in self._variables}
@@ -264,29 +301,6 @@ class ResumableCheckpoint(Callback):
                 if isinstance(callback, keras.callbacks.History):
                     callback.epoch, callback.history = list(self._history["epoch"]), dict(self._history["history"])
             self._history = None
-
-
-def _data_arguments(epoch_iterator: Any, batches: Any) -> dict[str, str]:
-    names = ("batch_size", "seed", "shuffle", "num_rows")
-    data = {name: getattr(batches, name, None) for name in names}
-    data["number of batches"] = getattr(epoch_iterator, "num_batches", None)
-    if isinstance(batches, EpochBatches):
-        data["checksum of some rows"] = batches.checksum
-    dataset = getattr(getattr(epoch_iterator, "data_adapter", None), "_dataset", None)
-    if isinstance(dataset, tf.data.Dataset):
-        data["data set"] = description_of(dataset)
-    return {name: str(value) for name, value in data.items() if value is not None}
-
-
-def _loss_arguments(model: Any) -> dict[str, str]:
-    def describe(loss: Any) -> str:
-        config = loss.get_config() if isinstance(loss, keras.losses.Loss) else {}
-        plain = {name: value for name, value in config.items() if isinstance(value, str | bool | int | float)}
-        name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
-        return f"{name} {plain}" if plain else str(name)
-
-    losses = keras.tree.flatten(getattr(model, "loss", None))
-    return {"loss": ", ".join(describe(loss) for loss in losses)} if losses else {}
 
 
 def _history_with(history: Any, epoch: int, logs: dict[str, Any]) -> dict[str, Any]:

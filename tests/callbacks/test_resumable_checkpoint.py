@@ -9,6 +9,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
+import scipy.sparse
 import tensorflow as tf
 from tfopt.callbacks import ResumableCheckpoint, WarmupLearningRate, WeightNorms
 
@@ -342,9 +343,9 @@ def test_other_arguments_are_refused(tmp_path):
         with pytest.raises(ValueError, match=f"written with other arguments.*{message}"):
             run(epochs=2, **changed)
     x, y = make_data()
-    with pytest.raises(ValueError, match="checksum of some rows was [0-9]+, is [0-9]+"):
+    with pytest.raises(ValueError, match="checksum of x was [0-9]+, is [0-9]+"):
         run(epochs=2, data=(x + 1.0, y))
-    with pytest.raises(ValueError, match=r"loss was mse, is MeanSquaredError \{.*'sum'"):
+    with pytest.raises(ValueError, match=r"loss was mse, is MeanSquaredError .*sum"):
         run(epochs=2, loss=keras.losses.MeanSquaredError(reduction="sum"))
     # A learning rate that training itself has changed is no other argument.
     halve = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
@@ -412,6 +413,11 @@ def test_files_that_are_all_damaged_are_an_error(tmp_path):
         train(tmp_path)
 
 
+def sparse_data():
+    x, y = make_data()
+    return scipy.sparse.csr_matrix(x), y
+
+
 def generator():
     while True:
         yield make_data()
@@ -423,7 +429,12 @@ def test_data_that_cannot_be_resumed_are_refused(tmp_path):
     rows = tf.data.Dataset.from_tensor_slices(make_data())
     shuffled = rows.shuffle(20, seed=1)
     for data, options, message in (
-        (make_data(), {"shuffle": "batch"}, "`fit` shuffles these arrays.*EpochBatches"),
+        (
+            make_data(),
+            {"shuffle": "batch"},
+            "`fit` shuffles these arrays.*mixes the rows within each batch.*EpochBatches",
+        ),
+        (sparse_data(), {"shuffle": 1}, "`fit` shuffles these arrays.*they are sparse or ragged.*EpochBatches"),
         ((shuffled.batch(4).cache(),), {"shuffle": None}, "CacheDataset stands behind.*reshuffle_each_iteration=False"),
         (
             (rows.shuffle(20, reshuffle_each_iteration=False).batch(4),),

@@ -358,8 +358,9 @@ def test_batches_of_worker_threads_in_their_order_are_accepted(tmp_path):
         (lambda: X, {"y": Y, "batch_size": 5}),
         (lambda: {"a": X, "b": tf.constant(X)}, {"y": [Y], "batch_size": 8, "sample_weight": np.ones(16)}),
         (lambda: X.astype("float64"), {"y": Y, "batch_size": 8, "class_weight": dict.fromkeys(range(-9, 9), 1.0)}),
+        (lambda: X, {"y": Y, "batch_size": 8, "shuffle": 1}),
     ],
-    ids=["rest", "nested", "double"],
+    ids=["rest", "nested", "double", "truthy"],
 )
 @pytest.mark.parametrize("is_seeded", [True, False])
 def test_arrays_that_fit_shuffles_come_in_the_same_order(data, options, is_seeded, tmp_path):

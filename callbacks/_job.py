@@ -1,0 +1,149 @@
+"""What a training must have in common with the one that it goes on from."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tfopt.callbacks._dataset_order import description_of, sources_of
+from tfopt.callbacks._layer_arguments import layer_arguments, own_attributes, shorten, trainable_flags
+from tfopt.callbacks._optimizer_arguments import arguments_of, describe, learning_rates
+from tfopt.callbacks._running_fit import RunningFit
+
+from tfopt._row_checksum import checksum_of
+from tfopt.datasets import EpochBatches
+
+_MOST = 6  # differences that a message names
+
+
+def setup_of(model: Any) -> dict[str, str]:
+    """Return what a script decides about a model: layers, which of them are trained, loss, and optimizers.
+
+    Args:
+        model: The model, which has been built, as its optimizers have been.
+
+    Returns:
+        Text by a name for messages.
+    """
+    return {**arguments_of(model), **_loss_arguments(model), **trainable_flags(model), **layer_arguments(model)}
+
+
+def data_of(running: RunningFit) -> dict[str, str]:
+    """Return what the training data of a `fit` can be known by.
+
+    Args:
+        running: The `fit`.
+
+    Returns:
+        Text by a name for messages.
+    """
+    adapter: Any = getattr(running.epoch_iterator, "data_adapter", None)
+    found: dict[str, Any] = {"number of batches": getattr(running.epoch_iterator, "num_batches", None)}
+    kind = type(adapter).__name__
+    if kind == "ArrayDataAdapter":
+        found |= {"batch_size": adapter._batch_size, "number of rows": adapter._num_samples}
+        parts = keras.utils.unpack_x_y_sample_weight(adapter._inputs)
+        for name, part in zip(("x", "y", "sample_weight"), parts, strict=True):
+            found[f"checksum of {name}"] = None if part is None else checksum_of(part)
+    elif kind == "PyDatasetAdapter":
+        found |= _py_dataset_arguments(getattr(adapter.py_dataset, "in_its_own_order", adapter.py_dataset))
+    elif kind == "TFDatasetAdapter" and isinstance(adapter._dataset, tf.data.Dataset):
+        found |= {"batches": str(adapter._dataset.element_spec), "data set": description_of(adapter._dataset) or None}
+        if not _writes_files(adapter._dataset):
+            sources = list(sources_of(adapter._dataset))
+            found["checksum of the first batches"] = [checksum_of(list(source.take(2))) for source in sources]
+    if running.class_weight is not None:
+        found["class_weight"] = {int(label): float(weight) for label, weight in running.class_weight.items()}
+    return {name: shorten(describe(value)) for name, value in found.items() if value is not None}
+
+
+def changed_by_training(model: Any) -> dict[str, str]:
+    """Return those arguments that training itself may change.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Text by the names that `setup_of` and `own_attributes` use.
+    """
+    return {**learning_rates(arguments_of(model)), **own_attributes(model)}
+
+
+def differences(there: dict[str, str], here: dict[str, str], changed: dict[str, str]) -> list[str]:
+    """Return in what two trainings differ.
+
+    Args:
+        there: The arguments with which the one that is to go on began.
+        here: Those of the other one.
+        changed: Those that the first had changed when it was saved, which the other may have too.
+
+    Returns:
+        A text for each, with both values; where there are many, the last one says how many.
+    """
+    names = [*there, *(name for name in here if name not in there)]
+    differing = [name for name in names if there.get(name) != here.get(name)]
+    differing = [name for name in differing if name not in changed or here.get(name) != changed[name]]
+    texts = [f"{name} was {there.get(name)}, is {here.get(name)}" for name in differing]
+    return texts if len(texts) <= _MOST else [*texts[:_MOST], f"and {len(texts) - _MOST} more"]
+
+
+def _py_dataset_arguments(data: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {name: getattr(data, name, None) for name in ("batch_size", "seed", "shuffle", "num_rows")}
+    found = {name: value for name, value in found.items() if isinstance(value, bool | int | float | str)}
+    if isinstance(data, EpochBatches):
+        return {**found, **{f"checksum of {name}": value for name, value in data.checksums.items()}}
+    with _drawing_nothing():
+        checksums = [_checksum_of_first_batch(data) for _ in range(2)]
+    if checksums[0] == checksums[1]:  # otherwise it draws random numbers
+        found["checksum of the first batch"] = checksums[0]
+    return found
+
+
+def _checksum_of_first_batch(data: Any) -> int:
+    if hasattr(data, "start_at"):
+        data.start_at(0)
+    checksum = checksum_of(data[0])
+    random.random()
+    np.random.random()  # noqa: NPY002
+    return checksum
+
+
+@contextmanager
+def _drawing_nothing() -> Iterator[None]:
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+
+
+def _writes_files(dataset: Any) -> bool:
+    # A cache of which only a part was read blocks the next reader.
+    filename = getattr(dataset, "_filename", None)
+    if "Cache" in type(dataset).__name__ and filename is not None and bytes(filename.numpy()):
+        return True
+    if any(kind in type(dataset).__name__ for kind in ("Snapshot", "Save")):
+        return True
+    return any(_writes_files(source) for source in getattr(dataset, "_inputs", list)())
+
+
+def _loss_arguments(model: Any) -> dict[str, str]:
+    compiled = getattr(model, "_compile_loss", None)
+    given = {"loss": getattr(model, "loss", None), "loss_weights": getattr(compiled, "_user_loss_weights", None)}
+    return {name: shorten(_describe_loss(value)) for name, value in given.items() if value is not None}
+
+
+def _describe_loss(loss: Any) -> str:
+    if isinstance(loss, dict):
+        return f"{{{', '.join(f'{key}: {_describe_loss(loss[key])}' for key in sorted(loss, key=str))}}}"
+    if isinstance(loss, list | tuple):
+        return f"[{', '.join(map(_describe_loss, loss))}]"
+    if not isinstance(loss, keras.losses.Loss):
+        return describe(loss)
+    # Its attributes, since Keras leaves arguments such as Huber's delta out of the config.
+    held = {name: value for name, value in vars(loss).items() if not name.startswith("_")}
+    return f"{type(loss).__name__} {describe(held | getattr(loss, '_fn_kwargs', {}))}"

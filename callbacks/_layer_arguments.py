@@ -1,0 +1,211 @@
+"""The arguments of a model's layers, and how they are connected, as text that is the same in every process."""
+
+import dataclasses
+import types
+import warnings
+import zlib
+from typing import Any
+
+import keras
+import numpy as np
+from keras.src.models.functional import Functional
+from keras.src.ops.function import make_node_key
+from tfopt.callbacks._optimizer_arguments import describe
+from tfopt.callbacks._optimizers_of import is_of_a_library
+
+_LONGEST = 120  # characters of a text that are kept as they are
+_PLAIN = (bool, int, float, str, np.bool_, np.integer, np.floating)
+_OF_KERAS = frozenset({
+    *("autocast", "built", "compiled", "loss", "name", "seed", "stop_evaluating", "stop_predicting", "stop_training"),
+    *("call_signature_parameters", "steps_per_execution", "supports_jit", "supports_masking", "trainable"),
+    "unrolled_steps_per_execution",
+})
+
+
+def layer_arguments(model: Any) -> dict[str, str]:
+    """Return the arguments of all layers of a model, without their names.
+
+    Args:
+        model: The model, which has been built.
+
+    Returns:
+        Text by "layer 3 (Dropout)'s rate" and the like. The model itself is number 0.
+    """
+    places = _places(model)
+    found: dict[str, str] = {}
+    for label, part in _labelled(model):
+        found.update({f"{label}'s {key}": shorten(describe(value)) for key, value in _config_of(part).items()})
+        if isinstance(part, Functional):
+            found[f"{label}'s connections"] = shorten(_connections(part, places))
+    return found
+
+
+def trainable_flags(model: Any) -> dict[str, str]:
+    """Return which layers of a model are trained.
+
+    Args:
+        model: The model.
+
+    Returns:
+        "True" or "False" by "layer 3 (Dense)'s trainable" and the like.
+    """
+    layers = [(label, part) for label, part in _labelled(model) if isinstance(part, keras.layers.Layer)]
+    return {f"{label}'s trainable": str(bool(layer.trainable)) for label, layer in layers}
+
+
+def own_attributes(model: Any) -> dict[str, str]:
+    """Return the plain values that layers of the user's classes hold, which training may change.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Text by "layer 0 (VAE)'s attribute beta" and the like.
+    """
+    return {
+        f"{label}'s attribute {name}": shorten(describe(value))
+        for label, part in _labelled(model)
+        if not is_of_a_library(type(part).__module__)
+        for name, value in {**_own_constants(type(part)), **_held_by(part)}.items()
+    }
+
+
+def own_code(model: Any) -> dict[str, str]:
+    """Return what the methods of the user's classes compute.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Text by "Own.call" and the like.
+    """
+    classes = {cls for part in _parts(model) for cls in type(part).__mro__ if not is_of_a_library(cls.__module__)}
+    return {
+        f"{cls.__qualname__}.{name}": describe(function)
+        for cls in sorted(classes, key=lambda cls: cls.__qualname__)
+        for name, function in vars(cls).items()
+        if isinstance(function, types.FunctionType) and name not in ("__init__", "build", "get_config")
+    }
+
+
+def shorten(text: str) -> str:
+    """Return a text for a message; one that is cut ends with a checksum, so that different ones stay different.
+
+    Args:
+        text: The text.
+
+    Returns:
+        At most about 120 characters.
+    """
+    return text if len(text) <= _LONGEST else f"{text[:80]}... ({zlib.crc32(text.encode()):08x})"
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, str):
+        return "/" not in value  # paths and addresses change no number
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = vars(value)
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    return isinstance(value, _PLAIN)
+
+
+def _parts(model: Any) -> list[Any]:
+    """Return a model, its layers, and the operations between them, each once, in the order in which they were made."""
+    found: dict[int, Any] = {}
+    waiting = [model]
+    while waiting:
+        part = waiting.pop()
+        if id(part) not in found:
+            found[id(part)] = part
+            inside = [*(part.operations if isinstance(part, Functional) else ()), *getattr(part, "_layers", ())]
+            waiting.extend(reversed(inside))
+    return list(found.values())
+
+
+def _places(model: Any) -> dict[int, int]:
+    return {id(part): number for number, part in enumerate(_parts(model))}
+
+
+def _labelled(model: Any) -> list[tuple[str, Any]]:
+    return [(f"layer {number} ({type(part).__name__})", part) for number, part in enumerate(_parts(model))]
+
+
+def _config_of(part: Any) -> dict[str, Any]:
+    config: dict[str, Any] = {}
+    if not _holds_only_layers(part):
+        config = _written_down(part)
+    given = getattr(getattr(part, "_auto_config", None), "config", None)
+    if "seed" in config and given is not None:
+        config["seed"] = given.get("seed")  # some layers write down a number that they have drawn
+    for name in list(config):
+        held = vars(part).get(name)
+        if isinstance(held, types.FunctionType | types.MethodType):
+            config[name] = held  # Keras writes functions down with the line on which they stand
+        if any(isinstance(item, keras.layers.Layer) for item in (held if isinstance(held, list | tuple) else [held])):
+            del config[name]  # which is a part of its own
+    if (policy := getattr(part, "dtype_policy", None)) is not None:
+        config["dtype"] = policy.name
+    return {key: value for key, value in config.items() if value is not None and key not in ("name", "trainable")}
+
+
+def _holds_only_layers(part: Any) -> bool:
+    is_keras_own = is_of_a_library(getattr(type(part).get_config, "__module__", None))
+    return isinstance(part, Functional | keras.Sequential) and is_keras_own
+
+
+def _written_down(part: Any) -> dict[str, Any]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about lambdas
+            config = dict(part.get_config())
+    except Exception:  # somebody's layer, or a regularizer in it, whose arguments cannot be written down
+        config = _held_by(part) if is_of_a_library(type(part).__module__) else {}  # see own_attributes
+    if isinstance(part, keras.layers.StringLookup | keras.layers.IntegerLookup | keras.layers.TextVectorization):
+        config["vocabulary"] = part.get_vocabulary()  # of which the config lacks what `adapt` has found
+    return config
+
+
+def _held_by(part: Any) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in vars(part).items()
+        if not name.startswith("_") and name not in _OF_KERAS and _is_an_argument(value)
+        if not (isinstance(value, types.FunctionType) and hasattr(type(part), name))  # a method that Keras has wrapped
+    }
+
+
+def _own_constants(cls: type) -> dict[str, Any]:
+    own = [base for base in reversed(cls.__mro__) if not is_of_a_library(base.__module__)]
+    found = {name: value for base in own for name, value in vars(base).items()}
+    return {name: value for name, value in found.items() if not name.startswith("_") and _is_plain(value)}
+
+
+def _is_an_argument(value: Any) -> bool:
+    kinds = (types.FunctionType, keras.Initializer, keras.Regularizer, keras.constraints.Constraint)
+    return isinstance(value, kinds) or _is_plain(value)
+
+
+def _connections(model: Any, places: dict[int, int]) -> str:
+    """Return which layer is called on what, in numbers of layers."""
+
+    def of(operation: Any) -> list[int]:
+        nodes = range(len(operation._inbound_nodes))
+        return [number for number in nodes if make_node_key(operation, number) in model._nodes]
+
+    def place(tensor: Any) -> Any:
+        if not isinstance(tensor, keras.KerasTensor):
+            return tensor
+        operation, node, output = tensor._keras_history
+        return f"{places.get(id(operation))}.{of(operation).index(node)}.{output}"
+
+    calls = []
+    for operation in model.operations:
+        for number in of(operation):
+            arguments = operation._inbound_nodes[number].arguments
+            given = keras.tree.map_structure(place, [list(arguments.args), dict(arguments.kwargs)])
+            calls.append(f"{places[id(operation)]}{describe(given)}")
+    ends = [[place(tensor) for tensor in tensors] for tensors in (model.inputs, model.outputs)]
+    return f"{' '.join(calls)} {describe(ends)}"
