@@ -9,17 +9,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops import stateful_random_ops
+from tfopt.callbacks._captured_resources import changed_resources
 from tfopt.callbacks._optimizers_of import optimizers_of, parts_of
 from tfopt.callbacks._traced_step import changed_variables, random_operations
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.ndarray, tf.Tensor)
 
 
-def variables_of(model: Any) -> list[tuple[str, Any]]:
-    """Return every variable that training with a model can change.
+def variables_of(model: Any, graph: Any = None, communicator: Any = None) -> list[tuple[str, Any]]:
+    """Return every variable that training with a model can change, or that its step reads and others can change.
 
     Args:
         model: The model.
+        graph: The graph of its training step; None if there is none.
+        communicator: The job's communicator, whose counters do not count.
 
     Returns:
         Pairs of a text, which is the same in another process that builds the same model, and the variable; each once.
@@ -33,7 +36,9 @@ def variables_of(model: Any) -> list[tuple[str, Any]]:
         named.append((f"{name}: {describe(variable)}", variable))
     if (generator := stateful_random_ops.global_generator) is not None:
         named.append(("tf.random.get_global_generator()", generator.state))
-    seen: set[int] = set()
+    for variable in _used_by(graph):
+        named.append((f"used by the training step: {describe(variable)}", variable))
+    seen = _counters_of(communicator)
     once = []
     for name, variable in named:
         if _key(variable) not in seen:
@@ -76,16 +81,14 @@ def check_step(graph: Any, variables: list[tuple[str, Any]], communicator: Any) 
         communicator: The job's communicator, whose counters need not be saved.
 
     Raises:
-        ValueError: It changes another variable, or draws random numbers from a hidden state.
+        ValueError: It changes another variable, an iterator or a table, or draws random numbers from a hidden state.
     """
-    saved = {_key(variable) for _, variable in variables}
-    saved |= {_key(value) for value in getattr(communicator, "__dict__", {}).values() if isinstance(value, tf.Variable)}
+    saved = {_key(variable) for _, variable in variables} | _counters_of(communicator)
     missing = [variable for variable in changed_variables(graph) if _key(variable) not in saved]
     if missing:
         raise ValueError(
             f"The training step changes {', '.join(f'the variable {describe(variable)}' for variable in missing)}, "
-            "which the model does not hold, so ResumableCheckpoint cannot save it. Make it an attribute of the model "
-            "or of one of its layers, with numbers in it"
+            "which ResumableCheckpoint cannot save. Let it hold numbers"
         )
     if kinds := sorted(random_operations(graph)):
         raise ValueError(
@@ -93,6 +96,26 @@ def check_step(graph: Any, variables: list[tuple[str, Any]], communicator: Any) 
             "Draw them by keras.random with a keras.random.SeedGenerator, or by a tf.random.Generator, that is an "
             "attribute of the model or of a layer"
         )
+    if kinds := sorted(changed_resources(graph)):
+        raise ValueError(
+            f"The training step uses an object from outside by TensorFlow's {', '.join(kinds)}: an iterator, a table "
+            "or a queue, whose state cannot be saved. Pass all data to `fit`, and count in variables"
+        )
+
+
+def _counters_of(communicator: Any) -> set[int]:
+    return {_key(value) for value in getattr(communicator, "__dict__", {}).values() if isinstance(value, tf.Variable)}
+
+
+def _used_by(graph: Any) -> Iterator[Any]:
+    """Yield the variables of a graph, in the order in which it came to them, which is the same in each process."""
+    if graph is None:
+        return
+    variables = {id(variable.handle): variable for variable in graph.variables}
+    for outside, _ in graph.captures:
+        variable = variables.get(id(outside))
+        if variable is not None and variable.dtype != tf.string:  # which a checkpoint cannot hold
+            yield variable
 
 
 def _key(variable: Any) -> int:

@@ -206,17 +206,36 @@ class Drawing(layers.Layer):
         return x + self.draw()
 
 
-def hidden():
-    variable = [tf.Variable(0.0)]
+class Out:
+    """Where nobody looks."""
 
-    class Out:
-        __slots__ = ("variable",)  # where nobody looks
+    __slots__ = ("variable",)
 
-    out = Out()
-    out.variable = variable
+    def __init__(self, value=0.0):
+        self.variable = tf.Variable(value)
+
+
+def reading_elsewhere():
+    batches = [iter(tf.data.Dataset.from_tensor_slices([1.0, 2.0]).repeat())]
+    return lambda: next(batches[0])
+
+
+def filling_a_table():
+    tables = [tf.lookup.experimental.MutableHashTable(tf.int64, tf.float32, 0.0)]
 
     def draw():
-        return out.variable[0].assign_add(1.0)
+        tables[0].insert(tf.constant(1, tf.int64), tables[0].lookup(tf.constant(1, tf.int64)) + 1.0)
+        return tables[0].lookup(tf.constant(1, tf.int64))
+
+    return draw
+
+
+def naming():
+    out = Out("")
+
+    def draw():
+        out.variable.assign(tf.strings.join([out.variable, "a"]))
+        return tf.cast(tf.strings.length(out.variable), tf.float32)
 
     return draw
 
@@ -226,12 +245,11 @@ def hidden():
     [
         (lambda: tf.random.normal((), seed=3), "random numbers by TensorFlow's RandomStandardNormal.*SeedGenerator"),
         (lambda: tf.nn.dropout(tf.ones(()), 0.5), "random numbers by TensorFlow's RandomUniform"),
-        (
-            hidden(),
-            r"changes the variable Variable \(\) float32, which the model does not hold.*attribute of the model",
-        ),
+        (reading_elsewhere(), "uses an object from outside by TensorFlow's IteratorGetNext.*Pass all data to `fit`"),
+        (filling_a_table(), "uses an object from outside by TensorFlow's LookupTableInsertV2"),
+        (naming(), r"changes the variable Variable \(\) string, which ResumableCheckpoint cannot save"),
     ],
-    ids=["normal", "dropout", "hidden"],
+    ids=["normal", "dropout", "iterator", "table", "text"],
 )
 def test_a_step_with_a_hidden_state_is_refused_before_it_is_run(draw, message, tmp_path):
     def make():
