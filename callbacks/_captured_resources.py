@@ -6,6 +6,8 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.framework import auto_control_deps_utils
 
+_READING = frozenset({"LookupTableExportV2", "LookupTableFindV2", "LookupTableSizeV2"})  # which TensorFlow does not say
+
 
 def changed_resources(graph: Any) -> set[str]:
     """Return by which operations a graph changes objects from outside that are no variables.
@@ -25,7 +27,7 @@ def changed_resources(graph: Any) -> set[str]:
         if getattr(outside, "dtype", None) != tf.resource or place in read_only or id(outside) in variables:
             continue
         kinds.update(_users_of(graph, place))
-    return {kind for kind in kinds if "Summary" not in kind}
+    return {kind for kind in kinds if "Summary" not in kind and kind not in _READING}
 
 
 def _users_of(graph: Any, place: int) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -16,12 +17,14 @@ from tfopt.callbacks._traced_step import changed_variables, random_operations
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.ndarray, tf.Tensor)
 
 
-def variables_of(model: Any, graph: Any = None, communicator: Any = None) -> list[tuple[str, Any]]:
-    """Return every variable that training with a model can change, or that its step reads and others can change.
+def variables_of(
+    model: Any, graphs: Mapping[str, Any] = MappingProxyType({}), communicator: Any = None
+) -> list[tuple[str, Any]]:
+    """Return every variable that training with a model can change, or that its steps read and others can change.
 
     Args:
         model: The model.
-        graph: The graph of its training step; None if there is none.
+        graphs: The graphs of its steps, by their names.
         communicator: The job's communicator, whose counters do not count.
 
     Returns:
@@ -36,8 +39,10 @@ def variables_of(model: Any, graph: Any = None, communicator: Any = None) -> lis
         named.append((f"{name}: {describe(variable)}", variable))
     if (generator := stateful_random_ops.global_generator) is not None:
         named.append(("tf.random.get_global_generator()", generator.state))
-    for variable in _used_by(graph):
-        named.append((f"used by the training step: {describe(variable)}", variable))
+    for step, graph in graphs.items():
+        # Without the layer in which it was made: for Keras's global generator that is the first one that drew from it.
+        texts = ((describe(variable).split("/")[-1], variable) for variable in _used_by(graph))
+        named += [(f"used by the {step} step: {text}", variable) for text, variable in texts]
     seen = _counters_of(communicator)
     once = []
     for name, variable in named:
@@ -72,11 +77,12 @@ def read(variable: Any) -> np.ndarray:
     return np.asarray((variable.value if isinstance(variable, keras.Variable) else variable).numpy())
 
 
-def check_step(graph: Any, variables: list[tuple[str, Any]], communicator: Any) -> None:
-    """Refuse a training step with a state that cannot be saved.
+def check_step(step: str, graph: Any, variables: list[tuple[str, Any]], communicator: Any) -> None:
+    """Refuse a step with a state that cannot be saved.
 
     Args:
-        graph: The step's graph.
+        step: Its name, "training" or "validation".
+        graph: Its graph.
         variables: Those that are saved.
         communicator: The job's communicator, whose counters need not be saved.
 
@@ -87,18 +93,18 @@ def check_step(graph: Any, variables: list[tuple[str, Any]], communicator: Any) 
     missing = [variable for variable in changed_variables(graph) if _key(variable) not in saved]
     if missing:
         raise ValueError(
-            f"The training step changes {', '.join(f'the variable {describe(variable)}' for variable in missing)}, "
+            f"The {step} step changes {', '.join(f'the variable {describe(variable)}' for variable in missing)}, "
             "which ResumableCheckpoint cannot save. Let it hold numbers"
         )
     if kinds := sorted(random_operations(graph)):
         raise ValueError(
-            f"The training step draws random numbers by TensorFlow's {', '.join(kinds)}, whose state cannot be saved. "
+            f"The {step} step draws random numbers by TensorFlow's {', '.join(kinds)}, whose state cannot be saved. "
             "Draw them by keras.random with a keras.random.SeedGenerator, or by a tf.random.Generator, that is an "
             "attribute of the model or of a layer"
         )
     if kinds := sorted(changed_resources(graph)):
         raise ValueError(
-            f"The training step uses an object from outside by TensorFlow's {', '.join(kinds)}: an iterator, a table "
+            f"The {step} step uses an object from outside by TensorFlow's {', '.join(kinds)}: an iterator, a table "
             "or a queue, whose state cannot be saved. Pass all data to `fit`, and count in variables"
         )
 
@@ -109,8 +115,6 @@ def _counters_of(communicator: Any) -> set[int]:
 
 def _used_by(graph: Any) -> Iterator[Any]:
     """Yield the variables of a graph, in the order in which it came to them, which is the same in each process."""
-    if graph is None:
-        return
     variables = {id(variable.handle): variable for variable in graph.variables}
     for outside, _ in graph.captures:
         variable = variables.get(id(outside))

@@ -20,6 +20,7 @@ from tfopt.callbacks._running_fit import (
 )
 from tfopt.callbacks._still_running import StillRunning
 from tfopt.callbacks._traced_step import trace_step
+from tfopt.callbacks._traced_validation import trace_validation
 from tfopt.callbacks._training_state import check_step, read, variables_of
 
 from tfopt._agreement import in_agreement
@@ -137,11 +138,9 @@ class ResumableCheckpoint(Callback):
         self._still_running.begin(is_fit=self._running.epoch_iterator is not None)
         in_agreement(self.communicator, self._check_callbacks_and_data)
         self._order = RowOrder(self._running.epoch_iterator)
-        graph = trace_step(self.model, self._running.epoch_iterator)
-        if graph is None:
-            self._build()
-        self._variables = variables_of(self.model, graph, self.communicator)
-        in_agreement(self.communicator, lambda: graph and check_step(graph, self._variables, self.communicator))
+        steps = self._trace_or_build()
+        self._variables = variables_of(self.model, steps, self.communicator)
+        in_agreement(self.communicator, lambda: self._check_steps(steps))
         in_agreement(self.communicator, lambda: states_of(self._others))  # which raises for what cannot be saved
         self._arguments = {
             **arguments_of(self.model),
@@ -162,6 +161,17 @@ class ResumableCheckpoint(Callback):
     def _check_callbacks_and_data(self) -> None:
         check_callbacks(self._running.callbacks, self, self.stateless)
         check_data(self._running.epoch_iterator, self.stateless)
+
+    def _trace_or_build(self) -> dict[str, Any]:
+        steps = {"training": trace_step(self.model, self._running.epoch_iterator)}
+        if steps["training"] is None:
+            self._build()
+        steps["validation"] = trace_validation(self.model)
+        return {step: graph for step, graph in steps.items() if graph is not None}
+
+    def _check_steps(self, steps: dict[str, Any]) -> None:
+        for step, graph in steps.items():
+            check_step(step, graph, self._variables, self.communicator)
 
     def _build(self) -> None:
         # Without a graph, variables that the first step makes would come too late. A model without `call` has parts.
