@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from tfopt.callbacks._callback import Callback
 from tfopt.callbacks._optimizer_arguments import arguments_of, learning_rates
+from tfopt.callbacks._plain_attributes import PlainAttributes
 from tfopt.callbacks._random_state import random_state, set_random_state
 from tfopt.callbacks._resumability import check_callbacks, check_data
 from tfopt.callbacks._row_order import RowOrder
@@ -105,6 +106,7 @@ class ResumableCheckpoint(Callback):
         self._running = RunningFit([])
         self._order = RowOrder(None)
         self._variables: list[tuple[str, Any]] = []
+        self._attributes = PlainAttributes(None)
         self._arguments: dict[str, Any] = {}
         weakref.finalize(self, self._files.close)  # after a `fit` that an exception has ended
 
@@ -148,6 +150,7 @@ class ResumableCheckpoint(Callback):
             **_loss_arguments(self.model),
             "order of rows": self._order.source,
         }
+        self._attributes = PlainAttributes(self.model)
         self._files.open()
         try:
             state = self._files.read_newest()
@@ -214,7 +217,7 @@ class ResumableCheckpoint(Callback):
         """
         self.model._initial_epoch = None
         self._running = RunningFit([])
-        self._variables = []
+        self._variables, self._attributes = [], PlainAttributes(None)
         self._files.close()
 
     def _state(self, epoch: int) -> dict[str, Any]:
@@ -225,6 +228,7 @@ class ResumableCheckpoint(Callback):
             "arguments": self._arguments,
             "learning_rates": learning_rates(arguments_of(self.model)),
             "variables": [[name, read(variable)] for name, variable in self._variables],
+            "attributes": self._attributes.get_state(),
             "random": random_state(),
             "order": self._order.seed,
             "callbacks": states_of(self._others),
@@ -272,6 +276,7 @@ class ResumableCheckpoint(Callback):
     def _restore(self, state: dict[str, Any]) -> None:
         for (_, variable), (_, value) in zip(self._variables, state["variables"], strict=True):
             variable.assign(value)
+        self._attributes.set_state(state["attributes"])
         set_states(self._others, state["callbacks"])
         self._order.seed = state["order"]
         self._arguments = state["arguments"]  # of the training as it began

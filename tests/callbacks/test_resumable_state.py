@@ -180,6 +180,46 @@ def test_eager_steps_draw_the_same_random_numbers(tmp_path):
     assert train(make, tmp_path / "parts", 2, seed=9) == whole
 
 
+class Counting(Steered):
+    """Its eager steps, and a callback, change plain Python numbers in all places where people put them."""
+
+    def __init__(self):
+        super().__init__()
+        self._count, self.mean, self.seen, self.drop = 0, 0.0, {"all": [np.zeros(2)]}, layers.Dropout(0.5)
+        self.held[0].weights = np.ones(3)
+
+    def call(self, x, training=False):
+        return self.dense(self.drop(x, training=training))
+
+    def train_step(self, data):
+        x, y = data
+        self._count += 1
+        self.mean = 0.9 * self.mean + tf.reduce_mean(x)
+        self.seen["all"].append(np.ones(1))
+        self.held[0].weights[1] *= 0.5
+        factor = self._count + self.mean + len(self.seen["all"]) + self.held[0].weights[1]
+        return super().train_step((x * 0.1 * factor, y))
+
+
+def test_plain_numbers_are_resumed(tmp_path):
+    def run(folder, epochs, seed=0):
+        keras.utils.set_random_seed(seed)
+        OUTSIDE.assign(0.0)
+        tf.random.set_global_generator(tf.random.Generator.from_seed(5))
+        model = Counting()
+        model(X[:1])
+        model.compile(optimizers.SGD(0.01), run_eagerly=True)
+        halve = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: setattr(model.drop, "rate", model.drop.rate / 2))
+        callbacks = [ResumableCheckpoint(folder, verbose=0), halve]
+        model.fit(X, Y, batch_size=8, shuffle=False, epochs=epochs, verbose=0, callbacks=callbacks)
+        return [np.asarray(variable).tobytes() for variable in model.variables], model._count, model.drop.rate
+
+    whole = run(tmp_path / "whole", 4)
+    run(tmp_path / "parts", 2)
+    assert run(tmp_path / "parts", 4, seed=9) == whole
+    assert whole[1:] == (8, 0.5 / 16)
+
+
 def test_tracing_first_costs_no_second_trace(tmp_path):
     traces = []
 
