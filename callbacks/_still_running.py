@@ -3,6 +3,7 @@
 import sys
 import threading
 import weakref
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -23,9 +24,20 @@ class StillRunning:
         self._callback = weakref.ref(callback)
         self._loop: threading.Thread | None = None
 
-    def begin(self, is_fit: bool) -> None:
-        """Note that this thread begins a training: `fit`, or a loop of somebody's own."""
-        self._loop = None if is_fit else threading.current_thread()
+    def begin(self) -> None:
+        """Note that this thread begins a training: `fit`, or a loop of somebody's own.
+
+        Raises:
+            ValueError: A `fit` of the callback's model does not have it in its list: it is inside of another callback.
+        """
+        callback: Any = self._callback()
+        fits = [names for names in _fits_of(sys._getframe()) if names.get("self") is callback.model]
+        if fits and not any(_has(names, callback) for names in fits):
+            raise ValueError(
+                f"This {type(callback).__name__} is inside of another callback, and cannot see all others. "
+                "Put it into the list of `fit(callbacks=...)` itself"
+            )
+        self._loop = None if fits else threading.current_thread()
 
     def __call__(self) -> bool:
         callback = self._callback()
@@ -50,12 +62,16 @@ class StillRunning:
 
 
 def _count_running_fits(callback: Any) -> int:
-    count = 0
-    for frame in sys._current_frames().values():
-        here: FrameType | None = frame
-        while here is not None:
-            if here.f_code.co_name == "fit" and "epoch_iterator" in here.f_locals:
-                callbacks = getattr(here.f_locals.get("callbacks"), "callbacks", ())
-                count += any(other is callback for other in callbacks)
-            here = here.f_back
-    return count
+    return sum(_has(names, callback) for frame in sys._current_frames().values() for names in _fits_of(frame))
+
+
+def _fits_of(frame: FrameType | None) -> Iterator[dict[str, Any]]:
+    """Yield the local variables of each of Keras's `fit` that a thread is in."""
+    while frame is not None:
+        if frame.f_code.co_name == "fit" and "epoch_iterator" in frame.f_locals:
+            yield frame.f_locals
+        frame = frame.f_back
+
+
+def _has(names: dict[str, Any], callback: Any) -> bool:
+    return any(other is callback for other in getattr(names.get("callbacks"), "callbacks", ()))

@@ -137,7 +137,7 @@ class ResumableCheckpoint(Callback):
         self._still_running.check(1)
         self._files.close()  # an exception may have ended the `fit` before
         self._running = find_running_fit(self)
-        self._still_running.begin(is_fit=self._running.epoch_iterator is not None)
+        self._still_running.begin()
         in_agreement(self.communicator, self._check_callbacks_and_data)
         self._order = RowOrder(self._running.epoch_iterator)
         steps = self._trace_or_build()
@@ -193,6 +193,7 @@ class ResumableCheckpoint(Callback):
             epoch: Its number, from 0.
             logs: Not used.
         """
+        self.model._initial_epoch = None  # which `fit` has read; it must not outlive an exception
         self._order.epoch = epoch
         batches = epoch_batches_of(self._running)
         if batches is not None:

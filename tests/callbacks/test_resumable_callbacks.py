@@ -175,6 +175,22 @@ def test_loggers_can_come_and_go(tmp_path):
     assert [row[0] for row in read_csv(log)] == ["epoch", "2", "3"]
 
 
+def test_a_checkpoint_inside_of_another_callback_is_refused(tmp_path):
+    checkpoint = ResumableCheckpoint(tmp_path / "folder", verbose=0)
+
+    class Wrapping(keras.callbacks.Callback):
+        def set_model(self, model):
+            checkpoint.set_model(model)
+
+        def on_train_begin(self, logs=None):
+            checkpoint.on_train_begin(logs)
+
+    for outer in (Wrapping(), keras.callbacks.CallbackList([checkpoint])):
+        with pytest.raises(ValueError, match=r"inside of another callback.*fit\(callbacks=...\)"):
+            plain().fit(X, Y, shuffle=False, verbose=0, callbacks=[*stopping(), outer])
+    assert not (tmp_path / "folder").exists()
+
+
 class Holding(keras.callbacks.Callback):
     """Has a state of some kind."""
 
@@ -306,6 +322,7 @@ def test_the_same_callback_can_go_on_after_an_exception(tmp_path):
             model.fit(X, Y, **options)
         except KeyboardInterrupt:
             assert (tmp_path / "training.lock").exists()
+            assert model._initial_epoch is None  # else a `fit` without the callback would leave out epochs
     assert model.history.epoch == [0, 1, 2]
     assert [path.name[:12] for path in sorted(tmp_path.iterdir())] == ["epoch-000002", "epoch-000003"]
 
