@@ -306,9 +306,11 @@ def test_after_an_exception_any_thread_can_go_on(tmp_path):
     thread.start()
     while not done:
         thread.join(0.01)
-    assert train(tmp_path / "a", list) == whole  # while that thread lives
-    gone_on.set()
-    thread.join()
+    try:
+        assert train(tmp_path / "a", list) == whole  # while that thread lives
+    finally:
+        gone_on.set()
+        thread.join()
     train(tmp_path / "b", list, interrupt=2)
     assert in_thread(lambda: train(tmp_path / "b", list)) == whole
 
