@@ -1,6 +1,7 @@
 """Numbers in plain Python attributes of a model: steps that run eagerly, and callbacks, read and change them."""
 
 import functools
+import sys
 import zlib
 from collections import deque
 from collections.abc import Iterator
@@ -59,8 +60,15 @@ def _owners(model: Any) -> dict[str, Any]:
     return {
         name: thing
         for name, thing in _things(model)
-        if hasattr(thing, "__dict__") and (isinstance(thing, keras.layers.Layer) or is_users(thing))
+        if hasattr(thing, "__dict__")
+        and (isinstance(thing, keras.layers.Layer) or (is_users(thing) and not _is_installed(type(thing))))
     }
+
+
+def _is_installed(cls: type) -> bool:
+    # An experiment tracker, say, whose process numbers and times must not come back.
+    path = getattr(sys.modules.get(cls.__module__), "__file__", None) or ""
+    return any(f"{name}-packages" in path for name in ("site", "dist"))
 
 
 @functools.cache
