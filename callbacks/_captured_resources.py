@@ -6,6 +6,8 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.framework import auto_control_deps_utils
 
+# Of variables that a step only writes, and so have no effect on it; those that it reads are among the graph's.
+_WRITING = ("Assign", "ResourceScatter", "ResourceStridedSliceAssign")
 _READING = frozenset({"LookupTableExportV2", "LookupTableFindV2", "LookupTableSizeV2"})  # which TensorFlow does not say
 
 
@@ -27,7 +29,7 @@ def changed_resources(graph: Any) -> set[str]:
         if getattr(outside, "dtype", None) != tf.resource or place in read_only or id(outside) in variables:
             continue
         kinds.update(_users_of(graph, place))
-    return {kind for kind in kinds if "Summary" not in kind and kind not in _READING}
+    return {kind for kind in kinds if "Summary" not in kind and kind not in _READING and not kind.startswith(_WRITING)}
 
 
 def _users_of(graph: Any, place: int) -> Iterator[str]:

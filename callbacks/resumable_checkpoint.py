@@ -72,6 +72,7 @@ class ResumableCheckpoint(Callback):
 
     Example:
         >>> import tempfile
+        >>> import numpy as np
         >>> from tfopt.datasets import EpochBatches
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         >>> model.compile("sgd", loss="mse")

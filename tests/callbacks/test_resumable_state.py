@@ -310,8 +310,14 @@ def branching():
 def looking_up():
     """Accepted, because nothing changes."""
     values = tf.lookup.KeyValueTensorInitializer(tf.constant([0, 1], tf.int64), tf.constant([0.5, 1.5]))
-    tables = [tf.lookup.StaticHashTable(values, 0.0)]
-    return tf.function(lambda: tables[0].lookup(tf.constant(1, tf.int64)))
+    tables, written = [tf.lookup.StaticHashTable(values, 0.0)], Out()
+
+    @tf.function
+    def draw():
+        written.variable.assign_add(1.0)  # and never read
+        return tables[0].lookup(tf.constant(1, tf.int64))
+
+    return draw
 
 
 @pytest.mark.parametrize(
