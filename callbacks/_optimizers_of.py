@@ -71,7 +71,7 @@ def parts_of(name: str, thing: Any) -> Iterator[tuple[str, Any]]:
         yield from ((name, thing.func), (name, thing.args), (name, thing.keywords))
     elif hasattr(type(thing), "python_function"):  # a tf.function
         yield name, thing.python_function
-    elif isinstance(thing, keras.layers.Layer | keras.optimizers.Optimizer | types.SimpleNamespace) or _is_users(thing):
+    elif isinstance(thing, keras.layers.Layer | keras.optimizers.Optimizer | types.SimpleNamespace) or is_users(thing):
         yield from _attributes_of(name, thing)
 
 
@@ -108,7 +108,8 @@ def _used_from_outside(name: str, function: types.FunctionType) -> Iterator[tupl
     yield name, getattr(function, "__wrapped__", None)
 
 
-def _is_users(thing: Any) -> bool:
+def is_users(thing: Any) -> bool:
+    """Return whether something is an object of a class that is not a library's."""
     return not isinstance(thing, type | types.ModuleType) and not is_of_a_library(type(thing).__module__)
 
 

@@ -22,13 +22,11 @@ from tfopt.callbacks._training_state import describe
 from tfopt._callback_state import STATE_OF, has_methods, refuse_overwriting_loggers
 
 _STATELESS = (
-    keras.callbacks.CSVLogger,
     keras.callbacks.History,
     keras.callbacks.LambdaCallback,
     keras.callbacks.LearningRateScheduler,
     keras.callbacks.ProgbarLogger,
     keras.callbacks.RemoteMonitor,
-    keras.callbacks.TensorBoard,
     keras.callbacks.TerminateOnNaN,
 )
 _REFUSED = {
@@ -47,22 +45,17 @@ def check_callbacks(callbacks: list[Any], checkpoint: Any, stateless: tuple[type
         stateless: Classes whose state need not be kept.
 
     Raises:
-        ValueError: One has a state that cannot be saved, or changes it after the checkpoint has been written.
+        ValueError: One has a state that cannot be saved.
     """
     refuse_overwriting_loggers(callbacks)
-    is_after = False
     for callback in callbacks:
         name = type(callback).__name__
-        is_after = is_after or callback is checkpoint
         # A subclass of one of Keras's may have a state of its own.
         if callback is checkpoint or type(callback) in _STATELESS or isinstance(callback, stateless):
             continue
         for cls, reason in _REFUSED.items():
             if isinstance(callback, cls):
                 raise ValueError(f"ResumableCheckpoint does not work together with {name}: {reason}")
-        is_known = isinstance(callback, tuple(STATE_OF)) or has_methods(callback)
-        if is_after and is_known:
-            raise ValueError(f"Put ResumableCheckpoint after {name}, whose state at the end of an epoch it must save")
         if type(callback) not in STATE_OF and not has_methods(callback):
             warnings.warn(
                 f"ResumableCheckpoint does not know the callback {name}: if it has a state, that is not saved. Give it "

@@ -93,6 +93,20 @@ def epoch_batches_of(running: RunningFit) -> Any:
     return batches if hasattr(batches, "start_at") else None
 
 
+def come_last(callback: keras.callbacks.Callback) -> None:
+    """Move a callback behind all others, wherever the user has put it.
+
+    Args:
+        callback: The callback, whose `set_model` is being called.
+    """
+    for frame in _callers():
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, CallbackList) and callback in caller.callbacks:
+            # Another list, because somebody is walking along the old one.
+            caller.callbacks = [*(other for other in caller.callbacks if other is not callback), callback]
+            return
+
+
 def come_before_loggers(callback: keras.callbacks.Callback) -> None:
     """Move a callback that writes into `logs` before those of Keras that pass them on, wherever the user has put it.
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from tensorflow.python.framework import auto_control_deps_utils, op_def_registry
 
 
-def trace_step(model: Any, epoch_iterator: Any) -> Any:
+def trace_step(model: Any, epoch_iterator: Any, name: str = "train_function") -> Any:
     """Trace the step that `fit` is about to run, which makes every variable that it makes; nothing is computed.
 
     `fit` takes this trace for its first step.
@@ -16,12 +16,13 @@ def trace_step(model: Any, epoch_iterator: Any) -> Any:
     Args:
         model: The model that is being trained.
         epoch_iterator: What hands out the batches of `fit`, or None.
+        name: The model's attribute that runs the step.
 
     Returns:
         The graph; None where Keras runs the step without one, or spreads it over devices.
     """
     dataset = getattr(epoch_iterator, "_distributed_dataset", None)
-    function = getattr(model, "train_function", None)
+    function = getattr(model, name, None)
     if not isinstance(dataset, tf.data.Dataset) or not inspect.isfunction(function) or model.run_eagerly:
         return None
     names = inspect.getclosurevars(function).nonlocals

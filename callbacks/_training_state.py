@@ -2,24 +2,30 @@
 
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops import stateful_random_ops
+from tfopt.callbacks._captured_resources import changed_resources
 from tfopt.callbacks._optimizers_of import optimizers_of, parts_of
 from tfopt.callbacks._traced_step import changed_variables, random_operations
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.ndarray, tf.Tensor)
 
 
-def variables_of(model: Any) -> list[tuple[str, Any]]:
-    """Return every variable that training with a model can change.
+def variables_of(
+    model: Any, graphs: Mapping[str, Any] = MappingProxyType({}), communicator: Any = None
+) -> list[tuple[str, Any]]:
+    """Return every variable that training with a model can change, or that its steps read and others can change.
 
     Args:
         model: The model.
+        graphs: The graphs of its steps, by their names.
+        communicator: The job's communicator, whose counters do not count.
 
     Returns:
         Pairs of a text, which is the same in another process that builds the same model, and the variable; each once.
@@ -33,7 +39,11 @@ def variables_of(model: Any) -> list[tuple[str, Any]]:
         named.append((f"{name}: {describe(variable)}", variable))
     if (generator := stateful_random_ops.global_generator) is not None:
         named.append(("tf.random.get_global_generator()", generator.state))
-    seen: set[int] = set()
+    for step, graph in graphs.items():
+        # Without the layer in which it was made: for Keras's global generator that is the first one that drew from it.
+        texts = ((describe(variable).split("/")[-1], variable) for variable in _used_by(graph))
+        named += [(f"used by the {step} step: {text}", variable) for text, variable in texts]
+    seen = _counters_of(communicator)
     once = []
     for name, variable in named:
         if _key(variable) not in seen:
@@ -67,32 +77,49 @@ def read(variable: Any) -> np.ndarray:
     return np.asarray((variable.value if isinstance(variable, keras.Variable) else variable).numpy())
 
 
-def check_step(graph: Any, variables: list[tuple[str, Any]], communicator: Any) -> None:
-    """Refuse a training step with a state that cannot be saved.
+def check_step(step: str, graph: Any, variables: list[tuple[str, Any]], communicator: Any) -> None:
+    """Refuse a step with a state that cannot be saved.
 
     Args:
-        graph: The step's graph.
+        step: Its name, "training" or "validation".
+        graph: Its graph.
         variables: Those that are saved.
         communicator: The job's communicator, whose counters need not be saved.
 
     Raises:
-        ValueError: It changes another variable, or draws random numbers from a hidden state.
+        ValueError: It changes another variable, an iterator or a table, or draws random numbers from a hidden state.
     """
-    saved = {_key(variable) for _, variable in variables}
-    saved |= {_key(value) for value in getattr(communicator, "__dict__", {}).values() if isinstance(value, tf.Variable)}
+    saved = {_key(variable) for _, variable in variables} | _counters_of(communicator)
     missing = [variable for variable in changed_variables(graph) if _key(variable) not in saved]
     if missing:
         raise ValueError(
-            f"The training step changes {', '.join(f'the variable {describe(variable)}' for variable in missing)}, "
-            "which the model does not hold, so ResumableCheckpoint cannot save it. Make it an attribute of the model "
-            "or of one of its layers, with numbers in it"
+            f"The {step} step changes {', '.join(f'the variable {describe(variable)}' for variable in missing)}, "
+            "which ResumableCheckpoint cannot save. Let it hold numbers"
         )
     if kinds := sorted(random_operations(graph)):
         raise ValueError(
-            f"The training step draws random numbers by TensorFlow's {', '.join(kinds)}, whose state cannot be saved. "
+            f"The {step} step draws random numbers by TensorFlow's {', '.join(kinds)}, whose state cannot be saved. "
             "Draw them by keras.random with a keras.random.SeedGenerator, or by a tf.random.Generator, that is an "
             "attribute of the model or of a layer"
         )
+    if kinds := sorted(changed_resources(graph)):
+        raise ValueError(
+            f"The {step} step uses an object from outside by TensorFlow's {', '.join(kinds)}: an iterator, a table "
+            "or a queue, whose state cannot be saved. Pass all data to `fit`, and count in variables"
+        )
+
+
+def _counters_of(communicator: Any) -> set[int]:
+    return {_key(value) for value in getattr(communicator, "__dict__", {}).values() if isinstance(value, tf.Variable)}
+
+
+def _used_by(graph: Any) -> Iterator[Any]:
+    """Yield the variables of a graph, in the order in which it came to them, which is the same in each process."""
+    variables = {id(variable.handle): variable for variable in graph.variables}
+    for outside, _ in graph.captures:
+        variable = variables.get(id(outside))
+        if variable is not None and variable.dtype != tf.string:  # which a checkpoint cannot hold
+            yield variable
 
 
 def _key(variable: Any) -> int:

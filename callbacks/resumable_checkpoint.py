@@ -1,20 +1,30 @@
 """Checkpoints from which training goes on as if it had never been interrupted, bit for bit."""
 
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 from tfopt.callbacks._callback import Callback
 from tfopt.callbacks._dataset_order import DatasetOrder
 from tfopt.callbacks._job import changed_by_training, data_of, differences, setup_of
 from tfopt.callbacks._layer_arguments import own_attributes, own_code
+from tfopt.callbacks._plain_attributes import PlainAttributes
 from tfopt.callbacks._random_state import random_state, set_random_state
 from tfopt.callbacks._resumability import check_callbacks, check_data, check_validation
 from tfopt.callbacks._row_order import RowOrder
-from tfopt.callbacks._running_fit import RunningFit, build_model, epoch_batches_of, find_running_fit, has_call
+from tfopt.callbacks._running_fit import (
+    RunningFit,
+    build_model,
+    come_last,
+    epoch_batches_of,
+    find_running_fit,
+    has_call,
+)
+from tfopt.callbacks._still_running import StillRunning
 from tfopt.callbacks._traced_step import trace_step
+from tfopt.callbacks._traced_validation import trace_validation
 from tfopt.callbacks._training_state import check_step, read, variables_of
 
 from tfopt._agreement import in_agreement
@@ -46,8 +56,8 @@ class ResumableCheckpoint(Callback):
     When the last epoch has been saved, or a callback has stopped training, another `fit` returns at once. Delete the
     folder to begin anew.
 
-    Put it after all callbacks that have a state. Keras's are known, those of tfopt too; others can bring methods
-    `get_state()` and `set_state(state)`.
+    It runs after all other callbacks, wherever it stands in the list. The states of Keras's own callbacks and of
+    tfopt's are known; others can bring methods `get_state()` and `set_state(state)`.
 
     Args:
         folder: Where to write.
@@ -63,10 +73,12 @@ class ResumableCheckpoint(Callback):
         ValueError: An argument is out of its range; in `fit`: another callback, the data or the training step cannot
             be resumed, the folder cannot be written or another training has it, or it holds the checkpoints of another
             job: other data, layers, loss, optimizers or number of ranks.
-        OSError: In `fit`: the disk is full; the message says how much room is needed.
+        TypeError: In `fit`: the state of a callback, or a value in `logs`, cannot be saved.
+        OSError: In `fit`: a checkpoint cannot be written. On a full disk the message says how much room is needed.
 
     Example:
         >>> import tempfile
+        >>> import numpy as np
         >>> from tfopt.datasets import EpochBatches
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         >>> model.compile("sgd", loss="mse")
@@ -96,13 +108,29 @@ class ResumableCheckpoint(Callback):
             raise TypeError(f"`stateless` must hold classes. Received: stateless={stateless!r}")
         self.verbose = check_integer("verbose", verbose, minimum=0, maximum=1)
         self.communicator = check_communicator(communicator)
-        self._files = CheckpointFiles(self.folder, self.communicator, "ResumableCheckpoint")
+        self._still_running = StillRunning(self)
+        self._files = CheckpointFiles(self.folder, self.communicator, "ResumableCheckpoint", self._still_running)
         self._running = RunningFit([])
-        self._history: dict[str, Any] | None = None
         self._order, self._dataset_order = RowOrder(None), DatasetOrder(None)
         self._variables: list[tuple[str, Any]] = []
+        self._attributes = PlainAttributes(None)
         self._arguments: dict[str, str] = {}
         self._program: Any = None
+        weakref.finalize(self, self._files.close)  # after a `fit` that an exception has ended
+
+    def set_model(self, model: Any) -> None:
+        """Take the model, and the last place among the callbacks: what all others have done is saved.
+
+        Args:
+            model: The Keras model.
+
+        Raises:
+            ValueError: This callback is at work for another model.
+        """
+        if self.model is not None and model is not self.model:
+            self._still_running.check(0)
+        super().set_model(model)
+        come_last(self)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Check that this training can be resumed, and resume it if there is a checkpoint.
@@ -114,18 +142,20 @@ class ResumableCheckpoint(Callback):
             ValueError: Something of this training cannot be resumed, the folder cannot be written, another training
                 has it, or its checkpoints are of another training.
         """
+        self._still_running.check(1)
+        self._files.close()  # an exception may have ended the `fit` before
         self._running = find_running_fit(self)
+        self._still_running.begin()
         in_agreement(self.communicator, self._check_callbacks_and_data)
         self._order = RowOrder(self._running.epoch_iterator)
         self._dataset_order = DatasetOrder(self._running.epoch_iterator)
-        graph = trace_step(self.model, self._running.epoch_iterator)
-        if graph is None:
-            self._build()
-        self._variables = variables_of(self.model)
-        in_agreement(self.communicator, lambda: graph and check_step(graph, self._variables, self.communicator))
-        self._history = None
+        steps = self._trace_or_build()
+        self._variables = variables_of(self.model, steps, self.communicator)
+        in_agreement(self.communicator, lambda: self._check_steps(steps))
+        in_agreement(self.communicator, lambda: states_of(self._others))  # which raises for what cannot be saved
         self._arguments = in_agreement(self.communicator, self._arguments_now)
         self._program = getattr(self.model, "train_function", None)
+        self._attributes = PlainAttributes(self.model)
         self._files.open()
         try:
             state = self._files.read_newest()
@@ -145,6 +175,17 @@ class ResumableCheckpoint(Callback):
         setup = {**setup_of(self.model), **own_attributes(self.model)}
         return {**data_of(self._running), **setup, "order of rows": self._order.source}
 
+    def _trace_or_build(self) -> dict[str, Any]:
+        steps = {"training": trace_step(self.model, self._running.epoch_iterator)}
+        if steps["training"] is None:
+            self._build()
+        steps["validation"] = trace_validation(self.model)
+        return {step: graph for step, graph in steps.items() if graph is not None}
+
+    def _check_steps(self, steps: dict[str, Any]) -> None:
+        for step, graph in steps.items():
+            check_step(step, graph, self._variables, self.communicator)
+
     def _build(self) -> None:
         # Without a graph, variables that the first step makes would come too late. A model without `call` has parts.
         model = self.model
@@ -162,7 +203,7 @@ class ResumableCheckpoint(Callback):
             epoch: Its number, from 0.
             logs: Not used.
         """
-        self._restore_history()
+        self.model._initial_epoch = None  # which `fit` has read; it must not outlive an exception
         self._order.epoch = epoch
         for batches in (epoch_batches_of(self._running), self._running.validation):
             if hasattr(batches, "start_at"):
@@ -173,11 +214,11 @@ class ResumableCheckpoint(Callback):
 
         Args:
             epoch: Its number, from 0.
-            logs: Metrics, kept with the history.
+            logs: Not used; `History` has them.
         """
         is_last = epoch + 1 == self.parameters.get("epochs") or self.model.stop_training
         if (epoch + 1) % self.every_n_epochs == 0 or is_last:
-            self._files.write(epoch + 1, self._state(epoch, logs or {}))
+            self._files.write(epoch + 1, self._state(epoch))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leave the model as a later `fit` without this callback needs it.
@@ -185,17 +226,14 @@ class ResumableCheckpoint(Callback):
         Args:
             logs: Not used.
         """
-        self._restore_history()
         self.model._initial_epoch = None
         self._running = RunningFit([])
-        self._variables = []
+        self._variables, self._attributes = [], PlainAttributes(None)
         self._files.close()
 
-    def _state(self, epoch: int, logs: dict[str, Any]) -> dict[str, Any]:
+    def _state(self, epoch: int) -> dict[str, Any]:
         self._check_that_none_is_new()
         self._follow_compiling()
-        history = next((c for c in self._running.callbacks if isinstance(c, keras.callbacks.History)), None)
-        past = {"epoch": [], "history": {}} if history is None else _history_with(history, epoch, logs)
         return {
             "epochs": epoch + 1,
             "stopped": bool(self.model.stop_training),
@@ -203,11 +241,11 @@ class ResumableCheckpoint(Callback):
             "changed": changed_by_training(self.model),
             "code": own_code(self.model),
             "variables": [[name, read(variable)] for name, variable in self._variables],
+            "attributes": self._attributes.get_state(),
             "random": random_state(),
             "order": self._order.seed,
             "order of the data set": self._dataset_order.state(),
             "callbacks": states_of(self._others),
-            "history": past,
         }
 
     @property
@@ -282,32 +320,16 @@ class ResumableCheckpoint(Callback):
     def _restore(self, state: dict[str, Any]) -> None:
         for (_, variable), (_, value) in zip(self._variables, state["variables"], strict=True):
             variable.assign(value)
+        self._attributes.set_state(state["attributes"])
         set_states(self._others, state["callbacks"])
         self._order.seed = state["order"]
         self._dataset_order.restore(state["order of the data set"])
         self._arguments = state["arguments"]  # of the training as it began
         set_random_state(state["random"])
-        self._history = state["history"]
         epochs = self.parameters.get("epochs") or 0
         self.model._initial_epoch = epochs if state["stopped"] else min(state["epochs"], epochs)
+        if state["stopped"]:
+            self.model.stop_training = True
         if self.verbose and self.communicator.rank == 0:
             why = ", where training was stopped" * state["stopped"]
             print(f"Resuming after epoch {state['epochs']}{why} from {self.folder}")
-
-    def _restore_history(self) -> None:
-        """Give `History` its past; after its own `on_train_begin`, which empties it."""
-        if self._history is not None:
-            for callback in self._running.callbacks:
-                if isinstance(callback, keras.callbacks.History):
-                    callback.epoch, callback.history = list(self._history["epoch"]), dict(self._history["history"])
-            self._history = None
-
-
-def _history_with(history: Any, epoch: int, logs: dict[str, Any]) -> dict[str, Any]:
-    """Return the history with this epoch, which Keras adds after the other callbacks have run."""
-    epochs, values = list(history.epoch), {name: list(series) for name, series in history.history.items()}
-    if epoch not in epochs:
-        epochs.append(epoch)
-        for name, value in logs.items():
-            values.setdefault(name, []).append(float(value) if np.ndim(value) == 0 else np.asarray(value).tolist())
-    return {"epoch": epochs, "history": values}

@@ -1,5 +1,6 @@
 """Which checkpoint the ranks of a job agree on, whatever a killed job has left; ranks are threads here."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -231,16 +232,43 @@ def test_a_process_that_the_killed_one_has_forked_does_not_block(tmp_path):
         process.communicate()
 
 
-def test_a_lock_of_this_thread_is_of_a_fit_that_was_interrupted(tmp_path):
-    old = opened(tmp_path)
-    new = opened(tmp_path)
-    old.close()
-    with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match=f"process {os.getpid()} "):
-        pool.submit(opened, tmp_path).result()
-    new.close()
+def test_the_lock_of_a_training_that_has_ended_without_a_word_is_taken_away(tmp_path):
+    is_running = [True]
+    old = CheckpointFiles(tmp_path, Threads(1).rank(0), "a test", lambda: is_running[0])
+    old.open()
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(opened, tmp_path).result()
-    opened(tmp_path).close()  # the thread is gone
+        for ask in (lambda: opened(tmp_path), lambda: pool.submit(opened, tmp_path).result(), old.open):
+            with pytest.raises(ValueError, match=f"process {os.getpid()} "):
+                ask()
+        is_running[0] = False
+        new = pool.submit(opened, tmp_path).result()
+    old.close()  # has nothing any more
+    with pytest.raises(ValueError, match=f"process {os.getpid()} "):
+        opened(tmp_path)
+    new.close()
+    opened(tmp_path).close()
+
+
+@pytest.mark.parametrize("is_all_gone", [True, False], ids=["folder", "lock"])
+def test_what_is_deleted_during_training_is_made_anew(is_all_gone, tmp_path):
+    folder = tmp_path / "folder"
+    files = opened(folder)
+    files.write(1, {})
+    shutil.rmtree(folder) if is_all_gone else (folder / _folder_lock.NAME).unlink()
+    with pytest.warns(UserWarning, match="was deleted during training") if is_all_gone else contextlib.nullcontext():
+        files.write(2, {"a": 1})
+    with pytest.raises(ValueError, match="Another training"):
+        opened(folder)
+    (folder / _folder_lock.NAME).unlink()
+    other = opened(folder)
+    with pytest.raises(ValueError, match="Another training"):
+        files.write(3, {})
+    files.close()
+    with pytest.raises(ValueError, match="Another training"):
+        opened(folder)
+    assert other.read_newest() == {"a": 1}
+    other.close()
+    assert sorted(path.name[:12] for path in folder.iterdir()) == ["epoch-000001", "epoch-000002"][is_all_gone:]
 
 
 def test_ranks_share_the_folder(tmp_path):
@@ -274,13 +302,36 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
         opened(tmp_path)
 
 
-def test_folders_that_cannot_be_written_are_named(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_named():
     with pytest.raises(ValueError, match="must be one that can be written. Received: folder='/proc/self/task'"):
         opened(Path("/proc/self/task"))
-    (tmp_path / _folder_lock.NAME).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="must be one that can be written"):
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.symlink_to(path.parent / "elsewhere"), "is a link"),
+        (lambda path: path.mkdir(), "is a directory"),
+        (os.mkfifo, "is no plain file"),
+    ],
+    ids=["link", "directory", "pipe"],
+)
+def test_what_stands_in_the_place_of_the_lock_is_named(make, message, tmp_path):
+    make(tmp_path / _folder_lock.NAME)
+    with pytest.raises(ValueError, match=f"{_folder_lock.NAME} {message}.*Move it elsewhere"):
         opened(tmp_path)
-    assert not (tmp_path / "elsewhere").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [_folder_lock.NAME]
+
+
+def test_a_directory_with_the_name_of_a_checkpoint_is_refused_before_training(tmp_path):
+    (tmp_path / "epoch-000009.rank-0-of-1.npz").mkdir()
+    (tmp_path / "epoch-000009.rank-0-of-3.npz").mkdir()
+    with pytest.raises(ValueError, match=r"epoch-000009.rank-0-of-1.npz is a directory.*Move it elsewhere"):
+        opened(tmp_path)
+    (tmp_path / "epoch-000009.rank-0-of-1.npz").rmdir()
+    files = opened(tmp_path)
+    assert files.read_newest() is None
+    files.close()
 
 
 def test_what_a_killed_process_was_writing_is_removed(tmp_path):

@@ -28,7 +28,7 @@ ALLOWED = {
     "tfopt": {"tfopt._version"},
     "tfopt._version": set(),
     "tfopt._agreement": set(),
-    "tfopt._callback_state": set(),
+    "tfopt._callback_state": {"tfopt._state_file"},
     "tfopt._checkpoint_files": {"tfopt._agreement", "tfopt._folder_lock", "tfopt._state_file"},
     "tfopt._checks": set(),
     "tfopt._folder_lock": set(),

@@ -1,17 +1,27 @@
 """What callbacks carry from one epoch to the next, so that training can be resumed."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 
+from tfopt import _state_file
+
 # What Keras's own callbacks carry from one epoch to the next.
-STATE_OF = {
-    keras.callbacks.ReduceLROnPlateau: ("best", "wait", "cooldown_counter"),
+STATE_OF: dict[type, tuple[str, ...]] = {
+    keras.callbacks.CSVLogger: ("keys",),
     keras.callbacks.EarlyStopping: ("best", "wait", "stopped_epoch", "best_epoch", "best_weights"),
+    keras.callbacks.History: ("epoch", "history"),
     keras.callbacks.ModelCheckpoint: ("best", "_batches_seen_since_last_saving", "_last_batch_seen"),
+    keras.callbacks.ReduceLROnPlateau: ("best", "wait", "cooldown_counter"),
+    keras.callbacks.TensorBoard: ("_global_train_batch", "_global_test_batch"),
 }
+if hasattr(keras.callbacks, "OrbaxCheckpoint"):
+    STATE_OF[keras.callbacks.OrbaxCheckpoint] = (*STATE_OF[keras.callbacks.ModelCheckpoint], "_total_batches_seen")
+# These change no number of a training, so one can be added or left out when training is resumed.
+_LOGGERS = (keras.callbacks.CSVLogger, keras.callbacks.History, keras.callbacks.TensorBoard)
 _OWN = "state of its own"  # of a subclass of Keras's that has methods too
 
 
@@ -51,13 +61,28 @@ def states_of(callbacks: Sequence[Any]) -> list[list[Any]]:
         callbacks: The callbacks.
 
     Returns:
-        Pairs of class name and state, of those that have one.
+        Pairs of name and state, of those that have one. The name is that of the class, and of what is monitored.
+
+    Raises:
+        TypeError: A state holds something that cannot be kept.
     """
-    return [[type(callback).__name__, state] for callback in callbacks if (state := get_state(callback)) is not None]
+    found = []
+    for callback in callbacks:
+        if (state := get_state(callback)) is not None:
+            try:
+                _state_file.check(state)
+            except TypeError as error:
+                advice = "Let its get_state() return numbers, strings, arrays, or collections of them"
+                if isinstance(callback, keras.callbacks.History):
+                    advice = "Let `train_step` and callbacks put numbers, strings, arrays or None into `logs`"
+                name = type(callback).__name__
+                raise TypeError(f"The state of the callback {name} cannot be saved: {error}. {advice}") from error
+            found.append([_describe(callback), state])
+    return found
 
 
 def check_states(callbacks: Sequence[Any], kept: list[list[Any]], folder: Path) -> None:
-    """Check that states which were kept are those of these callbacks.
+    """Check that states which were kept are those of these callbacks, in whatever order.
 
     Args:
         callbacks: The callbacks.
@@ -67,8 +92,9 @@ def check_states(callbacks: Sequence[Any], kept: list[list[Any]], folder: Path) 
     Raises:
         ValueError: They are of other callbacks.
     """
-    here, there = [name for name, _ in states_of(callbacks)], [name for name, _ in kept]
-    if here != there:
+    loggers = {cls.__name__ for cls in _LOGGERS} | {_describe(item) for item in callbacks if isinstance(item, _LOGGERS)}
+    here, there = ([name for name, _ in pairs if name not in loggers] for pairs in (states_of(callbacks), kept))
+    if sorted(here) != sorted(there):
         raise ValueError(
             f"The checkpoint in {folder} holds the state of the callbacks {there}, but `fit` has {here}. Pass the same "
             "ones, or delete the folder to begin anew"
@@ -82,12 +108,29 @@ def set_states(callbacks: Sequence[Any], kept: list[list[Any]]) -> None:
         callbacks: The callbacks.
         kept: What `states_of` has returned.
     """
-    stateful = [callback for callback in callbacks if get_state(callback) is not None]
-    for callback, (_, state) in zip(stateful, kept, strict=True):
-        for name in _names_of(callback):
-            setattr(callback, name, state[name])
-        if has_methods(callback) and (own := state.get(_OWN) if _names_of(callback) else state) is not None:
-            callback.set_state(own)
+    states: dict[tuple[str, int], Any] = {}  # by name, and by place among those of this name
+    for name, state in kept:
+        states[name, sum(name == known for known, _ in states)] = state
+    seen: Counter[str] = Counter()
+    for callback in callbacks:
+        if get_state(callback) is None:
+            continue
+        name = _describe(callback)
+        state = states.get((name, seen[name]))
+        seen[name] += 1
+        if state is not None:  # which a logger that is new has not
+            _set_state(callback, state)
+
+
+def _set_state(callback: Any, state: dict[str, Any]) -> None:
+    for name in _names_of(callback):
+        setattr(callback, name, state[name])
+    if has_methods(callback) and (own := state.get(_OWN) if _names_of(callback) else state) is not None:
+        callback.set_state(own)
+    if isinstance(callback, keras.callbacks.TensorBoard) and callback.update_freq != "epoch":
+        # The step of summaries that are written before the first batch: it was set to 0 when training began.
+        callback._pop_writer()
+        callback._push_writer(callback._train_writer, callback._global_train_batch)
 
 
 def refuse_overwriting_loggers(callbacks: Sequence[Any]) -> None:
@@ -106,3 +149,8 @@ def refuse_overwriting_loggers(callbacks: Sequence[Any]) -> None:
 
 def _names_of(callback: Any) -> tuple[str, ...]:
     return next((names for cls, names in STATE_OF.items() if isinstance(callback, cls)), ())
+
+
+def _describe(callback: Any) -> str:
+    monitored = getattr(callback, "monitor", None) if _names_of(callback) else None
+    return type(callback).__name__ + (f" of {monitored}" if monitored else "")

@@ -3,6 +3,7 @@
 import re
 import secrets
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,15 @@ class CheckpointFiles:
         folder: The folder; need not exist yet.
         communicator: The job's processes.
         owner: Who asks, for messages.
+        is_running: Returns whether the training is still running, for trainings that do not call `close` where they
+            end in an error; None (default) for those that always do.
     """
 
-    def __init__(self, folder: Path, communicator: Any, owner: str) -> None:
+    def __init__(
+        self, folder: Path, communicator: Any, owner: str, is_running: Callable[[], bool] | None = None
+    ) -> None:
         self.folder, self._communicator, self._owner = folder, communicator, owner
+        self._is_running = is_running
         self._lock: FolderLock | None = None
         self._unreadable: set[int] = set()
 
@@ -32,16 +38,19 @@ class CheckpointFiles:
         """Make the folder, lock it against other trainings, and check that it can be written; all ranks call this.
 
         Raises:
-            ValueError: It cannot be made or written, or another training has it.
+            ValueError: It cannot be made or written, another training has it, or a directory has a checkpoint's name.
         """
         rank = self._communicator.rank
         job = self._communicator.allgather_object(secrets.token_hex(16), f"{self._owner} opens its folder")[0]
+        before = self._lock
         # Rank 0 before the others, so that they find its lock where they share the folder.
         try:
             in_agreement(self._communicator, lambda: self._open(job) if rank == 0 else None)
             in_agreement(self._communicator, lambda: self._open(job) if rank > 0 else None)
         except BaseException:
-            self.close()
+            if self._lock is not before:
+                self.close()
+            self._lock = before
             raise
 
     def close(self) -> None:
@@ -49,17 +58,27 @@ class CheckpointFiles:
         if self._lock is not None:
             self._lock.release()
 
-    def _open(self, job: str) -> None:
+    def _make(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(
                 f"`folder` must be one that can be made. Received: folder={str(self.folder)!r}: {error}"
             ) from error
-        self._lock = FolderLock(self.folder, job, self._owner)
+
+    def _open(self, job: str) -> None:
+        self._make()
+        for path in self.folder.glob(f"epoch-*.{self._suffix}.npz"):
+            if _NAME.fullmatch(path.name) and path.is_dir():
+                raise ValueError(
+                    f"{path} is a directory. Received: a folder in which {self._owner} writes a file of this name. "
+                    "Move it elsewhere, or pass another folder"
+                )
+        lock = FolderLock(self.folder, job, self._owner, self._is_running)
         trial = self.folder / f"trial.{self._suffix}"
         try:
-            self._lock.acquire(is_first=self._communicator.rank == 0)
+            lock.acquire(is_first=self._communicator.rank == 0)
+            self._lock = lock
             # What was being written when a process was killed.
             for path in self.folder.glob(f"*.{self._suffix}*{_state_file.PARTIAL}"):
                 path.unlink()
@@ -91,8 +110,17 @@ class CheckpointFiles:
             state: What to write.
 
         Raises:
-            NoRoomError: The disk is full.
+            NotWrittenError: The file cannot be written.
+            ValueError: The folder was deleted, and another training has it now.
         """
+        if self._lock is not None:
+            if not self.folder.is_dir():
+                warnings.warn(
+                    f"{self.folder} was deleted during training, with the checkpoints in it: it is made anew",
+                    stacklevel=2,
+                )
+                self._make()
+            self._lock.renew()
         path = self._path(epochs)
         _state_file.write(path, {"owner": self._owner, "name": path.name, "state": state})
         self._unreadable.discard(epochs)
@@ -142,7 +170,7 @@ class CheckpointFiles:
         )
 
     def _sizes(self) -> list[int]:
-        found = (_NAME.fullmatch(path.name) for path in self.folder.glob("epoch-*"))
+        found = (_NAME.fullmatch(path.name) for path in self.folder.glob("epoch-*") if path.is_file())
         return sorted({int(match[3]) for match in found if match})
 
     def _foreign(self) -> list[str]:

@@ -5,9 +5,9 @@ import errno
 import json
 import os
 import socket
-import threading
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 try:
@@ -31,11 +31,12 @@ class FolderLock:
         folder: The folder, which must exist.
         job: What distinguishes this job from others.
         owner: Who asks, for messages.
+        is_running: Returns whether the training that asks is still running, for those that can end in an error
+            without a word; None (default) if it always releases its lock.
     """
 
-    def __init__(self, folder: Path, job: str, owner: str) -> None:
-        self._path, self._job, self._owner = folder / NAME, job, owner
-        self._thread = threading.current_thread()
+    def __init__(self, folder: Path, job: str, owner: str, is_running: Callable[[], bool] | None = None) -> None:
+        self._path, self._job, self._owner, self._is_running = folder / NAME, job, owner, is_running
         self._descriptor: int | None = None
 
     def acquire(self, is_first: bool = True) -> None:
@@ -45,16 +46,16 @@ class FolderLock:
             is_first: Whether no other process of the job has been here.
 
         Raises:
-            ValueError: Another training has it.
+            ValueError: Another training has it, or it is no file.
         """
         if fcntl is None:
             self._warn("this system has no file locks")
             return
         for lock in list(_HELD):
-            # A `fit` of this thread that was interrupted has not released its lock; nor one of a thread that is gone.
-            if lock._path == self._path and (lock._thread is self._thread or not lock._thread.is_alive()):
+            if lock._path == self._path and lock._is_running is not None and not lock._is_running():
                 lock.release()
         while True:
+            self._check_that_it_can_be_a_file()
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -74,11 +75,22 @@ class FolderLock:
         self._descriptor = descriptor
         _HELD.append(self)
 
+    def renew(self) -> None:
+        """Take the lock again if its file was deleted, with its folder or alone; another training may have it by now.
+
+        Raises:
+            ValueError: Another training has it.
+        """
+        if self._descriptor is not None and not self._is_still_there(self._descriptor):
+            self._let_go()
+            self.acquire()
+
     def release(self) -> None:
         """Give the lock back, if this process has it."""
         if self._descriptor is not None:
             with contextlib.suppress(OSError):
-                self._path.unlink()  # while it is locked: whoever has opened it by now notices and opens a new one
+                if self._is_still_there(self._descriptor):
+                    self._path.unlink()  # while it is locked: whoever has opened it by now notices and opens a new one
             self._let_go()
 
     def _let_go(self) -> None:
@@ -86,6 +98,14 @@ class FolderLock:
             os.close(self._descriptor)
             self._descriptor = None
             _HELD.remove(self)
+
+    def _check_that_it_can_be_a_file(self) -> None:
+        if self._path.is_symlink() or (self._path.exists() and not self._path.is_file()):
+            kind = "a link" if self._path.is_symlink() else "a directory" if self._path.is_dir() else "no plain file"
+            raise ValueError(
+                f"{self._path} is {kind}. Received: a folder in which {self._owner} locks a file of this name. Move it "
+                "elsewhere, or pass another folder"
+            )
 
     def _is_still_there(self, descriptor: int) -> bool:
         try:

@@ -7,13 +7,15 @@ import json
 import os
 import secrets
 import shutil
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-_MARKS = ("__array__", "__tuple__")
+_COLLECTIONS: dict[str, Any] = {"__tuple__": tuple, "__set__": set, "__frozenset__": frozenset}
+_MARKS = ("__array__", "__objects__", "__bytes__", "__complex__", "__items__", "__deque__", *_COLLECTIONS)
 _SEAL = b"tfopt2 sha256 "  # before the checksum, at the end of each file; its number is that of the format
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 PARTIAL = ".partial"  # what the names of files end in that are being written
@@ -23,8 +25,12 @@ class DamagedFileError(Exception):
     """The file is not whole."""
 
 
-class NoRoomError(OSError):
-    """The disk is full; the file was not written."""
+class NotWrittenError(OSError):
+    """The file was not written; the one before it is as it was."""
+
+
+class NoRoomError(NotWrittenError):
+    """There is no room for the file."""
 
 
 def write(path: Path, state: Any) -> None:
@@ -34,16 +40,30 @@ def write(path: Path, state: Any) -> None:
 
     Args:
         path: Where to.
-        state: Dictionaries with string keys, lists, tuples, arrays of numbers, numbers, strings, booleans, None.
+        state: Numbers, strings, bytes, booleans, None, arrays and tensors (which come back as arrays), and
+            dictionaries, lists, tuples, sets and deques of them.
 
     Raises:
         TypeError: It contains something else.
+        NotWrittenError: The file cannot be written.
     """
     arrays: dict[str, np.ndarray] = {}
     text = np.frombuffer(json.dumps(_pack(state, arrays)).encode(), np.uint8)
     with _replacing(path, 0o600, sum(array.nbytes for array in arrays.values()) + text.nbytes) as stream:
         np.savez(stream, __state__=text, **arrays)  # type: ignore[arg-type]
         stream.write(_seal_of(stream, stream.seek(0, os.SEEK_END)))
+
+
+def check(state: Any) -> None:
+    """Check that `write` could write a state.
+
+    Args:
+        state: The same.
+
+    Raises:
+        TypeError: It contains something else.
+    """
+    _pack(state, {})
 
 
 @contextlib.contextmanager
@@ -57,7 +77,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         The stream to write to.
 
     Raises:
-        NoRoomError: The disk is full.
+        NotWrittenError: It cannot be written: the disk is full, say.
     """
     with _replacing(path, 0o666, 0) as stream:
         yield stream
@@ -67,7 +87,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def _replacing(path: Path, mode: int, num_bytes: int) -> Iterator[BinaryIO]:
     # Nobody can guess the name and put a link there; and where there is a file or link of that name, this fails.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}{PARTIAL}")
-    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), mode)
+    try:
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), mode)
+    except OSError as error:
+        raise _not_written(path, num_bytes, error) from error
     try:
         with os.fdopen(descriptor, "w+b") as stream:
             yield stream
@@ -75,20 +98,32 @@ def _replacing(path: Path, mode: int, num_bytes: int) -> Iterator[BinaryIO]:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in _FULL:
-            raise _no_room(path, num_bytes, error) from error
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise _not_written(path, num_bytes, error) from error
         raise
     _sync_folder(path.parent)
 
 
-def _no_room(path: Path, num_bytes: int, error: OSError) -> NoRoomError:
-    needed = f" {num_bytes} bytes are needed," if num_bytes else ""
-    free = shutil.disk_usage(path.parent).free
-    return NoRoomError(
-        error.errno,
-        f"The disk or quota of {path.parent} is full:{needed} {free} bytes are free there. {path.name} was not "
-        "written, and the files written before are as they were. Make room, or choose another folder",
+def _not_written(path: Path, num_bytes: int, error: OSError) -> NotWrittenError:
+    kind, needed = NotWrittenError, f" {num_bytes} bytes are needed," if num_bytes else ""
+    advice = "Make room, or choose another folder"
+    if error.errno in _FULL:
+        kind = NoRoomError
+        free = shutil.disk_usage(path.parent).free
+        why = f"The disk or quota of {path.parent} is full:{needed} {free} bytes are free there."
+    elif error.errno == errno.EFBIG:
+        kind, advice = NoRoomError, "Raise the limit (`ulimit -f`), or choose another folder"
+        why = f"Files in {path.parent} must not be as large for this process:{needed} and the limit is lower."
+    elif not path.parent.is_dir():
+        why, advice = f"The folder {path.parent} is gone.", "Let it stay while a program writes there"
+    elif path.is_dir():
+        why, advice = f"{path} is a directory.", "Move it elsewhere"
+    else:
+        why, advice = f"{path.parent} cannot be written: {error}.", "Choose another folder"
+    return kind(
+        error.errno, f"{why} {path.name} was not written, and the files written before are as they were. {advice}"
     )
 
 
@@ -145,38 +180,78 @@ def _seal_of(stream: BinaryIO, length: int) -> bytes:
 
 
 def _pack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
-    # JSON holds everything but arrays; these go aside, as bytes, with their dtype and shape in the text.
-    if isinstance(value, np.ndarray):
-        if value.dtype.hasobject or value.dtype.kind in "SUmM" or value.dtype.names:
-            raise TypeError(f"A checkpoint cannot hold an array of dtype {value.dtype}")
-        value = value.astype(value.dtype.newbyteorder("="), copy=False)
-        name = f"array{len(arrays)}"
-        arrays[name] = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
-        return {"__array__": [name, value.dtype.name, list(value.shape)]}
-    if isinstance(value, tuple):
-        return {"__tuple__": [_pack(item, arrays) for item in value]}
+    # JSON holds numbers, strings, lists and dictionaries with string keys. Everything else gets a mark. The bytes of
+    # arrays go aside.
+    if value is None or isinstance(value, bool | int | float | str):
+        return value if not isinstance(value, np.generic) else _pack(np.asarray(value), arrays)
     if isinstance(value, list):
         return [_pack(item, arrays) for item in value]
     if isinstance(value, dict):
-        if not all(isinstance(key, str) and key not in _MARKS for key in value):
-            raise TypeError(f"A checkpoint cannot hold a dictionary with the keys {list(value)}: they must be strings")
-        return {key: _pack(item, arrays) for key, item in value.items()}
-    if isinstance(value, np.generic):
-        return _pack(np.asarray(value), arrays)
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
+        if all(isinstance(key, str) and key not in _MARKS for key in value):
+            return {key: _pack_under(key, item, arrays) for key, item in value.items()}
+        return {"__items__": [[_pack(key, arrays), _pack(item, arrays)] for key, item in value.items()]}
+    if isinstance(value, deque):
+        return {"__deque__": [[_pack(item, arrays) for item in value], value.maxlen]}
+    for mark, kind in _COLLECTIONS.items():
+        if isinstance(value, kind):
+            return {mark: [_pack(item, arrays) for item in value]}
+    if isinstance(value, complex):
+        return {"__complex__": [value.real, value.imag]}
+    if isinstance(value, bytes):
+        return {"__bytes__": _pack(np.frombuffer(value, np.uint8), arrays)}
+    if hasattr(value, "__array__") and not isinstance(value, type):  # of NumPy, or a tensor
+        return _pack_array(value, arrays)
     raise TypeError(f"A checkpoint cannot hold {value!r} of type {type(value).__name__}")
+
+
+def _pack_under(key: str, value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    try:
+        return _pack(value, arrays)
+    except TypeError as error:
+        raise TypeError(f"{error}, under {key!r}") from error
+
+
+def _pack_array(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # a tensor that has no value, say
+        raise TypeError(f"A checkpoint cannot hold {value!r} of type {type(value).__name__}") from error
+    if array.dtype.names or isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"A checkpoint cannot hold an array of type {type(value).__name__} and dtype {array.dtype}")
+    if array.dtype.hasobject:
+        return {"__objects__": [[_pack(item, arrays) for item in array.ravel().tolist()], list(array.shape)]}
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    name = f"array{len(arrays)}"
+    arrays[name] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    # The names of text and of moments lack their lengths and units; the codes of half precision lack what it is.
+    dtype = array.dtype.str if array.dtype.kind in "SUmM" else array.dtype.name
+    return {"__array__": [name, dtype, list(array.shape)]}
 
 
 def _unpack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(value, list):
         return [_unpack(item, arrays) for item in value]
-    if isinstance(value, dict):
-        if "__array__" in value:
-            name, dtype, shape = value["__array__"]
-            array = arrays[name].view(np.dtype(dtype)).reshape(shape)
-            return array if shape else array[()]
-        if "__tuple__" in value:
-            return tuple(_unpack(item, arrays) for item in value["__tuple__"])
+    if not isinstance(value, dict):
+        return value
+    mark = next((mark for mark in _MARKS if mark in value), None)
+    if mark is None:
         return {key: _unpack(item, arrays) for key, item in value.items()}
-    return value
+    content = value[mark]
+    if mark == "__array__":
+        name, dtype, shape = content
+        array = arrays[name].view(np.dtype(dtype)).reshape(shape)
+        return array if shape else array[()]
+    content = _unpack(content, arrays)
+    if mark == "__items__":
+        return dict(content)
+    if mark == "__deque__":
+        return deque(content[0], maxlen=content[1])
+    if mark == "__complex__":
+        return complex(*content)
+    if mark == "__bytes__":
+        return content.tobytes()
+    if mark == "__objects__":
+        array = np.empty(len(content[0]), object)
+        array[:] = content[0]
+        return array.reshape(content[1])
+    return _COLLECTIONS[mark](content)

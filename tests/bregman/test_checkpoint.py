@@ -113,7 +113,7 @@ def test_other_callbacks_are_refused(tmp_path):
         models.mlp((8, 8, 1), (16, 8), 10, seed=0), "sparse_categorical_crossentropy", ["accuracy"]
     )
     validation = (DATA.x_validation, DATA.y_validation)
-    with pytest.raises(ValueError, match=r"state of the callbacks \['EarlyStopping'\], but `fit` has \[\]"):
+    with pytest.raises(ValueError, match=r"state of the callbacks \['EarlyStopping of val_loss'\], but `fit` has \[\]"):
         trainer.fit(DATA.x_train, DATA.y_train, epochs=2, verbose=0, checkpoint=tmp_path, validation_data=validation)
 
 
@@ -121,7 +121,7 @@ def test_weights_are_the_models_after_resuming(tmp_path):
     weights, _, _, _ = train(tmp_path, "restarted", epochs=2)
     model = models.mlp((8, 8, 1), (16, 8), 10, seed=5)
     trainer = BregmanTrainer(model, "sparse_categorical_crossentropy", ["accuracy"])
-    early, validation = keras.callbacks.EarlyStopping(monitor="loss"), (DATA.x_validation, DATA.y_validation)
+    early, validation = keras.callbacks.EarlyStopping(), (DATA.x_validation, DATA.y_validation)
     options = {"epochs": 2, "verbose": 0, "checkpoint": tmp_path, "callbacks": [early], "validation_data": validation}
     trainer.fit(DATA.x_train, DATA.y_train, **options)
     for ours, kept in zip(model.get_weights(), weights, strict=True):

@@ -199,7 +199,7 @@ def test_another_models_checkpoint_is_refused(tmp_path):
 
 def test_another_list_of_callbacks_is_refused(tmp_path):
     train(tmp_path, epochs=1)
-    with pytest.raises(ValueError, match=r"the state of the callbacks \['WeightNorms', .*, but `fit` has \[\]"):
+    with pytest.raises(ValueError, match=r"the state of the callbacks \[.*'WeightNorms', .*, but `fit` has \[\]"):
         train(tmp_path, more=list)
 
 
@@ -308,8 +308,6 @@ def test_subclasses_of_known_callbacks_are_named(base, arguments, tmp_path):
 def test_callbacks_that_cannot_be_resumed_are_refused(tmp_path):
     with pytest.raises(ValueError, match="does not work together with BackupAndRestore"):
         fit([keras.callbacks.BackupAndRestore(tmp_path), ResumableCheckpoint(tmp_path)])
-    with pytest.raises(ValueError, match="Put ResumableCheckpoint after ReduceLROnPlateau"):
-        fit([ResumableCheckpoint(tmp_path), keras.callbacks.ReduceLROnPlateau()])
     logger = keras.callbacks.CSVLogger(tmp_path / "log.csv")
     with pytest.raises(ValueError, match=r"CSVLogger would empty its file.*append=True"):
         fit([logger, ResumableCheckpoint(tmp_path)])

@@ -275,7 +275,6 @@ class Run:
                 "stopped": stops,
                 "best": [best, best_epoch, weights_to_arrays(weights)],
                 "largest": self._largest,
-                "history": {"epoch": list(self._history.epoch), "history": dict(self._history.history)},
                 "callbacks": states_of(self._callbacks.callbacks),
             },
         )
@@ -296,6 +295,5 @@ class Run:
         best, best_epoch, weights = state["best"]
         self._best = (best, best_epoch, weights_from_arrays(weights))
         self._largest = state["largest"]
-        self._history.epoch, self._history.history = state["history"]["epoch"], state["history"]["history"]
         self._history.best_epoch = None if best_epoch < 0 else best_epoch
         return self._epochs if state["stopped"] else state["epochs"]
