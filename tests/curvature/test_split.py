@@ -147,11 +147,12 @@ def test_endings_without_logarithm_belong_to_the_model(link):
     assert found.split_at == "outputs"
 
 
-def test_logits_that_were_bounded_stay_logits():
-    """tanh before the logits is no ending: the loss takes their exponential."""
+@pytest.mark.parametrize("bound", [lambda z: 5 * ops.tanh(z), lambda z: ops.cumsum(ops.softplus(z), -1)])
+def test_logits_that_were_bounded_stay_logits(bound):
+    """tanh and softplus before the logits are no endings: the loss takes their exponential."""
     x, y, _ = make_data("classes")
     inputs, z = make_bottom()
-    bounded = 5 * ops.tanh(z)
+    bounded = bound(z)
     expected = GaussNewtonOperator(keras.Model(inputs, bounded), OF_LOGITS["classes"], x, y)
     found = GaussNewtonOperator(keras.Model(inputs, ops.softmax(bounded)), CE, x, y)
     np.testing.assert_allclose(found.to_dense(), expected.to_dense(), atol=1e-12)

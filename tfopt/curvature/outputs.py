@@ -132,20 +132,22 @@ class _Network:
     def _heads(self, tensor: Any) -> tuple[list[Any], bool]:
         """Return the inputs of the last exponentials before a tensor, and whether a logarithm is taken of one."""
         heads: list[Any] = []
-        waiting, seen, is_logarithm = [(tensor, False)], set(), False  # type: list[Any], set[Any], bool
+        waiting = [(tensor, False, False)]
+        seen, is_logarithm = set(), False  # type: set[Any], bool
         while waiting:
-            at, in_logarithm = waiting.pop()
-            operation = at.op
-            if operation not in self._dependent or (operation, in_logarithm) in seen:
+            at, in_logarithm, is_negative = waiting.pop()
+            operation, state = at.op, (at.op, in_logarithm, is_negative)
+            if operation not in self._dependent or state in seen or not self._is_fixed(operation):
                 continue
-            seen.add((operation, in_logarithm))
-            if not self._is_fixed(operation):
-                continue
-            if operation.type in ENDINGS:
+            seen.add(state)
+            in_logarithm |= operation.type in LOGARITHMS
+            is_negative |= operation.type in ("Neg", "Sub")
+            # log(sigmoid(z)) is -softplus(-z); softplus by itself makes numbers positive, and is no logarithm of one.
+            if operation.type in ENDINGS and (operation.type != "Softplus" or is_negative):
                 heads.append(operation.inputs[0])
                 is_logarithm |= in_logarithm or operation.type in LOG_ENDINGS
             else:
-                waiting += [(part, in_logarithm or operation.type in LOGARITHMS) for part in operation.inputs]
+                waiting += [(part, in_logarithm, is_negative) for part in operation.inputs]
         return heads, is_logarithm
 
     def _widened(self, tensor: Any, sources: list[Any]) -> list[Any]:

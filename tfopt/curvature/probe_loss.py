@@ -75,8 +75,8 @@ class ProbeLoss:
         if objective.precision == "bfloat16":
             warnings.warn(
                 "`model` or `loss` casts to bfloat16 by itself, which a measurement does too: its numbers have about "
-                "two digits, and products are those of no symmetric matrix. Leave the precision to dtype policies, which "
-                "are float32 while half precision is measured",
+                "two digits, and products are those of no symmetric matrix. Leave the precision to dtype policies, "
+                "which are float32 while half precision is measured",
                 stacklevel=3,
             )
         return cls(objective, probe, check_trainable(objective, variables), check_communicator(communicator))
