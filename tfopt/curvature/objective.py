@@ -234,7 +234,9 @@ class Objective:
         _, y, sample_weight = run.batch
         check_targets(y, run.y_pred)
         try:
-            made(y, run.y_pred, sample_weight)  # builds it
+            # Builds it, in a graph of its own: the loss is not yet in the dtype in which it is measured.
+            with tf.__internal__.FuncGraph("thrown_away").as_default():
+                made(y, run.y_pred, sample_weight)
         except Exception as error:
             raise ValueError(
                 "`loss`, `y` and `sample_weight` must fit the model's outputs. "
