@@ -5,7 +5,6 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-import keras
 from tfopt.callbacks._callback import Callback
 from tfopt.callbacks._dataset_order import DatasetOrder
 from tfopt.callbacks._job import changed_by_training, data_of, differences, setup_of

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from tfopt.curvature import GaussNewtonOperator, HessianOperator, gradient_noise
+from tfopt.curvature import GaussNewtonOperator, HessianOperator
 from tfopt.planning import fit_noisy_quadratic
 
 STEPS, CLASSES = 4, 3
@@ -203,29 +203,3 @@ def test_losses_that_read_weights_are_no_functions_of_outputs(is_function):
         GaussNewtonOperator(model, loss, x, y).to_dense()
     with pytest.raises(ValueError, match="`loss` must be a function of the model's outputs"):
         fit_noisy_quadratic(model, (x, y), loss, None, num_runs=4, num_matvecs=2, num_rows_per_run=16)
-
-
-class Counting(keras.layers.Layer):
-    """Keeps a count in a variable of TensorFlow's own, at each call or in a branch."""
-
-    def __init__(self, in_branch):
-        super().__init__()
-        self.count, self.in_branch = tf.Variable(0.0, dtype=keras.config.floatx()), in_branch
-
-    def call(self, x):
-        count = lambda: tf.identity(self.count.assign_add(1.0))  # noqa: E731
-        added = tf.cond(tf.reduce_sum(x) > -1e9, count, lambda: tf.identity(self.count)) if self.in_branch else count()
-        return x + 0.0 * added
-
-
-@pytest.mark.parametrize("in_branch", [False, True], ids=["always", "in a branch"])
-def test_models_that_change_variables_of_tensorflow_are_refused(in_branch):
-    model = keras.Sequential([keras.Input((3,)), Counting(in_branch), keras.layers.Dense(1)])
-    x, y = (np.random.default_rng(0).normal(size=(8, k)).astype("float32") for k in (3, 1))
-    for measure in (
-        lambda: HessianOperator(model, "mse", x, y).to_dense(),
-        lambda: GaussNewtonOperator(model, "mse", x, y).to_dense(),
-        lambda: gradient_noise(model, "mse", x, y),
-    ):
-        with pytest.raises(ValueError, match="must not change a tf.Variable while they predict.*assignment"):
-            measure()

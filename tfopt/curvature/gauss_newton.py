@@ -1,16 +1,24 @@
 """The generalised Gauss-Newton matrix of a model's loss."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfopt.curvature.differences import Derivatives, flat, inner, random_like
+from tfopt.curvature.differences import NUM_DIRECTIONS, Derivatives, flat, inner, random_like
 from tfopt.curvature.operator import CurvatureOperator
 from tfopt.curvature.probe_loss import dense_gradients
+from tfopt.curvature.self_check import TURN_OFF
 from tfopt.curvature.softmax_targets import note_targets
 from tfopt.curvature.split import SplitFunction
+
+_LINEAR = (
+    "perhaps in pieces, as `mae`. Gauss-Newton needs a loss that is curved in them: use HessianOperator, or, for a "
+    "likelihood, let the model return natural parameters (logits; the logarithm of a rate), and write the loss as a "
+    "function of them"
+)
 
 
 class GaussNewtonOperator(CurvatureOperator):
@@ -18,9 +26,13 @@ class GaussNewtonOperator(CurvatureOperator):
 
     G = J' L J + R, with J the Jacobian of the outputs by the weights, L the Hessian of the loss by the outputs, and R
     the Hessian of the regularisers (Schraudolph, "Fast curvature matrix-vector products", 2002). Positive semi-definite
-    where the loss is convex in the outputs. Of a model that ends in softmax or sigmoid, the outputs are the logits: for
-    Keras's cross-entropies G is then the Fisher matrix. For `mse` over k outputs it is that of a Gaussian of variance
-    k / 2.
+    where the loss is convex in the outputs; where it is not, the first product warns.
+
+    Softmax, sigmoid or exp at the end of the model counts as part of the loss where the loss takes the logarithm of the
+    outputs; so does their logarithm (log-probabilities) where the loss is linear in it or takes its exponential.
+    "Outputs" are then what they are computed from, such as logits: for cross-entropies G is the Fisher matrix, that of
+    the same model with logits and a loss of logits. For `mse` over k outputs it is that of a Gaussian of variance
+    k / 2. `split_at` says which.
 
     J v is computed as the derivative of u -> J' u, in reverse mode twice.
 
@@ -36,12 +48,14 @@ class GaussNewtonOperator(CurvatureOperator):
             Dropout is off in both.
         variables: The variables whose block is wanted: a variable, a layer, or a list of these. None (default) means
             all trainable variables.
-        self_check: Whether to check the first product against finite differences. Default True.
+        self_check: Whether to check the first product against finite differences, and whether the loss is curved and
+            convex in the outputs. Default True.
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
 
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: An argument is out of its range, or the model or data cannot be measured; the message says why.
+        RuntimeError: From the first product: it is wrong, or zero because the loss is linear in the outputs, as `mae`.
 
     Example:
         >>> import keras
@@ -51,6 +65,54 @@ class GaussNewtonOperator(CurvatureOperator):
         >>> matrix.to_dense().round(3).tolist()
         [[1.0, 0.0], [0.0, 9.0]]
     """
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, split at the {self.split_at}>"
+
+    @property
+    def split_at(self) -> str:
+        """Where the loss is split from the model: "logits", "outputs", or "logits and outputs" where there are several.
+
+        "logits" stands for whatever softmax, sigmoid or exp is taken of.
+        """
+        split = self.objective.split
+        return "outputs" if split is None else split.name
+
+    def check_matrix(self, small: CurvatureOperator) -> None:
+        """Check that the loss is curved and convex in what it is split from.
+
+        Args:
+            small: The same matrix over a few rows, whose derivatives have been compiled.
+
+        Raises:
+            RuntimeError: It is linear in all outputs, so that the matrix is zero.
+        """
+        flat_ones = [] if self.objective.split is None else self.objective.split.is_flat
+        if flat_ones and all(flat_ones):
+            raise RuntimeError(
+                f"{self!r} is zero, because the loss is linear in the model's outputs, {_LINEAR}. {TURN_OFF}"
+            )
+        if any(flat_ones):
+            places = ", ".join(str(place) for place, is_flat in enumerate(flat_ones) if is_flat)
+            warnings.warn(
+                f"{self!r} leaves out the outputs {places} (from 0), because the loss is linear in them, {_LINEAR}",
+                stacklevel=6,
+            )
+        found = _Halves(small, small.values()).row_curvatures(np.random.default_rng(2))
+        scale = max(map(abs, found))
+        if scale == 0.0 and flat_ones:
+            warnings.warn(
+                f"{self!r} is zero on {small.num_rows} rows from all over the first batch: there the loss is linear in "
+                "the model's outputs, or rows have no weight. HessianOperator needs no loss that is curved in them",
+                stacklevel=6,
+            )
+        elif min(found) < -1e-3 * scale:
+            warnings.warn(
+                f"{self!r} may have negative eigenvalues: the loss is not convex in the {self.split_at} of single "
+                "rows. HessianOperator needs no split. For a likelihood, let the model return natural parameters "
+                f"(logits; the logarithm of a rate), and write the loss as a function of them. {TURN_OFF}",
+                stacklevel=6,
+            )
 
     def derivatives(self, values: list[Any]) -> list[Derivatives]:
         """Return the Jacobian of the outputs, and the derivatives of the loss by them, on the first batch.
@@ -150,8 +212,9 @@ def _curve(function: Callable[[Any], Any], point: list[Any], vectors: list[Any])
 class _Halves:
     """The two halves of the matrix at some weights, as functions of the weights and of the outputs."""
 
-    def __init__(self, operator: GaussNewtonOperator, values: list[Any]) -> None:
+    def __init__(self, operator: Any, values: list[Any]) -> None:
         self._values, self._batch = values, operator.probe.batches[0].tensors
+        self._num_rows = operator.probe.batches[0].num_rows
         self.is_regularized = operator._is_regularized()
         if operator._checks is None:
             like = operator.objective.outputs(values, self._batch[0], operator.variables)  # for their shapes
@@ -194,6 +257,21 @@ class _Halves:
     def along_outputs(self, outputs: list[Any], direction: list[Any]) -> list[tuple[np.ndarray, float]]:
         found = self._multiply(self._values, self._moves(outputs), self._values, self._none, direction)
         return [inner(found[2], direction), (flat(found[6]), 0.0)]
+
+    def row_curvatures(self, rng: np.random.Generator) -> list[float]:
+        """Return the curvature of the loss along random directions of the outputs of single rows."""
+        found: list[float] = []
+        for row in range(self._num_rows):
+            for _ in range(NUM_DIRECTIONS):
+                # Cubes, so that few entries count: negative curvature of one is not to drown in that of others.
+                drawn = [rng.standard_normal(part.shape) ** 3 for part in self.point]
+                for array in drawn:
+                    if array.ndim and len(array) == self._num_rows:
+                        array[np.arange(self._num_rows) != row] = 0.0
+                direction = [tf.constant(array, part.dtype) for array, part in zip(drawn, self.point, strict=True)]
+                product = flat(self._multiply(self._values, self._none, self._values, self._none, direction)[6])
+                found.append(float(product @ flat(direction)))
+        return found
 
     def penalties(self, values: list[Any]) -> list[np.ndarray]:
         return [flat(self._compute(values, self._none)[3])]

@@ -38,6 +38,7 @@ class GradientNoise:
         num_rows: Number of rows in all groups.
         group_size: B.
         batch_norm: How batch normalisation was computed: "batch" or "moving".
+        precision: How layers were computed: "model", "float32" or "bfloat16", as `HessianOperator.precision` says.
     """
 
     covariance_trace: Estimate
@@ -49,6 +50,7 @@ class GradientNoise:
     num_rows: int
     group_size: int
     batch_norm: str
+    precision: str = "model"
 
     def batch_variance(self, batch_size: int, num_rows: int | None = None) -> float:
         """Return the mean squared distance of a batch's gradient from that of all rows: tr C / B (1 - B / N).
@@ -263,6 +265,7 @@ class Groups:
             num_rows=self.count * self._size,
             group_size=self._size,
             batch_norm=self._loss.objective.batch_norm,
+            precision=self._loss.objective.precision,
         )
 
     def evaluations(self) -> Sequence[Evaluation]:

@@ -45,6 +45,13 @@ class HessianOperator(CurvatureOperator):
         [[1.0, 0.0], [0.0, 9.0]]
     """
 
+    def check_matrix(self, small: CurvatureOperator) -> None:
+        """Check nothing more: a Hessian needs no split.
+
+        Args:
+            small: Not used.
+        """
+
     def derivatives(self, values: list[Any]) -> list[Derivatives]:
         """Return the gradient and the product on the first batch.
 

@@ -1,5 +1,6 @@
 """Which models can be measured."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,12 @@ import tensorflow as tf
 
 from tfopt._trained_variables import trained_variables
 
-_CHANGES = ("AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp")
+# Operations that write to what outlives a graph: variables, states of tf.random.Generator, tables, queues and stacks.
+_CHANGES = re.compile(
+    "^Assign|^ResourceScatter|^ResourceStridedSliceAssign|^ResourceCountUpTo|^Resource(Sparse)?Apply|^Rng(ReadAndSkip|Skip)"
+    "|^Stateful(Uniform|StandardNormal|TruncatedNormal|RandomBinomial)|^LookupTable(Insert|Remove|Import)"
+    "|^Queue(Enqueue|Dequeue|Close)|^Stack(Push|Pop)|^(Unstage|Stage|MapStage|MapUnstage)"
+)
 
 
 class NotBuiltError(ValueError):
@@ -60,28 +66,25 @@ def check_model(model: Any) -> None:
         )
 
 
-def check_changes_nothing(results: Sequence[Any]) -> None:
-    """Check that no variable of TensorFlow's own changes where a model and its loss are computed.
+def check_changes_nothing(graph: Any) -> None:
+    """Check that nothing that outlives it is changed by what a model and its loss compute.
 
-    Keras's variables are held still by its scopes; a `tf.Variable` is not.
+    Keras's variables are held still by its scopes; variables, tables and queues of TensorFlow's own are not.
 
     Args:
-        results: What was computed in the graph that is being traced.
+        graph: The graph in which model and loss were traced.
 
     Raises:
-        ValueError: One changes.
+        ValueError: Something changes.
     """
-    if tf.executing_eagerly():
-        return
-    graph = results[0].graph
     definition = graph.as_graph_def()
     nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
-    changing = [node.name for node in nodes if node.op in _CHANGES or node.op.startswith("ResourceScatter")]
+    changing = [node for node in nodes if _CHANGES.search(node.op)]
     if changing:
         raise ValueError(
-            "`model` and `loss` must not change a tf.Variable while they predict, because a measurement leaves "
-            f"everything as it is. Received: an assignment in {changing[0]!r}. Keep the state in a keras.Variable "
-            "(self.add_weight), which is held still, or change it in the training step only"
+            "`model` and `loss` must not change a tf.Variable, a table or a queue while they predict, because a "
+            f"measurement leaves everything as it is. Received: {changing[0].op} in {changing[0].name!r}. Keep the "
+            "state in a keras.Variable (self.add_weight), which is held still, or change it in the training step only"
         )
 
 
@@ -107,3 +110,48 @@ def refuse_rounding(model: Any) -> None:
             f"quantised layers {', '.join(rounding)}. Measure the model as it was before `quantize`; "
             "tfopt.curvature.gradient_noise and tfopt.relative_trust need first derivatives only, and take it as it is"
         )
+
+
+def check_reads_outputs_only(variables: Sequence[Any], loss: Any, num_before: int) -> None:
+    """Check that no operation of a loss takes a weight.
+
+    Args:
+        variables: The weights.
+        loss: The loss, in the graph that is being traced.
+        num_before: How many operations the graph had before those of the loss.
+
+    Raises:
+        ValueError: One does.
+    """
+    if tf.executing_eagerly():
+        return
+    paths = {id(variable.value.handle): variable.path for variable in variables}
+    inner = {inside.name: paths[id(outside)] for outside, inside in loss.graph.captures if id(outside) in paths}
+    for operation in loss.graph.get_operations()[num_before:]:
+        for tensor in operation.inputs:
+            if tensor.name in inner:
+                raise ValueError(
+                    f"`loss` must be a function of the model's outputs. Received: one that reads {inner[tensor.name]}, "
+                    "such as a penalty on a weight. Make it a regularizer of the layer, or use HessianOperator"
+                )
+
+
+def check_targets(y: Any, y_pred: Any) -> None:
+    """Check that there is a target for each row of the outputs.
+
+    Args:
+        y: Targets, a nested structure of tensors; or None.
+        y_pred: Outputs, a nested structure of tensors.
+
+    Raises:
+        ValueError: There is none, or there are more or fewer rows.
+    """
+    if y is None:
+        raise ValueError("`y` must be given: the loss compares the model's outputs to it")
+    for target, output in zip(keras.tree.flatten(y), keras.tree.flatten(y_pred), strict=False):
+        rows = [tensor.shape[0] for tensor in (target, output) if tensor.shape.rank]
+        if None not in rows and len(set(rows)) > 1:
+            raise ValueError(
+                "`y` must have a row for each row of the model's output. "
+                f"Received: {tuple(target.shape)} for outputs of shape {tuple(output.shape)}"
+            )

@@ -1,6 +1,7 @@
 """What a model minimises, as a function of its weights that leaves the model as it is."""
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,12 +11,20 @@ from keras.src.trainers.compile_utils import CompileLoss
 
 from tfopt._checks import check_choice
 from tfopt._trained_variables import trained_variables
+from tfopt.curvature.dry_run import DryRun, weights_in
 from tfopt.curvature.forward_mode import measuring
 from tfopt.curvature.forward_pass import ForwardPass
 from tfopt.curvature.held_variables import holding
-from tfopt.curvature.model_checks import NotBuiltError, check_changes_nothing, check_model
+from tfopt.curvature.model_checks import (
+    NotBuiltError,
+    check_changes_nothing,
+    check_model,
+    check_reads_outputs_only,
+    check_targets,
+)
+from tfopt.curvature.natural_parameters import Split
 from tfopt.curvature.outputs import Outputs
-from tfopt.curvature.precision import HALF, check_no_float16, computes_in_half, loss_to_measure
+from tfopt.curvature.precision import HALF, computes_in_half, loss_to_measure, rounded_to
 from tfopt.curvature.probe import Probe
 
 BATCH_NORM_MODES = ("batch", "moving")
@@ -41,7 +50,8 @@ class Objective:
         model: The model.
         variables: Its trainable variables, without those whose gradient is their next value.
         dtype: In which it computes; None for the model's, as always for a quantised one.
-        precision: "float32" if that is not what the model trains in, half precision; "model" if it is.
+        precision: "model" if layers and loss are computed as in training; "float32" where training computes some in
+            half precision; "bfloat16" where the model or the loss casts to it by itself, which a measurement does too.
         given_loss: The argument `loss`.
 
     Raises:
@@ -65,8 +75,10 @@ class Objective:
         self._outputs = Outputs([])  # of the model's last trace
         self._forward = ForwardPass(model, self.batch_norm, self.dtype)
         self.reduction = ""  # the loss's, where it depends on how rows are cut into batches
-        self._check_inputs(probe)
-        self._loss = None if self._is_custom else self._make_loss(loss, probe)
+        self._loss: CompileLoss | None = None
+        self._dry_run = self._try_out(loss, probe)
+        check_changes_nothing(self._dry_run.graph)
+        self.precision = rounded_to(self._dry_run.graph, self._dry_run.values) or self.precision
 
     def loss(self, values: Sequence[Any], batch: tuple[Any, Any, Any], variables: Sequence[Any] | None = None) -> Any:
         """Return the loss of a batch.
@@ -88,13 +100,11 @@ class Objective:
                 parts = [tf.reduce_sum(part) for part in self.model.losses]
                 if self._loss is not None:
                     parts.append(self._loss(y, y_pred, sample_weight))
-        check_no_float16(values, parts)
-        check_changes_nothing(parts)
         dtype = self.dtype or parts[-1].dtype
         return tf.add_n([tf.cast(part, dtype) for part in parts])
 
     def outputs(self, values: Sequence[Any], x: Any, variables: Sequence[Any] | None = None) -> list[Any]:
-        """Return what the loss is a function of: logits where the model ends in softmax or sigmoid, its outputs else.
+        """Return what the loss is split from: logits or the outputs of the model, as `split` says.
 
         Args:
             values: One tensor for each variable.
@@ -118,15 +128,14 @@ class Objective:
             made._omit_frequent_tracing_warning = True  # many operators in a program are no mistake
             return list(made(list(values), x))
         with self._scope(values, variables):
-            self._outputs = Outputs(self._forward.predict(x))
+            y_pred = self._forward.predict(x)
             num_regularized = sum(v.regularizer is not None for v in self.model.trainable_variables)
             if len(self.model.losses) > num_regularized:
                 raise ValueError(
                     "The model adds losses on the way (add_loss or activity_regularizer), which are no function of its "
                     "outputs: they have no Gauss-Newton matrix. Use HessianOperator"
                 )
-        check_no_float16(values, self._outputs.tensors)
-        check_changes_nothing(self._outputs.tensors)
+        self._outputs = self._outputs_of(y_pred, values, None if self.split is None else self.split.before_ending)
         return self._outputs.tensors
 
     def loss_of_outputs(self, outputs: Sequence[Any], batch: tuple[Any, Any, Any]) -> Any:
@@ -148,9 +157,7 @@ class Objective:
         num_before = 0 if tf.executing_eagerly() else len(tf.compat.v1.get_default_graph().get_operations())
         with measuring(self.dtype), holding([], [], contextlib.nullcontext):
             loss = self._loss(y, self._outputs.at(outputs), sample_weight)
-        check_no_float16(outputs, [loss])
-        check_changes_nothing([loss])
-        _check_reads_outputs_only(self.variables, loss, num_before)
+        check_reads_outputs_only(self.variables, loss, num_before)
         return loss
 
     def regularization(self, values: Sequence[Any], variables: Sequence[Any]) -> Any:
@@ -172,23 +179,54 @@ class Objective:
     def _scope(self, values: Sequence[Any], variables: Sequence[Any] | None) -> Any:
         return self._forward.at(self.variables if variables is None else variables, values)
 
-    def _check_inputs(self, probe: Probe) -> None:
-        try:
-            with self._scope([], []):
-                self._forward.predict(probe.batches[0].x)
-        except NotBuiltError:
-            raise
-        except Exception as error:
-            raise ValueError(f"`x` must fit the model. {type(self.model).__name__} says: {error}") from error
+    @functools.cached_property
+    def split(self) -> Split | None:
+        """Where the loss is split from the outputs; None where there is no loss of the outputs."""
+        run = self._dry_run
+        if run.loss is None:
+            return None
+        with run.graph.as_default():
+            return Split(self._outputs_of(run.y_pred, run.values, None), run.loss, run.start)
 
-    def _make_loss(self, loss: Any, probe: Probe) -> CompileLoss | None:
+    def _outputs_of(self, y_pred: Any, values: Sequence[Any], splits: Sequence[bool] | None) -> Outputs:
+        graph = tf.compat.v1.get_default_graph()
+        weights = [] if tf.executing_eagerly() else weights_in(graph, values, self.variables)
+        return Outputs(y_pred, weights, splits)
+
+    def _try_out(self, loss: Any, probe: Probe) -> DryRun:
+        # Nothing is computed here: a model that changes variables of TensorFlow's own must be refused before.
+        run = DryRun(probe.batches[0].tensors, self.variables, self.dtype)
+        x, y, sample_weight = run.batch
+        with run.graph.as_default(), self._scope(run.values, None):
+            try:
+                run.y_pred = self._forward.predict(x)
+            except NotBuiltError:
+                raise
+            except Exception as error:
+                raise ValueError(f"`x` must fit the model. {type(self.model).__name__} says: {error}") from error
+            if self._is_custom:
+                self._forward.custom_loss(x, y, sample_weight)
+                return run
+            self._loss = self._make_loss(loss, run, probe)
+            if self._loss is not None:
+                run.start = len(run.graph.get_operations())
+                run.loss = self._loss(y, run.y_pred, sample_weight)
+                shape = None if run.loss is None else run.loss.shape
+                if shape is None or shape.rank != 0:
+                    raise ValueError(
+                        "`loss` must reduce the rows to a number. Received: a loss of shape "
+                        f"{shape and tuple(shape)}; use a loss with the reduction 'sum_over_batch_size'"
+                    )
+        return run
+
+    def _make_loss(self, loss: Any, run: DryRun, probe: Probe) -> CompileLoss | None:
         # A loss of our own: the model's keeps metrics, which a measurement must not move.
         compiled = getattr(self.model, "_compile_loss", None)
         weights = None
         if loss is None:
             if compiled is not None:
                 loss, weights = compiled._user_loss, compiled._user_loss_weights
-            elif not (self.model.compiled and self._has_own_losses(probe)):
+            elif not (self.model.compiled and self.model.losses):
                 raise ValueError(
                     "`loss` must say what the model minimises: it was not compiled with a loss. "
                     "Pass loss=..., as `compile` takes it"
@@ -197,31 +235,18 @@ class Objective:
             return None
         check_loss_name(loss)
         made = CompileLoss(loss, weights, output_names=getattr(self.model, "output_names", None))
-        x, y, sample_weight = probe.batches[0].tensors
-        with self._forward.at([], []):
-            y_pred = self._forward.predict(x)
-            _check_targets(y, y_pred)
-            try:
-                made(y, y_pred, sample_weight)  # builds it
-            except Exception as error:
-                raise ValueError(
-                    "`loss`, `y` and `sample_weight` must fit the model's outputs. "
-                    f"Keras says: {type(error).__name__}: {error}"
-                ) from error
-        made = self._finish_loss(made, probe)
-        with self._forward.at([], []):
-            value = made(y, y_pred, sample_weight)
-        if value is None or value.shape.rank != 0:
+        _, y, sample_weight = run.batch
+        check_targets(y, run.y_pred)
+        try:
+            # Builds it, in a graph of its own: the loss is not yet in the dtype in which it is measured.
+            with tf.__internal__.FuncGraph("thrown_away").as_default():
+                made(y, run.y_pred, sample_weight)
+        except Exception as error:
             raise ValueError(
-                "`loss` must reduce the rows to a number. Received: a loss of shape "
-                f"{None if value is None else tuple(value.shape)}; use a loss with the reduction 'sum_over_batch_size'"
-            )
-        return made
-
-    def _has_own_losses(self, probe: Probe) -> bool:
-        with self._forward.at([], []):
-            self._forward.predict(probe.batches[0].x)
-            return bool(self.model.losses)
+                "`loss`, `y` and `sample_weight` must fit the model's outputs. "
+                f"Keras says: {type(error).__name__}: {error}"
+            ) from error
+        return self._finish_loss(made, probe)
 
     def _finish_loss(self, made: CompileLoss, probe: Probe) -> CompileLoss:
         # The loss in float64, where weights are: by default Keras casts outputs to float32 before it compares them.
@@ -293,29 +318,3 @@ def check_trainable(objective: Objective, choice: Any) -> list[Any]:
             f"{'others: ' + ', '.join(strangers) if strangers else [v.path for v in chosen]}"
         )
     return chosen
-
-
-def _check_reads_outputs_only(variables: Sequence[Any], loss: Any, num_before: int) -> None:
-    # Of the operations of the loss, which follow those before it, none may take one of the variables.
-    if tf.executing_eagerly():
-        return
-    paths = {id(variable.value.handle): variable.path for variable in variables}
-    inner = {inside.name: paths[id(outside)] for outside, inside in loss.graph.captures if id(outside) in paths}
-    for operation in loss.graph.get_operations()[num_before:]:
-        for tensor in operation.inputs:
-            if tensor.name in inner:
-                raise ValueError(
-                    f"`loss` must be a function of the model's outputs. Received: one that reads {inner[tensor.name]}, "
-                    "such as a penalty on a weight. Make it a regularizer of the layer, or use HessianOperator"
-                )
-
-
-def _check_targets(y: Any, y_pred: Any) -> None:
-    if y is None:
-        raise ValueError("`y` must be given: the loss compares the model's outputs to it")
-    for target, output in zip(keras.tree.flatten(y), keras.tree.flatten(y_pred), strict=False):
-        if target.shape.rank and output.shape.rank and target.shape[0] != output.shape[0]:
-            raise ValueError(
-                "`y` must have a row for each row of the model's output. "
-                f"Received: {tuple(target.shape)} for outputs of shape {tuple(output.shape)}"
-            )

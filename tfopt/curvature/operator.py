@@ -119,7 +119,7 @@ class CurvatureOperator(ABC):
 
     @property
     def precision(self) -> str:
-        """How layers are computed: "model", as in training; "float32" where training has some in half precision."""
+        """How layers are computed: "model", "float32" (training has some in half precision) or "bfloat16" (a cast)."""
         return self.objective.precision
 
     def matvec(self, vector: Any) -> Any:
@@ -273,6 +273,14 @@ class CurvatureOperator(ABC):
                 check_sums(functions[id(product)](values, batch.tensors))
             if is_in_functions(product.graph, SOFTMAX):
                 self._product_of(place, values, values)
+
+    @abstractmethod
+    def check_matrix(self, small: "CurvatureOperator") -> None:
+        """Check what only this kind of matrix needs.
+
+        Args:
+            small: The same matrix over a few rows, whose derivatives have been compiled.
+        """
 
     @property
     def checks_graph(self) -> Any:

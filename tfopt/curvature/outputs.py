@@ -1,23 +1,39 @@
-"""What a model's loss starts from: logits where the model ends in softmax or sigmoid, its outputs else."""
+"""A model's outputs as a function of tensors that come before them, such as logits."""
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-ENDINGS = {"Softmax": tf.nn.softmax, "Sigmoid": tf.nn.sigmoid}
-# Operations that only move entries or change their dtype, and how each is done again to other entries.
-MOVES: dict[str, Callable[..., Any]] = {
-    "Cast": lambda op, x: tf.cast(x, op.outputs[0].dtype),
-    "ConcatV2": lambda op, *x: tf.concat(x, op.inputs[-1]),
-    "ExpandDims": lambda op, x: tf.expand_dims(x, op.inputs[1]),
-    "Identity": lambda op, x: x,
-    "Pack": lambda op, *x: tf.stack(x, op.get_attr("axis")),
-    "Reshape": lambda op, x: tf.reshape(x, op.inputs[1]),
-    "Squeeze": lambda op, x: tf.squeeze(x, op.get_attr("squeeze_dims")),
-    "Transpose": lambda op, x: tf.transpose(x, op.inputs[1]),
-}
+LOGARITHMS = ("Log", "Log1p", "Xlogy", "Xlog1py")
+# These join an exponential and the logarithm of its sum in one operation.
+LOG_ENDINGS = ("LogSoftmax", "Softplus")
+ENDINGS = ("Softmax", "Sigmoid", "Tanh", "Exp", *LOG_ENDINGS)
+# Operations whose results depend on shapes only.
+SHAPES = ("Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike")
+# (Piecewise) linear operations: with their inputs as the point of the split the matrix is the same.
+LINEAR = (
+    *("AddV2", "Sub", "Neg", "Max", "Min", "Maximum", "Minimum", "SelectV2", "StopGradient", "Identity", "Cast"),
+    *("ConcatV2", "ExpandDims", "Pack", "Reshape", "Squeeze", "StridedSlice", "Transpose"),
+)
+JOINS = ("ConcatV2", "Pack")
+MOVES = (*JOINS, "Cast", "ExpandDims", "Identity", "Reshape", "Squeeze", "Transpose")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The fixed operations that make an output of exponentials.
+
+    Attributes:
+        sources: What the exponentials are taken of: logits, or the logarithm of a mean.
+        is_logarithm: Whether the output is the logarithm of what they make, such as log-probabilities.
+    """
+
+    sources: list[Any]
+    is_logarithm: bool
 
 
 class Outputs:
@@ -25,16 +41,27 @@ class Outputs:
 
     Args:
         y_pred: What the model has returned: a tensor, or a nested structure of tensors.
+        weights: The operations from which the model's weights come.
+        splits: For each output, whether the loss starts from the sources of its ending, where it has one; else from the
+            output. None for all.
 
     Attributes:
-        tensors: What the loss starts from, each once. Where softmax or sigmoid has made all entries of an output, its
-            logits; else the output. An output that is not of floats has none.
+        flat: The outputs that are of floats, each once for each place that it has.
+        endings: An `Ending` for each of them; None for an output without one.
+        tensors: What the loss starts from, each once.
     """
 
-    def __init__(self, y_pred: Any) -> None:
+    def __init__(self, y_pred: Any, weights: Sequence[Any] = (), splits: Sequence[bool] | None = None) -> None:
         self._y_pred = y_pred
-        found = [source for output in keras.tree.flatten(y_pred) for source in _sources(output)]
-        self.tensors = list({source.ref(): source for source in found}.values())
+        self.flat = [output for output in keras.tree.flatten(y_pred) if output.dtype.is_floating]
+        is_traced = bool(self.flat) and tf.is_symbolic_tensor(self.flat[0])
+        network = _Network(self.flat[0].graph, weights) if is_traced else None
+        self.endings = [network.ending(output) if network else None for output in self.flat]
+        chosen = [True] * len(self.flat) if splits is None else splits
+        found: list[Any] = []
+        for output, ending, is_split in zip(self.flat, self.endings, chosen, strict=True):
+            found += ending.sources if ending is not None and is_split else [output]
+        self.tensors = _unique(found)
 
     def at(self, tensors: Sequence[Any]) -> Any:
         """Return what the model would return for other tensors, with all that losses read: Keras's mask and logits.
@@ -45,61 +72,227 @@ class Outputs:
         Returns:
             The same structure as what the model has returned.
         """
-        known = {old.ref(): new for old, new in zip(self.tensors, tensors, strict=True)}
-        return keras.tree.map_structure(lambda output: _rebuilt(output, known), self._y_pred)
+        again = _Again({old.ref(): new for old, new in zip(self.tensors, tensors, strict=True)})
+        return keras.tree.map_structure(again.output, self._y_pred)
 
 
-def _sources(output: Any) -> list[Any]:
-    if not output.dtype.is_floating:
-        return []
-    if tf.executing_eagerly():  # nothing tells what the output was made from
-        return [output]
-    return _logits_behind(output, getattr(output, "_keras_logits", None)) or [output]
+class _Network:
+    """What the operations of a graph depend on: the weights, and the rows."""
+
+    def __init__(self, graph: Any, weights: Sequence[Any]) -> None:
+        captured = {inside.op for inside in graph.internal_captures}
+        self._dependent, self._of_rows = set(weights), set()  # type: set[Any], set[Any]
+        for operation in graph.get_operations():  # in the order in which they were made, inputs first
+            inputs = {tensor.op for tensor in operation.inputs}
+            if operation.type == "Placeholder" and operation not in captured and operation not in self._dependent:
+                self._of_rows.add(operation)
+            if operation.type not in SHAPES:
+                if inputs & self._dependent:
+                    self._dependent.add(operation)
+                if inputs & self._of_rows:
+                    self._of_rows.add(operation)
+        self._known: dict[Any, Ending | None] = {}
+
+    def ending(self, tensor: Any) -> Ending | None:
+        """Return the ending of a tensor; None if some path from the weights to it is through no exponential."""
+        if tensor.ref() not in self._known:
+            self._known[tensor.ref()] = None  # while it is looked for
+            self._known[tensor.ref()] = self._find(tensor)
+        return self._known[tensor.ref()]
+
+    def _find(self, tensor: Any) -> Ending | None:
+        logits = getattr(tensor, "_keras_logits", None)
+        if logits is not None and tensor.ref() != logits.ref() and self._is_made_of(tensor, [logits]):
+            return Ending([logits], False)
+        heads, is_logarithm = self._heads(tensor)
+        found: list[Any] = []
+        for head in heads:
+            # An exponential of a logarithm, as softmax(z) = exp(z - log(sum(exp(z)))).
+            before = self.ending(head)
+            found += before.sources if before is not None and before.is_logarithm else [head]
+        sources = self._widened(tensor, _unique(found))
+        return Ending(sources, is_logarithm) if sources else self._joined(tensor)
+
+    def _joined(self, tensor: Any) -> Ending | None:
+        """Return the ending of a tensor that joins some with an ending and some without."""
+        joint = tensor
+        while joint.op.type in MOVES and joint.op.type not in JOINS:
+            joint = joint.op.inputs[0]
+        if joint.op.type not in JOINS:
+            return None
+        parts = [part for part in joint.op.inputs if part.op in self._dependent]
+        endings = [self.ending(part) for part in parts]
+        sources: list[Any] = []
+        for part, ending in zip(parts, endings, strict=True):
+            sources += [part] if ending is None else ending.sources
+        if not any(endings) or not self._is_made_of(tensor, sources):
+            return None
+        return Ending(sources, all(ending.is_logarithm for ending in endings if ending is not None))
+
+    def _heads(self, tensor: Any) -> tuple[list[Any], bool]:
+        """Return the inputs of the last exponentials before a tensor, and whether a logarithm is taken of one."""
+        heads: list[Any] = []
+        waiting = [(tensor, False, False)]
+        seen, is_logarithm = set(), False  # type: set[Any], bool
+        while waiting:
+            at, in_logarithm, is_negative = waiting.pop()
+            operation, state = at.op, (at.op, in_logarithm, is_negative)
+            if operation not in self._dependent or state in seen or not self._is_fixed(operation):
+                continue
+            seen.add(state)
+            in_logarithm |= operation.type in LOGARITHMS
+            is_negative |= operation.type in ("Neg", "Sub")
+            # log(sigmoid(z)) is -softplus(-z); softplus by itself makes numbers positive, and is no logarithm of one.
+            if operation.type in ENDINGS and (operation.type != "Softplus" or is_negative):
+                heads.append(operation.inputs[0])
+                is_logarithm |= in_logarithm or operation.type in LOG_ENDINGS
+            else:
+                waiting += [(part, in_logarithm, is_negative) for part in operation.inputs]
+        return heads, is_logarithm
+
+    def _widened(self, tensor: Any, sources: list[Any]) -> list[Any]:
+        """Return the last tensors before linear operations that lead to sources, which make all of a tensor."""
+        is_wide = False
+        while sources and not (self._is_made_of(tensor, sources) and not any(map(self._is_shifted, sources))):
+            linear = [s for s in sources if self._is_linear(s.op)]
+            if not linear:
+                return []
+            before = [part for part in linear[-1].op.inputs if part.op in self._dependent]
+            rest = [source for source in sources if source.ref() != linear[-1].ref()]
+            sources, is_wide = _unique([*rest, *before]), True
+        for source in list(sources) if is_wide else []:
+            rest = [other for other in sources if other.ref() != source.ref()]
+            sources = rest if self._is_made_of(source, rest) else sources
+        return sources
+
+    def _is_shifted(self, tensor: Any) -> bool:
+        """Return whether a tensor is linear in others and in a stopped gradient, as z - stop_gradient(max(z))."""
+        waiting, seen = [tensor], set()  # type: list[Any], set[Any]
+        while waiting:
+            operation = waiting.pop().op
+            if operation in self._dependent and operation not in seen and self._is_linear(operation):
+                if operation.type == "StopGradient":
+                    return True
+                seen.add(operation)
+                waiting += operation.inputs
+        return False
+
+    def _is_linear(self, operation: Any) -> bool:
+        return operation.type in LINEAR and self._is_fixed(operation)
+
+    def _is_made_of(self, tensor: Any, sources: list[Any]) -> bool:
+        ends = {source.ref() for source in sources}
+        waiting, seen = [tensor], set()  # type: list[Any], set[Any]
+        while waiting:
+            at = waiting.pop()
+            if at.ref() in ends or at.op in seen or at.op not in self._dependent:
+                continue
+            seen.add(at.op)
+            if not self._is_fixed(at.op):
+                return False
+            waiting += at.op.inputs
+        return True
+
+    def _is_fixed(self, operation: Any) -> bool:
+        """Return whether an operation reads no weight, and can be done again to other tensors."""
+        of_weights = any(t.op in self._dependent and t.op not in self._of_rows for t in operation.inputs)
+        return bool(operation.inputs) and not of_weights and _can_be_repeated(operation)
 
 
-def _logits_behind(tensor: Any, logits: Any) -> list[Any]:
-    """Return what softmax or sigmoid has made all entries of a tensor from; nothing where there are other entries.
+class _Again:
+    """Outputs made again of other tensors."""
+
+    def __init__(self, known: dict[Any, Any]) -> None:
+        self._known, self._made = known, dict(known)
+        self._replaced = set(known)  # and what depends on it, also where a tensor is replaced by itself
+
+    def output(self, output: Any) -> Any:
+        if not output.dtype.is_floating:
+            return output
+        rebuilt = self._tensor(output)
+        if output.ref() in self._known:  # Keras may have left logits on this tensor, and a mask of its own on the other
+            rebuilt = tf.identity(rebuilt)
+        rebuilt.set_shape(output.shape)
+        logits, mask = getattr(output, "_keras_logits", None), getattr(output, "_keras_mask", None)
+        if logits is not None and logits.ref() in self._made:
+            rebuilt._keras_logits = self._made[logits.ref()]
+        if mask is not None:
+            rebuilt._keras_mask = mask
+        return rebuilt
+
+    def _tensor(self, tensor: Any) -> Any:
+        """Return a tensor made again; itself where it depends on none of those that are replaced."""
+        for at in _inputs_first(tensor, self._made):
+            results = at.op.outputs
+            if any(part.ref() in self._replaced for part in at.op.inputs):
+                self._replaced.update(result.ref() for result in at.op.outputs)
+                results = repeat(at.op, [self._made[part.ref()] for part in at.op.inputs])
+            self._made.update((old.ref(), new) for old, new in zip(at.op.outputs, results, strict=True))
+        return self._made[tensor.ref()]
+
+
+def _unique(tensors: list[Any]) -> list[Any]:
+    return list({tensor.ref(): tensor for tensor in tensors}.values())
+
+
+def _inputs_first(tensor: Any, made: dict[Any, Any]) -> Iterator[Any]:
+    """Yield what a tensor is made of and then itself, without what is made already when its turn comes."""
+    waiting: list[tuple[Any, bool]] = [(tensor, False)]
+    while waiting:
+        at, is_ready = waiting.pop()
+        if at.ref() in made:
+            continue
+        if is_ready or not _can_be_repeated(at.op):
+            yield at
+            continue
+        waiting.append((at, True))
+        waiting += [(part, False) for part in at.op.inputs]
+
+
+def repeat(operation: Any, inputs: Sequence[Any]) -> list[Any]:
+    """Do an operation again.
 
     Args:
-        tensor: The tensor.
-        logits: What Keras says that they are; None where it does not say.
+        operation: An operation of a graph.
+        inputs: Tensors of the same dtypes in place of its inputs.
 
     Returns:
         A list of tensors.
     """
-    if logits is not None and tensor.ref() == logits.ref():
-        return [tensor]
-    if tensor.op.type in ENDINGS:
-        return [tensor.op.inputs[0]] if logits is None else _logits_behind(tensor.op.inputs[0], logits)
-    parts = [_logits_behind(part, logits) for part in _moved_by(tensor.op)]
-    return [source for part in parts for source in part] if all(parts) else []
+    left = iter(inputs)
+    arguments = [_argument(operation, one, left) for one in operation.op_def.input_arg]
+    function: Callable[..., Any] = getattr(tf.raw_ops, operation.type)
+    names = [name for name in inspect.signature(function).parameters if name != "name"]
+    attributes = _attributes(operation)
+    # TensorFlow's functions of operations take inputs first, and have other names for some inputs and attributes.
+    renamed = [name for name in attributes if name not in names]
+    own = {name: name if name in attributes else renamed.pop(0) for name in names[len(arguments) :]}
+    given = dict(zip(names, arguments, strict=False))
+    made = function(**given, **{name: operation.get_attr(attribute) for name, attribute in own.items()})
+    return list(made) if isinstance(made, list | tuple) else [made]
 
 
-def _moved_by(operation: Any) -> list[Any]:
-    inputs = list(operation.inputs)
-    if operation.type not in MOVES:
-        return []
-    return inputs if operation.type == "Pack" else inputs[:-1] if operation.type == "ConcatV2" else inputs[:1]
+def _argument(operation: Any, argument: Any, left: Iterator[Any]) -> Any:
+    if argument.number_attr:
+        return [next(left) for _ in range(operation.get_attr(argument.number_attr))]
+    if argument.type_list_attr:
+        return [next(left) for _ in operation.get_attr(argument.type_list_attr)]
+    return next(left)
 
 
-def _rebuilt(output: Any, known: dict[Any, Any]) -> Any:
-    if not output.dtype.is_floating:
-        return output
-    rebuilt = _again(output, known)
-    if output.ref() in known:  # Keras may have left logits on this tensor, and a mask of its own on the other
-        rebuilt = tf.identity(rebuilt)
-    rebuilt.set_shape(output.shape)
-    logits, mask = getattr(output, "_keras_logits", None), getattr(output, "_keras_mask", None)
-    if logits is not None and logits.ref() in known:
-        rebuilt._keras_logits = known[logits.ref()]
-    if mask is not None:
-        rebuilt._keras_mask = mask
-    return rebuilt
+def _attributes(operation: Any) -> list[str]:
+    """Return the attributes that the inputs do not tell."""
+    told = {
+        name
+        for one in operation.op_def.input_arg
+        for name in (one.type_attr, one.number_attr, one.type_list_attr)
+        if name
+    }
+    return [one.name for one in operation.op_def.attr if one.name not in told]
 
 
-def _again(tensor: Any, known: dict[Any, Any]) -> Any:
-    if tensor.ref() in known:
-        return known[tensor.ref()]
-    if tensor.op.type in ENDINGS:
-        return ENDINGS[tensor.op.type](_again(tensor.op.inputs[0], known))
-    return MOVES[tensor.op.type](tensor.op, *(_again(part, known) for part in _moved_by(tensor.op)))
+def _can_be_repeated(operation: Any) -> bool:
+    if operation.op_def.is_stateful or "_gradient_op_type" in operation.node_def.attr:
+        return False
+    has_functions = any(one.type in ("func", "list(func)") for one in operation.op_def.attr)
+    return bool(operation.inputs) and not has_functions and hasattr(tf.raw_ops, operation.type)

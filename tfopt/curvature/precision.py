@@ -58,28 +58,34 @@ def loss_to_measure(loss: Any, dtype: str | None) -> Any:
     return copied
 
 
-def check_no_float16(values: Sequence[Any], results: Sequence[Any]) -> None:
-    """Check that nothing between weights and results is computed in float16, whatever the policies say.
+def rounded_to(graph: Any, values: Sequence[Any]) -> str | None:
+    """Return the half precision to which a model or its loss casts by itself, whatever the policies say.
 
     Args:
-        values: The weights in the graph that is being traced.
-        results: What was computed from them there.
+        graph: The graph in which model and loss were traced.
+        values: The weights in it.
+
+    Returns:
+        "bfloat16"; None where everything that depends on weights is computed in more.
 
     Raises:
-        ValueError: Something is: its derivatives would underflow without a word.
+        ValueError: It is float16: derivatives would underflow without a word.
     """
-    if tf.executing_eagerly():
-        return
-    dependent = {value.op for value in values if tf.is_symbolic_tensor(value)}
-    for operation in results[0].graph.get_operations():  # in the order in which they were made, inputs first
+    dependent = {value.op for value in values}
+    found = None
+    for operation in graph.get_operations():  # in the order in which they were made, inputs first
         if operation not in dependent and any(tensor.op in dependent for tensor in operation.inputs):
             dependent.add(operation)
-            if any(tensor.dtype == tf.float16 for tensor in operation.outputs):
+            dtypes = {tensor.dtype for tensor in operation.outputs}
+            if tf.float16 in dtypes:
                 raise ValueError(
                     "`model` and `loss` must leave their precision to dtype policies, which are float32 while float16 "
                     "is measured: derivatives in float16 would underflow. Received: a cast to float16 in "
                     f"{operation.name!r}. Cast to self.compute_dtype, or not at all"
                 )
+            if tf.bfloat16 in dtypes:
+                found = "bfloat16"
+    return found
 
 
 def _own_policy(layer: Any) -> Any:

@@ -1,6 +1,7 @@
 """The loss of a model on a probe, and its gradient, over the rows of all ranks."""
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -73,6 +74,13 @@ class ProbeLoss:
         """
         probe = as_probe(x, y, sample_weight, batch_size, class_weight)
         objective = Objective(model, loss, probe, batch_norm)
+        if objective.precision == "bfloat16":
+            warnings.warn(
+                "`model` or `loss` casts to bfloat16 by itself, which a measurement does too: its numbers have about "
+                "two digits, and products are those of no symmetric matrix. Leave the precision to dtype policies, "
+                "which are float32 while half precision is measured",
+                stacklevel=3,
+            )
         return cls(objective, probe, check_trainable(objective, variables), check_communicator(communicator))
 
     def over(self, probe: Probe) -> "ProbeLoss":

@@ -57,6 +57,7 @@ def check_product(operator: Any) -> None:
     rng = np.random.default_rng(0)
     values = small.values()
     sound = [_Sound(subject, operator, graph, rng) for subject in small.derivatives(values)]
+    operator.check_matrix(small)
     # Not at the weights themselves: what starts from zeros lies on a kink of ReLU.
     nudged = shifted(values, random_like(values, rng), 0.01)
     stages = (FINE, *COARSE) if values[0].dtype == tf.float64 else COARSE

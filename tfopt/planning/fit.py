@@ -202,6 +202,7 @@ def _assemble(
         is_displaced=is_displaced,
         batch_norm=operator.batch_norm,
         seconds=time.perf_counter() - begin,
+        precision=operator.precision,
     )
 
 

@@ -64,6 +64,7 @@ class NoisyQuadraticFit:
         is_displaced: Whether training starts elsewhere than where the model stands.
         batch_norm: How batch normalisation was computed, "batch" or "moving".
         seconds: What it took.
+        precision: How layers were computed: "model", "float32" or "bfloat16", as `HessianOperator.precision` says.
     """
 
     curvature: np.ndarray
@@ -85,6 +86,7 @@ class NoisyQuadraticFit:
     is_displaced: bool
     batch_norm: str
     seconds: float
+    precision: str = "model"
 
     @property
     def num_runs(self) -> int:

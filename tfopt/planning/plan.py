@@ -258,6 +258,7 @@ class BatchSizePlan:
             "quadratic_initial_loss": self.fit.quadratic_initial_loss,
             "num_examples": _finite(self.fit.num_examples),
             "batch_norm": self.fit.batch_norm,
+            "precision": self.fit.precision,
             "largest_momentum": self.largest_momentum,
             "level": self.noise_scale.level,
             "noise_scale": _ends(self.noise_scale),

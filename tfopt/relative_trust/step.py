@@ -36,6 +36,7 @@ class StepBreakdown:
             |dW_l| (max_t |g_l(W + t dW) - g_l(W)| - |g_l(W)| cosine_l), with t on a grid in (0, 1]. A theorem, up to
             the grid; a negative bound certifies that the loss falls.
         batch_norm: How batch normalisation was computed, "batch" or "moving".
+        precision: How layers were computed: "model", "float32" or "bfloat16", as `HessianOperator.precision` says.
     """
 
     paths: tuple[str, ...] = field(repr=False)
@@ -48,6 +49,7 @@ class StepBreakdown:
     loss_after: float
     descent_bound: float
     batch_norm: str
+    precision: str = "model"
 
     @property
     def loss_change(self) -> float:
@@ -177,6 +179,7 @@ class StepMeter:
             loss_after=loss_after,
             descent_bound=float(np.sum(lengths * largest - gains)),
             batch_norm=self.batch_norm,
+            precision=self._loss.objective.precision,
         )
 
     def _arrays(self, name: str, weights: Sequence[Any]) -> list[np.ndarray]:

@@ -1,0 +1,250 @@
+"""Where Gauss-Newton splits a loss from a model: fixed endings, against the same weights without them."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers, losses, ops
+
+from tfopt.curvature import GaussNewtonOperator
+from tfopt.planning import fit_noisy_quadratic
+
+K = 4
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+
+
+def over_sum(e):
+    return e / ops.sum(e, -1, keepdims=True)
+
+
+def by_two_signs(z):
+    return tf.where(z >= 0, 1 / (1 + tf.exp(-z)), tf.exp(z) / (1 + tf.exp(z)))
+
+
+def nll(y, p):
+    return -ops.sum(y * p, -1)
+
+
+def of_both(y, p):
+    return -ops.mean(y * ops.log(p[..., :K]) + (1 - y) * ops.log(p[..., K:]), -1)
+
+
+def of_both_logarithms(y, p):
+    return -ops.mean(y * p[..., :K] + (1 - y) * p[..., K:], -1)
+
+
+def gamma(y, p):
+    return ops.mean(y / p + ops.log(p), -1)
+
+
+CE, BCE = losses.CategoricalCrossentropy(), losses.BinaryCrossentropy()
+KL = lambda y, p: ops.sum(y * (ops.log(y + 1e-9) - p), -1)  # noqa: E731
+# Kind of targets -> the loss as a function of the logits.
+OF_LOGITS = {
+    "classes": losses.CategoricalCrossentropy(from_logits=True),
+    "bits": losses.BinaryCrossentropy(from_logits=True),
+    "counts": lambda y, z: ops.mean(ops.exp(z) - y * z, -1),
+    "amounts": lambda y, z: ops.mean(y * ops.exp(-z) + z, -1),
+}
+# name -> kind of targets, ending, loss of the outputs
+FIXED = {
+    "softmax + 0": ("classes", lambda z: ops.softmax(z) + 0.0, CE),
+    "softmax over two axes": (
+        "classes",
+        lambda z: layers.Reshape((K,))(layers.Softmax(axis=(1, 2))(layers.Reshape((2, 2))(z))),
+        CE,
+    ),
+    "clipped": ("classes", lambda z: ops.clip(ops.softmax(z), 1e-7, 1.0), CE),
+    "masked": ("classes", lambda z: ops.softmax(z) * np.ones(K), CE),
+    "by a temperature": ("classes", lambda z: ops.softmax(2 * z / 2.0), CE),
+    "by hand": ("classes", lambda z: over_sum(ops.exp(z)), CE),
+    "by hand, shifted": ("classes", lambda z: over_sum(ops.exp(z - ops.max(z, -1, keepdims=True))), CE),
+    "by hand, stopped": (
+        "classes",
+        lambda z: over_sum(ops.exp(z - ops.stop_gradient(ops.max(z, -1, keepdims=True)))),
+        CE,
+    ),
+    "taken apart": ("classes", lambda z: ops.concatenate([ops.softmax(z)[:, :1], ops.softmax(z)[:, 1:]], -1), CE),
+    "focal": ("classes", lambda z: ops.softmax(z) + 0.0, losses.CategoricalFocalCrossentropy(gamma=0.0, alpha=1.0)),
+    "log_softmax": ("classes", ops.log_softmax, nll),
+    "log_softmax, kl": ("classes", ops.log_softmax, KL),
+    "log_softmax by hand": ("classes", lambda z: z - ops.logsumexp(z, -1, keepdims=True), nll),
+    "log of softmax": ("classes", lambda z: ops.log(ops.softmax(z)), nll),
+    "exp of log_softmax": ("classes", lambda z: ops.exp(ops.log_softmax(z)), CE),
+    "1 - sigmoid": ("bits", lambda z: 1 - ops.sigmoid(-z), BCE),
+    "sigmoid by hand": ("bits", lambda z: 1 / (1 + ops.exp(-z)), BCE),
+    "sigmoid by tanh": ("bits", lambda z: (ops.tanh(z / 2) + 1) / 2, BCE),
+    "sigmoid by two signs": (
+        "bits",
+        lambda z: layers.Lambda(by_two_signs, output_shape=lambda shape: shape)(z),
+        BCE,
+    ),
+    "both": ("bits", lambda z: ops.concatenate([ops.sigmoid(z), 1 - ops.sigmoid(z)], -1), of_both),
+    "log_sigmoid": (
+        "bits",
+        lambda z: ops.concatenate([ops.log_sigmoid(z), ops.log_sigmoid(-z)], -1),
+        of_both_logarithms,
+    ),
+    "poisson": ("counts", ops.exp, losses.Poisson()),
+    "gamma": ("amounts", layers.Activation("exponential"), gamma),
+}
+
+
+def make_data(kind, rows=12):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(rows, 3))
+    targets = {
+        "classes": np.eye(K)[rng.integers(0, K, rows)],
+        "bits": rng.integers(0, 2, (rows, K)).astype("float64"),
+        "counts": rng.poisson(2.0, (rows, K)).astype("float64"),
+        "amounts": rng.gamma(2.0, 1.0, (rows, K)),
+    }
+    return x, targets[kind], rng
+
+
+def make_bottom():
+    inputs = keras.Input((3,))
+    dense = layers.Dense(K, kernel_initializer=keras.initializers.RandomNormal(seed=1))
+    hidden = layers.Dense(3, "tanh", kernel_initializer=keras.initializers.RandomNormal(seed=2))
+    return inputs, dense(hidden(inputs))
+
+
+@pytest.mark.parametrize("case", FIXED)
+def test_fixed_endings_are_part_of_the_loss(case):
+    kind, ending, loss = FIXED[case]
+    x, y, rng = make_data(kind)
+    inputs, z = make_bottom()
+    weight = rng.uniform(0.5, 2.0, len(x))
+    found = GaussNewtonOperator(keras.Model(inputs, ending(z)), loss, x, y, weight)
+    expected = GaussNewtonOperator(keras.Model(inputs, z), OF_LOGITS[kind], x, y, weight).to_dense()
+    assert np.linalg.norm(found.to_dense() - expected) <= 2e-6 * np.linalg.norm(expected)  # Keras clips at 1e-7
+    assert found.split_at == "logits"
+    assert "split at the logits" in repr(found)
+
+
+LINKS = {"sigmoid": ops.sigmoid, "softplus": ops.softplus, "exp": ops.exp, "tanh": ops.tanh, "softmax": ops.softmax}
+
+
+@pytest.mark.parametrize("link", LINKS)
+def test_endings_without_logarithm_belong_to_the_model(link):
+    """The squared error is convex in the outputs, and not in what they are made of."""
+    x, y, _ = make_data("amounts")
+    inputs, z = make_bottom()
+    model = keras.Model(inputs, LINKS[link](z))
+    found = GaussNewtonOperator(model, "mse", x, y)
+    with tf.GradientTape() as tape:
+        outputs = model(x)
+    parts = tape.jacobian(outputs, [v.value for v in model.trainable_variables])
+    jacobian = np.concatenate([np.reshape(part, (len(x) * K, -1)) for part in parts], axis=1)
+    np.testing.assert_allclose(found.to_dense(), 2 / (len(x) * K) * jacobian.T @ jacobian, atol=1e-12)
+    assert found.split_at == "outputs"
+
+
+@pytest.mark.parametrize("bound", [lambda z: 5 * ops.tanh(z), lambda z: ops.cumsum(ops.softplus(z), -1)])
+def test_logits_that_were_bounded_stay_logits(bound):
+    """tanh and softplus before the logits are no endings: the loss takes their exponential."""
+    x, y, _ = make_data("classes")
+    inputs, z = make_bottom()
+    bounded = bound(z)
+    expected = GaussNewtonOperator(keras.Model(inputs, bounded), OF_LOGITS["classes"], x, y)
+    found = GaussNewtonOperator(keras.Model(inputs, ops.softmax(bounded)), CE, x, y)
+    np.testing.assert_allclose(found.to_dense(), expected.to_dense(), atol=1e-12)
+    assert (found.split_at, expected.split_at) == ("logits", "outputs")
+
+
+@pytest.mark.parametrize(
+    ("loss", "ending"), [("mae", None), (nll, None), ("mae", ops.softmax), ("hinge", ops.tanh)], ids=str
+)
+def test_losses_that_are_linear_in_the_outputs_are_refused(loss, ending):
+    x, y, _ = make_data("bits")
+    inputs, z = make_bottom()
+    model = keras.Model(inputs, z if ending is None else ending(z))
+    with pytest.raises(RuntimeError, match="is zero, because the loss is linear in the model's outputs"):
+        GaussNewtonOperator(model, loss, x, y).to_dense()
+    assert not GaussNewtonOperator(model, loss, x, y, self_check=False).to_dense().any()
+
+
+def test_losses_that_are_not_convex_or_zero_on_the_rows_warn():
+    x, y, _ = make_data("bits")
+    inputs, z = make_bottom()
+    with pytest.warns(UserWarning, match="may have negative eigenvalues: the loss is not convex in the outputs"):
+        found = GaussNewtonOperator(keras.Model(inputs, ops.sigmoid(z)), "dice", x, y).to_dense()
+    assert np.linalg.eigvalsh(found)[0] < -1e-3
+    with pytest.warns(UserWarning, match="is zero on 8 rows from all over the first batch"):
+        assert not GaussNewtonOperator(keras.Model(inputs, z), "huber", x, 100 + y).to_dense().any()
+    both = keras.Model(inputs, [z, z + 1])
+    with pytest.warns(UserWarning, match="leaves out the outputs 1 "):
+        found = GaussNewtonOperator(_compiled(both, ["mse", "mae"]), None, x, [y, y]).to_dense()
+    expected = GaussNewtonOperator(keras.Model(inputs, z), "mse", x, y).to_dense()
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def _compiled(model, loss, **options):
+    model.compile(loss=loss, **options)
+    return model
+
+
+def test_each_output_is_split_for_itself():
+    """In nested dictionaries, with weights of losses and rows, and an output that joins two kinds."""
+    x, classes, rng = make_data("classes")
+    bits, amounts = make_data("bits")[1], make_data("amounts")[1]
+    inputs, z = make_bottom()
+    other = layers.Dense(K)(layers.Dense(3, "tanh")(inputs))
+    weight = rng.uniform(0.5, 2.0, len(x))
+
+    def of_joint(y, joint):
+        return 0.25 * (-ops.mean(y * ops.log(joint[:, :K]), -1) + ops.mean((joint[:, K:] - y) ** 2, -1))
+
+    def of_joint_logits(y, joint):
+        return 0.25 * (-ops.mean(y * ops.log_softmax(joint[:, :K]), -1) + ops.mean((joint[:, K:] - y) ** 2, -1))
+
+    found = []
+    for endings in (True, False):
+        p, s = (ops.softmax(z) + 0.0, ops.sigmoid(other)) if endings else (z, other)
+        outputs = {"a": {"p": p, "s": s}, "b": ops.softplus(z), "c": ops.concatenate([p, other], -1)}
+        loss = {
+            "a": {"p": CE if endings else OF_LOGITS["classes"], "s": BCE if endings else OF_LOGITS["bits"]},
+            "b": "mse",
+            "c": of_joint if endings else of_joint_logits,
+        }
+        y = {"a": {"p": classes, "s": bits}, "b": amounts, "c": classes}
+        weights = {"a": {"p": 2.0, "s": 3.0}, "b": 0.5, "c": 1.5}
+        model = _compiled(keras.Model(inputs, outputs), loss, loss_weights=weights)
+        variables = sorted(model.trainable_variables, key=lambda variable: variable.path)
+        found.append(GaussNewtonOperator(model, None, x, y, weight, variables=variables))
+    np.testing.assert_allclose(found[0].to_dense(), found[1].to_dense(), atol=1e-7)
+    assert (found[0].split_at, found[1].split_at) == ("logits and outputs", "outputs")
+
+
+def test_planning_takes_the_same_matrix():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(64, 3)), np.eye(K)[rng.integers(0, K, 64)]
+    inputs, z = make_bottom()
+    truth, found = (
+        fit_noisy_quadratic(keras.Model(inputs, output), (x, y), loss, None, num_runs=4, num_matvecs=4).curvature
+        for output, loss in ((z, OF_LOGITS["classes"]), (ops.log_softmax(z), nll))
+    )
+    np.testing.assert_allclose(found, truth, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["attention", "gate", "scaled by a weight", "expected value"])
+def test_exponentials_before_weights_are_no_endings(kind):
+    x, y, _ = make_data("amounts")
+    inputs, z = make_bottom()
+    gate = layers.Dense(K, "sigmoid")(inputs)
+    outputs = {
+        "attention": lambda: layers.Dense(K)(ops.softmax(z)),
+        "gate": lambda: gate * layers.Dense(K)(inputs),
+        "scaled by a weight": lambda: layers.EinsumDense("ab,b->ab", (K,))(ops.exp(z)),
+        "expected value": lambda: ops.softmax(z) @ np.eye(K),
+    }[kind]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert GaussNewtonOperator(keras.Model(inputs, outputs), "mse", x, y).split_at == "outputs"
