@@ -1,6 +1,7 @@
 """How `fit` calls the layers of a model, and which of them draw random numbers of their own then."""
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -35,9 +36,9 @@ class CallsInFit:
 
     def __init__(self) -> None:
         self._training: dict[int, list[Any]] = {}
-        self._made: list[tuple[int, list[Any]]] = []
+        self._made: list[tuple[Any, list[Any]]] = []
         self._within: list[set[int]] = []
-        self._noisy: set[int] | None = None
+        self._noisy: dict[int, Any] | None = None
         self._num_calls: Counter[int] = Counter()
 
     def start(self) -> None:
@@ -63,18 +64,26 @@ class CallsInFit:
         return function(layer, *args, **kwargs)
 
     def finish(self, graph: tf.Graph) -> None:
-        """End the trace of training.
+        """End the trace of training; warn of layers that draw random numbers and do something else too.
 
         Args:
             graph: The graph in which it was traced.
         """
         drawing = _drawing_functions(graph.as_graph_def().library.function)
         self._noisy = {
-            layer
+            id(layer): layer
             for layer, operations in self._made
             if any(_draws(operation.type, operation.node_def.attr.values(), drawing) for operation in operations)
         }
         self._made.clear()
+        several = [layer.name for layer in self._noisy.values() if layer.weights]
+        if several:
+            warnings.warn(
+                f"{', '.join(several)} draws random numbers in training. A measurement has no noise, so it is called "
+                "with training=False, and only the layers inside it as in `fit`. If that changes more than the noise, "
+                "move what draws to a layer of its own",
+                stacklevel=2,
+            )
 
     def _record(self, function: Callable[..., Any], layer: Any, args: Any, kwargs: Any) -> Any:
         training = kwargs.get("training")
@@ -87,7 +96,7 @@ class CallsInFit:
         finally:
             made, within = graph.get_operations()[num_before:], self._within.pop()
             if training is not None and (tf.is_tensor(training) or training):
-                self._made.append((id(layer), [operation for operation in made if id(operation) not in within]))
+                self._made.append((layer, [operation for operation in made if id(operation) not in within]))
             if self._within:
                 self._within[-1].update(map(id, made))
 

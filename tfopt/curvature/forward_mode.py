@@ -19,7 +19,7 @@ from keras.src.ops.operation import Operation
 from keras.src.utils.python_utils import is_default
 from tensorflow.python.autograph.core import ag_ctx
 from tensorflow.python.eager.polymorphic_function import autograph_util, polymorphic_function
-from tensorflow.python.ops import nn_impl
+from tensorflow.python.ops import nn_impl, nn_ops
 
 from tfopt.curvature.calls_in_fit import CallsInFit
 from tfopt.curvature.model_checks import NotBuiltError
@@ -120,6 +120,16 @@ def _as_in_fit(original: Any) -> Any:
     return call
 
 
+def _without_dropout(original: Any) -> Any:
+    """Return a stand-in for the function behind TensorFlow's and Keras's functions for dropout: it drops nothing."""
+
+    @functools.wraps(original)
+    def dropout(x: Any, *args: Any, **kwargs: Any) -> Any:
+        return original(x, *args, **kwargs) if _current.get() is None else tf.identity(x)
+
+    return dropout
+
+
 # --- variables
 
 
@@ -214,6 +224,7 @@ _STAND_INS = StandIns((
     (nn_impl, "moments", _exact_moments),
     (keras.layers.Layer, "_dtype_policy", _PolicyStandIn),
     (keras.layers.Layer, "_maybe_build", _without_building),
+    (nn_ops, "_dropout", _without_dropout),
     (Operation, "__call__", _as_in_fit),
     *((kind, "call", _without_noise) for kind in NOISY),
 ))

@@ -26,7 +26,7 @@ class ForwardPass:
         self._calls_in_fit: dict[Any, CallsInFit] = {}
 
     @contextlib.contextmanager
-    def at(self, variables: Sequence[Any], values: Sequence[Any]) -> Iterator[None]:
+    def at(self, variables: Sequence[Any], values: Sequence[Any]) -> Iterator[keras.StatelessScope]:
         """Within this context the model's variables have other values, and none of them changes.
 
         Args:
@@ -34,7 +34,7 @@ class ForwardPass:
             values: One tensor for each.
 
         Yields:
-            Nothing.
+            The scope that holds the values, and what the model assigns to its variables.
         """
         scope = keras.StatelessScope(collect_losses=True)
         if self._dtype is not None:
@@ -44,7 +44,7 @@ class ForwardPass:
         for variable, value in zip(variables, values, strict=True):
             scope.add_update((variable, value))
         with measuring(self._dtype), scope:
-            yield
+            yield scope
 
     def predict(self, x: Any) -> Any:
         """Return the model's outputs.
