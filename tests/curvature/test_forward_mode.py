@@ -1,6 +1,7 @@
 """What is measured is what `fit` sees, in float32 or better, exactly derived; other threads see nothing of it."""
 
 import threading
+from contextlib import nullcontext
 
 import curvature_oracles as oracles
 import keras
@@ -67,6 +68,73 @@ def time_distributed():
     return keras.Model(inputs, layers.Dense(1)(layers.Flatten()(hidden)))
 
 
+class Centred(layers.Layer):
+    """Takes off the mean of the batch in training, and a moving one else."""
+
+    def build(self, shape):
+        self.mean = self.add_weight(shape=(shape[-1],), trainable=False, initializer="ones")
+
+    def call(self, x, training=False):
+        if training:
+            self.mean.assign(1.0 * self.mean + 0.0 * ops.mean(x, 0))
+        return x - (ops.mean(x, 0) if training else self.mean)
+
+
+class Norm(layers.BatchNormalization):
+    def call(self, x, training=None, mask=None):
+        if not training:
+            return super().call(x, training=training, mask=mask)
+        return super().call(x, training=training, mask=mask) * ops.sqrt(ops.var(x))
+
+
+class Dropping(layers.Layer):
+    """A dropout of one's own, which calls other layers too."""
+
+    def __init__(self, draw, inner=None):
+        super().__init__()
+        self.draw, self.inner = draw, inner
+
+    def call(self, x, training=None):
+        x = self.draw(x) if training else x
+        return x if self.inner is None else self.inner(x, training=training)
+
+
+@keras.saving.register_keras_serializable()
+class Cell(layers.LSTMCell):
+    def call(self, x, states, training=False):
+        h, states = super().call(x, states, training=training)
+        return (2.0 * h if training else h), states
+
+
+class WithAuxiliaryLoss(Tuned):
+    def call(self, x, training=False):
+        hidden = self.base(x)
+        if training:
+            self.add_loss(0.1 * ops.mean(hidden**2))
+        return self.head(hidden)
+
+
+class WithOwnLoss(Tuned):
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return mse(y, y_pred) * (2.0 if training else 1.0)
+
+
+def stack(*hidden):
+    return keras.Sequential([keras.Input((3,)), layers.Dense(2), *hidden, layers.Dense(1)])
+
+
+def recurrent(layer):
+    return keras.Sequential([keras.Input((2, 3)), layer, layers.Dense(1)])
+
+
+def forwarded(cls=Tuned):
+    return cls(lambda base, x, training, _: base(x, training=training))
+
+
+def in_a_branch(x):
+    return tf.cond(tf.reduce_sum(x) > -1e9, lambda: tf.nn.dropout(x, 0.5), lambda: x)
+
+
 MODELS = {
     "forwarded": lambda: Tuned(lambda base, x, training, _: base(x, training=training)),
     "from the context": lambda: Tuned(lambda base, x, training, _: base(x)),
@@ -83,6 +151,21 @@ MODELS = {
     "functional, never": lambda: functional(make_base(), training=False),
     "frozen": frozen,
     "time steps": time_distributed,
+    "a layer of one's own": lambda: stack(Centred()),
+    "two of them": lambda: stack(Centred(), layers.Dense(2, "tanh"), Centred()),
+    "a subclass of batch normalisation": lambda: stack(Norm(momentum=1.0)),
+    "a function": lambda: stack(layers.Lambda(lambda x, training=None: 2.0 * x if training else x)),
+    "a cell of one's own": lambda: recurrent(layers.RNN(Cell(2))),
+    "both directions": lambda: recurrent(layers.Bidirectional(layers.RNN(Cell(2)))),
+    "a loss in training only": lambda: forwarded(WithAuxiliaryLoss),
+    "a loss of one's own": lambda: forwarded(WithOwnLoss),
+}
+NOISES = {
+    "tf": lambda x: tf.nn.dropout(x, 0.5),
+    "keras": lambda x: keras.random.dropout(x, 0.5),
+    "generator": lambda x: x + keras.random.normal(ops.shape(x), seed=keras.random.SeedGenerator(1)),
+    "branch": in_a_branch,
+    "function": tf.function(lambda x: tf.nn.dropout(x, 0.5), autograph=False),
 }
 
 
@@ -95,10 +178,11 @@ def call_of(model):
 def test_batch_normalisation_trains_where_it_does_in_fit(name):
     compute_in("float64")
     model, rng = MODELS[name](), np.random.default_rng(0)
-    x, y = rng.normal(size=(6, 2, 3) if name == "time steps" else (6, 3)), rng.normal(size=(6, 1))
+    has_steps = name in ("time steps", "a cell of one's own", "both directions")
+    x, y = rng.normal(size=(6, 2, 3) if has_steps else (6, 3)), rng.normal(size=(6, 1))
     model(x)
-    model.set_weights([rng.uniform(0.5, 1.5, weight.shape) for weight in model.get_weights()])
-    model.compile(keras.optimizers.SGD(0.0), "mse")
+    model.set_weights([rng.uniform(0.5, 1.5, weight.shape).astype(weight.dtype) for weight in model.get_weights()])
+    model.compile(keras.optimizers.SGD(0.0), None if isinstance(model, WithOwnLoss) else "mse")
     before = model.get_weights()
     operator = HessianOperator(model, None, x, y)
     found = operator.to_dense()
@@ -108,7 +192,7 @@ def test_batch_normalisation_trains_where_it_does_in_fit(name):
     @tf.function(autograph=False)
     def gradient():
         with tf.GradientTape() as tape:
-            loss = mse(y, call(x))
+            loss = model.compute_loss(x, y, call(x))
         return tf.concat([tf.reshape(g, [-1]) for g in tape.gradient(loss, [v.value for v in variables])], 0)
 
     assert relative_error(found, oracles.derivative(lambda: gradient().numpy(), variables)) <= 1e-8
@@ -126,6 +210,54 @@ def test_dropout_is_off_where_a_model_asks_for_it(mode):
     models[1].set_weights(models[0].get_weights())
     plain, noisy = (HessianOperator(model, "mse", x, y, batch_norm=mode).to_dense() for model in models)
     np.testing.assert_array_equal(plain, noisy)
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_noise_of_ones_own_is_off_and_all_else_as_in_fit(name):
+    """The layers inside and after the one that draws are called as in training."""
+    compute_in("float64")
+    make = [lambda x: x, NOISES[name]]
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(6, 3)), rng.normal(size=(6, 1))
+    models = [stack(Dropping(draw, Centred()), layers.BatchNormalization(), Centred()) for draw in make]
+    weights = [rng.uniform(0.5, 1.5, weight.shape) for weight in models[0].get_weights()]
+    for model in models:
+        model.set_weights(weights)
+    plain = HessianOperator(models[0], "mse", x, y).to_dense()
+    warned = pytest.warns(UserWarning, match="dropping.* draws random") if name == "generator" else nullcontext()
+    with warned:  # dropout is off, and what trains beside it as in `fit`
+        noisy = HessianOperator(models[1], "mse", x, y).to_dense()
+    np.testing.assert_array_equal(plain, noisy)
+
+
+def test_augmentation_is_off_where_a_model_asks_for_it():
+    inputs = keras.Input((4, 4, 1))
+    flips = [layers.RandomFlip(), layers.RandomRotation(0.5), layers.RandomBrightness(0.5)]
+    x, y = np.random.default_rng(0).normal(size=(6, 4, 4, 1)), np.ones((6, 1))
+    head, hidden = layers.Dense(1), inputs
+    for flip in flips:
+        hidden = flip(hidden, training=True)
+    augmented, plain = (keras.Model(inputs, head(layers.Flatten()(each))) for each in (hidden, inputs))
+    found, expected = (HessianOperator(model, "mse", x, y).to_dense() for model in (augmented, plain))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_heads_in_training_only_are_measured():
+    class Auxiliary(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.heads = {"main": layers.Dense(2), "aux": layers.Dense(2)}
+
+        def call(self, x, training=False):
+            return {name: head(x) for name, head in self.heads.items() if training or name == "main"}
+
+    rng = np.random.default_rng(0)
+    x, y, model = rng.normal(size=(6, 3)), rng.normal(size=(6, 2)), Auxiliary()
+    model(x, training=True)
+    model.compile("sgd", {"main": "mse", "aux": "mse"})
+    loss = model.compute_loss(x, {"main": y, "aux": y}, model(x, training=True))
+    operator = HessianOperator(model, None, x, {"main": y, "aux": y})
+    assert operator.loss_and_gradient()[0] == pytest.approx(float(loss), rel=1e-6)
 
 
 # --- second derivatives of losses

@@ -3,27 +3,33 @@
 import contextlib
 import functools
 import inspect
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import tensorflow as tf
 from keras.src.backend.common.variables import AutocastScope
+from keras.src.layers.preprocessing.image_preprocessing.base_image_preprocessing_layer import (
+    BaseImagePreprocessingLayer,
+)
+from keras.src.layers.rnn.conv_lstm import ConvLSTM, ConvLSTMCell
+from keras.src.ops.operation import Operation
 from keras.src.utils.python_utils import is_default
 from tensorflow.python.autograph.core import ag_ctx
 from tensorflow.python.eager.polymorphic_function import autograph_util, polymorphic_function
-from tensorflow.python.ops import gen_nn_ops, nn_impl
+from tensorflow.python.ops import gen_nn_ops, nn_impl, nn_ops
 
+from tfopt.curvature.calls_in_fit import CallsInFit
 from tfopt.curvature.model_checks import NotBuiltError
 from tfopt.curvature.precision import policy_to_measure
 from tfopt.curvature.softmax_targets import with_check
 from tfopt.curvature.stand_ins import StandIns
 
-# Layers to which `training` means nothing but noise.
+# Layers and cells to which `training` means nothing but noise.
 NOISY = (
+    BaseImagePreprocessingLayer,  # of all random augmentations
     keras.layers.Dropout,
     keras.layers.SpatialDropout1D,
     keras.layers.SpatialDropout2D,
@@ -32,7 +38,14 @@ NOISY = (
     keras.layers.GaussianDropout,
     keras.layers.GaussianNoise,
     keras.layers.Attention,
-    keras.layers.RNN,
+    keras.layers.SimpleRNN,
+    keras.layers.SimpleRNNCell,
+    keras.layers.GRU,
+    keras.layers.GRUCell,
+    keras.layers.LSTM,
+    keras.layers.LSTMCell,
+    ConvLSTM,
+    ConvLSTMCell,
 )
 
 
@@ -41,48 +54,30 @@ class _Measurement:
     """What holds in a thread that measures."""
 
     dtype: str | None
-    calls_in_fit: dict[int, list[bool]] | None = None
-    recorded: dict[int, list[bool]] | None = None
-    num_calls: Counter[int] = field(default_factory=Counter)
+    calls: CallsInFit | None = None
 
 
 _current: ContextVar[_Measurement | None] = ContextVar("tfopt measurement", default=None)
 
 
 @contextlib.contextmanager
-def measuring(dtype: str | None, calls_in_fit: dict[int, list[bool]] | None = None) -> Iterator[None]:
+def measuring(dtype: str | None, calls: CallsInFit | None = None) -> Iterator[None]:
     """Within this context, let models, losses and regularisers compute as measurements need it.
 
-    Means and variances can be differentiated twice, dropout is off also where a model asks for it with
-    `training=True`, and layers that compute in half precision compute in float32.
+    Means and variances can be differentiated twice, the noise of Keras's layers is off also where a model asks for it
+    with `training=True`, and layers that compute in half precision compute in float32.
 
     Args:
         dtype: The dtype in which all layers compute; None for their own.
-        calls_in_fit: How `fit` calls batch normalisation, from `batch_norm_calls`: so it is called here. None leaves
-            it as the model, which is called with `training=False`, calls it.
+        calls: What calls the layers of the model; None leaves it to them.
 
     Yields:
         Nothing.
     """
     # For variables of networks that are no part of the model, such as those inside a loss.
     reading = contextlib.nullcontext() if dtype is None else AutocastScope(dtype)
-    with _entered(_Measurement(dtype, calls_in_fit)), reading:
+    with _entered(_Measurement(dtype, calls)), reading:
         yield
-
-
-@contextlib.contextmanager
-def batch_norm_calls(dtype: str | None) -> Iterator[dict[int, list[bool]]]:
-    """Within this context, record how batch normalisation is called: a model must be called here as `fit` calls it.
-
-    Args:
-        dtype: The dtype in which all layers compute; None for their own.
-
-    Yields:
-        By the id of each layer, whether it trains in its first call, its second one, and so on. Complete at the end.
-    """
-    calls: dict[int, list[bool]] = {}
-    with _entered(_Measurement(dtype, recorded=calls)):
-        yield calls
 
 
 @contextlib.contextmanager
@@ -98,42 +93,42 @@ def _entered(measurement: _Measurement) -> Iterator[None]:
 # --- `training`
 
 
-def _with_training(decide: Callable[[_Measurement, Any, Any], Any]) -> Callable[[Any], Any]:
-    """Return a function that makes a stand-in of a layer's `call`, whose `training` is decided anew."""
+def _without_noise(original: Any) -> Any:
+    """Return a stand-in for a layer's `call`, whose `training` is false."""
+    signature = inspect.signature(original)
 
-    def make(original: Any) -> Any:
-        signature = inspect.signature(original)
+    @functools.wraps(original)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if _current.get() is None:
+            return original(self, *args, **kwargs)
+        bound = signature.bind(self, *args, **kwargs)
+        bound.arguments["training"] = False
+        return original(*bound.args, **bound.kwargs)
 
-        @functools.wraps(original)
-        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            measurement = _current.get()
-            if measurement is None:
-                return original(self, *args, **kwargs)
-            bound = signature.bind(self, *args, **kwargs)
-            bound.apply_defaults()
-            bound.arguments["training"] = decide(measurement, self, bound.arguments["training"])
-            return original(*bound.args, **bound.kwargs)
-
-        return call
-
-    return make
+    return call
 
 
-def _training_of_batch_norm(measurement: _Measurement, layer: Any, given: Any) -> Any:
-    if tf.is_tensor(given):
-        return given
-    if measurement.recorded is not None:
-        measurement.recorded.setdefault(id(layer), []).append(bool(given))
-    calls = (measurement.calls_in_fit or {}).get(id(layer))
-    if calls is None:
-        return given
-    place = measurement.num_calls[id(layer)]
-    measurement.num_calls[id(layer)] += 1
-    return calls[min(place, len(calls) - 1)]
+def _as_in_fit(original: Any) -> Any:
+    """Return a stand-in for what calls a layer once its `training` is known."""
+
+    @functools.wraps(original)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        measurement = _current.get()
+        if measurement is None or measurement.calls is None or not isinstance(self, keras.layers.Layer):
+            return original(self, *args, **kwargs)
+        return measurement.calls.call(original, self, args, kwargs)
+
+    return call
 
 
-def _training_of_noise(measurement: _Measurement, _: Any, given: Any) -> Any:
-    return given if measurement.recorded is not None else False
+def _without_dropout(original: Any) -> Any:
+    """Return a stand-in for the function behind TensorFlow's and Keras's functions for dropout: it drops nothing."""
+
+    @functools.wraps(original)
+    def dropout(x: Any, *args: Any, **kwargs: Any) -> Any:
+        return original(x, *args, **kwargs) if _current.get() is None else tf.identity(x)
+
+    return dropout
 
 
 # --- variables
@@ -246,6 +241,7 @@ _STAND_INS = StandIns((
     (gen_nn_ops, "softmax_cross_entropy_with_logits", _checking_targets),
     (keras.layers.Layer, "_dtype_policy", _PolicyStandIn),
     (keras.layers.Layer, "_maybe_build", _without_building),
-    (keras.layers.BatchNormalization, "call", _with_training(_training_of_batch_norm)),
-    *((kind, "call", _with_training(_training_of_noise)) for kind in NOISY),
+    (nn_ops, "_dropout", _without_dropout),
+    (Operation, "__call__", _as_in_fit),
+    *((kind, "call", _without_noise) for kind in NOISY),
 ))

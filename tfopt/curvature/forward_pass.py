@@ -6,24 +6,27 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common.stateless_scope import get_stateless_scope
 
-from tfopt.curvature.forward_mode import batch_norm_calls, measuring
+from tfopt.curvature.calls_in_fit import CallsInFit, has_own_code
+from tfopt.curvature.forward_mode import measuring
 from tfopt.curvature.held_variables import holding
+from tfopt.curvature.model_checks import check_keeps_weights
 
 
 class ForwardPass:
-    """A model that predicts, but for batch normalisation, which can train.
+    """A model as a function, without noise.
 
     Args:
         model: The model.
-        batch_norm: "batch" to let batch normalisation use the batch's statistics wherever it does so in `fit`; "moving"
-            to let it use moving averages wherever it does so in `predict`.
+        batch_norm: "batch" to call it as `fit` does, with `training=True`, so that batch normalisation uses the batch's
+            statistics wherever it does so in `fit`; "moving" to call it as `predict` does.
         dtype: "float64" to compute in float64; None for the model's dtype.
     """
 
     def __init__(self, model: Any, batch_norm: str, dtype: str | None) -> None:
         self._model, self._batch_norm, self._dtype = model, batch_norm, dtype
-        self._calls_in_fit: dict[Any, dict[int, list[bool]]] = {}
+        self._calls_in_fit: dict[Any, CallsInFit] = {}
 
     @contextlib.contextmanager
     def at(self, variables: Sequence[Any], values: Sequence[Any]) -> Iterator[None]:
@@ -76,21 +79,28 @@ class ForwardPass:
         return self._model._compute_loss(x, y, self._call(x, training), sample_weight, training=training)
 
     def _measured(self, function: Callable[..., Any], *tensors: Any) -> Any:
-        has_batch_norm = any(isinstance(one, keras.layers.BatchNormalization) for one in self._model._flatten_layers())
-        calls = self._trace_fit(function, tensors) if self._batch_norm == "batch" and has_batch_norm else None
+        training = self._batch_norm == "batch"
+        calls = self._trace_fit(function, tensors) if training and has_own_code(self._model) else None
+        scope, variables = get_stateless_scope(), self._model.trainable_variables
+        before = [scope.get_current_value(variable) for variable in variables]
         with measuring(self._dtype, calls):
-            return function(*tensors, training=False)
+            result = function(*tensors, training=training)
+        check_keeps_weights(variables, before, [scope.get_current_value(variable) for variable in variables])
+        return result
 
-    def _trace_fit(self, function: Callable[..., Any], tensors: tuple[Any, ...]) -> dict[int, list[bool]]:
-        """Return how batch normalisation is called in training, from a graph that is traced and never computed."""
+    def _trace_fit(self, function: Callable[..., Any], tensors: tuple[Any, ...]) -> CallsInFit:
+        """Return how layers are called in training, from a graph that is traced and never computed."""
         leaves = keras.tree.flatten(tensors)
         key = (function.__name__, *(None if leaf is None else (str(leaf.shape), leaf.dtype) for leaf in leaves))
         if key not in self._calls_in_fit:
-            with tf.__internal__.FuncGraph("as_in_fit").as_default(), self.at([], []):
+            calls = CallsInFit()
+            with tf.__internal__.FuncGraph("as_in_fit").as_default() as graph, self.at([], []):
                 placeholders = keras.tree.map_structure(_placeholder, tensors)
-                with batch_norm_calls(self._dtype) as calls:
+                with measuring(self._dtype, calls):
                     function(*placeholders, training=True)
+            calls.finish(graph)
             self._calls_in_fit[key] = calls
+        self._calls_in_fit[key].start()
         return self._calls_in_fit[key]
 
 

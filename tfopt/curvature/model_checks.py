@@ -28,6 +28,17 @@ class NotBuiltError(ValueError):
         )
 
 
+class SetsWeightsError(ValueError):
+    """A model that sets its trainable variables when it is called."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            "`model` must not set its trainable variables while it trains: the loss would be that of other weights "
+            f"than those that are measured. Received: an assignment to {path}, as in SpectralNormalization. With "
+            "batch_norm='moving' it is measured as in `predict`, which sets nothing"
+        )
+
+
 def check_model(model: Any) -> None:
     """Check that a model can be measured.
 
@@ -86,6 +97,22 @@ def check_changes_nothing(graph: Any) -> None:
             f"measurement leaves everything as it is. Received: {changing[0].op} in {changing[0].name!r}. Keep the "
             "state in a keras.Variable (self.add_weight), which is held still, or change it in the training step only"
         )
+
+
+def check_keeps_weights(variables: Sequence[Any], before: Sequence[Any], after: Sequence[Any]) -> None:
+    """Check that a model does not set the weights that are measured, as spectral normalisation does in training.
+
+    Args:
+        variables: The trainable variables.
+        before: Their values before the model was called; None for those of the variables themselves.
+        after: The same afterwards.
+
+    Raises:
+        SetsWeightsError: It sets one.
+    """
+    for variable, old, new in zip(variables, before, after, strict=True):
+        if old is not new:
+            raise SetsWeightsError(variable.path)
 
 
 def refuse_rounding(model: Any) -> None:

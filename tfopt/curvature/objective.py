@@ -17,6 +17,7 @@ from tfopt.curvature.forward_pass import ForwardPass
 from tfopt.curvature.held_variables import holding
 from tfopt.curvature.model_checks import (
     NotBuiltError,
+    SetsWeightsError,
     check_changes_nothing,
     check_model,
     check_reads_outputs_only,
@@ -200,7 +201,7 @@ class Objective:
         with run.graph.as_default(), self._scope(run.values, None):
             try:
                 run.y_pred = self._forward.predict(x)
-            except NotBuiltError:
+            except (NotBuiltError, SetsWeightsError):
                 raise
             except Exception as error:
                 raise ValueError(f"`x` must fit the model. {type(self.model).__name__} says: {error}") from error

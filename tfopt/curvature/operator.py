@@ -40,8 +40,8 @@ class CurvatureOperator(ABC):
         sample_weight: As `Probe` takes it.
         batch_size: As `Probe` takes it.
         class_weight: As `Probe` takes it: not at all.
-        batch_norm: "batch" (default): batch normalisation uses each batch's own statistics, as training does; "moving":
-            its moving averages, as prediction does. Dropout is off in both.
+        batch_norm: "batch" (default): the model is called as in training, and batch normalisation uses each batch's own
+            statistics; "moving": as in prediction, with its moving averages. Noise is off in both.
         variables: The variables whose block of the matrix is wanted: a variable, a layer, or a list of these. None
             (default) means all trainable variables.
         self_check: Whether to check the first product. Default True.

@@ -1,0 +1,132 @@
+"""How `fit` calls the layers of a model, and which of them draw random numbers of their own then."""
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+_RANDOM = re.compile("Random|Multinomial|TruncatedNormal|Rng")
+
+
+def has_own_code(model: keras.Model) -> bool:
+    """Return whether a model has layers that are not Keras's, which may do anything where `training` is true.
+
+    Args:
+        model: A Keras model.
+
+    Returns:
+        Whether it has, or is one itself.
+    """
+    return any(
+        type(layer).__module__.split(".")[0] != "keras" or isinstance(layer, keras.layers.Lambda)
+        for layer in model._flatten_layers()
+    )
+
+
+class CallsInFit:
+    """The calls of a model's layers while it was traced as in training, with the noise of Keras's layers turned off.
+
+    What draws random numbers even then is code of the user's. Such a layer is to be called without `training` when it
+    is measured, and all others as they were in training.
+    """
+
+    def __init__(self) -> None:
+        self._training: dict[int, list[Any]] = {}
+        self._made: list[tuple[Any, list[Any]]] = []
+        self._within: list[set[int]] = []
+        self._noisy: dict[int, Any] | None = None
+        self._num_calls: Counter[int] = Counter()
+
+    def start(self) -> None:
+        """Begin a measurement: the next call of a layer is its first one."""
+        self._num_calls.clear()
+
+    def call(self, function: Callable[..., Any], layer: Any, args: Any, kwargs: Any) -> Any:
+        """Call a layer, as it calls itself.
+
+        Args:
+            function: What computes it.
+            layer: The layer.
+            args: Its arguments.
+            kwargs: Its named ones, `training` among them if it is known.
+
+        Returns:
+            What the layer returns.
+        """
+        if self._noisy is None:
+            return self._record(function, layer, args, kwargs)
+        if self._noisy and "training" in kwargs:
+            kwargs = {**kwargs, "training": self._training_of(layer, kwargs["training"])}
+        return function(layer, *args, **kwargs)
+
+    def finish(self, graph: tf.Graph) -> None:
+        """End the trace of training; warn of layers that draw random numbers and do something else too.
+
+        Args:
+            graph: The graph in which it was traced.
+        """
+        drawing = _drawing_functions(graph.as_graph_def().library.function)
+        self._noisy = {
+            id(layer): layer
+            for layer, operations in self._made
+            if any(_draws(operation.type, operation.node_def.attr.values(), drawing) for operation in operations)
+        }
+        self._made.clear()
+        several = [layer.name for layer in self._noisy.values() if layer.weights]
+        if several:
+            warnings.warn(
+                f"{', '.join(several)} draws random numbers in training. A measurement has no noise, so it is called "
+                "with training=False, and only the layers inside it as in `fit`. If that changes more than the noise, "
+                "move what draws to a layer of its own",
+                stacklevel=2,
+            )
+
+    def _record(self, function: Callable[..., Any], layer: Any, args: Any, kwargs: Any) -> Any:
+        training = kwargs.get("training")
+        self._training.setdefault(id(layer), []).append(training)
+        graph = tf.compat.v1.get_default_graph()
+        num_before = len(graph.get_operations())
+        self._within.append(set())
+        try:
+            return function(layer, *args, **kwargs)
+        finally:
+            made, within = graph.get_operations()[num_before:], self._within.pop()
+            if training is not None and (tf.is_tensor(training) or training):
+                self._made.append((layer, [operation for operation in made if id(operation) not in within]))
+            if self._within:
+                self._within[-1].update(map(id, made))
+
+    def _training_of(self, layer: Any, given: Any) -> Any:
+        calls = self._training.get(id(layer))
+        if self._noisy and id(layer) in self._noisy:
+            return False
+        if calls is None:
+            return given
+        call = calls[min(self._num_calls[id(layer)], len(calls) - 1)]
+        self._num_calls[id(layer)] += 1
+        return given if tf.is_tensor(call) else call
+
+
+def _drawing_functions(functions: Any) -> set[str]:
+    """Return the names of those functions that draw random numbers, or call one that does."""
+    drawing: set[str] = set()
+    while True:
+        more = {
+            function.signature.name
+            for function in functions
+            if any(_draws(node.op, node.attr.values(), drawing) for node in function.node_def)
+        }
+        if more == drawing:
+            return drawing
+        drawing = more
+
+
+def _draws(kind: str, attributes: Any, drawing: set[str]) -> bool:
+    if _RANDOM.search(kind) or kind in drawing:
+        return True
+    called = [function.name for value in attributes for function in (value.func, *value.list.func)]
+    return not drawing.isdisjoint(called)
