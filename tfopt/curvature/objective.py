@@ -239,8 +239,8 @@ class Objective:
         _, y, sample_weight = run.batch
         check_targets(y, run.y_pred)
         try:
-            # Builds it, in a graph of its own: the loss is not yet in the dtype in which it is measured.
-            with tf.__internal__.FuncGraph("thrown_away").as_default():
+            # Builds it, in a graph and a scope of its own: the loss is not yet in the dtype in which it is measured.
+            with tf.__internal__.FuncGraph("thrown_away").as_default(), self._scope(run.values, None):
                 made(y, run.y_pred, sample_weight)
         except Exception as error:
             raise ValueError(
