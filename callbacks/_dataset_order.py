@@ -31,19 +31,19 @@ _DRAW_AT_ONCE = (
 
 
 class DatasetOrder:
-    """Keeps the state of the generators from which a shuffled data set draws the order of each epoch.
+    """Keeps the states of the generators from which shuffled data sets draw the order of each epoch.
 
-    An iterator of the data set that never serves a row shows that state to TensorFlow's checkpoints. It draws once
+    An iterator of each data set, which never serves a row, shows that state to TensorFlow's checkpoints. It draws once
     itself, in every `fit` alike.
 
     Args:
-        epoch_iterator: What hands out the batches of a `fit`, or None.
+        datasets: What `fit` trains with and validates by: data sets among other things.
     """
 
-    def __init__(self, epoch_iterator: Any) -> None:
-        dataset: Any = getattr(epoch_iterator, "_distributed_dataset", None)
-        is_shuffled = isinstance(dataset, tf.data.Dataset) and any(map(shuffles_anew, parts_of(dataset)))
-        self._kept = tf.train.Checkpoint(iterator=iter(dataset)) if is_shuffled else None
+    def __init__(self, *datasets: Any) -> None:
+        shuffled = [dataset for dataset in datasets if is_shuffled(dataset)]
+        iterators = {f"iterator{number}": iter(dataset) for number, dataset in enumerate(shuffled)}
+        self._kept = tf.train.Checkpoint(**iterators) if shuffled else None
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the state, to be saved between two epochs.
@@ -86,6 +86,18 @@ def parts_of(dataset: Any) -> Iterator[Any]:
         yield from parts_of(source)
 
 
+def is_shuffled(data: Any) -> bool:
+    """Return whether data come in another order, or are other data, in each epoch.
+
+    Args:
+        data: A `tf.data.Dataset`; anything else is not looked at.
+
+    Returns:
+        Whether they are.
+    """
+    return isinstance(data, tf.data.Dataset) and any(map(shuffles_anew, parts_of(data)))
+
+
 def shuffles_anew(part: Any) -> bool:
     """Return whether one of the data sets that a data set is made of has another order or content in each epoch.
 
@@ -109,7 +121,7 @@ def sources_of(dataset: Any) -> Iterator[Any]:
     Yields:
         The data set itself, or what it shuffles, each as large as it can be.
     """
-    if any(map(shuffles_anew, parts_of(dataset))):
+    if is_shuffled(dataset):
         for source in dataset._inputs():
             yield from sources_of(source)
     else:

@@ -86,6 +86,8 @@ def differences(there: dict[str, str], here: dict[str, str], changed: dict[str, 
     names = [*there, *(name for name in here if name not in there)]
     differing = [name for name in names if there.get(name) != here.get(name)]
     differing = [name for name in differing if name not in changed or here.get(name) != changed[name]]
+    # An attribute that has become no plain value, such as a list of arrays that is gathered, cannot be compared.
+    differing = [name for name in differing if "'s attribute " not in name or (name in there and name in here)]
     texts = [f"{name} was {there.get(name)}, is {here.get(name)}" for name in differing]
     return texts if len(texts) <= _MOST else [*texts[:_MOST], f"and {len(texts) - _MOST} more"]
 

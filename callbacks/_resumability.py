@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 from keras.src.trainers import data_adapters
-from tfopt.callbacks._dataset_order import why_lost
+from tfopt.callbacks._dataset_order import is_shuffled, why_lost
 from tfopt.callbacks._row_order import shuffles_arrays, why_not_taken_over
 from tfopt.callbacks._running_fit import RunningFit
 from tfopt.callbacks._traced_step import (
@@ -89,7 +89,9 @@ def check_data(epoch_iterator: Any, stateless: tuple[type, ...]) -> None:
         raise ValueError(f"`fit` reads from a generator, whose position cannot be saved. {_ADVICE}")
     if kind in ("TorchDataLoaderAdapter", "GrainDatasetAdapter"):
         _check_unknown(getattr(adapter, "_dataloader", None) or getattr(adapter, "_dataset", None), stateless)
-    if getattr(epoch_iterator, "steps_per_epoch", None) not in (None, getattr(adapter, "num_batches", None)):
+    steps = getattr(epoch_iterator, "steps_per_epoch", None)
+    # Where they are all batches, Keras draws an epoch's order before the checkpoint of the one before.
+    if steps is not None and (steps != adapter.num_batches or is_shuffled(getattr(adapter, "_dataset", None))):
         raise ValueError(
             "With `steps_per_epoch` an epoch goes on where the one before has ended, and that position cannot be "
             "saved. Leave `steps_per_epoch` out"

@@ -110,7 +110,7 @@ class ResumableCheckpoint(Callback):
         self._still_running = StillRunning(self)
         self._files = CheckpointFiles(self.folder, self.communicator, "ResumableCheckpoint", self._still_running)
         self._running = RunningFit([])
-        self._order, self._dataset_order = RowOrder(None), DatasetOrder(None)
+        self._order, self._dataset_order = RowOrder(None), DatasetOrder()
         self._variables: list[tuple[str, Any]] = []
         self._attributes = PlainAttributes(None)
         self._arguments: dict[str, str] = {}
@@ -147,7 +147,8 @@ class ResumableCheckpoint(Callback):
         self._still_running.begin()
         in_agreement(self.communicator, self._check_callbacks_and_data)
         self._order = RowOrder(self._running.epoch_iterator)
-        self._dataset_order = DatasetOrder(self._running.epoch_iterator)
+        dataset = getattr(self._running.epoch_iterator, "_distributed_dataset", None)
+        self._dataset_order = DatasetOrder(dataset, self._running.validation)
         steps = self._trace_or_build()
         self._variables = variables_of(self.model, steps, self.communicator)
         in_agreement(self.communicator, lambda: self._check_steps(steps))

@@ -227,12 +227,16 @@ def test_what_draws_beside_other_layers_is_named(monkeypatch):
         return x + tf.random.normal(tf.shape(x), dtype=x.dtype) if training else x
 
     model, x, y = made(lambda: Own(noisy, centre()), monkeypatch)
-    with pytest.warns(UserWarning, match="'own.*draws random numbers while it trains"):
+    with pytest.warns(
+        UserWarning, match="own.*draws random numbers in training.*only the layers inside it as in `fit`"
+    ):
         operator = HessianOperator(model, None, x, y)
     with pytest.warns(UserWarning, match="draws random numbers"):
         operator.to_dense()
-    predicted = model._compute_loss(x, y, model(x, training=False), None, training=False)
-    assert operator.loss_and_gradient()[0] == pytest.approx(float(predicted), rel=1e-12)
+    centred_only, _, _ = made(lambda: Own(lambda self, x, _: self.parts[0](x), centre()), monkeypatch)
+    centred_only.set_weights(model.get_weights()[: len(centred_only.get_weights())])
+    loss = centred_only.compute_loss(x, y, centred_only(x, training=True))
+    assert operator.loss_and_gradient()[0] == pytest.approx(float(loss), rel=1e-12)
 
 
 def test_models_that_set_their_weights_in_training_are_refused(monkeypatch):

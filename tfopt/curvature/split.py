@@ -43,13 +43,16 @@ class SplitFunction:
         self._fixed, self._vectors = inputs[:num_fixed], inputs[num_fixed:]
         self._outputs = tf.nest.flatten(self._function.structured_outputs)
         self._kept = _boundary(self.graph, self._vectors, self._outputs)
-        self._can_be_cut = all(tensor.dtype != tf.variant for tensor in self._kept)
         # `prune` copies operations that are not needed, too. Lookups among them run, and want their texts.
         kept = {tensor.ref() for tensor in self._kept}
         texts = [place for place, tensor in enumerate(self._fixed) if tensor.dtype == tf.string]
         self._texts = [place for place in texts if self._fixed[place].ref() not in kept]
+
+    @functools.cached_property
+    def num_bytes(self) -> int:
+        """Memory for what `prepare` returns, in bytes."""
         known = [tensor for tensor in self._kept if self._can_be_cut and tensor.shape.is_fully_defined()]
-        self.num_bytes = sum((tensor.shape.num_elements() or 0) * tensor.dtype.size for tensor in known)
+        return sum((tensor.shape.num_elements() or 0) * tensor.dtype.size for tensor in known)
 
     def __call__(self, fixed: tuple[Any, ...], vectors: list[Any]) -> list[Any]:
         """Compute everything.
@@ -113,6 +116,15 @@ class SplitFunction:
         """
         pruned = _compiled(self._function.prune(self._fixed, tensors), self._fixed)
         return lambda *fixed: list(pruned(*_leaves(fixed)))
+
+    @functools.cached_property
+    def _can_be_cut(self) -> bool:
+        if any(tensor.dtype == tf.variant for tensor in self._kept):
+            return False
+        try:
+            return self._second_part is not None
+        except KeyError:  # TensorFlow loses its way where a branch only passes its input on
+            return False
 
     @functools.cached_property
     def _whole(self) -> Any:
