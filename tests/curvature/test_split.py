@@ -147,7 +147,9 @@ def test_endings_without_logarithm_belong_to_the_model(link):
     assert found.split_at == "outputs"
 
 
-@pytest.mark.parametrize("bound", [lambda z: 5 * ops.tanh(z), lambda z: ops.cumsum(ops.softplus(z), -1)])
+@pytest.mark.parametrize(
+    "bound", [lambda z: 5 * ops.tanh(z), lambda z: ops.cumsum(ops.softplus(z), -1)], ids=["tanh", "ordered"]
+)
 def test_logits_that_were_bounded_stay_logits(bound):
     """tanh and softplus before the logits are no endings: the loss takes their exponential."""
     x, y, _ = make_data("classes")
@@ -160,7 +162,9 @@ def test_logits_that_were_bounded_stay_logits(bound):
 
 
 @pytest.mark.parametrize(
-    ("loss", "ending"), [("mae", None), (nll, None), ("mae", ops.softmax), ("hinge", ops.tanh)], ids=str
+    ("loss", "ending"),
+    [("mae", None), (nll, None), ("mae", ops.softmax), ("hinge", ops.tanh)],
+    ids=["mae", "nll", "softmax", "tanh"],
 )
 def test_losses_that_are_linear_in_the_outputs_are_refused(loss, ending):
     x, y, _ = make_data("bits")
