@@ -29,12 +29,15 @@ class ForwardPass:
         self._calls_in_fit: dict[Any, CallsInFit] = {}
 
     @contextlib.contextmanager
-    def at(self, variables: Sequence[Any], values: Sequence[Any]) -> Iterator[None]:
+    def at(
+        self, variables: Sequence[Any], values: Sequence[Any], sources: Sequence[Any] | None = None
+    ) -> Iterator[None]:
         """Within this context the model's variables have other values, and none of them changes.
 
         Args:
             variables: Some of the variables.
             values: One tensor for each.
+            sources: Those of the variables by whose values derivatives may be taken; None means all.
 
         Yields:
             Nothing.
@@ -44,7 +47,8 @@ class ForwardPass:
             known = {id(variable) for variable in variables}
             floats = [v for v in self._model.variables if tf.as_dtype(v.dtype).is_floating and id(v) not in known]
             pairs += [(variable, tf.cast(variable.value, self._dtype)) for variable in floats]
-        with measuring(self._dtype), holding(pairs, variables, lambda: self.at(variables, values)):
+        sources = variables if sources is None else sources
+        with measuring(self._dtype), holding(pairs, sources, lambda: self.at(variables, values, sources)):
             yield
 
     def predict(self, x: Any) -> Any:
@@ -59,7 +63,7 @@ class ForwardPass:
         return self._measured(self._call, x)
 
     def custom_loss(self, x: Any, y: Any, sample_weight: Any) -> Any:
-        """Return the loss that the model computes in a method of its own.
+        """Return the loss that the model computes in a method of its own, which gets data as `fit` casts them.
 
         Args:
             x: The inputs of the rows.
@@ -69,6 +73,8 @@ class ForwardPass:
         Returns:
             A scalar tensor.
         """
+        dtype = self._dtype or keras.config.floatx()
+        x, y, sample_weight = keras.tree.map_structure(lambda leaf: _cast(leaf, dtype), (x, y, sample_weight))
         return self._measured(self._loss, x, y, sample_weight)
 
     def _call(self, x: Any, training: bool) -> Any:
@@ -102,6 +108,10 @@ class ForwardPass:
             self._calls_in_fit[key] = calls
         self._calls_in_fit[key].start()
         return self._calls_in_fit[key]
+
+
+def _cast(tensor: Any, dtype: str) -> Any:
+    return tf.cast(tensor, dtype) if tensor is not None and tensor.dtype.is_floating else tensor
 
 
 def _placeholder(tensor: Any) -> Any:

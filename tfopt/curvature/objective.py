@@ -79,7 +79,9 @@ class Objective:
         self._loss: CompileLoss | None = None
         self._dry_run = self._try_out(loss, probe)
         check_changes_nothing(self._dry_run.graph)
-        self.precision = rounded_to(self._dry_run.graph, self._dry_run.values) or self.precision
+        rounded = rounded_to(self._dry_run.graph, self._dry_run.values)
+        is_quantized = any(layer.quantization_mode for layer in model._flatten_layers())  # which casts as it must
+        self.precision = self.precision if rounded is None or is_quantized else rounded
 
     def loss(self, values: Sequence[Any], batch: tuple[Any, Any, Any], variables: Sequence[Any] | None = None) -> Any:
         """Return the loss of a batch.
@@ -198,7 +200,7 @@ class Objective:
         # Nothing is computed here: a model that changes variables of TensorFlow's own must be refused before.
         run = DryRun(probe.batches[0].tensors, self.variables, self.dtype)
         x, y, sample_weight = run.batch
-        with run.graph.as_default(), self._scope(run.values, None):
+        with run.graph.as_default(), self._forward.at(self.variables, run.values, sources=[]):
             try:
                 run.y_pred = self._forward.predict(x)
             except (NotBuiltError, SetsWeightsError):
@@ -240,7 +242,10 @@ class Objective:
         check_targets(y, run.y_pred)
         try:
             # Builds it, in a graph and a scope of its own: the loss is not yet in the dtype in which it is measured.
-            with tf.__internal__.FuncGraph("thrown_away").as_default(), self._scope(run.values, None):
+            with (
+                tf.__internal__.FuncGraph("thrown_away").as_default(),
+                self._forward.at(self.variables, run.values, sources=[]),
+            ):
                 made(y, run.y_pred, sample_weight)
         except Exception as error:
             raise ValueError(
