@@ -230,6 +230,41 @@ def test_noise_of_ones_own_is_off_and_all_else_as_in_fit(name):
     np.testing.assert_array_equal(plain, noisy)
 
 
+class CallingTwice(keras.Model):
+    """Has no `training`; its noise and its second batch normalisation are in training all the same."""
+
+    def __init__(self, draw):
+        super().__init__()
+        self.dense, self.norm, self.head = layers.Dense(2), layers.BatchNormalization(), layers.Dense(1)
+        self.dropping = Dropping(draw)
+
+    def call(self, x):
+        hidden = self.dropping(self.norm(self.dense(x)), training=True)
+        return self.head(self.norm(ops.tanh(hidden), training=True))
+
+
+def test_each_call_beside_noise_is_that_of_fit():
+    compute_in("float64")
+    rng, draws = np.random.default_rng(0), [lambda x: x, NOISES["generator"]]
+    x, y, found = rng.normal(size=(6, 3)), rng.normal(size=(6, 1)), []
+    for draw in draws:
+        model = CallingTwice(draw)
+        model(x)
+        weights = np.random.default_rng(1)
+        model.set_weights([weights.uniform(0.5, 1.5, weight.shape) for weight in model.get_weights()])
+        found.append(HessianOperator(model, "mse", x, y).to_dense())
+    np.testing.assert_array_equal(*found)
+
+
+def test_what_does_more_than_noise_is_named():
+    def choosing(x):
+        return tf.nn.softmax(x + tf.random.normal(tf.shape(x), dtype=x.dtype))
+
+    model = stack(Dropping(choosing, layers.Softmax()))
+    with pytest.warns(UserWarning, match="dropping.* draws random numbers in training"):
+        HessianOperator(model, "mse", np.ones((6, 3), "float32"), np.ones((6, 1), "float32"))
+
+
 def test_augmentation_is_off_where_a_model_asks_for_it():
     inputs = keras.Input((4, 4, 1))
     flips = [layers.RandomFlip(), layers.RandomRotation(0.5), layers.RandomBrightness(0.5)]

@@ -39,6 +39,7 @@ class CallsInFit:
         self._made: list[tuple[Any, list[Any]]] = []
         self._within: list[set[int]] = []
         self._noisy: dict[int, Any] | None = None
+        self._warned: set[int] = set()
         self._num_calls: Counter[int] = Counter()
 
     def start(self) -> None:
@@ -59,9 +60,12 @@ class CallsInFit:
         """
         if self._noisy is None:
             return self._record(function, layer, args, kwargs)
-        if self._noisy and "training" in kwargs:
-            kwargs = {**kwargs, "training": self._training_of(layer, kwargs["training"])}
-        return function(layer, *args, **kwargs)
+        given = kwargs.get("training")
+        training = self._training_of(layer, given) if self._noisy else given
+        result = function(layer, *args, **(kwargs if training is given else {**kwargs, "training": training}))
+        if id(layer) in self._noisy and given and not any(result is arg for arg in args):
+            self._warn(layer)  # what only makes noise returns what came
+        return result
 
     def finish(self, graph: tf.Graph) -> None:
         """End the trace of training; warn of layers that draw random numbers and do something else too.
@@ -76,12 +80,17 @@ class CallsInFit:
             if any(_draws(operation.type, operation.node_def.attr.values(), drawing) for operation in operations)
         }
         self._made.clear()
-        several = [layer.name for layer in self._noisy.values() if layer.weights]
-        if several:
+        for layer in self._noisy.values():
+            if layer.weights:
+                self._warn(layer)
+
+    def _warn(self, layer: Any) -> None:
+        if id(layer) not in self._warned:
+            self._warned.add(id(layer))
             warnings.warn(
-                f"{', '.join(several)} draws random numbers in training. A measurement has no noise, so it is called "
-                "with training=False, and only the layers inside it as in `fit`. If that changes more than the noise, "
-                "move what draws to a layer of its own",
+                f"{layer.name} draws random numbers in training. A measurement has no noise, so it is called with "
+                "training=False, and only the layers inside it as in `fit`. If that changes more than the noise, move "
+                "what draws to a layer of its own",
                 stacklevel=2,
             )
 
@@ -108,7 +117,7 @@ class CallsInFit:
             return given
         call = calls[min(self._num_calls[id(layer)], len(calls) - 1)]
         self._num_calls[id(layer)] += 1
-        return given if tf.is_tensor(call) else call
+        return given if call is None or tf.is_tensor(call) else call
 
 
 def _drawing_functions(functions: Any) -> set[str]:
