@@ -33,28 +33,38 @@ _DRAW_AT_ONCE = (
 class DatasetOrder:
     """Keeps the states of the generators from which shuffled data sets draw the order of each epoch.
 
-    An iterator of each data set, which never serves a row, shows that state to TensorFlow's checkpoints. It draws once
-    itself, in every `fit` alike.
+    An iterator that has served no row shows that state to TensorFlow's checkpoints. Keras makes one at the end of each
+    epoch, so that nothing more is drawn than without this class; for data of unknown size, one is made when `fit`
+    begins, which draws once.
 
     Args:
-        datasets: What `fit` trains with and validates by: data sets among other things.
+        epoch_iterator: What hands out the batches of a `fit`, or None.
+        validation: What `fit` validates by: a data set, or anything else.
     """
 
-    def __init__(self, *datasets: Any) -> None:
-        shuffled = [dataset for dataset in datasets if is_shuffled(dataset)]
-        iterators = {f"iterator{number}": iter(dataset) for number, dataset in enumerate(shuffled)}
-        self._kept = tf.train.Checkpoint(**iterators) if shuffled else None
+    def __init__(self, epoch_iterator: Any, validation: Any) -> None:
+        dataset = getattr(epoch_iterator, "_distributed_dataset", None)
+        self._dataset = dataset if is_shuffled(dataset) else None
+        self._epoch_iterator = epoch_iterator
+        self._own: dict[str, Any] = {}
+        if self._dataset is not None and epoch_iterator.num_batches is None:
+            self._own["training"] = iter(self._dataset)
+        if is_shuffled(validation) and validation is not dataset:
+            self._own["validation"] = iter(validation)
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the state, to be saved between two epochs.
 
         Returns:
-            Compressed bytes, by the ending of the file's name; nothing for a data set that does not shuffle anew.
+            Compressed bytes, by the ending of the file's name; nothing where no data set shuffles anew.
         """
-        if self._kept is None:
+        iterators = dict(self._own)
+        if self._dataset is not None and "training" not in iterators:
+            iterators["training"] = self._epoch_iterator._current_iterator
+        if not iterators:
             return {}
         with tempfile.TemporaryDirectory() as folder:
-            self._kept.write(str(Path(folder) / "order"))
+            tf.train.Checkpoint(**iterators).write(str(Path(folder) / "order"))
             files = {path.suffix: path.read_bytes() for path in Path(folder).iterdir()}
         return {suffix: np.frombuffer(zlib.compress(content, 1), np.uint8) for suffix, content in files.items()}
 
@@ -62,14 +72,17 @@ class DatasetOrder:
         """Let the next epoch be shuffled as if training had not been interrupted.
 
         Args:
-            state: From `state`, of the same data set.
+            state: From `state`, of the same data sets.
         """
-        if self._kept is None:
+        iterators = dict(self._own)
+        if self._dataset is not None:
+            iterators.setdefault("training", iter(self._dataset))
+        if not iterators or not state:
             return
         with tempfile.TemporaryDirectory() as folder:
             for suffix, content in state.items():
                 (Path(folder) / f"order{suffix}").write_bytes(zlib.decompress(content.tobytes()))
-            self._kept.read(str(Path(folder) / "order")).assert_consumed()
+            tf.train.Checkpoint(**iterators).read(str(Path(folder) / "order")).assert_consumed()
 
 
 def parts_of(dataset: Any) -> Iterator[Any]:
@@ -107,7 +120,7 @@ def shuffles_anew(part: Any) -> bool:
     Returns:
         Whether it has, by its own doing.
     """
-    names = ("_reshuffle_each_iteration", "_rerandomize_each_iteration")
+    names = ("_reshuffle_each_iteration", "_rerandomize_each_iteration", "_rerandomize")
     anew = any(getattr(part, name, None) is not None and bool(getattr(part, name)) for name in names)
     return anew or "ShuffleAndRepeat" in type(part).__name__
 
@@ -158,15 +171,31 @@ def description_of(dataset: Any) -> str:
         dataset: A `tf.data.Dataset`.
 
     Returns:
-        The operations that have a size, a count or a seed, with these.
+        The operations that have a size, a count, a seed or a function, with these; of functions a checksum.
     """
     words = []
     for part in parts_of(dataset):
         names = ("_batch_size", "_buffer_size", "_count", "_seed", "_seed2")
-        found = {name.strip("_"): _number(getattr(part, name)) for name in names if hasattr(part, name)}
+        found: dict[str, Any] = {name.strip("_"): _number(getattr(part, name)) for name in names if hasattr(part, name)}
+        functions: list[Any] = getattr(part, "_functions", list)()
+        if functions:
+            found["functions"] = [_checksum_of(function) for function in functions]
         if found and "Prefetch" not in type(part).__name__:
             words.append(type(part).__name__.strip("_").removesuffix("Dataset") + str(found))
     return " of ".join(words)
+
+
+def _checksum_of(function: Any) -> str:
+    """Return a checksum of what a function computes, without the names in it."""
+    graph = getattr(function.function, "graph", None)
+    if graph is None:  # in tf.data's debug mode
+        return ""
+    definition = graph.as_graph_def()
+    bodies = [definition.node, *(inner.node_def for inner in definition.library.function)]
+    texts = [
+        str([(n.op, n.attr["value"].tensor.SerializeToString(deterministic=True)) for n in body]) for body in bodies
+    ]
+    return f"{zlib.crc32(str([texts[0], *sorted(texts[1:])]).encode()):08x}"
 
 
 def _number(value: Any) -> int | None:

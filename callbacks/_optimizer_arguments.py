@@ -107,14 +107,20 @@ def describe(value: Any, depth: int = 0) -> str:
     if isinstance(value, keras.Variable | tf.Variable | keras.Layer | keras.callbacks.Callback):
         return type(value).__name__  # training changes what is in them
     if hasattr(value, "__array__"):
-        return str(np.asarray(value).tolist())
+        try:
+            return str(np.asarray(value).tolist())
+        except Exception:  # a tensor that holds no numbers, such as a data set's
+            return type(value).__name__
     return f"{type(value).__name__} {_describe_object(value, depth)}"
 
 
 def _describe_function(function: types.FunctionType, deeper: Callable[[Any], str]) -> str:
     if is_of_a_library(function.__module__) and "<" not in function.__qualname__:
         return f"{function.__module__.split('.')[0]}.{function.__qualname__}"
-    used = inspect.getclosurevars(function)
+    try:
+        used = inspect.getclosurevars(function)
+    except ValueError:  # it uses a name that has no value yet
+        return f"{function.__qualname__} {_checksum(function.__code__)}"
     constants = {name: value for name, value in used.globals.items() if isinstance(value, bool | int | float | str)}
     outside = [item for item in (function.__defaults__, function.__kwdefaults__, used.nonlocals, constants) if item]
     return f"{function.__qualname__} {_checksum(function.__code__)} {deeper(outside) if outside else ''}".rstrip()

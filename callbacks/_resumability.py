@@ -7,8 +7,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 from keras.src.trainers import data_adapters
+from tensorflow.python.eager import context
 from tfopt.callbacks._dataset_order import is_shuffled, why_lost
-from tfopt.callbacks._row_order import shuffles_arrays, why_not_taken_over
+from tfopt.callbacks._row_order import shuffles_arrays, shuffles_batches, why_not_taken_over
 from tfopt.callbacks._running_fit import RunningFit
 from tfopt.callbacks._traced_step import (
     changed_variables,
@@ -85,6 +86,12 @@ def check_data(epoch_iterator: Any, stateless: tuple[type, ...]) -> None:
         _check_dataset(adapter._dataset, stateless)
     if kind == "PyDatasetAdapter":
         _check_py_dataset(adapter.py_dataset, stateless)
+        if shuffles_batches(epoch_iterator) and context.global_seed() is not None:
+            raise ValueError(
+                f"`fit` shuffles the batches of {type(adapter.py_dataset).__name__} by Python's random numbers, in a "
+                "thread, so that their state cannot be saved; and tf.random has a seed, so that the order is to be "
+                "Keras's. Use fit(..., shuffle=False); tfopt.datasets.EpochBatches shuffles rows itself"
+            )
     if kind == "GeneratorDataAdapter":
         raise ValueError(f"`fit` reads from a generator, whose position cannot be saved. {_ADVICE}")
     if kind in ("TorchDataLoaderAdapter", "GrainDatasetAdapter"):

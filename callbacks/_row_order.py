@@ -31,7 +31,7 @@ class RowOrder:
         elif shuffles_arrays(epoch_iterator):
             epoch_iterator._distributed_dataset = self._rows(epoch_iterator.data_adapter)
             self.source = "ResumableCheckpoint's"
-        elif shuffles_batches(epoch_iterator):
+        elif shuffles_batches(epoch_iterator) and context.global_seed() is None:
             self._take_over_batches(epoch_iterator.data_adapter)
             self.source = "ResumableCheckpoint's"
 
@@ -102,7 +102,7 @@ def shuffles_batches(epoch_iterator: Any) -> bool:
         Whether it does.
     """
     adapter: Any = getattr(epoch_iterator, "data_adapter", None)
-    return hasattr(adapter, "py_dataset") and bool(adapter.shuffle) and adapter.num_batches is not None
+    return hasattr(adapter, "py_dataset") and bool(adapter.shuffle) and adapter.num_batches not in (None, 1)
 
 
 def shuffles_arrays(epoch_iterator: Any) -> bool:

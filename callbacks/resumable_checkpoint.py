@@ -32,6 +32,7 @@ from tfopt._checkpoint_files import CheckpointFiles
 from tfopt._checks import as_items, check_folder, check_integer
 from tfopt.communicator import Communicator, check_communicator
 
+_OWN = ". Attributes that change no number, such as a time or a run's id, may begin with an underscore"
 _PHASES = "Two phases of a training (layers unfrozen, compiled again) are two `fit`s with a folder for each. "
 
 
@@ -43,7 +44,7 @@ class ResumableCheckpoint(Callback):
     attributes of the model or of what it holds; the states of Python's, NumPy's and Keras's random number generators;
     `History`; the state of other callbacks; and the epoch, from which `tfopt.datasets.EpochBatches` finds its order.
     Arrays that `fit` shuffles come in Keras's order if `keras.utils.set_random_seed` was called, and otherwise in an
-    order that follows from the epoch and a seed that is saved, and so do the batches of a `PyDataset`. A
+    order that follows from the epoch and a seed that is saved. A
     `tf.data.Dataset` may shuffle anew in each epoch if it has a seed. What cannot be resumed is refused by name before
     the first step.
 
@@ -110,7 +111,7 @@ class ResumableCheckpoint(Callback):
         self._still_running = StillRunning(self)
         self._files = CheckpointFiles(self.folder, self.communicator, "ResumableCheckpoint", self._still_running)
         self._running = RunningFit([])
-        self._order, self._dataset_order = RowOrder(None), DatasetOrder()
+        self._order, self._dataset_order = RowOrder(None), DatasetOrder(None, None)
         self._variables: list[tuple[str, Any]] = []
         self._attributes = PlainAttributes(None)
         self._arguments: dict[str, str] = {}
@@ -147,8 +148,7 @@ class ResumableCheckpoint(Callback):
         self._still_running.begin()
         in_agreement(self.communicator, self._check_callbacks_and_data)
         self._order = RowOrder(self._running.epoch_iterator)
-        dataset = getattr(self._running.epoch_iterator, "_distributed_dataset", None)
-        self._dataset_order = DatasetOrder(dataset, self._running.validation)
+        self._dataset_order = DatasetOrder(self._running.epoch_iterator, self._running.validation)
         steps = self._trace_or_build()
         self._variables = variables_of(self.model, steps, self.communicator)
         in_agreement(self.communicator, lambda: self._check_steps(steps))
@@ -267,6 +267,7 @@ class ResumableCheckpoint(Callback):
             raise ValueError(
                 f"The checkpoint in {self.folder} was written with other arguments, so training cannot go on as if it "
                 f"had not been interrupted: {changes}. {phases}Change them back, or delete the folder to begin anew"
+                f"{_OWN * (chr(39) + 's attribute ' in changes)}"
             )
         if state["epochs"] < self._running.initial_epoch and not state["stopped"]:
             raise ValueError(

@@ -509,6 +509,15 @@ class OwnFromAnyEpoch(Own):
         self.epoch = epoch
 
 
+@pytest.mark.parametrize(
+    "make", [OwnFromAnyEpoch, lambda workers: EpochBatches(X, Y, batch_size=8)], ids=["own", "ours"]
+)
+def test_batches_that_fit_shuffles_by_a_seed_are_refused(make, tmp_path):
+    keras.utils.set_random_seed(0)
+    with pytest.raises(ValueError, match="shuffles the batches of .* by Python's random numbers.*shuffle=False"):
+        plain().fit(make(workers=2), verbose=0, callbacks=[ResumableCheckpoint(tmp_path, verbose=0)])
+
+
 def test_batches_of_worker_threads_in_their_order_are_accepted(tmp_path):
     checkpoint = ResumableCheckpoint(tmp_path / "folder", stateless=[Own], verbose=0)
     plain().fit(Own(workers=2), shuffle=False, verbose=0, callbacks=[checkpoint])
@@ -611,11 +620,13 @@ class OwnInThreads(OwnFromAnyEpoch):
     ids=["seed", "global_seed", "zip", "batches", "epoch_batches", "py_dataset", "threads"],
 )
 def test_shuffled_data_sets_resume(data, tmp_path):
-    def run(place, ends, seed=0):
-        keras.utils.set_random_seed(seed)
+    def run(place, ends):
+        keras.utils.set_random_seed(0)
         model, rows = Recording(), data()
+        if isinstance(rows, keras.utils.PyDataset):
+            tf.random.set_seed(None)  # with a seed, Keras's own order is wanted, which a thread draws
         model.compile(optimizers.SGD(0.05, momentum=0.9), "mse", jit_compile=False)
-        callbacks, shuffle = [ResumableCheckpoint(place, verbose=0)], True
+        callbacks, shuffle = [ResumableCheckpoint(place, verbose=0)] if place else [], True
         if isinstance(rows, tf.data.Dataset):
             callbacks, shuffle = [EvaluatingOnTheData(rows), *callbacks], None  # which Keras wants with a data set
         for epochs in ends:
@@ -626,6 +637,8 @@ def test_shuffled_data_sets_resume(data, tmp_path):
     run(tmp_path / "parts", [1, 3])
     rows, resumed = run(tmp_path / "parts", [5])
     assert resumed == whole
+    if isinstance(data(), tf.data.Dataset):
+        assert run(None, [5])[1] == whole  # Keras's own order
     assert len(rows) == len(whole_rows) == 40
     assert all(map(np.array_equal, rows, whole_rows))
     epochs = [np.concatenate(whole_rows[start : start + 8]) for start in range(0, 40, 8)]
@@ -634,13 +647,16 @@ def test_shuffled_data_sets_resume(data, tmp_path):
 
 
 def test_other_data_sets_are_named(tmp_path):
-    def run(size, epochs):
-        data = ROWS.shuffle(size, seed=3).batch(2)
+    def run(size, epochs, factor=1.0):
+        data = ROWS.shuffle(size, seed=3).map(lambda x, y: (factor * x, y)).batch(2)
         plain().fit(data, shuffle=None, epochs=epochs, verbose=0, callbacks=[ResumableCheckpoint(tmp_path, verbose=0)])
 
     run(16, 1)
     with pytest.raises(ValueError, match="data set was .*'buffer_size': 16.* is .*'buffer_size': 8"):
         run(8, 2)
+    with pytest.raises(ValueError, match="data set was .*'functions'.* is .*'functions'"):
+        run(16, 2, factor=2.0)
+    run(16, 2)
 
 
 def other_adam(**options):

@@ -22,7 +22,7 @@ def has_own_code(model: keras.Model) -> bool:
         Whether it has, or is one itself.
     """
     return any(
-        type(layer).__module__.split(".")[0] != "keras" or isinstance(layer, keras.layers.Lambda)
+        not re.match(r"keras\.(?!src\.applications)", type(layer).__module__) or isinstance(layer, keras.layers.Lambda)
         for layer in model._flatten_layers()
     )
 

@@ -179,6 +179,8 @@ def check_loss(probe_loss: ProbeLoss) -> str:
     model, loss, weights = objective.model, objective.given_loss, None
     if type(model).train_step is not keras.Model.train_step or "train_step" in vars(model):
         raise NotCoveredError("the model has a training step of its own")
+    if any(type(layer).losses is not keras.layers.Layer.losses for layer in model._flatten_layers()):
+        raise NotCoveredError("the model computes penalties of its own")
     if loss is None:
         compiled_loss = getattr(model, "_compile_loss", None)
         is_own = type(model).compute_loss is not keras.Model.compute_loss or "compute_loss" in vars(model)

@@ -59,6 +59,7 @@ def holding(
     with _STAND_INS.installed(), _Scope(paths) as scope, record.VariableWatcher() as watcher:
         for pair in pairs:
             scope.add_update(pair)
+        scope.is_prepared = True
         token = _held.set(_Held(pairs, values, again))
         try:
             yield
@@ -92,10 +93,19 @@ class _Scope(keras.StatelessScope):
     def __init__(self, paths: dict[int, str]) -> None:
         super().__init__(collect_losses=True)
         self._paths = paths
+        self._assigned: set[int] = set()
+        self.is_prepared = False
+
+    def add_update(self, update: Any) -> None:
+        if self.is_prepared:
+            self._assigned.add(id(update[0]))
+        super().add_update(update)
 
     def get_current_value(self, variable: Any) -> Any:
         _note(self._paths.get(id(variable), ""))
-        return super().get_current_value(variable)
+        value = super().get_current_value(variable)
+        # What a model has assigned is a constant where training reads it, as any variable that is not trained.
+        return tf.stop_gradient(value) if id(variable) in self._assigned else value
 
 
 def _note(path: str) -> None:
