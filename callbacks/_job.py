@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfopt.callbacks._dataset_order import description_of, sources_of
 from tfopt.callbacks._layer_arguments import layer_arguments, own_attributes, shorten, trainable_flags
 from tfopt.callbacks._optimizer_arguments import arguments_of, describe, learning_rates
+from tfopt.callbacks._optimizers_of import is_of_a_library
 from tfopt.callbacks._running_fit import RunningFit
 
 from tfopt._row_checksum import checksum_of
@@ -146,6 +147,13 @@ def _describe_loss(loss: Any) -> str:
         return f"[{', '.join(map(_describe_loss, loss))}]"
     if not isinstance(loss, keras.losses.Loss):
         return describe(loss)
-    # Its attributes, since Keras leaves arguments such as Huber's delta out of the config.
-    held = {name: value for name, value in vars(loss).items() if not name.startswith("_")}
-    return f"{type(loss).__name__} {describe(held | getattr(loss, '_fn_kwargs', {}))}"
+    # Its attributes, since Keras leaves arguments such as Huber's delta out of the config; and the user's own code.
+    is_users = not is_of_a_library(type(loss).__module__)
+    keras_own = vars(keras.losses.Loss())
+    held = {
+        name: value
+        for name, value in vars(loss).items()
+        if not name.startswith("_") or (is_users and name not in keras_own)
+    }
+    code = f" {describe(type(loss).call)}" if is_users else ""
+    return f"{type(loss).__name__} {describe(held | getattr(loss, '_fn_kwargs', {}))}{code}"

@@ -1,6 +1,7 @@
 """The arguments of a model's layers, and how they are connected, as text that is the same in every process."""
 
 import dataclasses
+import re
 import types
 import warnings
 import zlib
@@ -62,8 +63,10 @@ def own_attributes(model: Any) -> dict[str, str]:
     Returns:
         Text by "layer 0 (VAE)'s attribute beta" and the like.
     """
-    return {
-        f"{label}'s attribute {name}": shorten(describe(value))
+    names = {part.name for part in _parts(model) if hasattr(part, "name")}
+    automatic = re.compile("|".join(sorted(map(re.escape, names), key=len, reverse=True)))
+    return {  # without names, which Keras numbers anew for each model in a process
+        f"{label}'s attribute {name}": shorten(automatic.sub("name", describe(value)))
         for label, part in _labelled(model)
         if not is_of_a_library(type(part).__module__)
         for name, value in {**_own_constants(type(part)), **_held_by(part)}.items()

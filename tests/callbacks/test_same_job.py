@@ -37,6 +37,27 @@ def branches(joined=(0, 1), second=2.0):
     return model
 
 
+class Powered(keras.losses.Loss):
+    def __init__(self, power):
+        super().__init__()
+        self._power = power
+
+    def call(self, y_true, y_pred):
+        return keras.ops.mean(keras.ops.abs(y_true - y_pred) ** self._power, -1)
+
+
+class Named(layers.Layer):
+    """Keeps names that Keras numbers anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = layers.Dense(3)
+        self.tag, self.inner_names = f"{self.name}_x", [self.inner.name]
+
+    def call(self, x):
+        return self.inner(x)
+
+
 class Scaled(layers.Layer):
     """Its argument cannot be written down, so that `get_config` raises."""
 
@@ -183,6 +204,16 @@ MODELS = {
         lambda: compiled(loss=lambda y, p: (y - p) ** 2),
         lambda: compiled(loss=lambda y, p: (y - p) ** 4),
         "loss was .*lambda",
+    ),
+    "loss_class": (
+        P(compiled, loss=Powered(2)),
+        P(compiled, loss=Powered(3)),
+        "loss was .*_power: 2.*, is .*_power: 3",
+    ),
+    "names": (
+        lambda: compiled(Named(), layers.Dropout(0.1)),
+        lambda: compiled(Named(), layers.Dropout(0.2)),
+        "rate was 0.1, is 0.2",
     ),
     "loss_weights": (
         P(two_outputs, loss={"a": "mse", "b": "mse"}, loss_weights={"a": 1.0, "b": 0.5}),

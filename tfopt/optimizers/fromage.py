@@ -32,7 +32,8 @@ class Fromage(ClipsWholeGradients, keras.optimizers.Optimizer):
 
     * The learning rate is a relative change per step and needs little tuning; 0.01 is a good first value everywhere.
     * The gradient's length does not matter: clipping it or scaling the loss changes nothing. The exception is a
-      variable that is zero, such as a new bias: its first step is a plain one.
+      variable that is zero, such as a new bias: its first step is a plain one, as long as the gradient. With targets in
+      large units (1e5) it can make the loss explode: standardise targets.
     * At a fixed learning rate the weights never come to rest: they keep moving by about eta, relatively, around a
       minimum. Lower it on a plateau (`keras.callbacks.ReduceLROnPlateau`) or by a schedule.
     * `weight_decay` is Keras's decoupled decay. It shrinks weights before the step and so works against a constant
