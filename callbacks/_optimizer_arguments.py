@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from tfopt.callbacks._optimizers_of import is_of_a_library, optimizers_of
 
+_MOST_ENTRIES = 1000  # of arrays that are written out
 _DEEPEST = 6
 
 
@@ -108,7 +109,9 @@ def describe(value: Any, depth: int = 0) -> str:
         return type(value).__name__  # training changes what is in them
     if hasattr(value, "__array__"):
         try:
-            return str(np.asarray(value).tolist())
+            array = np.asarray(value)
+            is_large = array.size > _MOST_ENTRIES and not array.dtype.hasobject
+            return f"{array.shape} {zlib.crc32(array.tobytes()):08x}" if is_large else str(array.tolist())
         except Exception:  # a tensor that holds no numbers, such as a data set's
             return type(value).__name__
     return f"{type(value).__name__} {_describe_object(value, depth)}"

@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras.src.trainers import data_adapters
 from tensorflow.python.eager import context
 from tfopt.callbacks._dataset_order import is_shuffled, why_lost
+from tfopt.callbacks._optimizer_arguments import describe as describe_value
 from tfopt.callbacks._row_order import shuffles_arrays, shuffles_batches, why_not_taken_over
 from tfopt.callbacks._running_fit import RunningFit
 from tfopt.callbacks._traced_step import (
@@ -63,6 +64,25 @@ def check_callbacks(callbacks: list[Any], checkpoint: Any, stateless: tuple[type
                 f"methods get_state() and set_state(state), or pass stateless=[{name}]",
                 stacklevel=3,
             )
+
+
+def functions_in(callbacks: list[Any]) -> dict[str, str]:
+    """Return what the functions hold that users have given to Keras's callbacks, which ought to have no state.
+
+    Args:
+        callbacks: The callbacks.
+
+    Returns:
+        Text by the place and class of the callback and the name of the function.
+    """
+    kinds = (keras.callbacks.LambdaCallback, keras.callbacks.LearningRateScheduler)
+    return {
+        f"{type(callback).__name__} number {place}'s {name}": describe_value(value)
+        for place, callback in enumerate(callbacks)
+        if isinstance(callback, kinds)
+        for name, value in vars(callback).items()
+        if callable(value) and not isinstance(value, keras.Model)
+    }
 
 
 def check_data(epoch_iterator: Any, stateless: tuple[type, ...]) -> None:

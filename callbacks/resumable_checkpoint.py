@@ -11,7 +11,7 @@ from tfopt.callbacks._job import changed_by_training, data_of, differences, setu
 from tfopt.callbacks._layer_arguments import own_attributes, own_code
 from tfopt.callbacks._plain_attributes import PlainAttributes
 from tfopt.callbacks._random_state import random_state, set_random_state
-from tfopt.callbacks._resumability import check_callbacks, check_data, check_validation
+from tfopt.callbacks._resumability import check_callbacks, check_data, check_validation, functions_in
 from tfopt.callbacks._row_order import RowOrder
 from tfopt.callbacks._running_fit import (
     RunningFit,
@@ -116,6 +116,7 @@ class ResumableCheckpoint(Callback):
         self._attributes = PlainAttributes(None)
         self._arguments: dict[str, str] = {}
         self._program: Any = None
+        self._functions: dict[str, str] = {}
         weakref.finalize(self, self._files.close)  # after a `fit` that an exception has ended
 
     def set_model(self, model: Any) -> None:
@@ -156,6 +157,7 @@ class ResumableCheckpoint(Callback):
         self._arguments = in_agreement(self.communicator, self._arguments_now)
         self._program = getattr(self.model, "train_function", None)
         self._attributes = PlainAttributes(self.model)
+        self._functions = functions_in(self._others)
         self._files.open()
         try:
             state = self._files.read_newest()
@@ -234,6 +236,7 @@ class ResumableCheckpoint(Callback):
     def _state(self, epoch: int) -> dict[str, Any]:
         self._check_that_none_is_new()
         self._follow_compiling()
+        self._warn_of_states_in_functions()
         return {
             "epochs": epoch + 1,
             "stopped": bool(self.model.stop_training),
@@ -306,6 +309,17 @@ class ResumableCheckpoint(Callback):
                 "be resumed only by a script that does so before `fit`. Train in two `fit`s, with a folder for each",
                 stacklevel=3,
             )
+
+    def _warn_of_states_in_functions(self) -> None:
+        now = functions_in(self._others)
+        changed = [name for name, text in now.items() if text != self._functions.get(name)]
+        if changed and self._functions:
+            warnings.warn(
+                f"What {', '.join(changed)} holds has changed in training, and is not saved: after a restart it begins "
+                "anew. Let it follow from the epoch, or write a callback with get_state() and set_state(state)",
+                stacklevel=3,
+            )
+        self._functions = {}
 
     def _check_that_none_is_new(self) -> None:
         known = {id(variable) for _, variable in self._variables}

@@ -1,5 +1,6 @@
 """A checkpoint is taken over by the job that has written it, and by no other: what differs is named."""
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -460,3 +461,38 @@ def test_other_code_is_warned_about_and_so_are_fewer_epochs(tmp_path):
         fit(tmp_path, 2, make=lambda: make(2))
     with pytest.warns(UserWarning, match="has 2 epochs, more than `fit` is to have. Received: epochs=1"):
         fit(tmp_path, 1, make=lambda: make(1 + 1))
+
+
+class Falling:
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, epoch, rate):
+        self.calls += 1
+        return 0.1 / self.calls
+
+
+def counting(model):
+    calls = [0]
+
+    def count(epoch, logs):
+        calls[0] += 1
+
+    return keras.callbacks.LambdaCallback(on_epoch_end=count)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda model: keras.callbacks.LearningRateScheduler(Falling()), "LearningRateScheduler number .*'s schedule"),
+        (counting, "LambdaCallback number .*'s on_epoch_end holds has changed"),
+        (lambda model: keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: model.get_weights()), None),
+    ],
+    ids=["schedule", "counter", "model"],
+)
+def test_functions_with_a_state_are_warned_about(make, message, tmp_path):
+    model = compiled()
+    callbacks = [make(model), ResumableCheckpoint(tmp_path, verbose=0)]
+    expected = contextlib.nullcontext() if message is None else pytest.warns(UserWarning, match=message)
+    with expected:
+        model.fit(X, Y, epochs=2, verbose=0, callbacks=callbacks)
