@@ -1,13 +1,16 @@
 """Which checkpoint the ranks of a job agree on, whatever a killed job has left; ranks are threads here."""
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -230,6 +233,20 @@ def test_a_process_that_the_killed_one_has_forked_does_not_block(tmp_path):
     finally:
         os.kill(child, signal.SIGKILL)
         process.communicate()
+
+
+def test_a_forked_process_that_has_not_run_yet_is_waited_for(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+    (tmp_path / "training.lock").write_text(json.dumps({"host": socket.gethostname(), "pid": process.pid}))
+    descriptor = os.open(tmp_path / "training.lock", os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)  # as a process has it that was forked by one that has ended
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(opened, tmp_path)
+        time.sleep(0.3)
+        assert not opening.done()
+        os.close(descriptor)
+        opening.result().close()
 
 
 def test_the_lock_of_a_training_that_has_ended_without_a_word_is_taken_away(tmp_path):

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 try:
     import fcntl
@@ -16,7 +17,9 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 NAME = "training.lock"
-_PATIENCE = 5.0  # seconds for another process of this job to write its name into the file it has just locked
+# Seconds for another process of this job to write its name into the file that it has just locked, and for one that was
+# forked by a process that has ended to let go.
+_PATIENCE = 5.0
 _HELD: "list[FolderLock]" = []
 
 
@@ -54,6 +57,7 @@ class FolderLock:
         for lock in list(_HELD):
             if lock._path == self._path and lock._is_running is not None and not lock._is_running():
                 lock.release()
+        deadline = time.monotonic() + _PATIENCE
         while True:
             self._check_that_it_can_be_a_file()
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -64,6 +68,9 @@ class FolderLock:
                 if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                     self._warn(str(error))
                 elif is_first or not self._is_held_by_this_job():
+                    if self._holder_has_ended() and time.monotonic() < deadline:
+                        time.sleep(0.05)  # a process that it has forked lets go as soon as it runs
+                        continue
                     raise ValueError(self._refusal()) from error
                 return
             if self._is_still_there(descriptor):
@@ -121,12 +128,25 @@ class FolderLock:
             time.sleep(0.05)
         return True
 
-    def _holder(self) -> dict[str, str]:
+    def _holder(self) -> dict[str, Any]:
         try:
             content = json.loads(self._path.read_text())
         except (OSError, ValueError):
             return {}
         return content if isinstance(content, dict) else {}
+
+    def _holder_has_ended(self) -> bool:
+        holder = self._holder()
+        pid = holder.get("pid")
+        if holder.get("host") != socket.gethostname() or not isinstance(pid, int):
+            return False
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            return False
+        return False
 
     def _refusal(self) -> str:
         holder = self._holder()
