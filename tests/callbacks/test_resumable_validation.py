@@ -101,3 +101,4 @@ def test_data_of_unknown_order_that_nobody_decides_by_are_warned_about(name, tmp
 
 def test_the_users_word_is_taken(tmp_path):
     fit(tmp_path, 1, Own, [plateau()], stateless=[Own])
+    assert len(list(tmp_path.glob("epoch-*.npz"))) == 1
