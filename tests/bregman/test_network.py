@@ -13,7 +13,7 @@ Dense = keras.layers.Dense
 
 
 def chain_of(*layers):
-    return DenseChain.of(keras.Sequential([keras.Input((4,)), *layers]))
+    return DenseChain.from_model(keras.Sequential([keras.Input((4,)), *layers]))
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_preparation_activations_and_outputs():
         inner,
         keras.layers.Softmax(),
     ])
-    chain = DenseChain.of(model)
+    chain = DenseChain.from_model(model)
     assert chain.widths == (4, 5, 6, 3)
     assert chain.uses_bias == (False, True, True)
     assert [h.name for h in chain.activations] == ["identity", "tanh"]
@@ -62,7 +62,7 @@ def test_preparation_activations_and_outputs():
 
 def test_weights_go_both_ways():
     model = models.mlp(4, (3,), 2, seed=0)
-    chain = DenseChain.of(model)
+    chain = DenseChain.from_model(model)
     before = model.get_weights()
     chain.write_weights([(kernel * 2, bias + 1) for kernel, bias in chain.read_weights()])
     for new, old in zip(model.get_weights(), before, strict=True):
@@ -97,7 +97,7 @@ BAD = [
         "'mine' .* float32, not the float64 of the first",
     ),
     (
-        lambda: DenseChain.of(keras.Sequential([keras.Input((4, 6)), Dense(8, name="mine"), Dense(1)])),
+        lambda: DenseChain.from_model(keras.Sequential([keras.Input((4, 6)), Dense(8, name="mine"), Dense(1)])),
         r"'mine' .Dense. takes inputs of shape \(None, 4, 6\); put a Flatten before it",
     ),
     (lambda: chain_of(Dense(3), keras.layers.Dropout(0.5, name="mine"), Dense(1)), "layer 'mine' .Dropout. cannot be"),
@@ -128,11 +128,11 @@ BAD = [
     (lambda: chain_of(Dense(3), Dense(1, dtype="mixed_bfloat16", name="mine")), "'mine' .*'mixed_bfloat16'"),
     (lambda: chain_of(Dense(3), keras.layers.ReLU(dtype="float16", name="mine"), Dense(1)), "'mine' .* in float16"),
     (lambda: chain_of(keras.layers.Flatten()), "has no Dense layer"),
-    (lambda: DenseChain.of(keras.Sequential([Dense(2)])), "is not built: begin it with keras.Input"),
-    (lambda: DenseChain.of(Custom()), "is not built|computes by Python code"),
-    (lambda: DenseChain.of(models.mlp(4, (4, 4), residual=True)), "layer 'skip_2' .Add. joins 2 inputs"),
+    (lambda: DenseChain.from_model(keras.Sequential([Dense(2)])), "is not built: begin it with keras.Input"),
+    (lambda: DenseChain.from_model(Custom()), "is not built|computes by Python code"),
+    (lambda: DenseChain.from_model(models.mlp(4, (4, 4), residual=True)), "layer 'skip_2' .Add. joins 2 inputs"),
     (
-        lambda: DenseChain.of(
+        lambda: DenseChain.from_model(
             keras.Model(i := [keras.Input((2,)), keras.Input((2,))], [Dense(1)(i[0]), Dense(1)(i[1])])
         ),
         "has 2 inputs and 2 outputs",
@@ -149,7 +149,7 @@ def test_what_cannot_be_trained_is_named(make, message):
 def test_a_layer_used_twice_is_refused():
     layer = Dense(4)
     with pytest.raises(ValueError, match="uses a Dense layer twice"):
-        DenseChain.of(functional(lambda x: layer(layer(x))))
+        DenseChain.from_model(functional(lambda x: layer(layer(x))))
 
 
 def test_only_models_are_taken():

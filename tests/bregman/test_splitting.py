@@ -36,7 +36,7 @@ def make_model(widths, use_bias=True, activation="relu", seed=0):
 
 
 def make_engine(model, x, y, loss, preset, **options):
-    chain, settings = DenseChain.of(model), Settings.of(preset, options)
+    chain, settings = DenseChain.from_model(model), Settings.of(preset, options)
     rows = Rows(x, y, chain, loss, current(), settings.chunk_rows, 1)
     engine = splitting.Splitting(
         Problem(chain, loss, settings, Evaluation(chain, loss, None, current()), current()), rows

@@ -136,7 +136,8 @@ def test_units_of_one_layer_whose_quotient_is_beyond_float32_are_refused(input_u
         assert history["loss"][-1] < unit**2
         assert np.abs(model.get_weights()[0]).max() < 10
     else:
-        with pytest.raises(ValueError, match="`y` must vary by .* times what `x` .* column 1 of `y`.* column 2 of `x`"):
+        message = "`y` must vary by .* times the variation of `x` .* column 1 of `y`.* column 2 of `x`"
+        with pytest.raises(ValueError, match=message):
             fit(x, y, model=one, epochs=1)
 
 

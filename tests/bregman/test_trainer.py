@@ -414,9 +414,9 @@ MAKE_ERRORS = [
     (
         {"multiplier": "bregman"},
         ValueError,
-        "`multiplier` does not go with preset='restarted'.* 'paper', 'penalty', 'admm'",
+        "`multiplier` is not an option of preset='restarted'.* 'paper', 'penalty', 'admm'",
     ),
-    ({"num_blocks": 2, "preset": "paper"}, ValueError, "`num_blocks` does not go with preset='paper'"),
+    ({"num_blocks": 2, "preset": "paper"}, ValueError, "`num_blocks` is not an option of preset='paper'"),
     ({"linear_penalty": 0.0}, ValueError, "`linear_penalty` must be a finite number > 0"),
     ({"linear_penalty": (1.0, 1.0, 1.0)}, ValueError, "one for each of the 2 Dense layers"),
     ({"activation_penalty": (1.0, 1.0)}, ValueError, "one for each of the 1 hidden layers"),

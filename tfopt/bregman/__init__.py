@@ -1,4 +1,4 @@
-"""Training of Dense networks without gradients, by exact block minimisation, on one rank or many."""
+"""Train Dense networks without gradients, by exact block minimisation, on one rank or many."""
 
 from tfopt.bregman import activations, losses, updates
 from tfopt.bregman.settings import PRESETS, Settings

@@ -1,10 +1,10 @@
-"""Activation functions, and the update of pre-activations, which minimises over each entry by itself.
+"""Activation functions, and the update of pre-activations: an exact minimisation for each entry.
 
     z* = argmin_z  gamma (a - h(z))^2 + beta (z - m)^2
 
-Piecewise linear h: every piece is a parabola, so the cheapest of one candidate a piece is the global minimiser (Taylor
-et al. 2016, section 4 and its appendix). Smooth h: a grid over the interval that must contain the minimiser, and
-safeguarded Newton steps from its two lowest valleys.
+Piecewise linear h: on each piece the objective is a parabola, and the cheapest of the pieces' minimisers is the global
+minimiser (Taylor et al. 2016, section 4 and its appendix). Smooth h: a grid covers the interval that must contain the
+minimiser, and safeguarded Newton steps start from its two lowest valleys.
 """
 
 import functools
@@ -24,27 +24,19 @@ _NUM_NEWTON_STEPS = 20
 
 
 def as_scalar(value: Any, dtype: Any) -> Any:
-    """Make a scalar tensor; a Python number keeps all its digits, which `tf.cast` would round to float32.
-
-    Args:
-        value: A number or scalar tensor.
-        dtype: A floating-point dtype.
-
-    Returns:
-        The tensor.
-    """
+    """Return a scalar tensor; a Python number keeps all its digits, where `tf.cast` first rounds to float32."""
     return tf.cast(value, dtype) if tf.is_tensor(value) else tf.constant(value, dtype)
 
 
 @dataclass(frozen=True)
 class Activation:
-    """An activation function h, applied entry by entry.
+    """An activation function h, applied to each entry.
 
     Attributes:
-        name: Its name.
+        name: Name for messages and checkpoints.
         function: Computes h(z).
         pieces: For a piecewise linear h: `(from, to, slope, offset)` of each piece, h(z) = slope * z + offset.
-        derivatives: For a smooth h: computes `(h(z), h'(z), h''(z))`.
+        derivatives: For a smooth h: computes `(h(z), h'(z), h''(z))`. None for a piecewise linear h.
         bend: For a smooth h: an interval outside which h is nearly linear.
     """
 
@@ -55,20 +47,20 @@ class Activation:
     bend: tuple[float, float] = (-math.inf, math.inf)
 
     def __call__(self, z: Any) -> Any:
-        """Apply the function.
+        """Compute h(z).
 
         Args:
-            z: A tensor.
+            z: A tensor of any shape.
 
         Returns:
-            h(z), of the same shape.
+            h(z), same shape.
         """
         return self.function(z)
 
     def update(self, a: Any, m: Any, activation_penalty: Any, linear_penalty: Any) -> Any:
-        """Minimise gamma (a - h(z))^2 + beta (z - m)^2 over z, entry by entry and globally.
+        """Minimise gamma (a - h(z))^2 + beta (z - m)^2 over z, globally, for each entry.
 
-        Smooth functions: to a relative error of about 1e-5 of the objective's value in float32 and 1e-9 in float64.
+        For smooth h the value of the objective has a relative error of about 1e-5 in float32 and 1e-9 in float64.
 
         Args:
             a: The activations, any shape.
@@ -77,7 +69,7 @@ class Activation:
             linear_penalty: beta > 0.
 
         Returns:
-            The minimisers, same shape. Their objective is never above that of z = m.
+            The minimisers, same shape. Their objective is at most the objective of z = m.
         """
         gamma, beta = (as_scalar(penalty, m.dtype) for penalty in (activation_penalty, linear_penalty))
         if self.pieces:
@@ -85,7 +77,8 @@ class Activation:
         return self._search(a, m, gamma, beta)
 
     def _cheapest_piece(self, a: Any, m: Any, gamma: Any, beta: Any) -> Any:
-        # On a piece h = s z + o: the parabola's minimum at (gamma s (a - o) + beta m) / (gamma s^2 + beta), clipped.
+        # On a piece h = s z + o, the parabola has its minimum at (gamma s (a - o) + beta m) / (gamma s^2 + beta),
+        # clipped to the piece.
         best, best_cost = None, None
         for low, high, slope, offset in self.pieces:
             z = (gamma * slope * (a - offset) + beta * m) / (gamma * slope**2 + beta)
@@ -103,7 +96,7 @@ class Activation:
         return gamma * (a - self.function(z)) ** 2 + beta * (z - m) ** 2
 
     def _search(self, a: Any, m: Any, gamma: Any, beta: Any) -> Any:
-        # The minimiser costs no more than z = m does: |z - m| <= sqrt(gamma / beta) |a - h(m)|.
+        # The minimiser costs at most as much as z = m. Therefore |z - m| <= sqrt(gamma / beta) |a - h(m)|.
         radius = tf.sqrt(gamma / beta) * tf.abs(a - self.function(m))
         low, high = m - radius, m + radius
         first, second = self._valleys(a, m, gamma, beta, low, high)
@@ -118,18 +111,18 @@ class Activation:
 
     @staticmethod
     def _bend_of(low: Any, high: Any, end: float) -> Any:
-        # A start beyond the bend, where h is nearly linear and the valley, if there is one, nearly a parabola.
+        # Start beyond the bend, where h is nearly linear and a valley is nearly a parabola.
         far = high if end > 0 else low
         return tf.where((far > end) == (end > 0), (far + tf.constant(end, far.dtype)) / 2, far)
 
     def _valleys(self, a: Any, m: Any, gamma: Any, beta: Any, low: Any, high: Any) -> tuple[Any, Any]:
-        # The two lowest local minima on a grid over the part of [low, high] where h bends.
+        # Find the two lowest local minima on a grid over the part of [low, high] where h bends.
         left, right = (tf.minimum(tf.maximum(tf.constant(end, m.dtype), low), high) for end in self.bend)
         step = (right - left) / (_NUM_GRID_POINTS - 1)
         huge = tf.fill(tf.shape(m), tf.constant(m.dtype.max, m.dtype))
 
         def visit(k: Any, before: Any, here: Any, best: Any, best_cost: Any, second: Any, second_cost: Any) -> Any:
-            # `here` is the cost of point k - 1: it is a valley if both neighbours cost more.
+            # `here` is the cost of point k - 1. The point is a valley if both neighbours cost more.
             after = tf.where(
                 tf.less(k, _NUM_GRID_POINTS), self._cost(left + tf.cast(k, m.dtype) * step, a, m, gamma, beta), huge
             )
@@ -146,7 +139,8 @@ class Activation:
         return result[3], result[5]
 
     def _descend(self, start: Any, a: Any, m: Any, gamma: Any, beta: Any, low: Any, high: Any) -> Any:
-        # Newton where the objective is convex, Gauss-Newton where not; a step that does not pay is halved next time.
+        # Use Newton steps where the objective is convex, and Gauss-Newton steps elsewhere. A step that does not lower
+        # the cost is rejected, and the next step is shorter.
         assert self.derivatives is not None
         derivatives = self.derivatives
 
@@ -188,7 +182,7 @@ def _gelu(z: Any) -> Any:
 
 
 def _gelu_derivatives(z: Any) -> tuple[Any, Any, Any]:
-    # h = z Phi(z), h' = Phi + z phi, h'' = (2 - z^2) phi
+    # h = z Phi(z), h' = Phi + z phi, h'' = (2 - z^2) phi.
     density = tf.exp(-0.5 * z * z) * (1 / math.sqrt(2 * math.pi))
     share = 0.5 * (1 + tf.math.erf(z * math.sqrt(0.5)))
     return z * share, share + z * density, (2 - z * z) * density
@@ -202,13 +196,13 @@ gelu = Activation("gelu", _gelu, derivatives=_gelu_derivatives, bend=(-6.0, 6.0)
 
 
 def leaky_relu(negative_slope: float) -> Activation:
-    """Return h(z) = z for z >= 0 and `negative_slope * z` below.
+    """Return h(z) = z for z >= 0 and `negative_slope * z` for z < 0.
 
     Args:
-        negative_slope: The slope for negative z.
+        negative_slope: The slope for z < 0.
 
     Returns:
-        The activation; the same one for the same slope.
+        The activation. Equal slopes return the same object.
     """
     return _leaky_relu(check_number("negative_slope", negative_slope))
 
@@ -226,10 +220,10 @@ def clip(maximum: float = 1.0) -> Activation:
     """Return h(z) = z clipped to [0, `maximum`].
 
     Args:
-        maximum: The upper end, > 0.
+        maximum: The upper end, > 0. Default 1.
 
     Returns:
-        The activation; the same one for the same end.
+        The activation. Equal ends return the same object.
     """
     return _clip(check_number("maximum", maximum, minimum=0.0, exclusive_minimum=True))
 

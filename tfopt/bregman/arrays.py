@@ -1,4 +1,4 @@
-"""Inputs and targets as users pass them: made arrays, and checked."""
+"""Inputs and targets: convert them to arrays and check them against the network and the loss."""
 
 from typing import Any
 
@@ -13,26 +13,13 @@ __all__ = ["check_arrays", "make_targets"]
 
 
 def check_arrays(x: Any, y: Any, chain: DenseChain, loss: Loss, names: tuple[str, str] = ("x", "y")) -> tuple[Any, Any]:
-    """Make arrays of inputs and targets, and check that they go with the network and the loss.
-
-    Args:
-        x: Inputs: an array, or a `tf.data.Dataset` of batches `(x, y)`, which is read.
-        y: Targets; None with a dataset.
-        chain: The network.
-        loss: The loss.
-        names: What messages call x and y.
-
-    Returns:
-        Two arrays; memory-mapped ones stay so.
-
-    Raises:
-        TypeError: They are no arrays of numbers.
-        ValueError: Their shapes or values do not fit, or there are no rows.
-    """
+    """Return inputs and targets as checked arrays of numbers; memory-mapped arrays stay memory-mapped."""
+    # `x` is an array, or a `tf.data.Dataset` of batches `(x, y)`, for which `y` must be None. `names` are the names of
+    # x and y in messages.
     x_name, y_name = names
     if isinstance(x, tf.data.Dataset):
         if y is not None:
-            raise ValueError("`y` must not be given when `x` is a tf.data.Dataset, which brings its targets")
+            raise ValueError("`y` must not be given when `x` is a tf.data.Dataset: the dataset contains the targets")
         x, y = _collect(x, x_name)
     elif x is None or isinstance(x, keras.utils.PyDataset | dict) or hasattr(x, "__next__"):
         raise TypeError(f"`{x_name}` must be an array or a tf.data.Dataset. Received: {type(x).__name__}")
@@ -96,17 +83,7 @@ def _check_targets(y: Any, num_outputs: int, loss: Loss, name: str) -> None:
 
 
 def make_targets(y: np.ndarray, num_outputs: int, loss: Loss, dtype: Any) -> Any:
-    """Return targets as the loss takes them.
-
-    Args:
-        y: Targets that were checked.
-        num_outputs: Number of outputs.
-        loss: The loss.
-        dtype: The network's.
-
-    Returns:
-        A tensor of shape `(rows, num_outputs)`.
-    """
+    """Return checked targets for the loss, shape `(rows, num_outputs)`; labels become rows of zeros and a one."""
     if y.ndim == 1 or (y.shape[1] == 1 and num_outputs > 1):
         if num_outputs > 1:
             return tf.one_hot(y.reshape(-1).astype(np.int64), num_outputs, dtype=dtype)
@@ -115,9 +92,9 @@ def make_targets(y: np.ndarray, num_outputs: int, loss: Loss, dtype: Any) -> Any
 
 
 def _collect(dataset: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
-    # The batches are let go one by one while they are copied, so that hardly more than one copy is held.
+    # Free each batch after it is copied, so that memory holds little more than one copy of the data.
     if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
-        raise ValueError(f"`{name}` must end. Received: a tf.data.Dataset that goes on for ever: leave out .repeat()")
+        raise ValueError(f"`{name}` must end. Received: a tf.data.Dataset of infinite length: leave out .repeat()")
     if isinstance(dataset.element_spec, tuple) and len(dataset.element_spec) == 2:
         batches = [tuple(np.asarray(part) for part in batch) for batch in dataset]
     else:

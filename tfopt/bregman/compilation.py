@@ -1,4 +1,4 @@
-"""How functions of tensors are compiled here."""
+"""Compilation of functions of tensors."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,15 +9,8 @@ __all__ = ["compiled"]
 
 
 def compiled(function: Callable[..., Any], *, by_xla: bool = True) -> Any:
-    """Compile a function, anew for each combination of shapes.
-
-    Args:
-        function: Takes and returns tensors.
-        by_xla: Whether XLA fuses it; not where it factorises matrices, which XLA does slowly on CPUs.
-
-    Returns:
-        The `tf.function`.
-    """
+    """Return a `tf.function` that retraces for each combination of shapes; XLA fuses it if `by_xla`."""
+    # XLA factorises matrices slowly on CPUs: pass by_xla=False for functions that do so.
     made = tf.function(function, jit_compile=by_xla, autograph=False)
-    made._omit_frequent_tracing_warning = True  # many networks, many shapes
+    made._omit_frequent_tracing_warning = True  # Many networks and shapes are expected here.
     return made

@@ -1,4 +1,4 @@
-"""What the algorithms share: the problem they solve, the rows they work on, and weights that can be saved."""
+"""The parts that all algorithms share: the problem, the rows, and weights that can be saved."""
 
 import abc
 from dataclasses import dataclass
@@ -20,15 +20,7 @@ Weights = list[tuple[Any, Any]]
 
 @dataclass(frozen=True)
 class Problem:
-    """What is trained and how, the data aside.
-
-    Attributes:
-        chain: The network.
-        loss: The loss.
-        settings: The options.
-        evaluation: Measures the network.
-        communicator: The job's processes.
-    """
+    """The training problem without its data: network, loss, options, evaluation, and the job's communicator."""
 
     chain: DenseChain
     loss: Loss
@@ -40,13 +32,9 @@ class Problem:
 class Engine(abc.ABC):
     """An algorithm and its state.
 
-    Args:
-        problem: What is trained and how.
-        rows: The rows of this process.
-
     Attributes:
-        weights: The current weights, for standardised rows; at first the model's.
-        num_overflows: How many sweeps in a row ended with an objective that is not finite, and were undone.
+        weights: The current weights, for standardised rows. At first the weights of the model.
+        num_overflows: Number of latest sweeps in a row whose objective was not finite, so that they were undone.
     """
 
     def __init__(self, problem: Problem, rows: Rows) -> None:
@@ -61,43 +49,24 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def start(self) -> dict[str, float]:
-        """Set up what the sweeps need, and measure the network as it is.
-
-        Returns:
-            The logs of the untrained network.
-        """
+        """Prepare the sweeps, and return the logs of the untrained network."""
 
     @abc.abstractmethod
     def sweep(self, with_metrics: bool) -> dict[str, float]:
-        """Go through all variables once.
-
-        Args:
-            with_metrics: Whether to measure the network with its metrics.
-
-        Returns:
-            The logs.
-        """
+        """Update all variables once, and return the logs, with the network's metrics if `with_metrics`."""
 
     def get_state(self) -> dict[str, Any]:
-        """Return what a later run needs to go on with the same bits.
-
-        Returns:
-            Arrays and numbers.
-        """
+        """Return arrays and numbers from which a later run continues with the same bits."""
         weights = weights_to_arrays(self.weights)
         return {"weights": weights, "penalty_scale": self._penalty_scale, "num_overflows": self.num_overflows}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from a state.
-
-        Args:
-            state: What `get_state` has returned.
-        """
+        """Continue from a state that `get_state` returned."""
         self.weights, self._penalty_scale = weights_from_arrays(state["weights"]), state["penalty_scale"]
         self.num_overflows = state["num_overflows"]
 
     def _num_inputs(self, layer: int) -> int:
-        # Of a layer counted from 0, its bias included.
+        # Layers are counted from 0; a bias counts as one input.
         return self._chain.widths[layer] + self._chain.uses_bias[layer]
 
     def _decay_of_weights(self) -> float:
@@ -106,24 +75,10 @@ class Engine(abc.ABC):
 
 
 def weights_to_arrays(weights: Weights) -> list[list[Any]]:
-    """Turn weights into what can be saved.
-
-    Args:
-        weights: As from `DenseChain.read_weights`.
-
-    Returns:
-        NumPy arrays.
-    """
+    """Convert weights, as from `DenseChain.read_weights`, to NumPy arrays that can be saved."""
     return [[part.numpy() for part in pair] for pair in weights]
 
 
 def weights_from_arrays(arrays: list[list[Any]]) -> Weights:
-    """Turn saved weights into tensors.
-
-    Args:
-        arrays: As from `weights_to_arrays`.
-
-    Returns:
-        The weights.
-    """
+    """Convert saved arrays, as from `weights_to_arrays`, to tensors."""
     return [(tf.constant(kernel), tf.constant(bias)) for kernel, bias in arrays]

@@ -16,21 +16,21 @@ from tfopt.communicator import Communicator
 
 __all__ = ["Evaluation"]
 
-_ROWS_AT_ONCE = 65536  # that metrics see at once
+_ROWS_AT_ONCE = 65536  # Rows per call of a metric.
 
 
 class Evaluation:
-    """What measures a network on rows.
+    """Measures loss and metrics of a network.
 
-    Metrics see probabilities where the loss is a cross-entropy, outputs otherwise. Keras's R2Score subtracts squares:
-    it is computed in float64, in a copy, on values that their mean has left. Over ranks the variables of a metric
-    are added up, as is right for those that hold sums and counts.
+    Metrics receive probabilities if the loss is a cross-entropy, and outputs otherwise. Keras's R2Score subtracts
+    squares. A copy of R2Score therefore computes in float64, on values from which their mean was subtracted. The
+    variables of a metric are summed over ranks, which is correct for variables that hold sums and counts.
 
     Args:
         chain: The network.
         loss: The loss.
         metrics: Keras metrics or their names; None for none.
-        communicator: The job's processes.
+        communicator: The job's communicator.
     """
 
     def __init__(self, chain: DenseChain, loss: Loss, metrics: Any, communicator: Communicator) -> None:
@@ -44,28 +44,13 @@ class Evaluation:
         return [metric.name for metric in self._metrics]
 
     def mean_loss(self, loss_per_row: float) -> float:
-        """Turn our loss of a row into Keras's, which is a mean over the outputs unless it is the softmax's.
-
-        Args:
-            loss_per_row: The mean over rows of the sum over outputs.
-
-        Returns:
-            Keras's loss.
-        """
+        """Convert our loss per row, a sum over outputs, to Keras's: a mean over outputs, except for the softmax."""
         return loss_per_row if self._loss.targets == "distribution" else loss_per_row / self._chain.widths[-1]
 
     def __call__(self, rows: Rows, weights: Any, with_metrics: bool = True) -> tuple[float, dict[str, Any]]:
-        """Measure weights on rows.
-
-        Args:
-            rows: The rows.
-            weights: As from `DenseChain.read_weights`.
-            with_metrics: Whether to compute metrics too.
-
-        Returns:
-            The loss of standardised targets, summed over outputs and averaged over rows; and the logs: Keras's loss and
-            metrics, in the targets' unit.
-        """
+        """Return the loss of standardised targets (mean over rows, sum over outputs), and logs in the targets' unit."""
+        # `weights` are as from `DenseChain.read_weights`. The logs hold Keras's loss, and the metrics if
+        # `with_metrics`.
         standardisation = rows.standardisation
         metrics = self._metrics if with_metrics else []
         shift = rows.target_mean() if any(_subtracts_squares(metric) for metric in metrics) else 0.0
@@ -114,15 +99,16 @@ class Evaluation:
 
 @functools.lru_cache(maxsize=64)
 def _make_forward(architecture: Architecture, loss: Loss) -> Any:
-    # Sums of the loss: of standardised targets, and for a squared error of the user's too. What metrics see, and what
-    # those see that subtract squares: float64, from another origin.
+    # Return sums of the loss for standardised targets and, for a squared error, also in the user's unit. Then return
+    # the values for metrics, and float64 values with another origin for metrics that subtract squares.
     def evaluate(chunk: Chunk, weights: Any, unit: Any, origin: Any, other_origin: Any) -> tuple[Any, ...]:
         outputs, targets = architecture.forward(chunk.inputs, weights)[-1], chunk.targets
         total = tf.reduce_sum(tf.cast(loss.value(outputs, targets) * chunk.mask, tf.float64))
         if not loss.is_quadratic:
             seen: tuple[Any, ...] = targets, loss.probability(outputs)
             return total[None], *seen, *(tf.cast(part, tf.float64) for part in seen)
-        # In float64: squares of a small unit underflow in float32. An origin would cost digits, and cancels.
+        # Use float64, because squares of a small unit underflow in float32. Leave the origin out: it cancels and would
+        # cost digits.
         targets, outputs = (tf.cast(part, tf.float64) * unit for part in (targets, outputs))
         in_units = tf.reduce_sum(loss.value(outputs, targets) * tf.cast(chunk.mask, tf.float64))
         seen = tuple(tf.cast(part + origin, architecture.dtype) for part in (targets, outputs))
@@ -132,11 +118,11 @@ def _make_forward(architecture: Architecture, loss: Loss) -> Any:
 
 
 def _subtracts_squares(metric: Any) -> bool:
-    return type(metric) is keras.metrics.R2Score  # of a subclass nothing is known
+    return type(metric) is keras.metrics.R2Score  # A subclass may compute something else.
 
 
 def _wants_labels(metric: Any) -> bool:
-    # Chunks hold labels as one-hot rows; Keras's sparse metrics, and wrapped sparse functions, take integers.
+    # Chunks hold labels as one-hot rows. Keras's sparse metrics, and metrics that wrap sparse functions, take integers.
     function = getattr(getattr(metric, "_fn", None), "__name__", "")
     return function.startswith("sparse_") or any(kind.__name__.startswith("Sparse") for kind in type(metric).__mro__)
 

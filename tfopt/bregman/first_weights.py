@@ -1,4 +1,4 @@
-"""The weights that training begins with: drawn by an initializer, or learnt, or set, perhaps for other units."""
+"""The initial weights of training: drawn by an initializer, learnt, or set, possibly for other units."""
 
 import functools
 import math
@@ -17,9 +17,9 @@ from tfopt.communicator import Communicator
 
 __all__ = ["are_drawn", "choose_first_weights", "match_outputs"]
 
-# Of Keras's, which draw the same numbers each time from a seed that is an integer.
+# Keras initializers that draw the same numbers each time if their seed is an integer.
 _REPEATABLE = (
-    keras.initializers.VarianceScaling,  # He's, Glorot's and LeCun's too
+    keras.initializers.VarianceScaling,  # Base class of He's, Glorot's and LeCun's initializers.
     keras.initializers.RandomNormal,
     keras.initializers.RandomUniform,
     keras.initializers.TruncatedNormal,
@@ -30,23 +30,17 @@ _REPEATABLE = (
     keras.initializers.Identity,
 )
 
-# Sizes of kernels, for rows of unit 1, that initializers draw: from widths and deviations of 0.01 to 1.
+# The root mean square of a drawn kernel's outputs on rows of unit 1 lies in this range, for usual widths and deviations
+# of 0.01 to 1.
 _SMALLEST_DRAWN, _LARGEST_DRAWN = 0.01, 100.0
-# Of the pre-activations of most units of a first layer that can learn: standard deviations, and means over them.
+# In a first layer that can learn, the pre-activations of most units have a standard deviation in this range. Their mean
+# is at most _LARGEST_MEAN standard deviations from 0.
 _SMALLEST_SPREAD, _LARGEST_SPREAD, _LARGEST_MEAN = 0.3, 2.0, 3.0
 _WORSE, _HOPELESS = math.log(1.2), math.log(10.0)
 
 
 def choose_first_weights(problem: Problem, rows: Rows) -> Weights:
-    """Choose the weights that training begins with.
-
-    Args:
-        problem: What is trained. All ranks begin with the weights of rank 0.
-        rows: Standardised rows of this process.
-
-    Returns:
-        The weights, for standardised rows.
-    """
+    """Choose the initial weights, for standardised rows; all ranks start with the weights of rank 0."""
     chain, ranks = problem.chain, problem.communicator
     given, (first, last) = chain.read_weights(), are_drawn(chain.layers)
     if ranks.size > 1:
@@ -55,7 +49,7 @@ def choose_first_weights(problem: Problem, rows: Rows) -> Weights:
         )
         given, (first, last) = list(zip(flat[::2], flat[1::2], strict=True)), (flags.numpy() > 0).tolist()
     weights: Weights = rows.standardisation.to_training(given, (first, last))
-    is_used = problem.settings.initialization != "gaussian"  # which draws the outputs of the first layer instead
+    is_used = problem.settings.initialization != "gaussian"  # "gaussian" draws the first layer's outputs.
     if not first and is_used and len(given) > 1:
         weights = _choose_reading(weights, rows.standardisation.to_training(given, (True, last)), problem, rows)
     if problem.loss.is_quadratic and not last:
@@ -64,8 +58,9 @@ def choose_first_weights(problem: Problem, rows: Rows) -> Weights:
 
 
 def _choose_reading(as_given: Weights, for_unit_rows: Weights, problem: Problem, rows: Rows) -> Weights:
-    # A first layer that an origin or a unit far off leaves nothing to learn with is read as if it were drawn; one that
-    # is worse for it may be of another task, and is kept. Where the model predicts, it has been trained.
+    # If the origin or the unit of the inputs is so far off that the first layer cannot learn, read its weights as if an
+    # initializer had drawn them. If the weights are only worse, they may come from another task: keep them. A model
+    # that predicts has been trained: keep its weights too.
     varies = ~rows.standardisation.is_constant
     loss_of_reading = _badness(*as_given[0], varies) - _badness(*for_unit_rows[0], varies)
     if loss_of_reading < _WORSE or _predicts(as_given, problem, rows):
@@ -75,10 +70,10 @@ def _choose_reading(as_given: Weights, for_unit_rows: Weights, problem: Problem,
         "read as for inputs of mean 0 and standard deviation 1" if is_hopeless else "kept"
     )
     warnings.warn(
-        f"The first Dense layer, {problem.chain.layers[0].name!r}, was not made for the unit or the origin of these "
-        "inputs: its outputs vary too little from row to row, or too much, and the model predicts no better than a "
-        f"constant. {what_is_done}. If they are not trained, build the model anew, or standardise the inputs",
-        stacklevel=7,  # the call of `fit`
+        f"The first Dense layer, {problem.chain.layers[0].name!r}, does not fit the unit or the origin of these "
+        "inputs: its outputs vary too little or too much between rows, and the model predicts no better than a "
+        f"constant. {what_is_done}. If they are not trained, build the model again, or standardise the inputs",
+        stacklevel=7,  # The caller of `fit`.
     )
     return for_unit_rows if is_hopeless else as_given
 
@@ -91,30 +86,22 @@ def _predicts(weights: Weights, problem: Problem, rows: Rows) -> bool:
 
 
 def _badness(kernel: Any, bias: Any, varies: np.ndarray) -> float:
-    # How many times, as a logarithm, the pre-activations on rows of unit 1 are too large, too small or too far from 0.
+    # Return the logarithm of the factor by which pre-activations on rows of unit 1 are too large, too small, or too far
+    # from 0.
     spreads = np.sqrt(np.sum(kernel.numpy()[varies].astype(np.float64) ** 2, axis=0))
     spread = float(np.median(spreads))
     if spread == 0.0:
-        return 0.0  # as good in any unit
+        return 0.0  # A kernel of zeros is equally good in any unit.
     means = np.abs(bias.numpy().astype(np.float64)) / np.maximum(spreads, np.finfo(np.float64).tiny)
     factors = spread / _LARGEST_SPREAD, _SMALLEST_SPREAD / spread, float(np.median(means)) / _LARGEST_MEAN, 1.0
     return math.log(max(factors))
 
 
 def are_drawn(layers: Any) -> tuple[bool, bool]:
-    """Find out whether the first and the last layer are meant for rows of unit 1, as initializers are.
-
-    A kernel that its initializer draws again has not been trained, loaded or set. A kernel that was copied, or drawn
-    from a `SeedGenerator`, is not drawn again. But training moves biases: where a layer's bias is as its initializer
-    makes it, and the kernel has the size of a drawn one, the layer has not been trained. For a layer without a bias,
-    the biases of all others tell.
-
-    Args:
-        layers: The built Dense layers of a network.
-
-    Returns:
-        Whether the kernel of the first layer is meant for such rows, and that of the last layer.
-    """
+    """Return whether the kernels of the first and of the last layer are meant for rows of unit 1."""
+    # A kernel is untrained if its initializer draws it again. A copied kernel, or one from a `SeedGenerator`, is not
+    # drawn again. But training moves biases: if a layer's bias equals its initial value and its kernel has the size of
+    # a drawn one, the layer is untrained. For a layer without a bias, look at the biases of all other layers.
     with_bias = [layer for layer in layers if layer.use_bias]
     return tuple(_is_drawn(layer, [layer] if layer.use_bias else with_bias) for layer in (layers[0], layers[-1]))  # type: ignore[return-value]
 
@@ -123,13 +110,13 @@ def _is_drawn(layer: Any, with_bias: list[Any]) -> bool:
     if _is_drawn_again(layer.kernel_initializer, layer.kernel):
         return True
     is_untouched = all(_is_drawn_again(other.bias_initializer, other.bias) for other in with_bias)
-    # What the layer makes of rows of unit 1 has this root mean square.
+    # The root mean square of the layer's outputs on rows of unit 1.
     size = float(np.sqrt(np.mean(np.sum(layer.kernel.numpy().astype(np.float64) ** 2, axis=0))))
     return bool(with_bias) and is_untouched and _SMALLEST_DRAWN <= size <= _LARGEST_DRAWN
 
 
 def _is_drawn_again(initializer: Any, variable: Any) -> bool:
-    # False for initializers that cannot be asked again: functions, or those with a `SeedGenerator`.
+    # Functions, and initializers with a `SeedGenerator`, cannot draw the same numbers again.
     if not isinstance(initializer, _REPEATABLE) or not isinstance(getattr(initializer, "seed", 0), int):
         return False
     drawn = keras.ops.convert_to_numpy(initializer(variable.shape, dtype=variable.dtype))
@@ -137,21 +124,12 @@ def _is_drawn_again(initializer: Any, variable: Any) -> bool:
 
 
 def match_outputs(weights: Any, architecture: Architecture, rows: Rows, communicator: Communicator) -> Any:
-    """Rescale and shift outputs that predict worse than the targets' mean does: they are in another unit, or random.
-
-    Args:
-        weights: As from `DenseChain.read_weights`, for standardised rows.
-        architecture: The network.
-        rows: Standardised rows of this process.
-        communicator: The job's processes.
-
-    Returns:
-        The weights; of such outputs, those of the least squares of the targets by the output, and a constant if the
-        last layer has a bias.
-    """
+    """Scale and shift, by least squares, each output that predicts the targets worse than their mean does."""
+    # Such outputs have another unit, or are random. `weights` and `rows` are standardised. Without a bias in the last
+    # layer the outputs are scaled only.
     *below, (kernel, bias) = weights
     total: Any = tf.zeros((5, bias.shape[0]), tf.float64)
-    for chunk in rows.all():  # without the bias, which may be far away, and would cost digits
+    for chunk in rows.all():  # A large bias would cost digits.
         total += _make_sums(architecture)(chunk, [*below, (kernel, tf.zeros_like(bias))])
     (total,) = communicator.allreduce_sum([total], name="outputs and targets")
     z, t, zz, zt, tt = (total / rows.total_rows).numpy()
@@ -169,7 +147,7 @@ def match_outputs(weights: Any, architecture: Architecture, rows: Rows, communic
 
 @functools.lru_cache(maxsize=64)
 def _make_sums(architecture: Architecture) -> Any:
-    # Over rows, of outputs z and targets t: z, t, z z, z t, t t.
+    # Return sums over rows of z, t, z z, z t and t t, for outputs z and targets t.
     def sum_up(chunk: Chunk, weights: Any) -> Any:
         outputs = architecture.forward(chunk.inputs, weights)[-1]
         z, t = (tf.cast(part * chunk.mask[:, None], tf.float64) for part in (outputs, chunk.targets))

@@ -1,7 +1,7 @@
-"""Gram matrices: all that the update of weights needs of the rows, and all that ranks tell each other of theirs.
+"""Gram matrices: the weight updates need only these sums over rows, and ranks exchange only these sums.
 
-With biases the activations have a further column of ones. What a layer with p inputs (its bias counted) and n outputs
-hands over to be summed are p (p + 1) / 2 + p n numbers, half of the symmetric A'A and A'Z, whatever the number of rows.
+With biases, the activations have an additional column of ones. A layer with p inputs (its bias counted) and n outputs
+exchanges p (p + 1) / 2 + p n numbers, half of the symmetric A'A and all of A'Z, for any number of rows.
 """
 
 import functools
@@ -19,18 +19,12 @@ __all__ = ["Sums", "of_inputs", "of_rows", "reduce_sums"]
 
 
 class Sums:
-    """A'A and A'Z of one layer, and some numbers beside them, summed over rows in float64.
-
-    Args:
-        num_inputs: Inputs of the layer, its bias counted.
-        num_outputs: Outputs of the layer.
-        with_gram: Whether A'A is wanted too.
-        num_scalars: How many numbers are summed beside the matrices.
+    """A'A, A'Z and a vector of scalars of one layer, summed over rows in float64.
 
     Attributes:
-        gram: A'A, shape `(num_inputs, num_inputs)`; None without it.
+        gram: A'A, shape `(num_inputs, num_inputs)`, a bias counted as an input; None if not `with_gram`.
         cross_gram: A'Z, shape `(num_inputs, num_outputs)`.
-        scalars: Shape `(num_scalars,)`; None if there are none.
+        scalars: Shape `(num_scalars,)`; None if `num_scalars` is 0.
     """
 
     def __init__(self, num_inputs: int, num_outputs: int, with_gram: bool = True, num_scalars: int = 0) -> None:
@@ -44,38 +38,23 @@ class Sums:
         self.scalars: Any = None
 
     def add(self, gram: Any, cross_gram: Any, scalars: Any = None) -> None:
-        """Add the sums over some rows.
-
-        Args:
-            gram: A'A; not used where it is not wanted.
-            cross_gram: A'Z.
-            scalars: The numbers beside them.
-        """
+        """Add A'A (ignored if not `with_gram`), A'Z and the scalars of some rows."""
         for name, part in (("gram", gram), ("cross_gram", cross_gram), ("scalars", scalars)):
             if self._shapes[name] is not None:
                 old = getattr(self, name)
                 setattr(self, name, part if old is None else old + part)
 
     def fill(self) -> None:
-        """Put zeros where nothing was added, on a rank that has no row of a block."""
+        """Set missing sums to zero, on a rank that has no row of a block."""
         for name, shape in self._shapes.items():
             if shape is not None and getattr(self, name) is None:
                 setattr(self, name, tf.zeros(shape, tf.float64))
 
 
 def of_rows(a: Any, z: Any, mask: Any, with_bias: bool, with_gram: bool = True) -> tuple[Any, Any]:
-    """Compute A'A and A'Z over a chunk of rows.
-
-    Args:
-        a: Activations, shape `(rows, inputs)`; rows that do not count must be zero.
-        z: Shape `(rows, outputs)`.
-        mask: Ones, and zeros for rows that do not count, shape `(rows,)`.
-        with_bias: Whether to add a column of ones to the activations.
-        with_gram: Whether to compute A'A.
-
-    Returns:
-        Two float64 tensors; the first is a scalar zero without `with_gram`.
-    """
+    """Return A'A (a scalar zero if not `with_gram`) and A'Z of a chunk, float64, from its rows `a` and `z`."""
+    # `a` has shape `(rows, inputs)`, `z` `(rows, outputs)`, and `mask` `(rows,)`: 1, and 0 for padding. Padding must be
+    # zero in `a`. `with_bias` adds a column of ones to `a`.
     cross_gram = tf.matmul(a, z, transpose_a=True)
     gram = tf.matmul(a, a, transpose_a=True) if with_gram else tf.zeros((), tf.float64)
     if with_bias:
@@ -98,17 +77,7 @@ def _make_count(with_bias: bool) -> Any:
 
 
 def of_inputs(rows: Rows, num_inputs: int, with_bias: bool, communicator: Communicator) -> Any:
-    """Compute A_0'A_0 over the rows of all ranks, which training never changes.
-
-    Args:
-        rows: The rows of this process.
-        num_inputs: Inputs of the first layer, its bias counted.
-        with_bias: Whether there is a column of ones.
-        communicator: The job's processes.
-
-    Returns:
-        Shape `(num_inputs, num_inputs)`, float64.
-    """
+    """Return A_0'A_0 of all ranks' rows, float64, shape `(num_inputs, num_inputs)`; training never changes it."""
     sums = Sums(num_inputs, 1)
     for chunk in rows.all():
         sums.add(*_make_count(with_bias)(chunk.inputs, chunk.mask))
@@ -117,13 +86,7 @@ def of_inputs(rows: Rows, num_inputs: int, with_bias: bool, communicator: Commun
 
 
 def reduce_sums(communicator: Communicator, sums: Sequence[Sums], name: str) -> None:
-    """Add sums up over all ranks, in one grouped allreduce.
-
-    Args:
-        communicator: The job's processes.
-        sums: Of one or several layers; changed in place.
-        name: For messages.
-    """
+    """Sum over all ranks in place, in one grouped allreduce; `name` is for messages."""
     for item in sums:
         item.fill()
     if communicator.size == 1:
@@ -150,7 +113,7 @@ def _lower_triangle(size: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=32)
 def _positions(size: int) -> np.ndarray:
-    # Where each entry of the full matrix stands in its packed lower triangle.
+    # Return the index of each entry of the full matrix in its packed lower triangle.
     rows, columns = np.indices((size, size))
     high, low = np.maximum(rows, columns), np.minimum(rows, columns)
     return high * (high + 1) // 2 + low

@@ -1,4 +1,4 @@
-"""Single Keras layers: what they compute, and why some cannot be trained without gradients."""
+"""Single Keras layers: their activations, and the reasons why some cannot be trained without gradients."""
 
 from typing import Any
 
@@ -17,28 +17,12 @@ CAN_BE_TRAINED = (
 
 
 def refusal(layer: Any, why: str) -> str:
-    """Say why a layer cannot be trained.
-
-    Args:
-        layer: The layer.
-        why: What follows its name.
-
-    Returns:
-        The message, with what can be trained.
-    """
+    """Return a message that a layer cannot be trained, and which layers can; `why` follows the layer's name."""
     return f"The layer {layer.name!r} ({type(layer).__name__}) {why}. {CAN_BE_TRAINED}"
 
 
 def check_dense(layer: Any, before: list[Any]) -> None:
-    """Check that a Dense layer can be trained.
-
-    Args:
-        layer: The layer.
-        before: The Dense layers below it.
-
-    Raises:
-        ValueError: It cannot.
-    """
+    """Raise `ValueError` unless a Dense layer can be trained; `before` are the Dense layers below it."""
     if len(layer.input.shape) != 2:
         raise ValueError(refusal(layer, f"takes inputs of shape {layer.input.shape}; put a Flatten before it"))
     if before and before[0].kernel.dtype != layer.kernel.dtype:
@@ -59,15 +43,8 @@ def check_dense(layer: Any, before: list[Any]) -> None:
 
 
 def check_precision(layer: Any) -> None:
-    """Check that a layer does not compute in half precision.
-
-    Args:
-        layer: The layer.
-
-    Raises:
-        ValueError: It does.
-    """
-    # Training computes in the weights' dtype. A layer that computes in half precision predicts something else.
+    """Raise `ValueError` if a layer computes in half precision."""
+    # Training computes in the weights' dtype. A layer that computes in half precision would predict something else.
     weights = layer.kernel.dtype if type(layer) is keras.layers.Dense else "float32"
     if tf.as_dtype(layer.compute_dtype).size < tf.as_dtype(weights).size:
         why = f"has the dtype policy {layer.dtype_policy.name!r}, and so computes in {layer.compute_dtype}"
@@ -75,17 +52,8 @@ def check_precision(layer: Any) -> None:
 
 
 def activation_of(steps: list[Any]) -> Activation:
-    """Read the activation of a hidden layer.
-
-    Args:
-        steps: What follows the Dense layer: pairs of a layer and what it applies.
-
-    Returns:
-        The activation.
-
-    Raises:
-        ValueError: A step cannot be trained, or is a second activation.
-    """
+    """Return the activation of a hidden layer; raise `ValueError` if it cannot be trained or there are two."""
+    # `steps` follow the Dense layer: pairs of a layer and the activation or layer that it applies.
     found = [(layer, activation) for layer, step in steps if (activation := _read(layer, step)) is not None]
     bent = [(layer, activation) for layer, activation in found if activation is not activations.identity]
     if len(bent) > 1:
@@ -96,7 +64,7 @@ def activation_of(steps: list[Any]) -> Activation:
 _BY_FUNCTION = {
     "linear": activations.identity,
     "relu": activations.relu,
-    "leaky_relu": activations.leaky_relu(0.2),  # Keras's default slope
+    "leaky_relu": activations.leaky_relu(0.2),  # Keras's default slope is 0.2.
     "relu6": activations.clip(6.0),
     "tanh": activations.tanh,
     "sigmoid": activations.sigmoid,
@@ -106,7 +74,7 @@ _BY_FUNCTION = {
 
 
 def _read(layer: Any, step: Any) -> Activation | None:
-    # What one step after a Dense layer computes.
+    # Return the activation that one step after a Dense layer computes.
     if isinstance(step, keras.layers.Activation):
         step = step.activation
     if isinstance(step, keras.layers.ReLU):
@@ -123,23 +91,14 @@ def _read(layer: Any, step: Any) -> Activation | None:
     name = getattr(step, "__name__", repr(step))
     if name not in _BY_FUNCTION or step is not keras.activations.get(name):
         known = ", ".join(_BY_FUNCTION)
-        why = f"has the activation {name!r}, and its update is known for {known}, and clipped ReLUs only"
+        why = f"has the activation {name!r}. Activations with a known update are {known}, and clipped ReLUs"
         raise ValueError(refusal(layer, why))
     return _BY_FUNCTION[name]
 
 
 def output_activation_of(steps: list[Any]) -> str:
-    """Read the activation of the outputs.
-
-    Args:
-        steps: What follows the last Dense layer: pairs of a layer and what it applies.
-
-    Returns:
-        "linear", "softmax" or "sigmoid".
-
-    Raises:
-        ValueError: It is none of them.
-    """
+    """Return "linear", "softmax" or "sigmoid", the activation of the outputs; raise `ValueError` for any other."""
+    # `steps` follow the last Dense layer: pairs of a layer and the activation or layer that it applies.
     names = []
     for layer, step in steps:
         function = step.activation if isinstance(step, keras.layers.Activation) else step

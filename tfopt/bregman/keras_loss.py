@@ -1,4 +1,4 @@
-"""Keras's losses, by name or object, read as ours."""
+"""Keras losses, by name or object, converted to `tfopt.bregman.losses`."""
 
 from typing import Any
 
@@ -31,19 +31,7 @@ _PLAIN = {"label_smoothing": 0.0, "ignore_class": None, "axis": -1}
 
 
 def read_loss(loss: Any, chain: DenseChain) -> Loss:
-    """Read a loss.
-
-    Args:
-        loss: A name, a Keras loss object or function, or one of `tfopt.bregman.losses`.
-        chain: The network, whose last activation must go with the loss.
-
-    Returns:
-        The loss.
-
-    Raises:
-        TypeError: This is no loss.
-        ValueError: The loss is not known, has an option that is not, or does not go with the network's outputs.
-    """
+    """Return our loss for a name, a Keras loss object or function, or one of ours, and check it against the outputs."""
     found = _find(loss)
     needed = {"softmax": _CATEGORICAL, "sigmoid": _BINARY}.get(chain.output_activation)
     if needed is not None and found is not needed:

@@ -1,9 +1,9 @@
-"""Losses, and the update of the outputs, which minimises over each row by itself.
+"""Losses, and the update of the outputs: an exact minimisation for each row.
 
     z* = argmin_z  loss(z, y) + beta |z - u|^2,      u = m - lambda / (2 beta)
 
-is the minimiser of loss(z, y) + <z, lambda> + beta |z - m|^2. Losses are sums over the outputs of a row, and over rows.
-For the cross-entropies outputs are logits.
+is the minimiser of loss(z, y) + <z, lambda> + beta |z - m|^2. A loss is a sum over the outputs of a row, and over rows.
+For the cross-entropies, the outputs are logits.
 """
 
 import functools
@@ -26,19 +26,19 @@ _NUM_HALVINGS = 8
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss of one row of outputs, and what training needs to know of it.
+    """A loss of one row of outputs, with its derivative and the update of the outputs.
 
     Attributes:
-        name: Its name.
+        name: Name for messages and checkpoints.
         value: `value(outputs, targets)`, both of shape `(rows, outputs)`: the loss of each row, shape `(rows,)`.
         gradient: `gradient(outputs, targets)`: its derivative (at a kink, a subgradient), shape `(rows, outputs)`.
         update: `update(u, targets, linear_penalty)`: the minimisers of loss(z, y) + beta |z - u|^2, for beta > 0.
-        probability: Turns outputs into what metrics see.
-        targets: What targets may be: "real" numbers; "shares" in [0, 1]; a "distribution" over the outputs, or labels,
-            for which Keras's loss is that of a row (of all others it is the mean over outputs); "flags", 0 and 1;
-            "signs", -1 and 1, or 0 and 1. Labels are turned into rows of zeros and a one, but for "real".
-        is_quadratic: Whether the loss is a squared error but for a factor, so that value(b z + a, b y + a) is
-            b^2 value(z, y) for all a and b. Training then standardises the targets, which must be "real".
+        probability: Converts outputs to the values that metrics receive. Default: the outputs themselves.
+        targets: Allowed targets. "real": any numbers. "shares": numbers in [0, 1]. "distribution": a distribution over
+            the outputs, or labels; Keras's loss is then that of a row, and for all other kinds the mean over outputs.
+            "flags": 0 and 1. "signs": -1 and 1, or 0 and 1. Labels become rows of zeros and a one, except for "real".
+        is_quadratic: Whether value(b z + a, b y + a) is b^2 value(z, y) for all a and b, as for a squared error.
+            Training then standardises the targets, which must be "real".
     """
 
     name: str
@@ -56,13 +56,13 @@ def _squared_update(u: Any, targets: Any, linear_penalty: Any) -> Any:
 
 
 def hinge(edge: float = 0.0) -> Loss:
-    """Return max(0, 1 - z) for targets of 1 and max(0, z - edge) for others.
+    """Return max(0, 1 - z) for targets of 1 and max(0, z - edge) for other targets.
 
     Args:
-        edge: 0 is the hinge for targets in {0, 1} of Taylor et al. 2016; -1 is Keras's.
+        edge: 0 (default) is the hinge of Taylor et al. 2016 for targets in {0, 1}; -1 is Keras's hinge.
 
     Returns:
-        The loss; the same one for the same edge.
+        The loss. Equal edges return the same object.
     """
     return _hinge(check_number("edge", edge))
 
@@ -71,7 +71,7 @@ def hinge(edge: float = 0.0) -> Loss:
 def _hinge(edge: float) -> Loss:
 
     def mirrored(z: Any, targets: Any) -> Any:
-        # z -> 1 + edge - z turns max(0, z - edge) into max(0, 1 - z), and is its own inverse.
+        # The map z -> 1 + edge - z turns max(0, z - edge) into max(0, 1 - z), and is its own inverse.
         return tf.where(targets > 0.5, z, 1 + edge - z)
 
     def value(outputs: Any, targets: Any) -> Any:
@@ -82,7 +82,7 @@ def _hinge(edge: float) -> Loss:
         return tf.where(targets > 0.5, -slope, slope)
 
     def update(u: Any, targets: Any, linear_penalty: Any) -> Any:
-        # Stay where the hinge is flat; else a step of 1 / (2 beta) that ends at the kink at the latest.
+        # Where the hinge is flat, keep u. Elsewhere take a step of 1 / (2 beta), but stop at the kink.
         u = mirrored(u, targets)
         step = 0.5 / as_scalar(linear_penalty, u.dtype)
         return mirrored(tf.where(u >= 1, u, tf.minimum(tf.ones_like(u), u + step)), targets)
@@ -96,9 +96,9 @@ def _binary_value(outputs: Any, targets: Any) -> Any:
 
 
 def _binary_update(u: Any, targets: Any, linear_penalty: Any) -> Any:
-    # Newton's method for sigmoid(z) - y + 2 beta (z - u) = 0, whose root lies in [u - (1 - y) / (2 beta), u + y /
-    # (2 beta)]. The sigmoid bends one way below 0 and the other above: from the point of that interval nearest to 0 no
-    # step goes too far, and all are safe.
+    # Newton's method for sigmoid(z) - y + 2 beta (z - u) = 0. The root lies in [u - (1 - y) / (2 beta), u + y / (2
+    # beta)]. The sigmoid is convex below 0 and concave above. From the point of that interval nearest to 0, Newton
+    # steps cannot overshoot.
     beta = as_scalar(linear_penalty, u.dtype)
     low, high = u - (1 - targets) * 0.5 / beta, u + targets * 0.5 / beta
 
@@ -120,9 +120,9 @@ def _categorical_value(outputs: Any, targets: Any) -> Any:
 
 
 def _categorical_update(u: Any, targets: Any, linear_penalty: Any) -> Any:
-    # Newton's method with Armijo's halving, each row by itself. With p = softmax(z), d = p + 2 beta, g the gradient,
-    # Sherman and Morrison's formula inverts the Hessian diag(d) - p p': the step is g / d + (p / d) (p' (g / d)) / s,
-    # s = 1 - p' (p / d) = 2 beta sum(p / d), which does not cancel as the difference does.
+    # Newton's method with Armijo's halving, each row by itself. Let p = softmax(z), d = p + 2 beta, and g the gradient.
+    # The formula of Sherman and Morrison inverts the Hessian diag(d) - p p'. The step is g / d + (p / d) (p' (g / d)) /
+    # s with s = 1 - p' (p / d) = 2 beta sum(p / d). Use the last form of s: the difference would lose digits.
     beta = as_scalar(linear_penalty, u.dtype)
 
     def cost(z: Any) -> Any:
@@ -146,8 +146,9 @@ def _categorical_update(u: Any, targets: Any, linear_penalty: Any) -> Any:
 
 
 def _halve(cost: Callable[[Any], Any], z: Any, f: Any, direction: Any, slope: Any) -> tuple[Any, Any]:
-    # Of the steps 1, 1/2, 1/4, ... the first that lowers a row's cost by 1e-4 of what its slope promises; else none.
-    # Where that promise is lost in the cost's rounding, the row is next to its minimum, and takes the full step.
+    # Take the first of the steps 1, 1/2, 1/4, ... that lowers a row's cost by 1e-4 of the decrease that its slope
+    # predicts; if there is none, keep z. If rounding of the cost hides the predicted decrease, the row is near its
+    # minimum and takes the full step.
     is_near = slope <= _epsilon(z.dtype) ** 0.5 * (1 + tf.abs(f))
 
     def shrink(k: Any, step: Any, best: Any, best_cost: Any, is_done: Any) -> Any:
@@ -169,7 +170,7 @@ def _epsilon(dtype: Any) -> float:
 
 
 def _tolerance(dtype: Any) -> float:
-    return 8 * _epsilon(dtype)  # of a Newton step relative to 1 + |z|; convergence is quadratic
+    return 8 * _epsilon(dtype)  # Of a Newton step, relative to 1 + |z|. Convergence is quadratic.
 
 
 squared_error = Loss(

@@ -1,4 +1,4 @@
-"""Means, variances and ranges of columns over the rows of all ranks, and those that the columns of a channel share."""
+"""Means, variances and ranges of columns over the rows of all ranks, and pooling over the columns of a channel."""
 
 import numpy as np
 import tensorflow as tf
@@ -7,19 +7,17 @@ from tfopt.communicator import Communicator
 
 __all__ = ["Moments", "pool_channels"]
 
-_ROWS_AT_ONCE = 1024  # in float64, so that temporaries stay small
-# The largest range of a channel over the smallest of its columns that are entries of one kind: 255 for bytes.
+_ROWS_AT_ONCE = 1024  # Keeps float64 temporaries small.
+# Columns of a channel are of one kind if the channel's range is at most this multiple of the smallest range of a
+# column. For bytes the ratio is at most 255.
 _LARGEST_RATIO_OF_RANGES = 300.0
 
 
 class Moments:
-    """Means, sums of squares and ranges of columns, in float64, over rows that come in pieces.
+    """Means, sums of squares and ranges of columns, in float64, over rows that are added in parts.
 
-    Each piece is summed about its own mean, and pieces are joined by the differences of their means (Chan, Golub,
-    LeVeque 1983): an origin far from zero costs no digits, and a constant column has a sum of squares of exactly 0.
-
-    Args:
-        num_columns: Number of columns.
+    Each part is summed about its own mean, and parts are joined by the differences of their means (Chan, Golub, LeVeque
+    1983). Therefore an origin far from zero costs no digits, and a constant column has a sum of squares of exactly 0.
     """
 
     def __init__(self, num_columns: int) -> None:
@@ -28,11 +26,7 @@ class Moments:
         self._low, self._high = np.full(num_columns, np.inf), np.full(num_columns, -np.inf)
 
     def add(self, rows: np.ndarray) -> None:
-        """Add rows.
-
-        Args:
-            rows: Shape `(rows, num_columns)`, finite.
-        """
+        """Add rows, shape `(rows, num_columns)`, finite."""
         for begin in range(0, len(rows), _ROWS_AT_ONCE):
             piece = rows[begin : begin + _ROWS_AT_ONCE].astype(np.float64)
             self._low = np.minimum(self._low, piece.min(axis=0))
@@ -51,14 +45,7 @@ class Moments:
         self._count = total
 
     def reduced(self, communicator: Communicator) -> tuple[np.ndarray, np.ndarray]:
-        """Join the moments of all ranks.
-
-        Args:
-            communicator: The job's processes.
-
-        Returns:
-            Mean and variance of each column over the rows of all ranks.
-        """
+        """Return mean and variance of each column over the rows of all ranks."""
         count, mean, squares = float(self._count), self._mean, self._squares
         if communicator.size > 1:
             parts = [tf.constant(count, tf.float64), tf.constant(count * mean)]
@@ -70,14 +57,7 @@ class Moments:
         return mean, squares / count
 
     def limits(self, communicator: Communicator) -> tuple[np.ndarray, np.ndarray]:
-        """Find the range of each column.
-
-        Args:
-            communicator: The job's processes.
-
-        Returns:
-            Smallest and largest value of each column over the rows of all ranks.
-        """
+        """Return the smallest and the largest value of each column over the rows of all ranks."""
         parts = communicator.allgather_object((self._low, self._high), name="ranges of columns")
         lows, highs = zip(*parts, strict=True)
         return np.min(lows, axis=0), np.max(highs, axis=0)
@@ -86,20 +66,11 @@ class Moments:
 def pool_channels(
     mean: np.ndarray, variance: np.ndarray, limits: tuple[np.ndarray, np.ndarray], num_channels: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Give all columns of a channel the mean and variance of the channel where they are entries of one kind, as pixels.
-
-    They are where the range of the whole channel is at most 300 times that of each column that varies. Then columns
-    that hardly vary, as the border of images does, are not blown up. Other columns, as of a table, keep their own.
-
-    Args:
-        mean: Of each column, shape `(columns,)`; column c belongs to channel c modulo `num_channels`.
-        variance: Of each column.
-        limits: Smallest and largest value of each column.
-        num_channels: Number of channels, a divisor of the number of columns.
-
-    Returns:
-        Mean and variance of each column, or of its channel.
-    """
+    """Return mean and variance of each column, pooled over a channel if its columns are of one kind, such as pixels."""
+    # All arrays have shape `(columns,)`. Column c belongs to channel c modulo `num_channels`, a divisor of the number
+    # of columns. Columns are of one kind if the range of the channel is at most 300 times the range of each column that
+    # varies. Pooling keeps columns that hardly vary, such as the border of images, from being amplified. Other columns,
+    # such as those of a table, keep their own moments.
     means, variances, lows, highs = (part.reshape(-1, num_channels) for part in (mean, variance, *limits))
     ranges = highs - lows
     smallest = np.min(ranges, axis=0, initial=np.inf, where=ranges > 0)

@@ -24,7 +24,7 @@ _PREPARATION = (keras.layers.Flatten, keras.layers.Rescaling, keras.layers.Norma
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a compiled pass through rows depends on, beside shapes; it can be a key.
+    """The key of compiled passes through rows: everything they depend on except shapes.
 
     Attributes:
         activations: h_1 to h_(L-1).
@@ -37,15 +37,7 @@ class Architecture:
     dtype: Any
 
     def forward(self, inputs: Any, weights: list[tuple[Any, Any]]) -> list[Any]:
-        """Compute the pre-activations of the network.
-
-        Args:
-            inputs: A_0, shape `(rows, widths[0])`.
-            weights: As from `DenseChain.read_weights`.
-
-        Returns:
-            Z_1 to Z_L, Z_l = A_(l-1) W_l + b_l.
-        """
+        """Return the pre-activations Z_1 to Z_L, Z_l = A_(l-1) W_l + b_l, for A_0 of shape `(rows, widths[0])`."""
         kernel, bias = weights[0]
         pre_activations = [tf.matmul(inputs, kernel) + bias]
         for activation, (kernel, bias) in zip(self.activations, weights[1:], strict=True):
@@ -55,20 +47,13 @@ class Architecture:
 
 @dataclass(frozen=True)
 class InputCast:
-    """What a model inside a model does to its inputs: it casts them to the dtype of its `Input`."""
+    """The cast of a nested model: it casts its inputs to the dtype of its `Input`."""
 
     name: str
     dtype: Any
 
     def __call__(self, inputs: Any) -> Any:
-        """Cast inputs.
-
-        Args:
-            inputs: Of any shape.
-
-        Returns:
-            They, in the dtype.
-        """
+        """Return inputs of any shape in the dtype of the `Input`."""
         return tf.cast(inputs, self.dtype)
 
 
@@ -81,7 +66,7 @@ class DenseChain:
         preparation: Layers that prepare the inputs, in their order.
         layers: The Dense layers 1 to L.
         activations: h_1 to h_(L-1).
-        output_activation: Name of what follows the last Dense layer: "linear", "softmax" or "sigmoid".
+        output_activation: Activation after the last Dense layer: "linear", "softmax" or "sigmoid".
     """
 
     model: Any
@@ -91,24 +76,13 @@ class DenseChain:
     output_activation: str
 
     @classmethod
-    def of(cls, model: Any) -> "DenseChain":
-        """Read a model.
-
-        Args:
-            model: A built Keras model.
-
-        Returns:
-            The chain.
-
-        Raises:
-            TypeError: This is no Keras model.
-            ValueError: The model is not built, or a layer, named, cannot be trained this way.
-        """
+    def from_model(cls, model: Any) -> "DenseChain":
+        """Read a built Keras model; raise an error that names the layer if it cannot be trained."""
         if not isinstance(model, keras.Model):
             raise TypeError(f"`model` must be a Keras model. Received: {model!r} of type {type(model).__name__}")
         preparation: list[Any] = []
         dense: list[Any] = []
-        after: list[list[Any]] = []  # what follows each Dense layer: (layer, activation or Keras function)
+        after: list[list[Any]] = []  # Steps after each Dense layer: (layer, activation or Keras function).
         for layer in _chain_of(model):
             if isinstance(layer, keras.layers.InputLayer):
                 continue
@@ -120,14 +94,14 @@ class DenseChain:
                 continue
             if dense or type(layer) is keras.layers.Dense:
                 check_precision(layer)
-            if type(layer) is keras.layers.Dense:  # a subclass may compute something else
+            if type(layer) is keras.layers.Dense:  # A subclass may compute something else.
                 check_dense(layer, dense)
                 dense.append(layer)
                 after.append([(layer, layer.activation)])
             elif isinstance(layer, _PREPARATION) and not dense:
                 preparation.append(layer)
             elif isinstance(layer, keras.layers.Flatten) and dense:
-                continue  # rows are flat already
+                continue  # Rows are already flat.
             elif not dense:
                 raise ValueError(refusal(layer, "comes before the first Dense layer"))
             else:
@@ -151,13 +125,13 @@ class DenseChain:
 
     @property
     def input_rounding(self) -> float:
-        """The relative rounding of inputs: of the coarsest floating dtype that they go through."""
+        """Relative rounding of the inputs: that of the coarsest floating dtype that they pass through."""
         casts = [self.input_dtype, self.dtype, *(p.dtype for p in self.preparation if isinstance(p, InputCast))]
         return max(_ROUNDING.get(dtype, 0.0) for dtype in casts)
 
     @property
     def architecture(self) -> Architecture:
-        """What compiled passes depend on."""
+        """The key of compiled passes."""
         return Architecture(self.activations, self.uses_bias, self.dtype)
 
     @property
@@ -172,7 +146,7 @@ class DenseChain:
 
     @property
     def num_channels(self) -> int:
-        """How many inputs may have a unit of their own: the channels of what `Flatten` has made rows; else all."""
+        """Number of inputs that may have their own units: the channels if `Flatten` made the rows, else all."""
         shape, width = self.model.input_shape, self.widths[0]
         for layer in self.preparation:
             if isinstance(layer, keras.layers.Flatten) and len(shape) > 2:
@@ -181,27 +155,15 @@ class DenseChain:
         return width
 
     def prepare(self, inputs: Any) -> Any:
-        """Prepare rows of inputs.
-
-        Args:
-            inputs: Shape `(rows, *input_shape)`.
-
-        Returns:
-            A_0, shape `(rows, widths[0])`.
-        """
-        x = tf.cast(inputs, self.input_dtype)  # as the model's Input does
+        """Return A_0, shape `(rows, widths[0])`, for inputs of shape `(rows, *input_shape)`."""
+        x = tf.cast(inputs, self.input_dtype)  # The model's Input casts too.
         x = x if self.preparation else tf.cast(x, self.dtype)
         for layer in self.preparation:
             x = tf.cast(layer(x), self.dtype)
         return tf.reshape(x, (-1, self.widths[0]))
 
     def read_weights(self) -> list[tuple[Any, Any]]:
-        """Return the model's weights.
-
-        Returns:
-            `(kernel, bias)` of each Dense layer, tensors of shapes `(inputs, outputs)` and `(outputs,)`; biases that
-            the layer does not have are zeros.
-        """
+        """Return tensors `(kernel, bias)`, shapes `(inputs, outputs)` and `(outputs,)`; a missing bias is zeros."""
         return [
             (
                 tf.identity(layer.kernel.value),
@@ -211,11 +173,7 @@ class DenseChain:
         ]
 
     def write_weights(self, weights: list[tuple[Any, Any]]) -> None:
-        """Put weights into the model.
-
-        Args:
-            weights: As from `read_weights`.
-        """
+        """Assign weights, as from `read_weights`, to the model."""
         for layer, (kernel, bias) in zip(self.layers, weights, strict=True):
             layer.kernel.assign(kernel)
             if layer.use_bias:
@@ -223,7 +181,8 @@ class DenseChain:
 
 
 def _chain_of(model: Any) -> list[Any]:
-    # The layers in the order of the computation, nested models unfolded; each has one input and one consumer.
+    # Return the layers in the order of computation, with nested models unfolded. Each layer has one input and one
+    # consumer.
     if not model.built:
         raise ValueError(
             f"The model {model.name!r} is not built: begin it with keras.Input(...), or call it on data once"
@@ -253,7 +212,7 @@ def _chain_of(model: Any) -> list[Any]:
 
 
 def _functional_layers(model: Any) -> list[Any]:
-    # From the output back to the input: each tensor was made by one layer from one tensor.
+    # Go from the output back to the input: one layer makes each tensor from one tensor.
     layers = []
     tensor = model.outputs[0]
     while True:

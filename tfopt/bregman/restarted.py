@@ -1,19 +1,21 @@
-"""The default algorithm: block updates that begin anew at a forward pass, backward through the layers, with long steps.
+"""The default algorithm: block updates that start from a forward pass, go backward through the layers, and step far.
 
-A sweep goes through the blocks of rows. On each, from the network's own pre-activations, where all penalties are zero:
+A sweep processes the blocks of rows. Each block starts from the network's own pre-activations, where all penalties are
+zero:
 
     Z_L  = argmin loss(Z, y) + beta_L |Z - A_(L-1) W_L - b_L|^2                    the outputs' targets
     W_L += step * ( argmin |Z_L - A_(L-1) W|^2 + ... - W_L )                       least squares
     A_l, Z_l = their exact updates, given the layer above                          targets of the layer below
     W_l += step * relaxation * ( argmin |Z_l - A_(l-1) W|^2 + ... - W_l )          for l = L-1 to 1
 
-A full step is the exact block minimisation, which cannot raise the penalised objective. It is a cautious one for hidden
-layers, as most of a target cannot be reached by a linear map of the layer's inputs: their steps grow while the training
-objective falls. A sweep that raised the objective is undone and shortens them; once they are exact, it doubles the
-penalties, until the sweep is a short step along the gradient, which cannot fail.
+A full step is the exact block minimisation, which cannot raise the penalised objective. For hidden layers this step is
+short, because a linear map of the layer's inputs cannot reach most of a target. Therefore their steps grow while the
+training objective falls. A sweep that raises the objective is undone, and shortens the steps. If the steps are already
+exact, it doubles the penalties instead. With large penalties a sweep is a short step along the negative gradient, which
+lowers the objective.
 
-With several blocks Gram matrices are averaged over about the last sweep, so that a small block moves the weights in a
-metric that all rows have made.
+With several blocks, Gram matrices are averaged over about the last sweep. A small block then moves the weights in a
+metric from all rows.
 """
 
 import functools
@@ -44,17 +46,12 @@ __all__ = ["Restarted"]
 _STEP_OF_SEVERAL_BLOCKS = 0.3
 _SHORTENING = 0.5
 _SMALLEST_PENALTY_SCALE = 1e-3
-_SAFE_RIDGE = 1e-4  # far above the rounding of Gram matrices of float32 rows
+_SAFE_RIDGE = 1e-4  # Far above the rounding of Gram matrices of float32 rows.
 _PENALTY_UP, _PENALTY_DOWN = 2.0, 0.95
 
 
 class Restarted(Engine):
-    """The algorithm and its state.
-
-    Args:
-        problem: What is trained and how.
-        rows: The rows of this process.
-    """
+    """The restarted algorithm and its state."""
 
     def __init__(self, problem: Problem, rows: Rows) -> None:
         super().__init__(problem, rows)
@@ -72,11 +69,7 @@ class Restarted(Engine):
         self._hidden_passes = [_make_hidden_pass(architecture, dtype, layer) for layer in range(self._num_layers - 1)]
 
     def start(self) -> dict[str, float]:
-        """Measure the network as it is, and sum up the Gram matrix of the inputs, which stays as it is.
-
-        Returns:
-            The logs of the untrained network.
-        """
+        """Sum the Gram matrix of the inputs, which never changes, and return the logs of the untrained network."""
         matrix = gram.of_inputs(self._rows, self._num_inputs(0), self._chain.uses_bias[0], self._communicator)
         self._grams[0] = matrix / self._rows.total_rows
         return self._measure(with_metrics=True)
@@ -95,14 +88,7 @@ class Restarted(Engine):
         }
 
     def sweep(self, with_metrics: bool) -> dict[str, float]:
-        """Go through all blocks once; keep the result if it lowers the objective.
-
-        Args:
-            with_metrics: Whether to compute metrics of the training rows.
-
-        Returns:
-            The logs.
-        """
+        """Update all blocks once, keep the result if it lowers the objective, and return the logs."""
         before = (self.weights, list(self._grams), self._num_averaged, self._objective, self._metrics)
         distances: list[list[Any]] = [[] for _ in self._chain.layers]
         for block in range(self._rows.num_blocks):
@@ -120,7 +106,7 @@ class Restarted(Engine):
                 self._penalty_scale *= _PENALTY_UP
             self._relaxation = max(1.0, self._relaxation * _SHORTENING)
             if with_metrics:
-                self._measure(with_metrics)  # those of the weights that were kept may not have been measured
+                self._measure(with_metrics)  # The last sweep may not have measured the metrics of the kept weights.
         residuals = {
             f"primal_residual/{layer + 1}": (float(tf.add_n(parts)[0]) / self._rows.total_rows) ** 0.5
             for layer, parts in enumerate(distances)
@@ -128,7 +114,8 @@ class Restarted(Engine):
         return self._logs() | residuals
 
     def _update_block(self, block: int, distances: list[list[Any]]) -> None:
-        # `kept` holds for each chunk the pre-activations of the hidden layers and the targets of the last layer done.
+        # `kept` holds for each chunk the pre-activations of the hidden layers, and the targets of the latest updated
+        # layer.
         last = self._num_layers - 1
         dtype = self._chain.dtype
         linear, hidden = (
@@ -162,7 +149,8 @@ class Restarted(Engine):
         return gram.Sums(self._num_inputs(layer), self._chain.widths[layer + 1], with_gram=layer > 0, num_scalars=1)
 
     def _update_weights(self, layer: int, block: int, sums: gram.Sums) -> Any:
-        # Gram matrices are averaged plainly over the first sweep, and then with the rate of one sweep.
+        # During the first sweep this is a plain average of Gram matrices, later an exponential average with the rate of
+        # one sweep.
         gram.reduce_sums(self._communicator, [sums], f"Gram matrices of layer {layer + 1}")
         beta = self._linear[layer] * self._penalty_scale
         numbers = (
@@ -174,7 +162,8 @@ class Restarted(Engine):
             beta,
             self._hidden[layer - 1] * self._penalty_scale if layer > 0 else 0.0,
         )
-        # The ridge is relative: inputs that are all zero leave the decay alone to make a matrix positive.
+        # The ridge is relative to the inputs. If all inputs are zero, only the decay makes the matrix positive
+        # definite.
         is_safe = self._settings.ridge > _SAFE_RIDGE and self._settings.weight_decay > 0.0
         call = _call if is_safe else solve_compiled
         with_bias = self._chain.uses_bias[layer]
@@ -199,11 +188,7 @@ class Restarted(Engine):
         return float(step)
 
     def get_state(self) -> dict[str, Any]:
-        """Return what a later run needs to go on with the same bits.
-
-        Returns:
-            Arrays and numbers.
-        """
+        """Return arrays and numbers from which a later run continues with the same bits."""
         return super().get_state() | {
             "grams": [matrix.numpy() for matrix in self._grams[1:]],
             "num_averaged": self._num_averaged,
@@ -211,11 +196,7 @@ class Restarted(Engine):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from a state.
-
-        Args:
-            state: What `get_state` has returned.
-        """
+        """Continue from a state that `get_state` returned."""
         super().set_state(state)
         self._grams = [self._grams[0], *(tf.constant(matrix) for matrix in state["grams"])]
         self._num_averaged = state["num_averaged"]
@@ -238,7 +219,7 @@ def _make_output_pass(architecture: Architecture, loss: Loss, state_dtype: Any) 
 
 @functools.lru_cache(maxsize=256)
 def _make_hidden_pass(architecture: Architecture, state_dtype: Any, layer: int) -> Any:
-    # Of hidden layer `layer`, counted from 0; `above` are the weights of the next layer, `targets` its targets.
+    # `layer` is a hidden layer, counted from 0. `above` are the weights of the next layer, and `targets` its targets.
     activation, dtype = architecture.activations[layer], architecture.dtype
 
     def update(
@@ -258,15 +239,16 @@ def _inputs_of(architecture: Architecture, layer: int, inputs: Any, z: Any, mask
     return inputs if layer == 0 else architecture.activations[layer - 1](z[layer - 1]) * mask[:, None]
 
 
-def _sums(architecture: Architecture, layer: int, a: Any, way: Any, mask: Any) -> tuple[Any, Any, Any]:
-    # Gram matrices with the way to the targets, and that way's squared length.
-    part = gram.of_rows(a, way, mask, architecture.uses_bias[layer], with_gram=layer > 0)
-    return *part, tf.reduce_sum(tf.cast(way * way * mask[:, None], tf.float64))[None]
+def _sums(architecture: Architecture, layer: int, a: Any, residual: Any, mask: Any) -> tuple[Any, Any, Any]:
+    # Return the Gram matrices with the residuals of the targets, and the squared norm of the residuals.
+    part = gram.of_rows(a, residual, mask, architecture.uses_bias[layer], with_gram=layer > 0)
+    return *part, tf.reduce_sum(tf.cast(residual * residual * mask[:, None], tf.float64))[None]
 
 
 @functools.lru_cache(maxsize=2)
 def _make_inverse(with_bias: bool) -> Any:
-    # (metric + ridge I + decay)^-1 of the first layer, whose metric stays as it is: once a sweep, for all blocks.
+    # Return (metric + ridge I + decay)^-1 of the first layer. Its metric never changes, so one inverse per sweep serves
+    # all blocks.
     def invert(metric: Any, kernel: Any, bias: Any, numbers: Any) -> tuple[Any]:
         _, _, ridge, decay, *_ = tf.unstack(numbers)
         _, decays = join_bias(kernel, bias, decay, with_bias)
@@ -278,23 +260,24 @@ def _make_inverse(with_bias: bool) -> Any:
 
 @functools.lru_cache(maxsize=4)
 def _make_move(with_bias: bool, is_hidden_below: bool) -> Any:
-    # W + step * argmin over D of |way - A D|^2 + ridge |D|^2 + decay |W + D|^2, biases not decayed. The first layer's
-    # matrix comes inverted. Others' are averaged with those before, and the gain of the activations below is returned.
+    # W + step * argmin over D of |residual - A D|^2 + ridge |D|^2 + decay |W + D|^2, with no decay for biases. For the
+    # first layer, `old` is the inverse of its matrix. For other layers, the Gram matrix is averaged with the earlier
+    # ones, and the gain of the activations below is returned too.
     def move(old: Any, new_gram: Any, cross_gram: Any, kernel: Any, bias: Any, numbers: Any) -> Any:
         share, rate, ridge, decay, step, beta, gamma = tf.unstack(numbers)
         weights, decays = join_bias(kernel, bias, decay, with_bias)
         right = share * cross_gram - decays[:, None] * weights
         if is_hidden_below:
             old = (1 - rate) * old + rate * share * new_gram
-            way = weight_update(old, right, ridge * mean_squares(old, with_bias), penalty=decays)
+            direction = weight_update(old, right, ridge * mean_squares(old, with_bias), penalty=decays)
         else:
-            way = tf.matmul(old, right)
-        new = split_bias(weights + step * way, kernel, bias, with_bias)
+            direction = tf.matmul(old, right)
+        new = split_bias(weights + step * direction, kernel, bias, with_bias)
         return old, new, activation_gain(new[0], beta, gamma) if is_hidden_below else ()
 
     return compiled(move, by_xla=False)
 
 
 def _call(function: Any, *arguments: Any) -> Any:
-    # Matrices are safely positive: that need not be looked at, which would wait for the result.
+    # The matrices are positive definite here. Skip the check, because it would block until the result is ready.
     return function(*arguments)

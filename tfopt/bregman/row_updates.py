@@ -1,4 +1,4 @@
-"""Local updates of the algorithm that keeps its variables, compiled as passes through the rows of a chunk."""
+"""Local updates of the splitting algorithm, compiled as passes through the rows of a chunk."""
 
 import functools
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from tfopt.bregman.updates import activation_update, multiplier_update
 
 __all__ = ["Rules", "Token", "make_measurement", "make_pass"]
 
-Token = tuple[str, int]  # kind of an update and its layer
+Token = tuple[str, int]  # Kind of an update and its layer.
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a pass depends on, beside shapes; a key of compiled passes.
+    """The key of compiled passes: everything they depend on except shapes.
 
     Attributes:
         architecture: The network.
@@ -40,18 +40,10 @@ class Rules:
 
 @functools.lru_cache(maxsize=256)
 def make_pass(rules: Rules, local: tuple[Token, ...], layers: tuple[int, ...]) -> Any:
-    """Compile a pass: local updates in their order, then Gram matrices.
+    """Compile a pass: the updates `local` in their order, then the Gram matrices for the weights of `layers`."""
 
-    Args:
-        rules: What it depends on.
-        local: The updates.
-        layers: Whose weights the Gram matrices are for.
-
-    Returns:
-        A function of the chunk, its variables, the weights, the gains of `activation_gain` by hidden layer, and both
-        penalties by layer; it returns the changed variables (`()` where one did not change) and the Gram matrices.
-    """
-
+    # The penalties `linear` and `hidden` are per layer, and `gains` of `activation_gain` per hidden layer. Returns the
+    # changed variables (`()` for an unchanged one) and the Gram matrices.
     def run(chunk: Chunk, variables: Variables, weights: Any, gains: Any, linear: Any, hidden: Any) -> Any:
         rows = _RowUpdates(rules, chunk, variables, weights, gains, linear, hidden)
         for kind, layer in local:
@@ -64,16 +56,10 @@ def make_pass(rules: Rules, local: tuple[Token, ...], layers: tuple[int, ...]) -
 
 @functools.lru_cache(maxsize=64)
 def make_measurement(rules: Rules) -> Any:
-    """Compile what sums up the objective's parts and the residuals.
+    """Compile the sums over rows that make up the objective and the residuals."""
 
-    Args:
-        rules: What it depends on.
-
-    Returns:
-        A function of the chunk, its variables, the weights and both penalties by layer. It returns sums over rows: the
-        loss, <., multipliers>, both penalties, |multipliers|^2, then |Z_l - A_(l-1) W_l - b_l|^2 of each layer.
-    """
-
+    # Returns the loss, <., multipliers>, both penalties, |multipliers|^2, then |Z_l - A_(l-1) W_l - b_l|^2 of each
+    # layer.
     def measure(chunk: Chunk, variables: Variables, weights: Any, linear: Any, hidden: Any) -> Any:
         return _RowUpdates(rules, chunk, variables, weights, (), linear, hidden).measurements()
 
@@ -81,7 +67,8 @@ def make_measurement(rules: Rules) -> Any:
 
 
 class _RowUpdates:
-    # The updates of one chunk while a pass is traced: variables are read in the dtype of the weights, changes are kept.
+    # The updates of one chunk while a pass is traced. Variables are read in the dtype of the weights, and changed ones
+    # are noted.
 
     def __init__(
         self, rules: Rules, chunk: Chunk, variables: Variables, weights: Any, gains: Any, linear: Any, hidden: Any
@@ -102,7 +89,7 @@ class _RowUpdates:
         return tf.matmul(self._inputs(layer), kernel) + bias
 
     def _shift(self, layer: int) -> Any:
-        # lambda / (2 beta) of a constraint; the Bregman multiplier meets Z_L alone.
+        # lambda / (2 beta) of a constraint. The Bregman multiplier acts on Z_L alone.
         return self.lam[layer] / (2 * self._linear[layer]) if self._rules.multiplier == "admm" else 0.0
 
     def _hidden_shift(self, layer: int) -> Any:

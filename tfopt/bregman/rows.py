@@ -21,34 +21,34 @@ from tfopt.communicator import Communicator
 __all__ = ["Chunk", "Rows", "choose_num_blocks"]
 
 _MOST_BLOCKS = 32
-_LONGEST_RUN = 256  # rows that stay together when rows are dealt out to blocks
+_LONGEST_RUN = 256  # Most consecutive rows that are assigned to one block together.
 
 
 class Chunk(NamedTuple):
-    """Some rows; the last ones may be padding, zeros in all three."""
+    """Some rows; the last ones may be padding, which is zero in all three arrays."""
 
-    inputs: Any  # A_0, shape (rows, inputs)
-    targets: Any  # shape (rows, outputs)
-    mask: Any  # ones, and zeros for padding, shape (rows,)
+    inputs: Any  # A_0, shape (rows, inputs).
+    targets: Any  # Shape (rows, outputs).
+    mask: Any  # Ones, and zeros for padding, shape (rows,).
 
 
 class Rows:
     """The rows of one process.
 
-    Rows are dealt out to blocks by their number in the whole data set, so that neither the number of ranks nor the
-    sizes of their shards changes what a block holds. Arrays in memory are copied into chunks once, by `use`;
-    memory-mapped ones are read again each time.
+    Rows are assigned to blocks by their number in the whole data set. Therefore a block holds the same rows for any
+    number of ranks and any sizes of their shards. Arrays in memory are copied into chunks once, by `use`. Memory-mapped
+    arrays are read again each time.
 
     Args:
         x: Inputs: an array, or a `tf.data.Dataset` of batches `(x, y)`.
         y: Targets; None with a dataset.
         chain: The network.
         loss: The loss.
-        communicator: The job's processes.
-        chunk_rows: Most rows in a chunk.
-        num_blocks: Number of blocks; "auto" for about twice as many rows in a block as the widest layer has inputs,
-            and at most 32 blocks.
-        names: What messages call x and y.
+        communicator: The job's communicator.
+        chunk_rows: Maximum number of rows in a chunk.
+        num_blocks: Number of blocks. "auto": a block has about twice as many rows as the widest layer has inputs, and
+            there are at most 32 blocks.
+        names: Names of x and y in messages.
 
     Attributes:
         num_rows: Rows of this process.
@@ -56,9 +56,9 @@ class Rows:
         first_row: Number of this process's first row in the whole data set.
         num_blocks: Number of blocks.
         rows_per_chunk: Rows in each chunk, padding counted.
-        block_sizes: Rows of each block, of all processes together.
-        checksum: Of this process's rows, to know them again.
-        standardisation: What chunks are standardised by; at first nothing.
+        block_sizes: Rows of each block, over all processes.
+        checksum: Checksum of this process's rows, with which a checkpoint recognises them.
+        standardisation: Standardisation of the chunks; at first it changes nothing.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Rows:
         return int(num_blocks)
 
     def _deal_out(self, first: int, chunk_rows: int) -> None:
-        # Runs of rows go to the blocks in turn: each has rows of every rank, and of every part of the data.
+        # Blocks take runs of rows in turn, so that each block has rows of every rank and of every part of the data.
         run = max(1, min(_LONGEST_RUN, self.total_rows // (64 * self.num_blocks)))
         owner = _owners((first + np.arange(self.num_rows)) // run, self.num_blocks)
         members = [np.flatnonzero(owner == block) for block in range(self.num_blocks)]
@@ -113,7 +113,7 @@ class Rows:
         ]
 
     def _look_through(self) -> None:
-        # Checks all values, and sums up what standardisation needs.
+        # Check that all values are finite, and sum the moments for the standardisation.
         self.checksum = 0
         for members in self.row_numbers():
             inputs, targets = self._read(members)
@@ -140,11 +140,7 @@ class Rows:
         )
 
     def target_mean(self) -> Any:
-        """Find the mean of the targets over the rows of all processes; all must ask.
-
-        Returns:
-            It, float64, shape `(outputs,)`; 0 where the loss is no squared error.
-        """
+        """Return the targets' float64 mean, shape `(outputs,)`, 0 if the loss is not quadratic; all ranks must call."""
         if not self._loss.is_quadratic:
             return 0.0
         if self._target_mean is None:
@@ -152,14 +148,8 @@ class Rows:
         return self._target_mean
 
     def find_standardisation(self) -> Standardisation:
-        """Find origins and units of inputs and targets, over the rows of all processes.
-
-        Returns:
-            The standardisation: of targets for a squared error only, and without origins where a layer has no bias.
-
-        Raises:
-            ValueError: Values have a unit that the network's dtype cannot hold.
-        """
+        """Return origins and units over the rows of all ranks; raise `ValueError` if the dtype cannot hold a unit."""
+        # Targets are standardised for a squared error only. A layer without a bias allows no origin.
         chain, (inputs, targets) = self._chain, self._moments
         kind = chain.dtype.as_numpy_dtype
         plain = Standardisation.none(chain.widths[0], chain.widths[-1])
@@ -191,7 +181,7 @@ class Rows:
         return found
 
     def _warn_of_lost_columns(self, is_constant: np.ndarray) -> None:
-        # Columns that vary in what the user passed, but not in what the network is given.
+        # Find columns that vary in the user's data, but not after the cast to the dtype of the model's inputs.
         columns = np.flatnonzero(is_constant)
         if len(columns) == 0 or math.prod(self._x.shape[1:]) != len(is_constant):
             return
@@ -202,19 +192,15 @@ class Rows:
         noise = np.finfo(self._x.dtype).eps if self._x.dtype.kind == "f" else 0.0
         is_lost = high - low > 16 * noise * np.maximum(np.abs(low), np.abs(high))
         if is_lost.any():
-            place = int(np.argmax(is_lost))
+            index = int(np.argmax(is_lost))
             warnings.warn(
-                f"`{self._names[0]}` varies in column {columns[place]}, from {low[place]:.9g} to {high[place]:.9g}, by "
-                f"less than the model's inputs can hold: the column has no influence. {ADVICE}",
+                f"`{self._names[0]}` varies in column {columns[index]}, from {low[index]:.9g} to {high[index]:.9g}, by "
+                f"less than the rounding of the model's inputs: the column has no influence. {ADVICE}",
                 stacklevel=2,
             )
 
     def use(self, standardisation: Standardisation) -> None:
-        """Standardise all chunks from here on. Arrays in memory are copied into chunks now, and let go.
-
-        Args:
-            standardisation: Origins and units, of the rows that are trained on.
-        """
+        """Standardise all chunks from now on; copy arrays in memory into chunks and release them."""
         self.standardisation = standardisation
         self._cache.clear()
         if self.is_cached:
@@ -223,14 +209,7 @@ class Rows:
             self._x = self._y = None
 
     def block(self, number: int) -> Iterator[Chunk]:
-        """Hand out the chunks of a block.
-
-        Args:
-            number: Which block.
-
-        Yields:
-            Chunks, all of the same shapes.
-        """
+        """Yield the chunks of a block, all of the same shapes."""
         for k, members in enumerate(self._members[number]):
             chunk = self._cache.get((number, k))
             if chunk is None:
@@ -240,25 +219,17 @@ class Rows:
             yield chunk
 
     def all(self) -> Iterator[Chunk]:
-        """Hand out all chunks.
-
-        Yields:
-            Chunks, all of the same shapes.
-        """
+        """Yield all chunks, all of the same shapes."""
         for number in range(self.num_blocks):
             yield from self.block(number)
 
     def row_numbers(self) -> Iterator[np.ndarray]:
-        """Hand out which rows of this process each chunk of `all` holds.
-
-        Yields:
-            Arrays of integers.
-        """
+        """Yield the numbers of this process's rows in each chunk of `all`, as integer arrays."""
         for block in self._members:
             yield from block
 
     def _read(self, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        # Prepared inputs and targets in the user's units; targets in float64 where they will be standardised.
+        # Return prepared inputs and targets in the user's units. Targets are float64 if they will be standardised.
         is_run = members[-1] - members[0] == len(members) - 1
         rows = slice(int(members[0]), int(members[-1]) + 1) if is_run else members
         dtype = tf.float64 if self._loss.is_quadratic else self._chain.dtype
@@ -278,12 +249,12 @@ class Rows:
 
 
 def _owners(runs: np.ndarray, num_blocks: int) -> np.ndarray:
-    # In each round of runs every block gets one, in an order that is drawn anew from the round's number, so that no
-    # regular order of the rows gives a block rows of one kind only.
+    # In each round, every block gets one run. The order of the blocks is a random function of the round's number, so
+    # that no periodic order of the rows gives a block rows of one kind only.
     first = int(runs[0]) // num_blocks * num_blocks
     last = (int(runs[-1]) // num_blocks + 1) * num_blocks
     with np.errstate(over="ignore"):
-        keys = np.arange(first, last, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)  # splitmix64's mixing
+        keys = np.arange(first, last, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)  # The mixing of splitmix64.
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
             keys = (keys ^ (keys >> np.uint64(shift))) * np.uint64(factor)
         keys ^= keys >> np.uint64(31)
@@ -292,13 +263,5 @@ def _owners(runs: np.ndarray, num_blocks: int) -> np.ndarray:
 
 
 def choose_num_blocks(num_rows: int, chain: DenseChain) -> int:
-    """Return the number of blocks with twice as many rows as the widest layer has inputs, 1 to 32.
-
-    Args:
-        num_rows: Rows of all processes.
-        chain: The network.
-
-    Returns:
-        The number.
-    """
+    """Return the number of blocks with twice as many rows as the widest layer has inputs, 1 to 32."""
     return max(1, min(_MOST_BLOCKS, num_rows // (2 * max(chain.widths[:-1]))))

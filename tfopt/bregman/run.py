@@ -1,4 +1,4 @@
-"""One call of `fit`: sweeps and callbacks, the watch over divergence, best weights, checkpoints."""
+"""One call of `fit`: sweeps and callbacks, detection of divergence, best weights, checkpoints."""
 
 import math
 import time
@@ -19,9 +19,9 @@ from tfopt.bregman.rows import Rows
 from tfopt.bregman.splitting import Splitting
 from tfopt.bregman.standardisation import Standardisation
 
-__all__ = ["Run", "make_callbacks"]
+__all__ = ["FitLoop", "make_callbacks"]
 
-_EXPLOSION = 30.0  # a loss this many times the larger of the first one and its unit is no longer training
+_EXPLOSION = 30.0  # A loss above this multiple of max(first loss, unit of the loss) counts as divergence.
 _MOST_OVERFLOWS = 10
 _REFUSED = (
     keras.callbacks.BackupAndRestore,
@@ -34,23 +34,7 @@ _REFUSED = (
 def make_callbacks(
     model: Any, callbacks: Any, verbose: int | str, epochs: int, rank: int, is_resumable: bool
 ) -> keras.callbacks.CallbackList:
-    """Make Keras's list of callbacks, and refuse those that would do nothing.
-
-    Args:
-        model: The model.
-        callbacks: What came as `callbacks`.
-        verbose: As in `fit`.
-        epochs: Number of the last sweep.
-        rank: This process's number.
-        is_resumable: Whether checkpoints are written.
-
-    Returns:
-        The list, with a History and, unless it is silent, a progress bar.
-
-    Raises:
-        TypeError: One is no callback.
-        ValueError: A callback is of no use here, or would lose what it has written.
-    """
+    """Return Keras's list of callbacks with a History and a progress bar; raise for callbacks without effect."""
     if verbose == "auto":
         verbose = int(rank == 0)
     for callback in callbacks if isinstance(callbacks, list | tuple) else [callbacks]:
@@ -63,23 +47,23 @@ def make_callbacks(
         if isinstance(callback, _REFUSED) or getattr(callback, "needs_optimizer", False):
             raise ValueError(
                 f"`callbacks` has a {type(callback).__name__}, which does nothing here: there is no optimizer and no "
-                "learning rate, ranks share their weights anyway, and `checkpoint=` keeps the whole state of training"
+                "learning rate, ranks always share their weights, and `checkpoint=` saves the whole state of training"
             )
     if is_resumable:
         refuse_overwriting_loggers(listed.callbacks)
     return listed
 
 
-class Run:
+class FitLoop:
     """Training from the model's current weights.
 
     Args:
-        problem: What is trained and how.
+        problem: The training problem.
         rows: The rows to train on.
-        validation: Those to validate on; None for none.
-        callbacks: What `make_callbacks` has made.
+        validation: The rows to validate on; None for none.
+        callbacks: The list from `make_callbacks`.
         epochs: Number of the last sweep.
-        measure_every_n_epochs: How often to compute metrics, and all of the validation.
+        measure_every_n_epochs: Number of sweeps between computations of the metrics and of the validation.
     """
 
     def __init__(
@@ -102,23 +86,12 @@ class Run:
     def train(
         self, initial_epoch: int, files: CheckpointFiles | None = None, every_n_epochs: int = 1
     ) -> keras.callbacks.History:
-        """Train.
-
-        Args:
-            initial_epoch: Number of the sweep to begin at.
-            files: Where to write checkpoints, and to go on from what is there; None for none.
-            every_n_epochs: How often.
-
-        Returns:
-            The history.
-
-        Raises:
-            ValueError: The checkpoint is of another training, or the folder cannot be written, or is in use.
-        """
+        """Train from sweep `initial_epoch`, and return the history; `files` are for checkpoints, None for none."""
         self._files, self._every = files, every_n_epochs
         if files is not None:
             files.open()
-        # Callbacks look for an optimizer. One that the model was compiled with makes no steps here.
+        # Callbacks look for the model's optimizer. A compiled optimizer takes no steps here: hide it, and restore it at
+        # the end.
         was_compiled, optimizer = hasattr(self._model, "optimizer"), getattr(self._model, "optimizer", None)
         self._model.optimizer = None
         try:
@@ -149,7 +122,7 @@ class Run:
         logs: dict[str, Any] = {}
         for epoch in range(initial_epoch, self._epochs):
             self._callbacks.on_epoch_begin(epoch)
-            self._callbacks.on_train_batch_begin(0)  # a sweep is an epoch of one batch
+            self._callbacks.on_train_batch_begin(0)  # A sweep is an epoch of one batch.
             logs, reason = self._sweep(epoch)
             self._callbacks.on_train_batch_end(0, {k: v for k, v in logs.items() if not k.startswith("val_")})
             self._callbacks.on_epoch_end(epoch, logs)
@@ -164,7 +137,7 @@ class Run:
         return self._history
 
     def _standardise(self, state: Any) -> None:
-        # By what the rows of all ranks say, or by what a checkpoint holds.
+        # Standardise by the rows of all ranks, or as a checkpoint says.
         if state is None:
             self._standardisation = self._rows.find_standardisation()
         else:
@@ -251,7 +224,8 @@ class Run:
     def _check_fingerprint(self, state: dict[str, Any]) -> None:
         there, here = state["fingerprint"], self._fingerprint()
         different = [name for name in here if there.get(name) != here[name]]
-        # The checksums depend on how rows are cut into blocks, and so on the network and the options.
+        # The checksums depend on the blocks, and therefore on the network and the options. Report them only if nothing
+        # else differs.
         different = [name for name in different if "checksum" not in name] or different
         changes = [f"{name} was {there.get(name)}, is {here[name]}" for name in different]
         if changes:
@@ -287,7 +261,7 @@ class Run:
     def _restore(self, state: dict[str, Any]) -> int:
         if self._history.params.get("verbose"):
             print(f"Resuming after epoch {state['epochs']} of {self._folder}")
-        # Asked for only now, as some have no state before training begins.
+        # Some callbacks have no state before training begins, so their states are checked only now.
         in_agreement(
             self._communicator, lambda: check_states(self._callbacks.callbacks, state["callbacks"], self._folder)
         )

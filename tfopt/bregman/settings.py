@@ -1,4 +1,4 @@
-"""The options of a `BregmanTrainer`, and sets of them that go together."""
+"""The options of a `BregmanTrainer`, and presets of them."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -30,37 +30,40 @@ class Settings:
     """Options of a `BregmanTrainer`; the defaults are those of `preset="restarted"`.
 
     Attributes:
-        algorithm: "restarted": every sweep over a block of rows begins with a forward pass, so that pre-activations and
-            activations need not be kept, goes backward through the layers, and relaxes its steps as long as that pays.
-            "splitting": pre-activations, activations and multipliers are kept and updated, as in Taylor et al. 2016.
+        algorithm: "restarted": every sweep over a block of rows starts with a forward pass and goes backward through
+            the layers. Pre-activations and activations are not kept, and steps are longer than the exact update as long
+            as this lowers the objective. "splitting": pre-activations, activations and multipliers are kept and
+            updated, as in Taylor et al. 2016.
         linear_penalty: beta, of |Z_l - A_(l-1) W_l - b_l|^2: one number > 0, or one for each Dense layer.
         activation_penalty: gamma, of |A_l - h_l(Z_l)|^2: one number > 0, or one for each hidden layer.
-        weight_decay: Coefficient of |W_l|^2 in the mean loss, biases left out; >= 0.
-        ridge: The update of weights stays near the old ones: ridge * |W - W_old|^2, in units of the mean square of the
-            layer's inputs; >= 0.
+        weight_decay: Coefficient of |W_l|^2 in the mean loss, without biases; >= 0.
+        ridge: Coefficient of |W - W_old|^2 in the update of weights, in units of the mean square of the layer's inputs;
+            >= 0.
         state_dtype: Dtype in which pre-activations, activations and multipliers are kept: "float16", "float32",
-            "float64"; None for that of the weights.
-        chunk_rows: Most rows worked on at once.
-        num_blocks: Restarted: into how many blocks of rows a sweep is cut; all weights are updated after each. "auto":
-            about twice as many rows in a block as the widest layer has inputs, and at most 32 blocks.
-        step: Restarted: share of the last layer's update that is done, in (0, 1]; "auto" is 1 for one block, else 0.3.
+            "float64"; None for the dtype of the weights.
+        chunk_rows: Maximum number of rows that are processed together.
+        num_blocks: Restarted: number of blocks of rows in a sweep; all weights are updated after each block. "auto": a
+            block has about twice as many rows as the widest layer has inputs, and there are at most 32 blocks.
+        step: Restarted: fraction of the last layer's update that is applied, in (0, 1]; "auto" is 1 for one block, else
+            0.3.
         relaxation_growth: Restarted: factor >= 1 by which the hidden layers' steps grow after a sweep that lowered the
-            objective. They begin at 1, the exact update.
-        max_relaxation: Restarted: the largest such step, >= 1.
+            objective. The steps start at 1, the exact update.
+        max_relaxation: Restarted: upper limit of these steps, >= 1.
         multiplier: Splitting: "bregman" (one, of the outputs), "admm" (one for each constraint), "none".
         multiplier_step: Splitting: 2, the exact step, after which the multiplier is minus a subgradient of the loss; or
             1, as printed.
-        num_warm_start_iterations: Splitting: sweeps before the multiplier is first updated.
-        num_sweeps_per_multiplier_update: Splitting: sweeps from one update of the multiplier to the next.
+        num_warm_start_iterations: Splitting: number of sweeps before the first update of the multiplier.
+        num_sweeps_per_multiplier_update: Splitting: number of sweeps between two updates of the multiplier.
         penalty_growth: Splitting: factor >= 1 by which all penalties are multiplied after each sweep.
-        max_penalty: Splitting: how many times their first values penalties may grow to.
+        max_penalty: Splitting: upper limit of the penalties, as a multiple >= 1 of their first values.
         order: Splitting: "forward", as printed: W_l, A_l, Z_l for l = 1 to L-1, then the last layer; "backward": the
-            last layer first, then A_l, Z_l, W_l down to 1; "alternating": one, then the other.
+            last layer first, then A_l, Z_l, W_l down to 1; "alternating": both in turn.
         last_layer_order: Splitting: "W,Z", as printed, or "Z,W".
-        update: Splitting: "gauss_seidel", each update sees those before it; "jacobi": all weights from the last sweep's
-            state, reduced over ranks in one message while the other updates are computed.
+        update: Splitting: "gauss_seidel": each update uses the results of the updates before it. "jacobi": all weights
+            are computed from the state of the last sweep, and their sums are reduced over ranks in one message while
+            the other updates run.
         initialization: Splitting: "forward", a pass through the network; or "gaussian", standard normal numbers.
-        seed: Splitting: seed of the Gaussian start.
+        seed: Splitting: seed of the Gaussian initialization.
     """
 
     algorithm: str = "restarted"
@@ -88,18 +91,18 @@ class Settings:
 
     @classmethod
     def of(cls, preset: Any, options: dict[str, Any]) -> "Settings":
-        """Take a preset and change some options.
+        """Return a preset with some options replaced.
 
         Args:
             preset: A key of `PRESETS`.
-            options: What to change.
+            options: Names and values of the options to replace.
 
         Returns:
             The settings, checked.
 
         Raises:
-            TypeError: An option is unknown, or of a wrong type.
-            ValueError: The preset is unknown, or an option out of its range, or not one of the preset's algorithm.
+            TypeError: An option is unknown, or has a wrong type.
+            ValueError: The preset is unknown, an option is out of its range, or it belongs to another algorithm.
         """
         check_choice("preset", preset, tuple(PRESETS))
         known = {field.name for field in fields(cls)} - {"algorithm"}
@@ -112,13 +115,13 @@ class Settings:
             if name in foreign:
                 others = [key for key, value in PRESETS.items() if value.algorithm != chosen.algorithm]
                 raise ValueError(
-                    f"`{name}` does not go with preset={preset!r}. Received: {name}={options[name]!r}. It is an option "
-                    f"of preset {', '.join(map(repr, others))}"
+                    f"`{name}` is not an option of preset={preset!r}. Received: {name}={options[name]!r}. Presets with "
+                    f"this option: {', '.join(map(repr, others))}"
                 )
         return replace(chosen, **chosen._checked(options))
 
     def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
-        # As plain numbers and tuples, so that equal settings look alike in a checkpoint.
+        # Return plain numbers and tuples, so that equal settings compare equal in a checkpoint.
         checks: dict[str, Callable[[str, Any], Any]] = {
             **dict.fromkeys(("weight_decay", "ridge"), functools.partial(check_number, minimum=0.0)),
             **dict.fromkeys(
@@ -154,7 +157,7 @@ class Settings:
             Two lists, of `num_layers` and `num_layers - 1` numbers.
 
         Raises:
-            ValueError: The number of penalties is not that of the layers.
+            ValueError: The number of penalties differs from the number of layers.
         """
         linear = _per_layer("linear_penalty", self.linear_penalty, num_layers, "Dense layers")
         return linear, _per_layer("activation_penalty", self.activation_penalty, num_layers - 1, "hidden layers")

@@ -1,13 +1,13 @@
 """The algorithm that keeps its variables: the paper's, a pure penalty method, and the classical method of multipliers.
 
-Pre-activations Z, activations A and multipliers are kept for every row and updated block by block; `updates`,
-`activations` and `losses` hold the updates. A sweep is a list of them: ("W", l), ("A", l), ("Z", l), and ("M", 0) for
-the multipliers. Between two updates of weights everything is local to the rows, so that a sweep is one pass through the
-chunks for each update of weights, and one more where updates are left at its end.
+Pre-activations Z, activations A and multipliers are kept for every row and updated block by block. The updates are in
+`updates`, `activations` and `losses`. A sweep is a list of updates: ("W", l), ("A", l), ("Z", l), and ("M", 0) for the
+multipliers. Between two updates of weights everything is local to the rows. Therefore a sweep takes one pass through
+the chunks for each update of weights, and one more if other updates follow the last of them.
 
 With `multiplier="admm"` each constraint has a multiplier: lambda_l of Z_l = A_(l-1) W_l + b_l and mu_l of A_l = h(Z_l).
-In the updates it shifts what a variable is pulled to by lambda / (2 beta) or mu / (2 gamma). With "bregman" there is
-lambda_L only, which meets Z_L alone: the term is <Z_L, lambda>, and the update of W_L does not see it.
+In the updates it shifts the target of a variable by lambda / (2 beta) or mu / (2 gamma). With "bregman" there is only
+lambda_L. It acts on Z_L alone: the term is <Z_L, lambda>, and the update of W_L does not contain it.
 """
 
 import concurrent.futures
@@ -35,20 +35,11 @@ from tfopt.bregman.updates import (
 
 __all__ = ["Splitting"]
 
-_ROWS_DRAWN = 256  # at once, for a random start
+_ROWS_DRAWN = 256  # Rows in a group that is drawn together, for a random start.
 
 
 def order_of_updates(num_layers: int, settings: Settings, sweep: int) -> list[Token]:
-    """List the updates of a sweep.
-
-    Args:
-        num_layers: Number of Dense layers.
-        settings: The options.
-        sweep: Number of the sweep, from 0.
-
-    Returns:
-        Kind and layer (from 0) of each update; kinds are "W", "A", "Z" and "M".
-    """
+    """Return kind ("W", "A", "Z" or "M") and layer (from 0) of each update of a sweep, which is counted from 0."""
     last = num_layers - 1
     end = [("W", last), ("Z", last)] if settings.last_layer_order == "W,Z" else [("Z", last), ("W", last)]
     goes_back = settings.order == "backward" or (settings.order == "alternating" and sweep % 2 == 0)
@@ -65,12 +56,7 @@ def order_of_updates(num_layers: int, settings: Settings, sweep: int) -> list[To
 
 
 class Splitting(Engine):
-    """The algorithm and its state.
-
-    Args:
-        problem: What is trained and how.
-        rows: The rows of this process.
-    """
+    """The splitting algorithm and its state."""
 
     def __init__(self, problem: Problem, rows: Rows) -> None:
         super().__init__(problem, rows)
@@ -83,11 +69,7 @@ class Splitting(Engine):
     # ---- Start
 
     def start(self) -> dict[str, float]:
-        """Set up the variables of every row, and sum up the Gram matrix of the inputs, which stays as it is.
-
-        Returns:
-            The logs of the untrained network.
-        """
+        """Initialise all variables, sum the Gram matrix of the inputs, which never changes, and return the logs."""
         self._input_gram = gram.of_inputs(self._rows, self._num_inputs(0), self._chain.uses_bias[0], self._communicator)
         if not self._kept:
             self._kept = self._allocate()
@@ -108,14 +90,14 @@ class Splitting(Engine):
         else:
             z, a = self._draw(members)
         z, a = (tuple(tf.cast(tensor, self._state_dtype) for tensor in tensors) for tensors in (z, a))
-        # Multipliers begin at zero, as they were allocated.
+        # Multipliers keep the zeros with which they were allocated.
         numbers = {"none": (0, 0), "bregman": (1, 0), "admm": (len(z), len(a))}
         linear, hidden = numbers[self._settings.multiplier]
         return Variables(z, a, ((),) * linear, ((),) * hidden)
 
     def _draw(self, members: Any) -> tuple[list[Any], list[Any]]:
-        # Drawn in groups of rows, keyed by the group's number in the whole data set, so that ranks draw what one
-        # process would. There is one block: the members of a chunk follow each other.
+        # Draw groups of rows, keyed by the group's number in the whole data set, so that ranks draw the numbers of one
+        # process. There is one block, so the rows of a chunk are consecutive.
         widths = self._chain.widths[1:]
         width = sum(widths) + sum(widths[:-1])
         first, last = self._rows.first_row + int(members[0]), self._rows.first_row + int(members[-1])
@@ -136,14 +118,7 @@ class Splitting(Engine):
     # ---- One sweep
 
     def sweep(self, with_metrics: bool) -> dict[str, float]:
-        """Do all updates once.
-
-        Args:
-            with_metrics: Whether to measure the objective and the forward network too.
-
-        Returns:
-            The logs.
-        """
+        """Do all updates once, and return the logs; measure the objective and the network only if `with_metrics`."""
         order = order_of_updates(self._num_layers, self._settings, self._sweep)
         if self._settings.update == "jacobi":
             self._sweep_jacobi(order)
@@ -165,7 +140,8 @@ class Splitting(Engine):
         return {"penalty_scale": self._penalty_scale}
 
     def _sweep_jacobi(self, order: list[Token]) -> None:
-        # All Gram matrices come from the last sweep's state; while they are summed over ranks, the rows are updated.
+        # All Gram matrices come from the state of the last sweep. The rows are updated while the matrices are summed
+        # over ranks.
         layers = list(range(self._num_layers))
         sums = self._pass((), tuple(layers))
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
@@ -183,7 +159,7 @@ class Splitting(Engine):
         return linear, hidden
 
     def _pass(self, local: tuple[Token, ...], layers: tuple[int, ...]) -> list[gram.Sums]:
-        # Local updates of every chunk, then the Gram matrices for the weights of `layers`.
+        # Do the local updates of every chunk, then sum the Gram matrices for the weights of `layers`.
         sums = [
             gram.Sums(self._num_inputs(layer), self._chain.widths[layer + 1], with_gram=layer > 0) for layer in layers
         ]
@@ -243,22 +219,14 @@ class Splitting(Engine):
         }
 
     def get_state(self) -> dict[str, Any]:
-        """Return what a later run needs to go on with the same bits.
-
-        Returns:
-            Arrays and numbers.
-        """
+        """Return arrays and numbers from which a later run continues with the same bits."""
         return super().get_state() | {
             "variables": [[[tensor.numpy() for tensor in kind] for kind in kept.read()] for kept in self._kept],
             "sweep": self._sweep,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from a state.
-
-        Args:
-            state: What `get_state` has returned.
-        """
+        """Continue from a state that `get_state` returned."""
         super().set_state(state)
         self._kept = self._allocate()
         for kept, arrays in zip(self._kept, state["variables"], strict=True):

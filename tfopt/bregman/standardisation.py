@@ -1,11 +1,11 @@
-"""Unit and origin of inputs and targets: training works on standardised rows, the model on those of the user.
+"""Unit and origin of inputs and targets: training uses standardised rows, the model the rows of the user.
 
-With the inputs' origin m and unit s, feature by feature, and the targets' mu and sigma, output by output, training sees
-a = (x - m) / s and t = (y - mu) / sigma. The first and the last layer of the model undo that:
+With the inputs' origin m and unit s of each feature, and the targets' mu and sigma of each output, training uses a = (x
+- m) / s and t = (y - mu) / sigma. The first and the last layer of the model undo this:
 
     W_1 -> diag(1 / s) W_1,    b_1 -> b_1 - (m / s) W_1,    W_L -> W_L diag(sigma),    b_L -> b_L diag(sigma) + mu
 
-A layer without a bias cannot undo an origin: then origins are 0, and units root mean squares.
+A layer without a bias cannot undo an origin. Then the origins are 0, and the units are root mean squares.
 """
 
 import warnings
@@ -17,24 +17,24 @@ import tensorflow as tf
 
 __all__ = ["ADVICE", "Standardisation", "check_quotients", "choose_units"]
 
-_MOST_ROUNDING = 0.02  # of the model's outputs, in standard deviations, before users are warned
+_MOST_ROUNDING = 0.02  # In standard deviations of a column; larger rounding causes a warning.
 ADVICE = (
     "Subtract the mean from the data, or use a float64 model: a policy of float64, or "
     "keras.config.set_floatx('float64'), and an Input of float64"
 )
-_ROWS_AT_ONCE = 1024  # in float64, so that temporaries stay small
+_ROWS_AT_ONCE = 1024  # Keeps float64 temporaries small.
 
 
 @dataclass(frozen=True)
 class Standardisation:
-    """Origins and units, float64; part of the state of training.
+    """Origins and units, float64; they are part of the state of training.
 
     Attributes:
         input_origin: m, shape `(inputs,)`.
         input_unit: s > 0, shape `(inputs,)`.
-        is_constant: Which inputs do not vary over the rows; their unit is 1. Shape `(inputs,)`.
+        is_constant: Whether an input is constant over the rows; its unit is then 1. Shape `(inputs,)`.
         target_origin: mu, shape `(outputs,)`.
-        target_unit: sigma > 0, shape `(outputs,)`; 1 where the targets do not vary.
+        target_unit: sigma > 0, shape `(outputs,)`; 1 for constant targets.
         has_targets: Whether targets are standardised, as they are for a squared error.
     """
 
@@ -47,78 +47,40 @@ class Standardisation:
 
     @classmethod
     def none(cls, num_inputs: int, num_outputs: int) -> "Standardisation":
-        """Return origins of 0 and units of 1.
-
-        Args:
-            num_inputs: Inputs of the network.
-            num_outputs: Its outputs.
-
-        Returns:
-            The standardisation that changes nothing.
-        """
+        """Return the standardisation that changes nothing: origins of 0 and units of 1."""
         inputs, outputs = np.ones(num_inputs), np.ones(num_outputs)
         return cls(0 * inputs, inputs, inputs == 0, 0 * outputs, outputs, False)
 
     @property
     def loss_unit(self) -> float:
-        """Keras's loss where each standardised output is wrong by 1."""
+        """Keras's loss if each standardised output has an error of 1."""
         return float(np.mean(self.target_unit**2))
 
     def inputs(self, rows: np.ndarray) -> np.ndarray:
-        """Standardise inputs.
-
-        Args:
-            rows: Prepared inputs, shape `(rows, inputs)`.
-
-        Returns:
-            a, of the same shape and dtype.
-        """
+        """Return a, of the shape `(rows, inputs)` and dtype of the prepared inputs `rows`."""
         return _standardised(rows, self.input_origin, self.input_unit, rows.dtype)
 
     def targets(self, rows: np.ndarray, dtype: Any) -> np.ndarray:
-        """Standardise targets.
-
-        Args:
-            rows: float64, shape `(rows, outputs)`.
-            dtype: NumPy's dtype of the result.
-
-        Returns:
-            t, of the same shape.
-        """
+        """Return t in a NumPy dtype, of the shape `(rows, outputs)` of the float64 targets `rows`."""
         return _standardised(rows, self.target_origin, self.target_unit, dtype)
 
     def to_model(self, weights: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-        """Turn the weights of training into the model's.
-
-        Args:
-            weights: As from `DenseChain.read_weights`, for a and t.
-
-        Returns:
-            Those of the same function of x, in the unit of y.
-        """
+        """Convert weights for a and t to the weights of the same function of x, in the unit of y."""
         arrays = _wide(weights)
         arrays[0][0] /= self.input_unit[:, None]
         arrays[-1][0] *= self.target_unit
         arrays[-1][1] = arrays[-1][1] * self.target_unit + self.target_origin
-        # The kernel as the model holds it: its rounding, times an origin far away, is no error then.
+        # Use the kernel as the model stores it. Otherwise its rounding, times an origin far from 0, would be an error.
         kernel = arrays[0][0].astype(weights[0][0].dtype.as_numpy_dtype)
         arrays[0][1] -= self.input_origin @ kernel.astype(np.float64)
         return _narrow(arrays, weights)
 
     def to_training(self, weights: list[tuple[Any, Any]], are_drawn: tuple[bool, bool]) -> list[tuple[Any, Any]]:
-        """Turn the model's weights into those of training.
-
-        Kernels as an initializer has drawn them are meant for inputs and targets of unit 1, and stay as they are, but
-        that inputs which do not vary get no weight. All others are of the function that the model computes.
-
-        Args:
-            weights: As from `DenseChain.read_weights`, for x and y.
-            are_drawn: Whether the kernels of the first and of the last layer are as their initializers draw them.
-
-        Returns:
-            Those for a and t.
-        """
+        """Convert the model's weights, for x and y, to weights for a and t."""
         arrays = _wide(weights)
+        # `are_drawn` says whether the kernels of the first and of the last layer are as an initializer draws them. Such
+        # kernels are meant for unit 1 and stay unchanged, but constant inputs get no weight. All other weights are
+        # converted, and keep the function that the model computes.
         if are_drawn[0]:
             arrays[0][0][self.is_constant] = 0.0
         else:
@@ -128,31 +90,18 @@ class Standardisation:
             arrays[-1][0] /= self.target_unit
             arrays[-1][1] = (arrays[-1][1] - self.target_origin) / self.target_unit
         elif self.has_targets:
-            arrays[-1][1] *= 0.0  # a first bias in the unit of y, often their mean, is the origin here
+            arrays[-1][1] *= 0.0  # An initial bias in the unit of y is often the mean of y, which is the origin.
         return _narrow(arrays, weights)
 
 
 def choose_units(
     mean: np.ndarray, variance: np.ndarray, *, has_origin: bool, name: str, dtype: Any, noise: float, rounding: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Choose origin and unit of columns: mean and standard deviation, or 0 and the root mean square.
-
-    Args:
-        mean: Of each column, shape `(columns,)`.
-        variance: Of each column.
-        has_origin: Whether there may be an origin.
-        name: What messages call the array.
-        dtype: NumPy's dtype of the network.
-        noise: Relative rounding of the values that came, which is no variation.
-        rounding: That of the network and of its inputs, for the warning.
-
-    Returns:
-        Origin, unit, and which columns do not vary: their unit is 1.
-
-    Raises:
-        ValueError: A unit is so large, or so small, that the model's weights could not be held in `dtype`.
-    """
+    """Return origin, unit (1 for a constant column) and whether each column is constant; the unit must fit `dtype`."""
     limits = np.finfo(dtype)
+    # `mean` and `variance` have shape `(columns,)`. Origin and unit are mean and standard deviation or, without an
+    # origin, 0 and the root mean square. `noise` is the relative rounding of the values, which does not count as
+    # variation. `rounding` is that of the network and its inputs, for the warning.
     deviation = np.sqrt(variance)
     unit = deviation if has_origin else np.hypot(deviation, mean)
     is_constant = unit <= 4 * noise * np.abs(mean) if has_origin else unit == 0
@@ -178,16 +127,7 @@ def choose_units(
 
 
 def check_quotients(found: Standardisation, names: tuple[str, str], dtype: Any) -> None:
-    """Check the units of a network of one layer, whose kernel has the unit of the targets over that of the inputs.
-
-    Args:
-        found: The units.
-        names: What messages call inputs and targets.
-        dtype: NumPy's dtype of the network.
-
-    Raises:
-        ValueError: A kernel of such a unit could not be held in `dtype`.
-    """
+    """Raise `ValueError` if `dtype` cannot hold the kernel of a one-layer network: target unit over input unit."""
     limits = np.finfo(dtype)
     smallest, largest = float(limits.tiny / limits.eps), float(limits.max * limits.eps)
     for output, unit in enumerate(found.target_unit):
@@ -197,8 +137,8 @@ def check_quotients(found: Standardisation, names: tuple[str, str], dtype: Any) 
         if is_out.any():
             column = int(np.flatnonzero(~found.is_constant)[np.argmax(is_out)])
             raise ValueError(
-                f"`{names[1]}` must vary by {smallest:.0e} to {largest:.0e} times what `{names[0]}` varies by (their "
-                f"standard deviations), as a network of one layer in {np.dtype(dtype)} has a kernel of that unit. "
+                f"`{names[1]}` must vary by {smallest:.0e} to {largest:.0e} times the variation of `{names[0]}` (their "
+                f"standard deviations): this ratio is the unit of the kernel of a one-layer {np.dtype(dtype)} network. "
                 f"Received: {unit:.3g} in column {output} of `{names[1]}`, {found.input_unit[column]:.3g} in column "
                 f"{column} of `{names[0]}`. Multiply one of them by a power of ten"
             )

@@ -15,7 +15,7 @@ from tfopt.bregman.evaluation import Evaluation
 from tfopt.bregman.keras_loss import read_loss
 from tfopt.bregman.network import DenseChain
 from tfopt.bregman.rows import Rows, choose_num_blocks
-from tfopt.bregman.run import Run, make_callbacks
+from tfopt.bregman.run import FitLoop, make_callbacks
 from tfopt.bregman.settings import Settings
 from tfopt.communicator import Communicator, check_communicator
 
@@ -32,33 +32,35 @@ class BregmanTrainer:
         minimise  loss(Z_L, y) + <Z_L, lambda> + beta_L |Z_L - A_(L-1) W_L - b_L|^2
                   + sum_(l<L) ( gamma_l |A_l - h_l(Z_l)|^2 + beta_l |Z_l - A_(l-1) W_l - b_l|^2 )
 
-    and each block of variables - the weights W_l of a layer, its activations A_l, its pre-activations Z_l - is
-    minimised over exactly, with all others fixed. Of the rows the weights need only sums over rows of the size of the
-    layer, so that ranks that hold shards of the rows exchange small matrices, whatever their number. Under `horovodrun`
-    each rank passes its own shard to `fit`; the result is that of one process with all rows.
+    A block of variables is the weights W_l of a layer, its activations A_l, or its pre-activations Z_l. Each block is
+    minimised over exactly, with all others fixed. The weight updates need only sums over rows, whose size is that of
+    the layer. Ranks that hold shards of the rows therefore exchange small matrices, for any number of rows. Under
+    `horovodrun` each rank passes its own shard to `fit`. The result is that of one process with all rows.
 
     One sweep through the variables is one epoch. `preset` chooses the algorithm: "restarted", the default, which was
-    made to train well; "paper", as printed; "penalty", without multiplier; "admm", the classical method of multipliers.
+    designed to train well; "paper", as printed; "penalty", without multiplier; "admm", the classical method of
+    multipliers.
 
-    The model is a chain of `Dense` layers, activations inline or as layers (ReLU, leaky ReLU, clipped ReLU, linear,
-    tanh, sigmoid, softplus, gelu), after `Flatten`, `Rescaling` or `Normalization`. A softmax or sigmoid at the end is
-    read as logits: training works on the outputs before it. The model always holds the current weights.
+    The model is a chain of `Dense` layers, after `Flatten`, `Rescaling` or `Normalization`. Activations are inline or
+    layers: ReLU, leaky ReLU, clipped ReLU, linear, tanh, sigmoid, softplus, gelu. If a softmax or sigmoid is last,
+    training works on the logits before it. The model always holds the current weights.
 
-    Units and origins do not matter: training standardises the inputs, and for a squared error the targets, over the
-    rows of all ranks, and the model's first and last layer undo it. Layers that nothing has trained are meant for
-    standardised rows, also if they were loaded, cloned, or drawn from a `SeedGenerator`; all other weights are of the
-    function that the model computes.
+    Units and origins do not matter. Training standardises the inputs, and for a squared error the targets, over the
+    rows of all ranks. The model's first and last layer undo this. Untrained layers are taken as meant for standardised
+    rows, even if they were loaded, cloned, or drawn from a `SeedGenerator`. All other weights keep the function that
+    the model computes.
 
     Args:
         model: A built Keras model.
         loss: "mse", "binary_crossentropy", "categorical_crossentropy", "sparse_categorical_crossentropy", "hinge"
             (Keras's), "unit_hinge" (for targets in {0, 1}: max(0, 1 - z) and max(0, z)), or the Keras object. Labels
-            may be integers or one-hot, whichever the name says.
-        metrics: A list of Keras metrics or their names. With a cross-entropy they see probabilities, else outputs.
+            may be integers or one-hot for either name.
+        metrics: A list of Keras metrics or their names. With a cross-entropy they receive probabilities, else outputs.
+            Default None, for none.
         preset: A set of options: "restarted" (default), "paper", "penalty", "admm".
-        measure_every_n_epochs: How often to compute metrics, and all of the validation. Default 1.
+        measure_every_n_epochs: Number of sweeps between computations of the metrics and of the validation. Default 1.
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
-        **options: What to change of the preset: see `tfopt.bregman.Settings`.
+        **options: Options that replace those of the preset: see `tfopt.bregman.Settings`.
 
     Attributes:
         model: The model.
@@ -66,8 +68,8 @@ class BregmanTrainer:
 
     Raises:
         TypeError: An argument has the wrong type, or an option is unknown.
-        ValueError: An argument is out of its range, a layer cannot be trained this way, or the loss does not go with
-            the model's outputs.
+        ValueError: An argument is out of its range, a layer cannot be trained without gradients, or the loss does not
+            match the model's outputs.
 
     Example:
         >>> from tfopt import datasets, models
@@ -91,7 +93,7 @@ class BregmanTrainer:
         **options: Any,
     ) -> None:
         check_keras_3()
-        chain = DenseChain.of(model)
+        chain = DenseChain.from_model(model)
         read = read_loss(loss, chain)
         self.model = model
         self.settings = Settings.of(preset, options)
@@ -114,31 +116,35 @@ class BregmanTrainer:
         checkpoint: str | Path | None = None,
         checkpoint_every_n_epochs: int = 1,
     ) -> keras.callbacks.History:
-        """Train from the model's current weights (with a Gaussian start, only those of layers above the first count).
+        """Train from the model's current weights.
+
+        With `initialization="gaussian"` the first layer's weights are not used.
 
         Args:
-            x: Inputs, shape `(rows, *input_shape)`: an array; a memory-mapped one, which is read chunk by chunk; or a
+            x: Inputs, shape `(rows, *input_shape)`: an array; a memory-mapped array, which is read chunk by chunk; or a
                 `tf.data.Dataset` of batches `(x, y)`, which is read once. Under `horovodrun`, this rank's shard.
-            y: Targets, shape `(rows,)`, `(rows, 1)` or `(rows, outputs)`.
-            epochs: Number of the last sweep.
-            initial_epoch: Number of the sweep to begin at, for logs. What an earlier `fit` had adapted is not taken
-                over; a `checkpoint` is.
-            verbose: 0 for silence, 1 for a progress bar, 2 for a line per sweep; "auto" is 1 on rank 0.
-            validation_split: Share of the rows, the last ones, to hold out for validation, in [0, 1).
-            validation_data: `(x, y)` or a `tf.data.Dataset` to validate on, instead.
+            y: Targets, shape `(rows,)`, `(rows, 1)` or `(rows, outputs)`. None (default) with a dataset.
+            epochs: Number of the last sweep. Default 50.
+            initial_epoch: Number of the first sweep, for logs. Default 0. Adapted quantities of an earlier `fit`
+                (steps, penalties, multipliers) are lost; a `checkpoint` keeps them.
+            verbose: 0 for silence, 1 for a progress bar, 2 for a line per sweep; "auto" (default) is 1 on rank 0, else
+                0.
+            validation_split: Fraction of the rows, the last ones, to hold out for validation, in [0, 1). Default 0.
+            validation_data: `(x, y)` or a `tf.data.Dataset` for validation, instead. Default None.
             callbacks: Keras callbacks; an epoch is a sweep.
-            checkpoint: A folder: the whole state of training is written there, and `fit` goes on from what it finds
-                there, to the same bits. Two generations are kept. Delete the folder to begin anew.
-            checkpoint_every_n_epochs: How often. The last sweep's state is always written.
+            checkpoint: A folder for the whole state of training. `fit` continues from the state in this folder, with
+                the same bits. Two generations are kept. Delete the folder to start again. None (default) writes
+                nothing.
+            checkpoint_every_n_epochs: Number of sweeps between checkpoints. Default 1. The last sweep is always saved.
 
         Returns:
-            The history, as of Keras's `fit`, with two more attributes: `diverged`, and `best_epoch`, that of the lowest
-            `val_loss`, or `loss` without validation. Where training diverged, it was stopped, a warning was given, and
-            the model has the weights of that epoch.
+            The history, as of Keras's `fit`, with two more attributes. `best_epoch` is the epoch of the lowest
+            `val_loss`, or `loss` without validation. `diverged` is True if training diverged: it then stopped with a
+            warning, and the model has the weights of `best_epoch`, or the first weights if that is None.
 
         Raises:
             TypeError: An argument has the wrong type.
-            ValueError: An argument is out of its range, the data do not go with the model, a rank has no rows, or the
+            ValueError: An argument is out of its range, the data do not match the model, a rank has no rows, or the
                 checkpoint is of another training.
         """
         check_integer("initial_epoch", initial_epoch, minimum=0)
@@ -161,7 +167,7 @@ class BregmanTrainer:
         rows = self._rows(train, self._num_blocks)
         held_out = None if validation is None else self._rows(validation, 1)
         files = None if folder is None else CheckpointFiles(folder, ranks, "BregmanTrainer")
-        run = Run(self._problem, rows, held_out, listed, epochs, self._measure_every)
+        run = FitLoop(self._problem, rows, held_out, listed, epochs, self._measure_every)
         return run.train(initial_epoch, files, checkpoint_every_n_epochs)
 
     def _check_ranks(self, epochs: int, initial_epoch: int, validation: Any, folder: Any, every: int) -> None:
@@ -180,11 +186,11 @@ class BregmanTrainer:
         check_agreement(problem.communicator, "the start of training without gradients", facts, advice)
 
     def evaluate(self, x: Any, y: Any = None) -> dict[str, float]:
-        """Measure the model.
+        """Compute the loss and the metrics of the model.
 
         Args:
             x: Inputs, as in `fit`.
-            y: Targets.
+            y: Targets. None (default) with a dataset.
 
         Returns:
             Keras's loss, and the metrics.
@@ -197,22 +203,21 @@ class BregmanTrainer:
         return Rows(part.x, part.y, chain, loss, ranks, self.settings.chunk_rows, num_blocks, part.names)
 
     def expected_memory(self, num_rows: int, *, is_memory_mapped: bool = False) -> int:
-        """Estimate what `fit` holds at its peak, beside the arrays passed to it and compiled programs (about 50 MB).
+        """Estimate the peak memory of `fit`, without the arrays passed to it and compiled programs (about 50 MB).
 
         With d input features, n_l units of layer l, s bytes of a number of the state and f of the weights:
 
             rows (d + n_L + 1) f, a copy of the inputs and targets, unless they are memory-mapped
             + rows (state) s, where the state is, for "splitting", sum n_l + sum_(l<L) n_l + the multipliers; for
               "restarted", sum n_l over the rows of one block
-            + 2 chunk_rows (d + 2 sum n_l) f for a chunk that is worked on
+            + 2 chunk_rows (d + 2 sum n_l) f for the current chunk
             + 40 sum (n_(l-1) + 1)^2 for matrices
 
-        That is what is in use. The process may show 50 to 120 MB more, which its allocator keeps of memory that was
-        freed.
+        This is memory in use. The process may show 50 to 120 MB more, freed memory that its allocator keeps.
 
         Args:
-            num_rows: Rows of this rank, those of validation included.
-            is_memory_mapped: Whether `x` is a `numpy.memmap`.
+            num_rows: Rows of this rank, validation rows included, >= 1.
+            is_memory_mapped: Whether `x` is a `numpy.memmap`. Default False.
 
         Returns:
             Bytes.
@@ -250,7 +255,7 @@ def _check_checkpoint(checkpoint: Any) -> Path | None:
 
 
 class Part(NamedTuple):
-    """Rows to train or to validate on, and what messages call them."""
+    """Rows to train or to validate on, and their names in messages."""
 
     x: Any
     y: Any
@@ -273,10 +278,10 @@ def _split(x: Any, y: Any, share: Any, validation_data: Any) -> tuple[Part, Part
     if not share:
         return Part(x, y), None
     if isinstance(x, tf.data.Dataset) or y is None:
-        raise ValueError("`validation_split` goes with arrays. Pass `validation_data` with a tf.data.Dataset")
+        raise ValueError("`validation_split` needs arrays. Pass `validation_data` with a tf.data.Dataset")
     x, y = (part if isinstance(part, np.ndarray) else np.asarray(part) for part in (x, y))
     if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
-        return Part(x, y), None  # whose shapes are refused in a moment
+        return Part(x, y), None  # `check_arrays` refuses these shapes.
     held_out = int(len(x) * share)
     if held_out in (0, len(x)):
         raise ValueError(

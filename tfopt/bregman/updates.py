@@ -1,4 +1,4 @@
-"""The remaining block updates of the splitting, each an exact minimisation over one block with all others fixed.
+"""The other block updates of the splitting: exact minimisations over one block with all others fixed.
 
 The problem (Taylor et al. 2016, equation 3, rows as samples; A_0 are the inputs, b_l biases, h_l activations):
 
@@ -22,15 +22,16 @@ __all__ = ["activation_gain", "activation_update", "multiplier_update", "weight_
 def weight_update(gram: Any, cross_gram: Any, ridge: Any = 0.0, center: Any = None, penalty: Any = None) -> Any:
     """Minimise |Z - A W|^2 + sum_i ridge_i |W_i - center_i|^2 + sum_i penalty_i |W_i|^2 over the weights W.
 
-    Only A'A and A'Z are needed, whose size does not depend on the number of rows. Solved by Cholesky's factorisation in
-    the dtype of `gram`; where that fails, as A'A is singular and nothing was added, by the eigenvalues (minimum norm).
+    Only A'A and A'Z are needed, whose size does not depend on the number of rows. The solver is Cholesky's
+    factorisation in the dtype of `gram`. It fails if A'A is singular and nothing was added. Then the eigenvalues give
+    the solution of minimum norm.
 
     Args:
         gram: A'A, shape `(inputs, inputs)`; with biases the last row and column belong to a column of ones.
         cross_gram: A'Z, shape `(inputs, outputs)`.
-        ridge: >= 0, a number, or one for each row of W, shape `(inputs,)`.
-        center: Shape `(inputs, outputs)`; None for zero.
-        penalty: Shape `(inputs,)`, >= 0, a further penalty of each row of W; None for none.
+        ridge: >= 0, a number (default 0), or one for each row of W, shape `(inputs,)`.
+        center: Shape `(inputs, outputs)`; None (default) for zero.
+        penalty: An additional penalty of each row of W, >= 0, shape `(inputs,)`; None (default) for none.
 
     Returns:
         The weights, shape `(inputs, outputs)`.
@@ -44,23 +45,15 @@ def weight_update(gram: Any, cross_gram: Any, ridge: Any = 0.0, center: Any = No
 
 
 def solve_positive(matrix: Any, right: Any) -> Any:
-    """Solve with a symmetric matrix without negative eigenvalues.
-
-    Args:
-        matrix: Shape `(n, n)`.
-        right: Shape `(n, k)`.
-
-    Returns:
-        The solution, shape `(n, k)`; where the matrix is singular, the one of minimum norm, or, inside `tf.function`,
-        an error or numbers that are not finite: see `solve_compiled`.
-    """
+    """Solve a positive semidefinite system, shapes `(n, n)` and `(n, k)`; minimum norm if it is singular."""
+    # Inside `tf.function` a singular matrix gives an error or values that are not finite: see `solve_compiled`.
     if not tf.executing_eagerly():
         return tf.linalg.cholesky_solve(tf.linalg.cholesky(matrix), right)
     try:
         solution = tf.linalg.cholesky_solve(tf.linalg.cholesky(matrix), right)
         if bool(tf.reduce_all(tf.math.is_finite(solution))):
             return solution
-    except tf.errors.InvalidArgumentError:  # TensorFlow's kernel refuses where a pivot is not positive
+    except tf.errors.InvalidArgumentError:  # TensorFlow's kernel raises if a pivot is not positive.
         pass
     if not bool(tf.reduce_all(tf.math.is_finite(matrix))):
         return tf.fill(tf.shape(right), tf.constant(float("nan"), right.dtype))
@@ -71,38 +64,23 @@ def solve_positive(matrix: Any, right: Any) -> Any:
 
 
 def as_tensor(value: Any) -> Any:
-    """Make a Python number a float64 tensor; leave tensors as they are.
-
-    Args:
-        value: A number or a tensor.
-
-    Returns:
-        A tensor.
-    """
+    """Convert a Python number to a float64 tensor; return tensors unchanged."""
     return value if tf.is_tensor(value) else tf.constant(value, tf.float64)
 
 
 def solve_compiled(function: Any, *arguments: Any) -> Any:
-    """Call a `tf.function` that solves with `solve_positive`; where a matrix is singular, its Python function instead.
-
-    Args:
-        function: The `tf.function`.
-        *arguments: Its tensors.
-
-    Returns:
-        What it returns.
-    """
+    """Call a `tf.function` that uses `solve_positive`; if a matrix is singular, call its Python function instead."""
     try:
         result = function(*arguments)
         if all(bool(tf.reduce_all(tf.math.is_finite(tensor))) for tensor in tf.nest.flatten(result)):
             return result
-    except tf.errors.InvalidArgumentError:  # where a pivot is not positive; some kernels give NaN instead
+    except tf.errors.InvalidArgumentError:  # A pivot is not positive. Some kernels return NaN instead.
         pass
     return function.python_function(*arguments)
 
 
 def activation_gain(kernel: Any, linear_penalty: Any, activation_penalty: Any) -> Any:
-    """Compute beta W' (beta W W' + gamma I)^-1, by which the update of activations answers the residual.
+    """Compute beta W' (beta W W' + gamma I)^-1, the factor from the residual to the update of activations.
 
     It equals beta (beta W' W + gamma I)^-1 W'; the smaller of the two systems is solved, in float64.
 
@@ -123,20 +101,20 @@ def activation_gain(kernel: Any, linear_penalty: Any, activation_penalty: Any) -
     return tf.cast(solution if is_tall else tf.transpose(solution), kernel.dtype)
 
 
-COMPILED_GAIN = compiled(activation_gain, by_xla=False)  # for `solve_compiled`
+COMPILED_GAIN = compiled(activation_gain, by_xla=False)  # To be called by `solve_compiled`.
 
 
 def activation_update(h: Any, z_next: Any, kernel: Any, gain: Any) -> Any:
     """Minimise beta |Z_next - A W|^2 + gamma |A - h|^2 over the activations A.
 
-    A = (beta Z_next W' + gamma h) (beta W W' + gamma I)^-1, computed as h + (Z_next - h W) gain, which loses nothing
-    where A differs little from h.
+    A = (beta Z_next W' + gamma h) (beta W W' + gamma I)^-1, computed as h + (Z_next - h W) gain. This form loses no
+    digits if A differs little from h.
 
     Args:
         h: h(Z), shape `(rows, inputs)`.
         z_next: Pre-activations of the next layer minus its bias, shape `(rows, outputs)`.
         kernel: W of the next layer, shape `(inputs, outputs)`.
-        gain: What `activation_gain` has made of the kernel and both penalties.
+        gain: `activation_gain` of the kernel and both penalties, shape `(outputs, inputs)`.
 
     Returns:
         The activations, shape `(rows, inputs)`.
@@ -147,8 +125,8 @@ def activation_update(h: Any, z_next: Any, kernel: Any, gain: Any) -> Any:
 def multiplier_update(multiplier: Any, residual: Any, linear_penalty: Any, step: float) -> Any:
     """Return lambda + step * beta * (Z - A W).
 
-    With a step of 2, after Z was minimised over, this is -d loss(Z), a subgradient: the Bregman iteration. The paper
-    prints a step of 1.
+    After the minimisation over Z, a step of 2 gives -d loss(Z), a subgradient: the Bregman iteration. The paper prints
+    a step of 1.
 
     Args:
         multiplier: lambda, any shape.
@@ -157,21 +135,15 @@ def multiplier_update(multiplier: Any, residual: Any, linear_penalty: Any, step:
         step: 1 or 2.
 
     Returns:
-        The new multiplier.
+        The new multiplier, same shape.
     """
     return multiplier + step * as_scalar(linear_penalty, residual.dtype) * residual
 
 
 def mean_squares(gram: Any, with_bias: bool) -> Any:
-    """Return what a ridge of 1 is for each input of a layer, so that the inputs' unit does not matter.
-
-    Args:
-        gram: A'A, shape `(inputs, inputs)`, or its mean over rows.
-        with_bias: Whether the last input is the bias's column of ones.
-
-    Returns:
-        The mean of the inputs' diagonal entries for each of them, and the bias's own, shape `(inputs,)`.
-    """
+    """Return the mean of the inputs' diagonal entries of A'A, and the bias's own entry, shape `(inputs,)`."""
+    # A ridge in these units does not depend on the unit of the inputs. `gram` is A'A, shape `(inputs, inputs)`, or its
+    # mean over rows. `with_bias`: the last input is the column of ones.
     squares = tf.linalg.diag_part(gram)
     inputs = squares[:-1] if with_bias else squares
     means = tf.fill(tf.shape(inputs), tf.reduce_mean(inputs))
@@ -179,17 +151,7 @@ def mean_squares(gram: Any, with_bias: bool) -> Any:
 
 
 def join_bias(kernel: Any, bias: Any, decay: Any, with_bias: bool) -> tuple[Any, Any]:
-    """Write a layer's weights as one matrix, the bias as its last row.
-
-    Args:
-        kernel: Shape `(inputs, outputs)`.
-        bias: Shape `(outputs,)`.
-        decay: Penalty of the kernel, a float64 scalar.
-        with_bias: Whether the layer has a bias.
-
-    Returns:
-        The matrix in float64, and the penalty of each of its rows, zero for the bias.
-    """
+    """Return kernel and bias as one float64 matrix, the bias as last row, and each row's decay, 0 for the bias."""
     matrix, decays = tf.cast(kernel, tf.float64), tf.fill([kernel.shape[0]], decay)
     if with_bias:
         matrix = tf.concat([matrix, tf.cast(bias, tf.float64)[None]], axis=0)
@@ -198,16 +160,6 @@ def join_bias(kernel: Any, bias: Any, decay: Any, with_bias: bool) -> tuple[Any,
 
 
 def split_bias(matrix: Any, kernel: Any, bias: Any, with_bias: bool) -> tuple[Any, Any]:
-    """Undo `join_bias`.
-
-    Args:
-        matrix: The weights as one matrix.
-        kernel: The layer's kernel, for its dtype.
-        bias: The layer's bias, kept where the layer has none.
-        with_bias: Whether it has one.
-
-    Returns:
-        Kernel and bias.
-    """
+    """Undo `join_bias`: return kernel and bias in the kernel's dtype; a layer without a bias keeps `bias`."""
     new = tf.cast(matrix, kernel.dtype)
     return (new[:-1], new[-1]) if with_bias else (new, bias)
