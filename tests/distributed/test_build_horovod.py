@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from tfopt.distributed import _pinned, _source, _toolchain, _wheel_cache, build_horovod
-from tfopt.distributed._mends import MENDS
+from tfopt.distributed._mends import PATCHES
 from tfopt.distributed._toolchain import HEADERS, BuildError
 
 
@@ -136,8 +136,8 @@ def make_source(folder, files):
 
 def known_files(column=1):
     """What the source has where it is mended (column 1), or what the mended source has there (2)."""
-    names = {name for name, *_ in MENDS}
-    return {name: "\n;\n".join(["x", *(m[column] for m in MENDS if m[0] == name)]).encode() for name in names}
+    names = {name for name, *_ in PATCHES}
+    return {name: "\n;\n".join(["x", *(m[column] for m in PATCHES if m[0] == name)]).encode() for name in names}
 
 
 def pin(archive, monkeypatch):
@@ -163,7 +163,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("name", sorted({name for name, *_ in MENDS}))
+@pytest.mark.parametrize("name", sorted({name for name, *_ in PATCHES}))
 def test_a_source_that_has_changed_is_named_and_not_touched(name, change, tmp_path):
     changed, message = CHANGES[change]
     files = {**known_files(), name: changed(known_files()[name])}
@@ -172,7 +172,7 @@ def test_a_source_that_has_changed_is_named_and_not_touched(name, change, tmp_pa
         if content is not None:
             (tmp_path / place).write_bytes(content)
     with pytest.raises(BuildError, match=f"This is not the source of Horovod 0.28.1: {name} {message}"):
-        _source.mend(tmp_path)
+        _source.apply_patches(tmp_path)
     for place, content in files.items():
         assert not (tmp_path / place).exists() if content is None else (tmp_path / place).read_bytes() == content
 
@@ -362,7 +362,7 @@ def test_the_key_tells_builds_apart(monkeypatch):
     assert build_horovod.build_key("2.21.0", compiler) == key
     assert build_horovod.build_key("2.20.0", compiler) != key
     with monkeypatch.context() as other:
-        other.setattr(build_horovod, "MENDS", MENDS[1:])
+        other.setattr(build_horovod, "PATCHES", PATCHES[1:])
         assert build_horovod.build_key("2.21.0", compiler) != key
     monkeypatch.setenv("HOROVOD_WITH_MPI", "1")
     assert build_horovod.build_key("2.21.0", compiler) != key

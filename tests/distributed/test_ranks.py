@@ -301,7 +301,7 @@ def denan(value):
 # --- misuse
 
 MISUSE = {
-    "other_calls": "have come to different places: rank 0 to pears, rank 1 to apples",
+    "other_calls": "have reached different points: rank 0 is at pears, rank 1 at apples",
     "gather_of_a_scalar": "`tensor` must have at least one axis",
     "root_that_is_no_rank": "`root_rank` must be an integer >= 0 and <= ",
     "different_numbers_of_batches": "do not agree on the number of batches: rank 0 has 2, rank 1 has 3",
@@ -317,14 +317,14 @@ MISUSE = {
     "other_clipping": "do not agree on the optimizer's arguments: rank 0 has clipnorm=None, rank 1 has clipnorm=0.01",
     "frozen_later_on_one_rank": "do not agree on the variables: .* not trainable",
     "a_callback_on_one_rank": "do not agree on the callbacks: rank 0 has AverageMetrics, rank 1 has none",
-    "the_only_callback_on_one_rank": "different places: rank 0 to the start of training, rank 1 to the first step",
+    "the_only_callback_on_one_rank": "different points: rank 0 is at the start of training, rank 1 at the first step",
     "plain_optimizer": "compiled with a plain SGD: each rank would train on its own",
     "plain_optimizer_on_one_rank": "Rank 1: The model was compiled with a plain SGD",
     "xla": r"model.compile\(..., jit_compile=False\)",
     "xla_without_callbacks": r"compiled with XLA.*model.compile\(..., jit_compile=False\)",
     "horovods_own_wrapper": "horovod.tensorflow.keras.DistributedOptimizer, which does not average",
     "early_stopping_on_local_metrics": "rank 1 has the end of training.*must come after AverageMetrics",
-    "model_built_by_its_first_step": "variables come into being during the first step",
+    "model_built_by_its_first_step": "creates its variables during the first step",
     "optimizer_inside_loss_scaling": "must not be wrapped in a LossScaleOptimizer",
     "a_measurement_on_one_rank": "do not agree on the callbacks: rank 0 has Convexity, rank 1 has none",
     "compiled_again_on_one_rank": "do not agree on the model: rank 0 has the one of before, rank 1 has one that is new",

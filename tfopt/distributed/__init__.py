@@ -1,7 +1,7 @@
 """Data-parallel training of Keras 3 models with Horovod.
 
-Horovod is not needed to import this; `python -m tfopt.distributed.build_horovod` builds it. The callbacks that belong
-here are in `tfopt.callbacks`.
+This module imports without Horovod; `python -m tfopt.distributed.build_horovod` builds it. The callbacks for
+distributed training are in `tfopt.callbacks`.
 """
 
 import importlib
@@ -21,7 +21,7 @@ __all__ = ["DistributedOptimizer", "shard"]
 
 
 def __getattr__(name: str) -> Any:
-    # On first use, so that building Horovod does not wait for TensorFlow.
+    # Import on first use, so that the build of Horovod does not import TensorFlow.
     if name in _MODULES:
         return getattr(importlib.import_module(f"tfopt.distributed.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'tfopt.distributed' has no attribute {name!r}; it has {', '.join(__all__)}")

@@ -1,15 +1,15 @@
-"""What Horovod's build puts right in Horovod's source: the file, what is wrong in it, and what should be there."""
+"""Patches of Horovod's source: the file, the faulty text, and its replacement."""
 
-# Over Gloo, the list of ranks is reserved, but never has a size: the check for ranks that wait in vain goes through an
-# empty list, and neither warns nor ends the job.
+# Over Gloo, Horovod reserves the list of ranks but never resizes it. The check for stalled ranks loops over an empty
+# list: it neither warns nor ends the job.
 _STALLED_RANKS = (
     "horovod/common/gloo/gloo_controller.cc",
     "global_ranks_.reserve(size_);",
     "global_ranks_.resize(size_);",
 )
 
-# The connections that all operations use forget the network interface, and take the address that the host's own name
-# has there: often 127.0.0.1, where no other machine answers.
+# The connections of all operations ignore the chosen network interface. They use the address of the host's own name,
+# often 127.0.0.1, where other machines cannot connect.
 _NETWORK_INTERFACE = (
     "horovod/common/gloo/gloo_context.cc",
     "  auto dev = CreateDevice(device_attr);\n\n  global_ctx = global_context.ctx;",
@@ -17,8 +17,8 @@ _NETWORK_INTERFACE = (
     "  auto dev = CreateDevice(device_attr);\n\n  global_ctx = global_context.ctx;",
 )
 
-# The thread that receives asks again and again, at full load and in the way of the others, for as long as another one
-# sends over the same connection. It now waits for that one to be done, 1 ms at most.
+# While another thread sends over the same connection, the receiving thread polls it in a busy loop and slows the
+# others. With this patch it waits for the lock, 1 ms at most.
 _SPINNING_THREAD = (
     "third_party/gloo/gloo/transport/tcp/pair.cc",
     "  std::unique_lock<std::mutex> lock(m_, std::try_to_lock);\n  if (!lock) {\n    return;\n  }\n",
@@ -28,8 +28,8 @@ _SPINNING_THREAD = (
     "  std::unique_lock<std::mutex> lock(m_, std::adopt_lock);\n",
 )
 
-# `horovodrun` imports TensorFlow twice, one after the other, to ask what the library was built with. The build knows,
-# and now writes it down beside the versions; ranks start at once.
+# `horovodrun` imports TensorFlow twice to ask which libraries Horovod was built with. The build now writes the answer
+# beside the versions, so that ranks start at once.
 _NOTED_CONTROLLERS = (
     (
         "CMakeLists.txt",
@@ -56,13 +56,13 @@ _NOTED_CONTROLLERS = (
     ),
 )
 
-# Half of the compilation went into a second Gloo, for C++11, which TensorFlow's part does not link (it takes the one
-# for C++17), and into what a debugger reads. The two files that take longest, a third of the rest, came last, when
-# nothing was left to be compiled beside them.
+# Half of the compilation time went into debug information and into a second Gloo, for C++11, which the TensorFlow part
+# does not link (it links the one for C++17). The two slowest files, a third of the remaining time, were compiled last,
+# when nothing was left to compile in parallel. Compile them first.
 _COMPILATION = (
     ("CMakeLists.txt", "add_subdirectory(third_party/gloo)", "add_subdirectory(third_party/gloo EXCLUDE_FROM_ALL)"),
     ("CMakeLists.txt", 'REPLACE "-O2" "-O3" CMAKE_CXX_FLAGS_REL', 'REPLACE "-O2 -g" "-O3" CMAKE_CXX_FLAGS_REL'),
     ("horovod/tensorflow/CMakeLists.txt", "SHARED ${SOURCES} ${TF_SOURCES}", "SHARED ${TF_SOURCES} ${SOURCES}"),
 )
 
-MENDS = (_STALLED_RANKS, _NETWORK_INTERFACE, _SPINNING_THREAD, *_NOTED_CONTROLLERS, *_COMPILATION)
+PATCHES = (_STALLED_RANKS, _NETWORK_INTERFACE, _SPINNING_THREAD, *_NOTED_CONTROLLERS, *_COMPILATION)

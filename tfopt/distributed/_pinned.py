@@ -1,7 +1,8 @@
-"""What the build of Horovod downloads for itself: exact versions, and the SHA-256 hashes of their files.
+"""Downloads of the Horovod build: exact versions, and the SHA-256 hashes of their files.
 
-pip compares a file with these hashes before it unpacks or runs anything of it. What Horovod needs when it runs goes
-among the user's packages, in a version that suits them: pip checks those files against the hashes of the package index.
+pip compares a file with these hashes before it unpacks the file or runs any of it. Horovod's runtime requirements are
+not pinned: they are installed among the user's packages, in versions that suit them, and pip checks these files against
+the hashes of the package index.
 """
 
 from collections.abc import Mapping
@@ -11,12 +12,12 @@ HOROVOD_VERSION = "0.28.1"
 SOURCE: dict[str, tuple[str, ...]] = {
     f"horovod=={HOROVOD_VERSION}": ("92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0",)
 }
-# Horovod's setup needs pkg_resources, which setuptools has up to version 80.
+# Horovod's setup needs pkg_resources, which setuptools contains up to version 80.
 BUILD_TOOLS: dict[str, tuple[str, ...]] = {
     "setuptools==80.10.2": ("95b30ddfb717250edb492926c92b5221f7ef3fbcc2b07579bcd4a27da21d0173",),
     "wheel==0.45.1": ("708e7481cc80179af0e556bbf0cc00b8444c7321e2700b8d8580231d13017248",),
 }
-# The newest cmake that takes Horovod's files, one hash for each kind of machine.
+# The newest cmake that accepts Horovod's files, with one hash for each kind of machine.
 CMAKE: dict[str, tuple[str, ...]] = {
     "cmake==3.31.10": (
         "2f766bb46367e5e0559fa33184653754bce044583a06014dcaebf8e6dff8a1f1",  # Linux x86_64
@@ -32,15 +33,9 @@ CMAKE: dict[str, tuple[str, ...]] = {
 
 
 def pinned_options(pins: Mapping[str, tuple[str, ...]], folder: Path) -> tuple[str, ...]:
-    """Write a file of requirements with hashes, and return the options that make pip take nothing else.
-
-    Args:
-        pins: Exact requirements, and the SHA-256 hashes of the files that may satisfy each.
-        folder: Where to write the file. It must exist.
-
-    Returns:
-        pip's options. pip refuses files with other hashes, and does not look for dependencies.
-    """
+    """Write requirements with hashes to an existing folder, and return options that make pip install nothing else."""
+    # `pins` maps exact requirements to the SHA-256 hashes of the files that may satisfy them. pip rejects files with
+    # other hashes, and installs no dependencies.
     lines = [" ".join([pin, *(f"--hash=sha256:{digest}" for digest in digests)]) for pin, digests in pins.items()]
     file = folder / f"{next(iter(pins)).split('==')[0]}-requirements.txt"
     file.write_text("\n".join(lines) + "\n")

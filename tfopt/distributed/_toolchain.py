@@ -1,4 +1,4 @@
-"""What compiling Horovod needs beside its source: TensorFlow's headers, a C++ compiler, and cmake."""
+"""Requirements of Horovod's compilation besides its source: TensorFlow's headers, a C++ compiler, and cmake."""
 
 import importlib.metadata
 import importlib.util
@@ -16,7 +16,7 @@ from rich.console import Console
 
 from tfopt.distributed._pinned import BUILD_TOOLS, CMAKE, HOROVOD_VERSION, pinned_options
 
-# Where Horovod looks for a header -> where TensorFlow may have it, the newest place first.
+# Maps the path where Horovod looks for a header to the paths where TensorFlow may have it, the newest first.
 HEADERS = {
     "tensorflow/compiler/xla/client/xla_builder.h": ("xla/hlo/builder/xla_builder.h", "xla/client/xla_builder.h"),
     "tensorflow/compiler/xla/service/custom_call_target_registry.h": ("xla/service/custom_call_target_registry.h",),
@@ -26,8 +26,8 @@ HEADERS = {
 }
 INCLUDED_LIBRARIES = ("external/highwayhash", "external/farmhash_archive/src")
 
-# What is built unless the environment says otherwise. Without being told, Horovod builds with MPI where it finds one,
-# and `horovodrun` then starts ranks by `mpirun`: what a job does would hang on what else a machine has installed.
+# Default options, unless the environment sets others. Without them, Horovod builds with MPI if it finds MPI, and
+# `horovodrun` then starts ranks with `mpirun`. The behaviour of a job would depend on other installed software.
 OPTIONS = {
     "HOROVOD_WITH_TENSORFLOW": "1",
     "HOROVOD_WITH_GLOO": "1",
@@ -45,14 +45,7 @@ class BuildError(Exception):
 
 
 def find_tensorflow() -> tuple[Path, str]:
-    """Find the installed TensorFlow without importing it.
-
-    Returns:
-        Its folder of headers, and its version.
-
-    Raises:
-        BuildError: It is not installed, or came without headers.
-    """
+    """Return TensorFlow's header folder and version without importing it; raise `BuildError` if missing."""
     spec = importlib.util.find_spec("tensorflow")
     if spec is None or spec.origin is None:
         raise BuildError("TensorFlow is not installed: pip install tensorflow")
@@ -65,18 +58,8 @@ def find_tensorflow() -> tuple[Path, str]:
 
 
 def find_compiler(environment: Mapping[str, str]) -> str:
-    """Find a C++ compiler, and see it compile C++17.
-
-    Args:
-        environment: Environment variables; `CXX` names the compiler.
-
-    Returns:
-        Its path.
-
-    Raises:
-        BuildError: There is none that works.
-    """
-    chosen = shlex.split(environment.get("CXX", ""))  # a program, perhaps with options or after ccache
+    """Return the path of a C++ compiler (`CXX` if set) that compiles C++17; raise `BuildError` if there is none."""
+    chosen = shlex.split(environment.get("CXX", ""))  # A program, perhaps with options or after ccache.
     candidates = chosen[:1] or ["g++", "clang++", "c++"]
     compiler = next((path for name in candidates if (path := shutil.which(name, path=environment.get("PATH")))), None)
     if compiler is None:
@@ -98,22 +81,14 @@ def find_compiler(environment: Mapping[str, str]) -> str:
 
 
 def write_forwarding_headers(include: Path, folder: Path) -> None:
-    """Put a header that forwards to TensorFlow's into each place where Horovod looks for one in vain.
-
-    Args:
-        include: TensorFlow's folder of headers.
-        folder: Where to write.
-
-    Raises:
-        BuildError: TensorFlow has a header at none of the places known.
-    """
-    for asked, places in HEADERS.items():
+    """Write a header that includes TensorFlow's for each path where Horovod would not find one."""
+    for asked, candidates in HEADERS.items():
         if (include / asked).exists():
             continue
-        found = next((place for place in places if (include / place).exists()), None)
+        found = next((candidate for candidate in candidates if (include / candidate).exists()), None)
         if found is None:
             raise BuildError(
-                f"This TensorFlow has no {' or '.join(places)}: Horovod {HOROVOD_VERSION} is known to build with "
+                f"This TensorFlow has no {' or '.join(candidates)}: Horovod {HOROVOD_VERSION} is known to build with "
                 "TensorFlow 2.18 to 2.21"
             )
         header = folder / asked
@@ -122,14 +97,7 @@ def write_forwarding_headers(include: Path, folder: Path) -> None:
 
 
 def has_usable_cmake(environment: Mapping[str, str]) -> bool:
-    """Tell whether there is a cmake that takes Horovod's files: any from 3.13 on, before version 4.
-
-    Args:
-        environment: Environment variables.
-
-    Returns:
-        Whether there is.
-    """
+    """Return whether there is a cmake that accepts Horovod's files: version 3.13 or later, and before 4."""
     cmake = shutil.which("cmake", path=environment.get("PATH"))
     if cmake is None:
         return False
@@ -139,28 +107,12 @@ def has_usable_cmake(environment: Mapping[str, str]) -> bool:
 
 
 def pip(*arguments: str) -> list[str]:
-    """Return the command that runs this Python's pip.
-
-    Args:
-        *arguments: What to tell it.
-
-    Returns:
-        The command.
-    """
+    """Return the command that runs this Python's pip with these arguments."""
     return [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
 
 
 def run(command: list[str], what: str, environment: Mapping[str, str] | None = None) -> None:
-    """Run a command quietly.
-
-    Args:
-        command: The command.
-        what: What it does, for the message.
-        environment: Environment variables; None for those of this process.
-
-    Raises:
-        BuildError: It failed; the message ends with its last lines.
-    """
+    """Run a command without output; raise `BuildError` with its last 30 lines if it fails, and `what` it does."""
     result = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, check=False
     )
@@ -169,14 +121,7 @@ def run(command: list[str], what: str, environment: Mapping[str, str] | None = N
 
 
 def choose_options(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the options of Horovod's build.
-
-    Args:
-        environment: The user's environment variables.
-
-    Returns:
-        Ours, and the user's in their place.
-    """
+    """Return the options of Horovod's build: the defaults, replaced by the user's environment variables."""
     theirs = {name: value for name, value in environment.items() if name.startswith("HOROVOD_WITH")}
     opposites = {_opposite_of(name) for name in theirs if theirs[name] not in ("", "0")}
     return {name: value for name, value in OPTIONS.items() if name not in opposites} | theirs
@@ -188,37 +133,29 @@ def _opposite_of(name: str) -> str:
 
 
 def build_environment(include: Path, folder: Path, environment: Mapping[str, str]) -> dict[str, str]:
-    """Prepare everything that the compilation needs, in a folder of its own.
-
-    Only what Horovod needs to run, and imports while it is built, goes among the user's packages.
-
-    Args:
-        include: TensorFlow's folder of headers.
-        folder: Where to put things.
-        environment: The user's environment variables.
-
-    Returns:
-        The environment variables for the compilation.
-    """
+    """Prepare the compilation in a folder of its own, and return its environment variables."""
+    # Horovod imports its runtime requirements during the build, so they are installed among the user's packages. All
+    # other tools stay in `folder`.
     headers, tools = folder / "headers", folder / "tools"
     write_forwarding_headers(include, headers)
     wanted = BUILD_TOOLS
     if not has_usable_cmake(environment):
-        console.print("There is no cmake from 3.13 to 3.31 here: taking one from the package index")
+        console.print("No cmake from 3.13 to 3.31 was found: installing one from the package index")
         wanted = wanted | CMAKE
     options = ("--quiet", "--only-binary", ":all:", *pinned_options(wanted, folder))
     run(pip("install", "--target", str(tools), *options), "Installing the build tools")
     missing = [name for name in RUNTIME_REQUIREMENTS if not _is_installed(name)]
     if missing:
         run(pip("install", "--quiet", *missing), f"Installing {', '.join(missing)}")
-    places = [headers, *(include / library for library in INCLUDED_LIBRARIES)]
+    folders = [headers, *(include / library for library in INCLUDED_LIBRARIES)]
     python = Path(sys.executable).parent
-    # Some files take up to 2 GB: no more than 8 at once, as Horovod's setup has it where MAKEFLAGS is not set.
+    # Compiling some files takes up to 2 GB. Therefore compile at most 8 at once, as Horovod's setup does if MAKEFLAGS
+    # is not set.
     jobs = environment.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(min(8, _usable_cores()))
     return {
         **environment,
         **choose_options(environment),
-        "CPATH": os.pathsep.join([*map(str, places), *filter(None, [environment.get("CPATH")])]),
+        "CPATH": os.pathsep.join([*map(str, folders), *filter(None, [environment.get("CPATH")])]),
         "PYTHONPATH": os.pathsep.join([str(tools), *filter(None, [environment.get("PYTHONPATH")])]),
         "PATH": os.pathsep.join([str(tools / "cmake/data/bin"), str(python), environment.get("PATH", "")]),
         "TF_CPP_MIN_LOG_LEVEL": "3",

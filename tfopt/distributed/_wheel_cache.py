@@ -1,4 +1,4 @@
-"""The user's cache of built wheels: folders that nobody else can write to, and a hash beside each wheel."""
+"""The user's cache of built wheels: folders that only this user can write to, and a hash beside each wheel."""
 
 import hashlib
 import os
@@ -11,38 +11,28 @@ OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def cache_folder() -> Path:
-    """Return the folder in which wheels are kept.
-
-    Returns:
-        `tfopt/horovod` in the user's cache: in `XDG_CACHE_HOME`, if that is an absolute path, or `~/.cache`.
-    """
+    """Return `tfopt/horovod` in `XDG_CACHE_HOME`, if that is an absolute path, or else in `~/.cache`."""
     named = os.environ.get("XDG_CACHE_HOME", "")
-    # A relative path is to be ignored by XDG's rules: whoever can write to the current folder would choose the wheel.
+    # XDG's rules say to ignore a relative path. Otherwise a user who can write to the current folder would choose the
+    # wheel.
     return Path(named if os.path.isabs(named) else Path.home() / ".cache") / "tfopt" / "horovod"
 
 
 def open_folder(folder: Path) -> None:
-    """Make the folder of a build, and see that only this user can use it, `cache_folder()` and the folder above.
-
-    Args:
-        folder: A folder in `cache_folder()`. It need not exist.
-
-    Raises:
-        BuildError: It cannot be made, or somebody else could have put a wheel there.
-    """
+    """Create a build's folder in `cache_folder()`; raise `BuildError` unless only this user can use the cache."""
     try:
         own = (*reversed(folder.parents[:2]), folder)
-        for place in (*reversed(folder.parents[2:]), *own):
-            if not os.path.lexists(place):
-                place.mkdir(mode=0o700, exist_ok=True)
-            if place in own:
-                _make_private(place)
+        for path in (*reversed(folder.parents[2:]), *own):
+            if not os.path.lexists(path):
+                path.mkdir(mode=0o700, exist_ok=True)
+            if path in own:
+                _make_private(path)
     except OSError as error:
         raise BuildError(f"The wheel cannot be kept in {folder} ({error}): set XDG_CACHE_HOME") from error
 
 
 def _make_private(folder: Path) -> None:
-    # Files in it are checked one by one: what others have put there, or could have changed, is not used.
+    # Files in the folder are checked one by one. A file that others wrote, or could have changed, is not used.
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         kind = "a link" if stat.S_ISLNK(found.st_mode) else "no folder"
@@ -61,22 +51,11 @@ def _make_private(folder: Path) -> None:
 
 
 def keep_wheel(built: Path, folder: Path) -> Path:
-    """Copy a wheel into the cache, with its hash beside it, as `sha256sum` writes it.
-
-    Args:
-        built: The wheel.
-        folder: The folder of its build, after `open_folder`.
-
-    Returns:
-        The wheel in the cache.
-
-    Raises:
-        BuildError: It cannot be written.
-    """
+    """Copy a wheel into its build's folder, write its hash beside it as `sha256sum` does, and return the copy."""
     target = folder / built.name
     content = built.read_bytes()
     try:
-        # The hash first: a wheel that does not belong to its hash is built again.
+        # Write the hash first: a wheel that does not match its hash is built again.
         _write(_hash_file(target), f"{hashlib.sha256(content).hexdigest()}  {target.name}\n".encode())
         _write(target, content)
     except OSError as error:
@@ -86,7 +65,7 @@ def keep_wheel(built: Path, folder: Path) -> Path:
 
 def _write(target: Path, content: bytes) -> None:
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    partial.unlink(missing_ok=True)  # of a process that was killed and had the same number
+    partial.unlink(missing_ok=True)  # A killed process with the same number may have left it.
     try:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
@@ -97,17 +76,7 @@ def _write(target: Path, content: bytes) -> None:
 
 
 def find_wheel(folder: Path) -> Path | None:
-    """Find the wheel of a build, and compare it with the hash beside it.
-
-    Args:
-        folder: The folder of the build, after `open_folder`.
-
-    Returns:
-        The wheel; None if there is none that is what was put there. Others are printed.
-
-    Raises:
-        BuildError: A folder stands where a file should be.
-    """
+    """Return the wheel of a build that matches its hash, or None; print why another is not used."""
     for wheel in sorted(folder.glob("horovod-*.whl")):
         problem = _problem_of(wheel)
         if problem is None:
@@ -117,7 +86,7 @@ def find_wheel(folder: Path) -> Path | None:
 
 
 def _problem_of(wheel: Path) -> str | None:
-    # Why a wheel is not used; None if it is what was put there.
+    # Return why a wheel cannot be used; None if it is unchanged since `keep_wheel`.
     for file in (_hash_file(wheel), wheel):
         if file.is_dir() and not file.is_symlink():
             raise BuildError(f"The cache of wheels must hold files. Received: the folder {file}. Remove it")
@@ -138,7 +107,7 @@ def _hash_file(wheel: Path) -> Path:
 
 
 def _fault_of(file: Path) -> str | None:
-    # Why the file cannot be trusted; None if it can.
+    # Return why the file cannot be trusted; None if it can.
     try:
         found = file.lstat()
     except OSError:

@@ -1,9 +1,9 @@
-"""Build Horovod for the TensorFlow that is installed: `python -m tfopt.distributed.build_horovod`.
+"""Build Horovod for the installed TensorFlow: `python -m tfopt.distributed.build_horovod`.
 
-Horovod 0.28.1, the newest release, includes TensorFlow headers by the places that they had up to TensorFlow 2.15. They
-are still there, elsewhere: this puts forwarding headers where Horovod looks for them, mends what is wrong with it over
-Gloo, and compiles it. What it downloads must have the hashes that it knows. The wheel is kept in the user's cache, with
-its hash; building takes minutes once and seconds from then on.
+Horovod 0.28.1, the newest release, includes TensorFlow headers from paths that were valid up to TensorFlow 2.15. Later
+TensorFlows have these headers at other paths. This command writes forwarding headers where Horovod looks for them,
+patches Horovod's faults over Gloo, and compiles it. Every download for the build must have a known hash. The wheel is
+kept in the user's cache, with its hash. The first build takes minutes, later runs seconds.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tfopt.distributed._mends import MENDS
+from tfopt.distributed._mends import PATCHES
 from tfopt.distributed._pinned import HOROVOD_VERSION
 from tfopt.distributed._source import fetch_source
 from tfopt.distributed._toolchain import (
@@ -38,8 +38,8 @@ from tfopt.distributed._toolchain import (
 )
 from tfopt.distributed._wheel_cache import cache_folder, find_wheel, keep_wheel, open_folder
 
-PROOF_SECONDS = 600  # two slow imports of TensorFlow under load
-# Variables beside HOROVOD_WITH... that the build reads.
+PROOF_SECONDS = 600  # Enough for two slow imports of TensorFlow under load.
+# Environment variables that the build reads, besides HOROVOD_WITH...
 SEEN = ("CXX", "CXXFLAGS", "CPATH", "LDFLAGS", "HOROVOD_CPU_OPERATIONS")
 SEEN_PREFIXES = ("HOROVOD_GPU", "HOROVOD_CUDA_", "HOROVOD_NCCL_", "HOROVOD_ROCM_", "HOROVOD_BUILD_")
 PROOF = """
@@ -52,18 +52,8 @@ assert ranks.size == 2 and total.numpy().tolist() == [3.0, 6.0], (ranks.size, to
 
 
 def compile_wheel(include: Path, folder: Path) -> Path:
-    """Compile Horovod, and show how far it is.
-
-    Args:
-        include: TensorFlow's folder of headers.
-        folder: Where to put the wheel, and the log of the compilation.
-
-    Returns:
-        The wheel.
-
-    Raises:
-        BuildError: The compilation failed.
-    """
+    """Compile Horovod with a progress bar, and return the wheel; raise `BuildError` if this fails."""
+    # `include` is TensorFlow's folder of headers. `folder` receives the wheel and the log.
     log = folder / "build.log"
     _remove_log(log)
     with tempfile.TemporaryDirectory(prefix="tfopt-horovod-") as scratch:
@@ -83,7 +73,7 @@ def compile_wheel(include: Path, folder: Path) -> Path:
 
 
 def _remove_log(log: Path) -> None:
-    # A link from when others could write to the folder is not followed.
+    # Delete a link instead of following it: others may once have been able to write to the folder.
     try:
         log.unlink(missing_ok=True)
     except OSError as error:
@@ -91,7 +81,7 @@ def _remove_log(log: Path) -> None:
 
 
 def _run_with_progress(command: list[str], environment: Mapping[str, str], log: Path) -> int:
-    # cmake says in its output how many percent are done.
+    # cmake prints the percentage done in its output.
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -116,15 +106,7 @@ def _run_with_progress(command: list[str], environment: Mapping[str, str], log: 
 
 
 def build_key(tensorflow_version: str, compiler: str) -> str:
-    """Name a build by everything that decides what comes out of it.
-
-    Args:
-        tensorflow_version: TensorFlow's version.
-        compiler: Path of the compiler.
-
-    Returns:
-        A name for its folder in the cache.
-    """
+    """Return the name of a build's cache folder, which depends on everything that determines the wheel."""
     asked = {name: value for name, value in os.environ.items() if name in SEEN or name.startswith(SEEN_PREFIXES)}
     flags = choose_options(os.environ) | asked
     version = subprocess.run(
@@ -138,35 +120,24 @@ def build_key(tensorflow_version: str, compiler: str) -> str:
         platform.libc_ver(),
         os.path.basename(compiler) + version.stdout.strip(),
         sorted(flags.items()),
-        MENDS,
+        PATCHES,
     ]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:10]
     return f"horovod-{HOROVOD_VERSION}-tensorflow-{tensorflow_version}-{sys.implementation.cache_tag}-{digest}"
 
 
 def is_wheel_installed(wheel: Path) -> bool:
-    """Tell whether the installed Horovod is this very wheel, by what pip noted when it installed it.
-
-    Args:
-        wheel: The wheel.
-
-    Returns:
-        Whether it is.
-    """
+    """Return whether the installed Horovod is exactly this wheel, by the note that pip wrote at installation."""
     try:
         note = importlib.metadata.distribution("horovod").read_text("direct_url.json")
         installed = json.loads(note or "null")["archive_info"]["hashes"]["sha256"]
     except (importlib.metadata.PackageNotFoundError, ValueError, TypeError, LookupError):
-        return False  # not installed, or from elsewhere, or the note is damaged
+        return False  # Not installed, installed from another file, or the note is damaged.
     return bool(installed == hashlib.sha256(wheel.read_bytes()).hexdigest())
 
 
 def prove() -> None:
-    """Start two ranks and let them add up a tensor.
-
-    Raises:
-        BuildError: They did not manage to.
-    """
+    """Start two ranks that sum a tensor; raise `BuildError` if they fail."""
     environment = {
         **os.environ,
         "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -186,7 +157,7 @@ def prove() -> None:
             try:
                 output, _ = process.communicate(timeout=PROOF_SECONDS)
             except subprocess.TimeoutExpired as error:
-                process.terminate()  # which lets it end its ranks
+                process.terminate()  # It then ends its ranks.
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=30)
                 process.kill()
@@ -194,19 +165,12 @@ def prove() -> None:
                 raise BuildError(f"Horovod is installed, but two ranks did not finish within {seconds}") from error
     if process.returncode:
         lines = output.splitlines()
-        said = [line for line in lines if re.match(r"\[\d+\]<std", line)] or lines  # by the ranks, not their launcher
+        said = [line for line in lines if re.match(r"\[\d+\]<std", line)] or lines  # Not the launcher's lines.
         raise BuildError("Horovod is installed, but two ranks failed:\n" + "\n".join(said[-30:]))
 
 
 def build(force: bool = False) -> None:
-    """Build Horovod unless a wheel is at hand, install it, and see two ranks work together.
-
-    Args:
-        force: Build it even if a wheel is at hand.
-
-    Raises:
-        BuildError: Something that the build needs is missing, or it failed.
-    """
+    """Build Horovod unless the cache has a wheel (always with `force`), install it, and test it on two ranks."""
     include, version = find_tensorflow()
     compiler = find_compiler(os.environ)
     folder = cache_folder() / build_key(version, compiler)
@@ -219,25 +183,18 @@ def build(force: bool = False) -> None:
         console.print(f"Using {wheel}", highlight=False, soft_wrap=True)
     if not is_wheel_installed(wheel):
         run(pip("install", "--quiet", "--force-reinstall", "--no-deps", str(wheel)), "Installing Horovod")
-        run(pip("install", "--quiet", *RUNTIME_REQUIREMENTS), "Installing what Horovod needs")
+        run(pip("install", "--quiet", *RUNTIME_REQUIREMENTS), "Installing Horovod's requirements")
     prove()
     console.print("Horovod works: two ranks have added up a tensor.")
     console.print("Start a script with: horovodrun -np 2 python script.py", highlight=False)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: Command-line arguments.
-
-    Returns:
-        The exit code.
-    """
+    """Run the command, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m tfopt.distributed.build_horovod",
-        description="Build Horovod for the TensorFlow that is installed, and install it.",
-        epilog="Variables such as HOROVOD_WITH_MPI=1 or HOROVOD_GPU_OPERATIONS=NCCL are passed on to the build.",
+        description="Build Horovod for the installed TensorFlow, and install it.",
+        epilog="The build reads variables such as HOROVOD_WITH_MPI=1 or HOROVOD_GPU_OPERATIONS=NCCL.",
     )
     parser.add_argument("--force", action="store_true", help="build it even if a wheel is in the cache")
     arguments = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""How far the gradients of the ranks scatter around their mean, summed up over training steps at next to no cost."""
+"""Scatter of the ranks' gradients around their mean, summed over training steps at almost no cost."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,17 +11,17 @@ from tfopt.distributed.gradients import merge_rows
 
 @dataclass(frozen=True)
 class Scatter:
-    """What the gradients of some steps say of gradient noise, in units of one rank's batch.
+    """Estimates of gradient noise from some steps, in units of one rank's batch.
 
     With S the mean over ranks of |g_r|^2 and B = |mean g_r|^2, (S - B) / (1 - 1/n) estimates tr C / b and (n B - S) /
     (n - 1) the squared norm of the true gradient, for n ranks of b rows each (McCandlish et al., arXiv 1812.06162,
-    appendix A.1). Both are averaged over steps before they are divided.
+    appendix A.1). Both are averaged over steps before the division.
 
     Attributes:
-        num_steps: How many steps.
+        num_steps: Number of steps.
         covariance_trace: Mean of tr C / b.
         squared_gradient_norm: Mean of |G|^2.
-        noise_scale: Their quotient, in batches of one rank; NaN where |G|^2 is not positive.
+        noise_scale: Their quotient, in batches of one rank; NaN if |G|^2 is not positive.
         noise_scale_standard_error: Its standard error, from the scatter over steps; NaN for a single step.
     """
 
@@ -33,7 +33,7 @@ class Scatter:
 
 
 class GradientScatter:
-    """Adds up squared norms of local and averaged gradients, step by step, inside the training step.
+    """Sums squared norms of local and averaged gradients over steps, inside the training step.
 
     Args:
         size: Number of ranks (n), at least 2.
@@ -45,25 +45,12 @@ class GradientScatter:
         self._sums = tf.Variable(tf.zeros(6, tf.float64), trainable=False, name="gradient_scatter")
 
     def local(self, gradients: list[Any], scale: Any) -> Any:
-        """Return this rank's |g_r|^2, to be averaged along with the gradients.
-
-        Args:
-            gradients: Tensors, `tf.IndexedSlices` or None.
-            scale: What the gradients have been multiplied with.
-
-        Returns:
-            A scalar tensor, float64.
-        """
+        """Return this rank's |g_r|^2, a float64 scalar; all ranks average it together with the gradients."""
+        # `scale` is the factor by which the gradients were multiplied. None gradients are skipped.
         return _squared_norm(gradients, scale)
 
     def update(self, mean_of_local: Any, means: list[Any], scale: Any) -> None:
-        """Add a step, unless a gradient was not finite.
-
-        Args:
-            mean_of_local: Mean over ranks of what `local` has returned.
-            means: The averaged gradients.
-            scale: What the gradients have been multiplied with.
-        """
+        """Add a step unless a gradient is not finite; `mean_of_local` is the mean of `local` over ranks."""
         n = float(self._size)
         of_mean = _squared_norm(means, scale)
         noise = (mean_of_local - of_mean) / (1.0 - 1.0 / n)
@@ -73,7 +60,7 @@ class GradientScatter:
 
     @property
     def sums(self) -> np.ndarray:
-        """What the steps since the last measurement have added up to, to be kept in a checkpoint."""
+        """The sums over the steps since the last `take`, for a checkpoint."""
         return self._sums.numpy()
 
     @sums.setter
@@ -81,11 +68,7 @@ class GradientScatter:
         self._sums.assign(value)
 
     def take(self) -> Scatter:
-        """Return what the steps since the last call say, and begin anew.
-
-        Returns:
-            The scatter.
-        """
+        """Return the scatter of the steps since the last call, and reset the sums."""
         count, noise, signal, noise_2, signal_2, both = self._sums.numpy()
         self._sums.assign(tf.zeros_like(self._sums))
         if count == 0:
@@ -94,7 +77,7 @@ class GradientScatter:
         if signal <= 0:
             return Scatter(int(count), float(noise), float(signal), np.nan, np.nan)
         scale = noise / signal
-        # Of a quotient of means, to first order: the variance of noise - scale * signal.
+        # To first order, the variance of the quotient is that of noise - scale * signal, over signal^2.
         variance = noise_2 - noise**2 - 2 * scale * (both - noise * signal) + scale**2 * (signal_2 - signal**2)
         error = np.sqrt(max(variance, 0.0) / (count - 1)) / signal if count > 1 else np.nan
         return Scatter(int(count), float(noise), float(signal), float(scale), float(error))
@@ -107,7 +90,7 @@ def _squared_norm(gradients: list[Any], scale: Any) -> Any:
             continue
         if isinstance(gradient, tf.IndexedSlices):
             gradient = merge_rows(gradient).values
-        # A float32 sum of squares is good enough for a statistic, and does not copy the gradient.
+        # A float32 sum of squares is accurate enough for a statistic, and avoids a copy of the gradient.
         wide = tf.cast(gradient, tf.float32) if gradient.dtype.size < 4 else gradient
         total += 2.0 * tf.cast(tf.nn.l2_loss(wide), tf.float64)
     return total / tf.cast(scale, tf.float64) ** 2

@@ -7,8 +7,8 @@ import tensorflow as tf
 from tfopt.communicator import Communicator
 from tfopt.numerics import densify
 
-# The gradient of a smaller embedding table is averaged as a dense one: sending it whole costs less than asking how
-# many rows each rank has touched.
+# Below this size an embedding's gradient is averaged as a dense one. Sending the whole table costs less than asking how
+# many rows each rank has changed.
 SMALLEST_SPARSE_BYTES = 2**16
 
 
@@ -19,39 +19,30 @@ def mean_gradients(
     compression: str | None = None,
     extras: tuple[Any, ...] = (),
 ) -> list[Any]:
-    """Average gradients over all ranks, the dense ones in one grouped operation for each dtype.
-
-    Args:
-        gradients: Tensors, `tf.IndexedSlices`, or None.
-        variables: The variable of each gradient.
-        communicator: The job's communicator.
-        compression: "float16" to send float32 and float64 gradients in 16 bits, None to send them as they are.
-        extras: Other tensors to be averaged along with the dense gradients, never compressed.
-
-    Returns:
-        The means, those of the extras at the end. Those of sparse gradients are dense for small tables and
-        `tf.IndexedSlices` for large ones, in which each row occurs once.
-    """
+    """Return the means over all ranks, of the gradients and then of the extras; one grouped operation per dtype."""
+    # Gradients are tensors, `tf.IndexedSlices` or None. Means of sparse gradients are dense for small tables, and
+    # `tf.IndexedSlices` with unique rows for large ones. "float16" compression sends float32 and float64 gradients in
+    # 16 bits. Extras are averaged together with the dense gradients, and never compressed.
     means: list[Any] = list(gradients)
     dense, sparse = [], []
-    for place, (gradient, variable) in enumerate(zip(gradients, variables, strict=True)):
+    for index, (gradient, variable) in enumerate(zip(gradients, variables, strict=True)):
         if gradient is None:
             continue
         if isinstance(gradient, tf.IndexedSlices):
             if variable.shape.num_elements() * gradient.dtype.size > SMALLEST_SPARSE_BYTES:
-                sparse.append(place)
+                sparse.append(index)
                 continue
-            means[place] = tf.cast(densify(gradient, variable.shape), gradient.dtype)
-        dense.append(place)
+            means[index] = tf.cast(densify(gradient, variable.shape), gradient.dtype)
+        dense.append(index)
     averaged = _mean_dense([means[p] for p in dense], communicator, compression, extras)
-    for place, mean in zip(dense, averaged, strict=False):
-        means[place] = mean
-    for place, mean in zip(
+    for index, mean in zip(dense, averaged, strict=False):
+        means[index] = mean
+    for index, mean in zip(
         sparse,
         _mean_sparse([gradients[p] for p in sparse], [variables[p].shape for p in sparse], communicator, compression),
         strict=True,
     ):
-        means[place] = mean
+        means[index] = mean
     return [*means, *averaged[len(dense) :]]
 
 
@@ -69,23 +60,24 @@ def _mean_dense(
 def _mean_sparse(
     gradients: list[Any], shapes: list[tf.TensorShape], communicator: Communicator, compression: str | None
 ) -> list[Any]:
-    # Rows are gathered where that moves fewer bytes than averaging the whole table, as all ranks together see it.
+    # Gather rows if this moves fewer bytes than averaging the whole table. The decision uses sums over all ranks, so
+    # that all ranks decide alike.
     if not gradients:
         return []
     merged = [merge_rows(gradient) for gradient in gradients]
-    # The last number counts the ranks: one that has run out of data takes part in sums, but not in gathering.
+    # The last number counts the ranks. A rank without data takes part in sums, but not in gathering.
     counts = tf.stack([*(tf.size(gradient.indices, tf.int64) for gradient in merged), tf.constant(1, tf.int64)])
     (totals,) = communicator.allreduce_sum([counts], name="num_rows")
     all_there = tf.equal(totals[-1], communicator.size)
     means = []
-    for place, (gradient, shape) in enumerate(zip(merged, shapes, strict=True)):
+    for index, (gradient, shape) in enumerate(zip(merged, shapes, strict=True)):
         row_bytes = shape[1:].num_elements() * gradient.dtype.size
-        gathered_bytes = totals[place] * (row_bytes + gradient.indices.dtype.size)
-        dense_bytes = 2 * shape.num_elements() * gradient.dtype.size  # a ring sends and receives each entry once
+        gathered_bytes = totals[index] * (row_bytes + gradient.indices.dtype.size)
+        dense_bytes = 2 * shape.num_elements() * gradient.dtype.size  # A ring sends and receives each entry once.
 
-        def gather(gradient: Any = gradient, place: int = place) -> tuple[Any, Any]:
-            values = communicator.allgather(gradient.values, name=f"rows.{place}")
-            indices = communicator.allgather(gradient.indices, name=f"indices.{place}")
+        def gather(gradient: Any = gradient, index: int = index) -> tuple[Any, Any]:
+            values = communicator.allgather(gradient.values, name=f"rows.{index}")
+            indices = communicator.allgather(gradient.indices, name=f"indices.{index}")
             together = merge_rows(tf.IndexedSlices(values / communicator.size, indices))
             return together.values, together.indices
 
@@ -101,14 +93,7 @@ def _mean_sparse(
 
 
 def merge_rows(gradient: tf.IndexedSlices) -> tf.IndexedSlices:
-    """Add up the rows of a sparse gradient that occur more than once.
-
-    Args:
-        gradient: The gradient.
-
-    Returns:
-        The same gradient, in which each index occurs once.
-    """
-    indices, places = tf.unique(gradient.indices)
-    values = tf.math.unsorted_segment_sum(gradient.values, places, tf.size(indices))
+    """Sum the rows of a sparse gradient that have equal indices, so that each index occurs once."""
+    indices, positions = tf.unique(gradient.indices)
+    values = tf.math.unsorted_segment_sum(gradient.values, positions, tf.size(indices))
     return tf.IndexedSlices(values, indices, gradient.dense_shape)

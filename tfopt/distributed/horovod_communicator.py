@@ -1,4 +1,4 @@
-"""The communicator that speaks through Horovod."""
+"""The communicator that uses Horovod."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -10,23 +10,16 @@ from tfopt import communicator
 from tfopt._checks import check_integer
 from tfopt.communicator import check_axis, check_tensors
 
-# Seconds after which a process that waits for another gives up, unless the user has set another limit. Long enough
-# for one rank to write a checkpoint or to evaluate while the others wait.
+# Seconds after which a process stops waiting for another process, unless the user sets another limit. One rank can
+# write a checkpoint or evaluate in this time while the others wait.
 STALL_SHUTDOWN_SECONDS = 600
 
 
 def import_horovod() -> Any:
-    """Import Horovod for TensorFlow.
-
-    Returns:
-        The module `horovod.tensorflow`.
-
-    Raises:
-        ImportError: It is not installed, or it was built for another TensorFlow.
-    """
+    """Return the module `horovod.tensorflow`; raise `ImportError` if it is missing or built for another TensorFlow."""
     try:
         import horovod.tensorflow as hvd
-    except Exception as error:  # a library built for another TensorFlow fails in many ways
+    except Exception as error:  # A library built for another TensorFlow fails in many ways.
         raise ImportError(
             "This needs Horovod for TensorFlow, which cannot be imported here "
             f"({type(error).__name__}: {error}). `pip install horovod` does not compile against today's TensorFlow; "
@@ -36,10 +29,10 @@ def import_horovod() -> Any:
 
 
 class HorovodCommunicator:
-    """One process of a job that `horovodrun` has started; see `tfopt.communicator.Communicator` for the methods.
+    """One process of a job that `horovodrun` started; see `tfopt.communicator.Communicator` for the methods.
 
-    Starts Horovod. A rank that waits for another one for longer than `HOROVOD_STALL_SHUTDOWN_TIME_SECONDS` (set to 600
-    unless the environment says otherwise) ends the job.
+    The constructor starts Horovod. If a rank waits for another rank longer than `HOROVOD_STALL_SHUTDOWN_TIME_SECONDS`
+    (600 s unless the environment sets it), the job ends.
 
     Raises:
         ImportError: Horovod cannot be imported.
@@ -57,33 +50,17 @@ class HorovodCommunicator:
 
     @property
     def bytes_reduced(self) -> int:
-        """Bytes that this process has handed over to be summed or averaged, those inside `tf.function` included."""
+        """Bytes that this process has sent to be summed or averaged, those inside `tf.function` included."""
         return int(self._bytes.numpy())
 
     def allreduce_sum(self, tensors: Sequence[Any], name: str = "sum") -> list[Any]:
-        """Add tensors up over all processes, with one grouped operation for each dtype.
-
-        Args:
-            tensors: A list of tensors, of any shapes and numeric dtypes.
-            name: A word that says what is reduced.
-
-        Returns:
-            The sums, in the same order.
-        """
+        """Return sums over all processes, of any shapes and numeric dtypes; one grouped operation per dtype."""
         return self._reduce(check_tensors("tensors", tensors), self._horovod.Sum, name)
 
     def allreduce_mean(self, tensors: Sequence[Any], name: str = "mean") -> list[Any]:
-        """Average tensors over all processes, with one grouped operation for each dtype.
-
-        Args:
-            tensors: A list of tensors, of any shapes and floating-point dtypes. Those of 16 bits are divided before
-                they are added up, so that their sum does not overflow.
-            name: A word that says what is reduced.
-
-        Returns:
-            The means, in the same order.
-        """
+        """Return means over all processes, of any shapes and floating dtypes; one grouped operation per dtype."""
         tensors = check_tensors("tensors", tensors, floating=True)
+        # Divide tensors of 16 bits before the sum, so that it does not overflow.
         half = [tensor.dtype.size == 2 for tensor in tensors]
         means = self._reduce([t for t, h in zip(tensors, half, strict=True) if not h], self._horovod.Average, name)
         scaled = [t / self.size for t, h in zip(tensors, half, strict=True) if h]
@@ -93,8 +70,8 @@ class HorovodCommunicator:
     def _reduce(self, tensors: list[Any], operation: Any, name: str) -> list[Any]:
         reduced: list[Any] = [None] * len(tensors)
         for dtype in sorted({tensor.dtype for tensor in tensors}, key=lambda dtype: dtype.name):
-            places = [place for place, tensor in enumerate(tensors) if tensor.dtype == dtype]
-            group = [tensors[place] for place in places]
+            indices = [index for index, tensor in enumerate(tensors) if tensor.dtype == dtype]
+            group = [tensors[index] for index in indices]
             self._count(group)
             sums = self._in_turn(
                 lambda *sent, name=f"tfopt.{name}.{dtype.name}": self._horovod.grouped_allreduce(
@@ -102,15 +79,16 @@ class HorovodCommunicator:
                 ),
                 *group,
             )
-            for place, tensor in zip(places, sums, strict=True):
-                tensor.set_shape(tensors[place].shape)
-                reduced[place] = tensor
+            for index, tensor in zip(indices, sums, strict=True):
+                tensor.set_shape(tensors[index].shape)
+                reduced[index] = tensor
         return reduced
 
     def _in_turn(self, operation: Callable[..., list[Any]], *tensors: Any) -> list[Any]:
-        # Horovod pairs what is in flight by name, and nothing orders its operations inside a graph: two of the same
-        # name, in different branches or functions, would be mixed up. TensorFlow keeps the accesses to a variable in
-        # the order of the program, through functions, conditions and loops; so each operation takes its turn.
+        # Horovod matches operations in flight by name, and nothing orders them inside a graph. It would mix up two
+        # operations of the same name in different branches or functions. TensorFlow keeps the accesses to a variable in
+        # program order, through functions, conditions and loops. Therefore each operation waits for its turn at a
+        # variable.
         if tf.executing_eagerly():
             return operation(*tensors)
         with tf.control_dependencies([self._turn.read_value()]):
@@ -125,74 +103,43 @@ class HorovodCommunicator:
         self._bytes.assign_add(tf.add_n([tf.constant(known, tf.int64), *unknown]), read_value=False)
 
     def allgather(self, tensor: Any, name: str = "gather") -> Any:
-        """Join tensors along their first axis, which may have a different length on each process.
-
-        Args:
-            tensor: A tensor with at least one axis.
-            name: A word that says what is gathered.
-
-        Returns:
-            The tensors of all processes one after the other, in the order of ranks.
-
-        Raises:
-            ValueError: The tensor is a scalar.
-        """
+        """Join tensors, not scalars, along their first axis in rank order; the lengths may differ between ranks."""
         tensor = check_axis(tensor)
         send: Callable[..., Any] = self._horovod.allgather
         return self._in_turn(lambda sent: [send(sent, name=f"tfopt.{name}", ignore_name_scope=True)], tensor)[0]
 
     def allgather_object(self, item: Any, name: str = "object") -> list[Any]:
-        """Collect one Python object from each process.
-
-        Args:
-            item: Something that can be pickled.
-            name: A few words that say what is collected.
-
-        Returns:
-            The objects, in the order of ranks.
-
-        Raises:
-            ValueError: Another rank collects something else.
-        """
+        """Return one picklable object from each process, in rank order; raise `ValueError` if names differ."""
         with tf.init_scope():
             everybody = self._horovod.allgather_object((name, item), name="tfopt.object")
         for rank, (theirs, _) in enumerate(everybody):
             if theirs != everybody[0][0]:
                 raise ValueError(
-                    f"The ranks have come to different places: rank 0 to {everybody[0][0]}, rank {rank} to {theirs}. "
-                    "Every rank must make the same calls; in `fit`, pass callbacks that speak to other ranks to all"
+                    f"The ranks have reached different points: rank 0 is at {everybody[0][0]}, rank {rank} at {theirs}."
+                    " Every rank must make the same calls; in `fit`, pass callbacks that communicate to all ranks"
                 )
         return [item for _, item in everybody]
 
     def broadcast(self, tensors: Sequence[Any], root_rank: int = 0, name: str = "broadcast") -> list[Any]:
-        """Hand out the tensors of one process to all.
-
-        Args:
-            tensors: A list of tensors.
-            root_rank: Whose tensors to hand out.
-            name: A word that says what is handed out.
-
-        Returns:
-            The root's tensors, in the same order.
-        """
+        """Return the tensors of the process `root_rank` on all processes, in the same order."""
         check_integer("root_rank", root_rank, minimum=0, maximum=self.size - 1)
         send: Callable[..., Any] = self._horovod.broadcast
         return self._in_turn(
             lambda *sent: [
-                send(tensor, root_rank, name=f"tfopt.{name}.{place}", ignore_name_scope=True)
-                for place, tensor in enumerate(sent)
+                send(tensor, root_rank, name=f"tfopt.{name}.{index}", ignore_name_scope=True)
+                for index, tensor in enumerate(sent)
             ],
             *check_tensors("tensors", tensors),
         )
 
     def barrier(self) -> None:
-        """Wait until every process has come here."""
+        """Wait until every process calls this."""
         with tf.init_scope():
             int(self._horovod.allreduce(tf.constant(1), op=self._horovod.Sum, name="tfopt.barrier"))
 
     def join(self) -> None:
-        """Wait until every process has come here, taking part with zeros in the reductions of those that have not."""
-        # TensorFlow remembers the result of an operation without inputs; a new function each time makes it run again.
+        """Wait until every process calls this; until then contribute zeros to the reductions of the others."""
+        # TensorFlow caches the result of an operation without inputs. A new function each time makes it run again.
         with tf.init_scope():
             int(tf.function(self._horovod.join, autograph=False).get_concrete_function()())
 

@@ -1,4 +1,4 @@
-"""Any Keras 3 optimizer, fed with the mean of the gradients of all ranks."""
+"""Any Keras 3 optimizer, applied to the mean of the gradients of all ranks."""
 
 import re
 from collections.abc import Iterable
@@ -19,31 +19,30 @@ _OWN = ("_optimizer", "_communicator", "_compression", "_started", "_scatter")
 
 
 class DistributedOptimizer:
-    """Wrap a Keras 3 optimizer so that every rank takes the same step, along the mean of all ranks' gradients.
+    """Wrap a Keras 3 optimizer so that every rank takes the same step, with the mean of all ranks' gradients.
 
     Gradients are averaged with one grouped allreduce, before they are tested for infinities (loss scaling), clipped or
-    used: N ranks with batches of B / N rows do what one process does with batches of B rows. Under
-    `gradient_accumulation_steps` each rank adds up its own gradients, and the sums are averaged once per step. Norms,
-    such as those of Fromage and LARS, are norms of the mean gradient. Before the first step the ranks compare their
-    variables and gradients, and take over the trainable variables of rank 0.
+    used. N ranks with batches of B / N rows compute what one process computes with batches of B rows. Under
+    `gradient_accumulation_steps` each rank sums its own gradients, and the sums are averaged once per step. Norms, such
+    as those of Fromage and LARS, are norms of the mean gradient. Before the first step the ranks compare their
+    variables and gradients, and receive the trainable variables of rank 0.
 
-    Apart from this the wrapper behaves as the optimizer that it wraps: attributes, `isinstance`, saving. A saved model
-    holds the wrapped optimizer and loads where there is no Horovod. Under the dtype policy "mixed_float16" it wraps a
-    `keras.optimizers.LossScaleOptimizer` around the optimizer by itself, as `compile` would.
+    Otherwise the wrapper behaves as the wrapped optimizer: attributes, `isinstance`, saving. A saved model holds the
+    wrapped optimizer and loads without Horovod. Under the dtype policy "mixed_float16" the wrapper adds a
+    `keras.optimizers.LossScaleOptimizer` around the optimizer, as `compile` would.
 
-    In the gradient of an embedding the rows of equal tokens are added up before the optimizer sees them. Keras alone
-    leaves them apart, and its Adam then squares each occurrence by itself.
+    In the gradient of an embedding, the rows of equal tokens are summed before the optimizer receives them. Keras alone
+    keeps them separate, and its Adam then squares each occurrence by itself.
 
     Args:
-        optimizer: A Keras optimizer or its name. It may have been built, and may be a `LossScaleOptimizer`; it is
-            wrapped, not copied.
-        compression: "float16" sends gradients of 32 and 64 bits in 16; None (default) sends them as they are.
+        optimizer: A Keras optimizer or its name. It may be built, and may be a `LossScaleOptimizer`; it is wrapped, not
+            copied.
+        compression: "float16" sends gradients of 32 and 64 bits in 16; None (default) sends them unchanged.
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
 
     Raises:
         TypeError: `optimizer` is not a Keras optimizer.
-        ValueError: `compression` is unknown; the optimizer has been wrapped before; or the Keras backend is not
-            TensorFlow.
+        ValueError: `compression` is unknown; the optimizer is already wrapped; or the Keras backend is not TensorFlow.
 
     Example:
         >>> optimizer = DistributedOptimizer(keras.optimizers.Adam(0.01, clipnorm=1.0))
@@ -71,7 +70,7 @@ class DistributedOptimizer:
             try:
                 optimizer = keras.optimizers.get(optimizer)
             except ValueError as error:
-                raise ValueError(f"`optimizer` is no optimizer that Keras knows. Received: {optimizer!r}") from error
+                raise ValueError(f"`optimizer` must name a Keras optimizer. Received: {optimizer!r}") from error
         if not isinstance(optimizer, keras.optimizers.Optimizer):
             raise TypeError(
                 "`optimizer` must be a Keras 3 optimizer or its name. "
@@ -91,14 +90,14 @@ class DistributedOptimizer:
         object.__setattr__(self, "_started", False)
         object.__setattr__(self, "_scatter", None)
 
-    # The wrapper stands for the wrapped optimizer wherever Python or Keras asks what it is.
+    # The wrapper presents itself as the wrapped optimizer to Python and Keras.
 
     @property
     def __class__(self) -> type:
         return type(self._optimizer)
 
     def __getattr__(self, name: str) -> Any:
-        if name in _OWN:  # while being made
+        if name in _OWN:  # The constructor has not set it yet.
             raise AttributeError(name)
         return getattr(self._optimizer, name)
 
@@ -107,7 +106,7 @@ class DistributedOptimizer:
             raise ValueError(
                 "A DistributedOptimizer must not be wrapped in a LossScaleOptimizer: gradients are averaged before "
                 "they are tested for infinities. Either set keras.config.set_dtype_policy('mixed_float16') before "
-                "the optimizer and the model are made, or use "
+                "you create the optimizer and the model, or use "
                 "DistributedOptimizer(keras.optimizers.LossScaleOptimizer(optimizer))"
             )
         setattr(self._optimizer, name, value)
@@ -134,36 +133,36 @@ class DistributedOptimizer:
         """Exclude variables from the weight decay of the optimizer that takes the steps, inside any loss scaling.
 
         Args:
-            var_list: None, or a list of variables.
-            var_names: None, or a list of regular expressions on their paths.
+            var_list: A list of variables; None (default) for none.
+            var_names: A list of regular expressions on their paths; None (default) for none.
 
         Raises:
-            TypeError: An argument is no list of its kind.
-            ValueError: A name is no regular expression; or that optimizer is built, and the call names a variable that
-                decays; or it is made of several.
+            TypeError: An argument is not a list of its kind.
+            ValueError: A name is not a regular expression; or the optimizer is built and an excluded variable decays;
+                or it consists of several optimizers.
         """
         inner = self._innermost
         if hasattr(inner, "optimizers"):
             raise ValueError(
-                "exclude_from_weight_decay() does nothing for an optimizer that is made of several. Received: "
-                f"{type(inner).__name__}. Call it on those of its `optimizers` that decay weights"
+                "exclude_from_weight_decay() has no effect on an optimizer made of several. Received: "
+                f"{type(inner).__name__}. Call it on each member of `optimizers` that decays weights"
             )
         if type(inner).exclude_from_weight_decay is keras.optimizers.Optimizer.exclude_from_weight_decay:
             exclude(inner, var_list, var_names)
-        else:  # tfopt's optimizers, and those that note exclusions in a way of their own
+        else:  # tfopt's optimizers, and others with their own method of exclusion.
             inner.exclude_from_weight_decay(var_list=var_list, var_names=var_names)
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> Any:
         """Average the gradients over all ranks and update the variables.
 
         Args:
-            grads_and_vars: Pairs of a gradient and its variable.
+            grads_and_vars: Pairs of a gradient and its variable, at least one.
 
         Returns:
             The number of steps taken.
 
         Raises:
-            ValueError: There are no pairs; or as `apply` says.
+            ValueError: There are no pairs; or as in `apply`.
         """
         pairs = list(grads_and_vars)
         if not pairs:
@@ -178,11 +177,11 @@ class DistributedOptimizer:
 
         Args:
             grads: One gradient for each variable: a tensor, a `tf.IndexedSlices`, or None.
-            trainable_variables: The variables; None for those that the optimizer was built with.
+            trainable_variables: The variables; None (default) for those that the optimizer was built with.
 
         Raises:
-            ValueError: Numbers of gradients and variables differ, the ranks' variables or gradients are not alike, or
-                the step is being compiled with XLA.
+            ValueError: Numbers of gradients and variables differ; the ranks' variables or gradients differ; or the step
+                is compiled with XLA.
         """
         gradients = list(grads)
         if trainable_variables is None:
@@ -194,7 +193,8 @@ class DistributedOptimizer:
             _refuse_xla()
         if not self._started:
             self._start(gradients, variables)
-        # After the ranks have equal weights: what an optimizer notes of them, such as initial norms, is equal too.
+        # Build after the ranks have equal weights. Values that an optimizer derives from weights, such as initial
+        # norms, are then equal too.
         if not self._optimizer.built:
             with keras.name_scope(self._optimizer.name):
                 self._optimizer.build(variables)
@@ -203,7 +203,7 @@ class DistributedOptimizer:
         self._optimizer.apply(gradients, variables)
 
     def _start(self, gradients: list[Any], variables: list[Any]) -> None:
-        # Once, before the first step, while it is being traced: compare the ranks and start from equal weights.
+        # Runs once, while the first step is traced: compare the ranks, and start from equal weights.
         paths = [_path_of(variable) for variable in variables]
         kinds = ["none" if g is None else "sparse" if isinstance(g, tf.IndexedSlices) else "dense" for g in gradients]
         with tf.init_scope():
@@ -225,7 +225,7 @@ class DistributedOptimizer:
             if self._communicator.size > 1:
                 if not all(_is_initialized(variable) for variable in variables):
                     raise ValueError(
-                        "The model's variables come into being during the first step, too late for all ranks to start "
+                        "The model creates its variables during the first step, too late for all ranks to start "
                         "from the same values: give the model a keras.Input, call model.build(input_shape), or add "
                         "the callback tfopt.callbacks.BroadcastVariables()"
                     )
@@ -236,44 +236,45 @@ class DistributedOptimizer:
 
     def _average(self, gradients: list[Any], variables: list[Any]) -> list[Any]:
         gradients = list(gradients)
-        places = []
-        for place, (gradient, variable) in enumerate(zip(gradients, variables, strict=True)):
+        indices = []
+        for index, (gradient, variable) in enumerate(zip(gradients, variables, strict=True)):
             if gradient is None:
                 continue
             if getattr(variable, "overwrite_with_gradient", False):
-                # Not a gradient but the variable's next value (the scales of float8 layers): one rank's for all.
-                (gradients[place],) = self._communicator.broadcast([gradient], name=f"overwrite.{place}")
+                # This is not a gradient but the variable's next value (the scales of float8 layers). All ranks use that
+                # of one rank.
+                (gradients[index],) = self._communicator.broadcast([gradient], name=f"overwrite.{index}")
             else:
-                places.append(place)
-        chosen = [gradients[place] for place in places]
-        targets = [variables[place] for place in places]
+                indices.append(index)
+        chosen = [gradients[index] for index in indices]
+        targets = [variables[index] for index in indices]
         if self._innermost.gradient_accumulation_steps:
             means = self._average_accumulated(chosen, targets)
         elif self._scatter is None:
             means = mean_gradients(chosen, targets, self._communicator, self._compression)
         else:
             means = self._average_and_watch(self._scatter, chosen, targets)
-        for place, mean in zip(places, means, strict=True):
-            gradients[place] = mean
+        for index, mean in zip(indices, means, strict=True):
+            gradients[index] = mean
         return gradients
 
     def watch_scatter(self) -> GradientScatter:
-        """From now on compare each rank's gradient with the mean, within the training step.
+        """Start to compare each rank's gradient with the mean, within the training step.
 
         The squared norms of the ranks' gradients are averaged in the same operation as the gradients. A training step
-        that has been compiled before does not do so.
+        that is already compiled does not do so.
 
         Returns:
-            What adds the results up.
+            The object that sums the results.
 
         Raises:
             ValueError: There is one rank only, or gradients are accumulated over several steps.
         """
         if self._communicator.size == 1:
-            raise ValueError("Gradients of ranks can be compared with their mean where there are several. Received: 1")
+            raise ValueError("Comparing ranks' gradients with their mean needs at least two ranks. Received: 1")
         if self._innermost.gradient_accumulation_steps:
             raise ValueError(
-                "The scatter of gradients cannot be watched where they are accumulated over several steps. "
+                "The scatter of gradients cannot be measured if they are accumulated over several steps. "
                 f"Received: gradient_accumulation_steps={self._innermost.gradient_accumulation_steps}"
             )
         if self._scatter is None:
@@ -291,12 +292,10 @@ class DistributedOptimizer:
         return means
 
     def _average_accumulated(self, gradients: list[Any], variables: list[Any]) -> list[Any]:
-        """Return what makes the wrapped optimizer accumulate locally, and take its step from the mean over ranks.
-
-        Before a step, each rank's accumulated and newest gradients are added up and averaged; they go in as the newest
-        gradient, and the accumulators are emptied. In between, gradients go in as they are. All ranks must agree on
-        whether a gradient is finite each time, since loss scaling leaves out those that are not.
-        """
+        """Return gradients with which the wrapped optimizer accumulates locally and steps along the mean over ranks."""
+        # Before a step, each rank sums its accumulated and its newest gradients, and the sums are averaged. The means
+        # replace the newest gradients, and the accumulators are set to zero. Between steps, gradients are unchanged.
+        # All ranks must agree each time whether a gradient is finite, because loss scaling skips the others.
         inner = self._innermost
         gradients = [tf.cast(densify(g, v.shape), g.dtype) for g, v in zip(gradients, variables, strict=True)]
         accumulators = [inner._accumulated_gradients[inner._get_variable_index(v)] for v in variables]
@@ -327,14 +326,8 @@ class DistributedOptimizer:
 
 
 def describe_config(optimizer: Any) -> list[str]:
-    """Return an optimizer's arguments, in a form that can be compared between ranks.
-
-    Args:
-        optimizer: A Keras optimizer.
-
-    Returns:
-        A line for each argument but its name, and its learning rate if that is a number: callbacks may change it.
-    """
+    """Return a line for each argument of an optimizer, to be compared between ranks."""
+    # Leave out the name, and a learning rate that is a number: callbacks may change it.
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     config = {name: value for name, value in optimizer.get_config().items() if name != "name"}
     if isinstance(config.get("learning_rate"), float | int):
@@ -354,14 +347,14 @@ def _refuse_accumulation_in_parts(optimizer: Any) -> None:
     for part in getattr(optimizer, "optimizers", ()):
         if part.gradient_accumulation_steps:
             raise ValueError(
-                "`optimizer` is made of several optimizers, of which some accumulate gradients. Received: "
+                "`optimizer` is made of several optimizers, and at least one accumulates gradients. Received: "
                 f"{type(part).__name__} with gradient_accumulation_steps={part.gradient_accumulation_steps}. "
                 "DistributedOptimizer supports accumulation in single optimizers only"
             )
 
 
 def _refuse_idle_exclusions(optimizer: Any) -> None:
-    # Keras's loss scaling notes exclusions, but its inner optimizer decays the weights.
+    # Keras's loss scaling stores exclusions, but its inner optimizer decays the weights and ignores them.
     patterns = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
     is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     if is_scaled and (patterns or getattr(optimizer, "_exclude_from_weight_decay", None)):
@@ -386,6 +379,6 @@ def _is_initialized(variable: Any) -> bool:
 
 
 def _path_of(variable: Any) -> str:
-    # Without the numbers that Keras adds to make names unique, which need not be the same on all ranks.
+    # Remove the numbers that Keras adds to make names unique, because they may differ between ranks.
     path = getattr(variable, "path", None) or variable.name
     return "/".join(re.sub(r"_\d+$", "", part) for part in path.split("/"))

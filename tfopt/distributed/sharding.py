@@ -11,9 +11,9 @@ from tfopt.communicator import Communicator, check_communicator
 def shard(dataset: Any, communicator: Communicator | None = None) -> Any:
     """Return this rank's part of a data set; all ranks get equally many elements.
 
-    Rank r of N takes the elements r, r + N, r + 2N, ...; what remains at the end, fewer than N elements, is left out.
-    A `tf.data.Dataset` is split by its elements: by rows before `batch`, by batches after it. Shuffle it after `shard`,
-    or with a seed: ranks that shuffle differently first would share rows.
+    Rank r of N takes the elements r, r + N, r + 2N, ...; the remainder at the end, fewer than N elements, is left out.
+    A `tf.data.Dataset` is split by its elements: by rows before `batch`, by batches after it. Shuffle after `shard`, or
+    before it with the same seed on all ranks. Otherwise ranks would share rows.
 
     Args:
         dataset: A `tf.data.Dataset`, finite or not; or arrays with equally many rows, alone or in tuples, lists and
@@ -21,11 +21,11 @@ def shard(dataset: Any, communicator: Communicator | None = None) -> Any:
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
 
     Returns:
-        The same kind of thing.
+        The same structure as `dataset`.
 
     Raises:
         TypeError: `dataset` is neither.
-        ValueError: There are fewer elements than ranks, or arrays of different lengths.
+        ValueError: There are fewer elements than ranks, or arrays have different lengths.
 
     Example:
         >>> import numpy as np
@@ -66,12 +66,12 @@ def _shard_dataset(dataset: tf.data.Dataset, rank: int, size: int) -> tf.data.Da
                 f"`dataset` must hold at least one element for each of {size} ranks. Received: {cardinality} elements"
             )
         return dataset.shard(size, rank).take(cardinality // size)
-    # How many there are shows only at the end: take them in groups of N, and drop the group that is not full.
+    # The number of elements is known only at the end. Take them in groups of N, and drop an incomplete last group.
     groups = dataset.window(size, drop_remainder=True)
     return groups.flat_map(lambda *parts: _zip(parts).skip(rank).take(1))
 
 
 def _zip(parts: tuple[Any, ...]) -> tf.data.Dataset:
-    # `window` makes a data set of each component of the elements; put the elements together again.
+    # `window` makes a data set of each component of the elements. Join the components again.
     part = parts[0] if len(parts) == 1 else parts
     return part if isinstance(part, tf.data.Dataset) else tf.data.Dataset.zip(part)
