@@ -1,4 +1,4 @@
-"""A zoo of Keras models, the same for every optimizer and callback of tfopt.
+"""Keras models to test every optimizer and callback of tfopt on.
 
 Builders return uncompiled Keras models.
 """

@@ -1,4 +1,4 @@
-"""What the kernels of a model have in common: how they start, and what their size costs."""
+"""Kernels of a model's layers: their initializers and their L2 penalty."""
 
 from typing import Any
 
@@ -10,16 +10,16 @@ from tfopt._checks import check_integer, check_number
 
 
 class Kernels:
-    """Hands out the initializer and the regularizer of one layer after the other.
+    """Gives each layer in turn its initializer and its regularizer.
 
-    An initializer with a seed draws the same values every time, so layers that share it would start equal. Each layer
-    gets a copy, with a seed made from the model's and the layer's number. Seeds of different models and layers are not
-    related, as `seed + layer` would be: there the second layer of one model equals the first of the next.
+    An initializer with a seed draws the same values every time, so layers that share it would start equal. Therefore
+    each layer gets a copy whose seed is a hash of the model's seed and the layer's number. With `seed + layer` instead,
+    the second layer of one model would equal the first layer of the model with the next seed.
 
     Args:
         initializer: A Keras initializer, its name, or a function of shape and dtype.
         weight_decay: Coefficient of an L2 penalty, `weight_decay * |W|^2`; >= 0.
-        seed: Seed of the model, an integer >= 0; None keeps the initializer's own, if it has one.
+        seed: Seed of the model, an integer >= 0; None keeps the initializer's own seed, if it has one.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -34,11 +34,7 @@ class Kernels:
         self.num_layers = 0
 
     def next_layer(self) -> dict[str, Any]:
-        """Return the settings of the next layer's kernel.
-
-        Returns:
-            Keyword arguments of a Keras layer.
-        """
+        """Return the keyword arguments of the next Keras layer that concern its kernel."""
         self.num_layers += 1
         return {"kernel_initializer": self._next_initializer(), "kernel_regularizer": self.regularizer}
 

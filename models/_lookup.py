@@ -5,19 +5,8 @@ from typing import Any
 
 
 def look_up(argument: str, get: Callable[[Any], Any], value: Any) -> Any:
-    """Turn a name, a configuration, an object or a function into what Keras makes of it.
-
-    Args:
-        argument: The argument's name, for the message.
-        get: `keras.activations.get` or `keras.initializers.get`.
-        value: What came.
-
-    Returns:
-        A function, or an object that can be called.
-
-    Raises:
-        ValueError: Keras does not know it.
-    """
+    """Return the callable that Keras makes of a name, configuration, object or function, or raise `ValueError`."""
+    # `get` is `keras.activations.get` or `keras.initializers.get`. `argument` is the argument's name, for the message.
     kind = get.__module__.split(".")[-1]
     found, cause = None, None
     if isinstance(value, str | dict) or callable(value):

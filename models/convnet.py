@@ -26,15 +26,15 @@ def convnet(
     """Build 3 x 3 convolutions with 2 x 2 max-pooling after each, one hidden Dense layer, and a linear output.
 
     Args:
-        input_shape: Height, width and channels of an image. Each convolution halves height and width, rounding up.
+        input_shape: Height, width and channels of an image. Each pooling halves height and width, rounding up.
         num_outputs: Width of the output layer.
-        filters: Number of filters of each convolution, at least one.
+        filters: Number of filters of each convolution, at least one convolution.
         hidden_units: Width of the Dense layer before the output.
-        activation: Any Keras activation, by name.
-        batch_normalization: Whether to normalise before each activation, in place of a bias.
+        activation: Name of a Keras activation.
+        batch_normalization: Whether to normalise before each activation, instead of a bias.
         kernel_initializer: A Keras initializer or its name.
         weight_decay: Coefficient of an L2 penalty on every kernel, `weight_decay * |W|^2`, in the loss; >= 0.
-        seed: Makes the initial weights reproducible.
+        seed: Seed of the initial weights, an integer >= 0; None (default) for the initializer's own.
         name: Name of the model.
 
     Returns:

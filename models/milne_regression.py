@@ -1,4 +1,4 @@
-"""The smallest network on which piecewise strong convexity can be watched: Milne's regression."""
+"""Milne's regression: the smallest network on which piecewise strong convexity can be observed."""
 
 import keras
 from tfopt.models.mlp import mlp
@@ -16,15 +16,15 @@ def milne_regression(
 ) -> keras.Model:
     """Build one input, one hidden layer of ReLUs, one linear output, no biases, and weight decay.
 
-    Trained with Keras's "mse" and the penalty `weight_decay * |W|^2` it minimises twice the paper's
-    l(W) + (lambda / 2) |W|^2, with lambda = `weight_decay`. In the paper: two hidden units, target 0 on 100 points
-    uniform in [-1, 1], lambda = 1. The paper does not give the initial weights, and what it reports depends on them.
+    With Keras's "mse" and the penalty `weight_decay * |W|^2`, training minimises twice the paper's l(W) + (lambda / 2)
+    |W|^2, with lambda = `weight_decay`. The paper has two hidden units, target 0 on 100 points uniform in [-1, 1], and
+    lambda = 1. It does not give the initial weights, and its results depend on them.
 
     Args:
-        hidden_units: Number of hidden units.
-        initial_scale: Standard deviation of the initial weights, which are normal; > 0.
-        weight_decay: Coefficient of the L2 penalty on both kernels, >= 0.
-        seed: Makes the initial weights reproducible.
+        hidden_units: Number of hidden units. Default 2.
+        initial_scale: Standard deviation of the initial weights, which are normal; > 0. Default 1.
+        weight_decay: Coefficient of the L2 penalty on both kernels, >= 0. Default 1.
+        seed: Seed of the initial weights, an integer >= 0; None (default) for random weights.
         name: Name of the model.
 
     Returns:

@@ -29,25 +29,27 @@ def mlp(
 ) -> keras.Model:
     """Build a fully connected network.
 
-    Each hidden layer is Dense, then BatchNormalization if asked for, then the activation. In the residual form a hidden
-    layer computes x + activation(W x + b); where the width changes, and in the first layer, it is a plain one. The
-    output layer is linear unless an `output_activation` is given: use losses with `from_logits=True`.
+    Each hidden layer is Dense, then BatchNormalization if chosen, then the activation. In the residual form a hidden
+    layer computes x + activation(W x + b). The first layer, and layers where the width changes, have no skip
+    connection. The output layer is linear unless an `output_activation` is given: use losses with `from_logits=True`.
 
     Args:
-        input_shape: Shape of one example, without the batch; anything of more than one dimension is flattened first.
+        input_shape: Shape of one example, without the batch; more than one dimension is flattened first.
         hidden_units: Widths of the hidden layers, 0 to 50 of them.
         num_outputs: Width of the output layer.
-        activation: Any Keras activation, by name.
-        negative_slope: Slope of `activation="relu"` for negative inputs, in [0, 1]; other than 0: a leaky ReLU.
-        use_bias: Whether Dense layers have biases. With BatchNormalization, hidden layers have none in any case, and
-            False leaves out the normalisation's offset too.
+        activation: Name of a Keras activation.
+        negative_slope: Slope of `activation="relu"` for negative inputs, in [0, 1]; values > 0 make a leaky ReLU.
+        use_bias: Whether Dense layers have biases. With BatchNormalization, hidden layers never have biases, and False
+            also removes the offset of the normalisation.
         batch_normalization: Whether to normalise before each hidden activation.
         residual: Whether to add skip connections.
-        kernel_initializer: A Keras initializer or its name. Default "he_normal"; in the residual form its variance is
-            divided by the number of hidden layers, since otherwise activations nearly double in each of them.
+        kernel_initializer: A Keras initializer or its name. None (default) for "he_normal", whose variance is divided
+            by the number of hidden layers in the residual form. Otherwise activations would nearly double in each
+            layer.
         weight_decay: Coefficient of an L2 penalty on every kernel, `weight_decay * |W|^2`, in the loss; >= 0.
-        output_activation: Activation of the output layer; None for logits.
-        seed: Makes the initial weights reproducible, an integer >= 0; each layer gets an initializer of its own.
+        output_activation: Activation of the output layer; None (default) for logits.
+        seed: Seed of the initial weights, an integer >= 0; each layer gets its own initializer. None (default) for the
+            initializer's own seed.
         name: Name of the model.
 
     Returns:
@@ -66,12 +68,12 @@ def mlp(
     check_integer("num_outputs", num_outputs, minimum=1)
     check_number("negative_slope", negative_slope, minimum=0.0, maximum=1.0)
     if negative_slope and activation != "relu":
-        raise ValueError(f"`negative_slope` goes with activation='relu'. Received: activation={activation!r}")
+        raise ValueError(f"`negative_slope` needs activation='relu'. Received: activation={activation!r}")
     for flag, value in (("use_bias", use_bias), ("residual", residual), ("batch_normalization", batch_normalization)):
         check_flag(flag, value)
     if kernel_initializer is None:
         depth = max(len(units), 1) if residual else 1
-        kernel_initializer = keras.initializers.VarianceScaling(2.0 / depth)  # He's, for depth 1
+        kernel_initializer = keras.initializers.VarianceScaling(2.0 / depth)  # For depth 1 this is He's initializer.
     kernels = Kernels(kernel_initializer, weight_decay, seed)
     look_up("activation", keras.activations.get, activation)
     if output_activation is not None:

@@ -1,4 +1,4 @@
-"""The noisy quadratic model as a Keras model, on which any Keras optimizer can be run."""
+"""The noisy quadratic model as a Keras model, for any Keras optimizer."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ class NoisyQuadraticLayer(keras.layers.Layer):
     """1/2 sum_i h_i theta_i^2 + sum_i sqrt(c_i) x_i theta_i for each row x; theta are the weights.
 
     Args:
-        curvature: h, of shape (dim,).
-        noise_scale: sqrt(c), of shape (dim,).
-        initial_scale: sqrt(E theta_i(0)^2), of shape (dim,).
-        seed: Seed of the initial signs, or None.
-        **kwargs: Of the base class.
+        curvature: h, shape `(dim,)`.
+        noise_scale: sqrt(c), shape `(dim,)`.
+        initial_scale: sqrt(E theta_i(0)^2), shape `(dim,)`.
+        seed: Seed of the initial signs; None for random signs.
+        **kwargs: Arguments of the base class.
     """
 
     def __init__(
@@ -30,11 +30,7 @@ class NoisyQuadraticLayer(keras.layers.Layer):
         self.seed = seed
 
     def build(self, input_shape: Any) -> None:
-        """Make theta.
-
-        Args:
-            input_shape: (rows, dim).
-        """
+        """Create theta for inputs of shape `(rows, dim)`."""
         signs = np.where(np.random.default_rng(self.seed).random(input_shape[-1]) < 0.5, -1.0, 1.0)
         self.theta = self.add_weight(
             name="theta",
@@ -43,25 +39,14 @@ class NoisyQuadraticLayer(keras.layers.Layer):
         )
 
     def call(self, inputs: Any) -> Any:
-        """Return one loss for each row.
-
-        Args:
-            inputs: Noise of mean 0 and variance 1, of shape (rows, dim).
-
-        Returns:
-            Losses, of shape (rows, 1).
-        """
+        """Return losses, shape `(rows, 1)`, for noise of mean 0 and variance 1, shape `(rows, dim)`."""
         curvature, noise_scale = (ops.convert_to_tensor(part, inputs.dtype) for part in self._parts[:2])
         theta = ops.convert_to_tensor(self.theta)
         mean = 0.5 * ops.sum(curvature * theta * theta)
         return mean + ops.matmul(inputs, (noise_scale * theta)[:, None])
 
     def get_config(self) -> dict[str, Any]:
-        """Return what the layer is made of.
-
-        Returns:
-            The constructor's arguments.
-        """
+        """Return the constructor's arguments."""
         names = ("curvature", "noise_scale", "initial_scale")
         own = {name: part.tolist() for name, part in zip(names, self._parts, strict=True)}
         return {**super().get_config(), **own, "seed": self.seed}
@@ -73,33 +58,34 @@ def output_as_loss(y_true: Any, y_pred: Any) -> Any:
 
     Args:
         y_true: Not used.
-        y_pred: Losses, of shape (rows, 1).
+        y_pred: Losses, shape `(rows, 1)`.
 
     Returns:
-        The losses, of shape (rows,).
+        The losses, shape `(rows,)`.
     """
     return ops.squeeze(y_pred, axis=-1)
 
 
 def noisy_quadratic(problem: NoisyQuadratic, *, seed: int | None = None, name: str = "noisy_quadratic") -> keras.Model:
-    """Build a model whose loss is a noisy quadratic's, and whose gradient carries its noise.
+    """Build a model whose loss is that of a noisy quadratic, and whose gradient contains its noise.
 
-    Its input is noise of mean 0 and variance 1, as `tfopt.nqm.noise_batches` makes it, and its output the loss of each
-    row: compile it with `loss=output_as_loss`. The gradient of a batch of B rows is then h_i theta_i plus noise of
-    variance c_i / B. SGD and momentum follow `tfopt.nqm.expected_loss` in the mean. On zeros the output is the loss
-    without noise.
+    The input is noise of mean 0 and variance 1, as `tfopt.nqm.noise_batches` makes it. The output is the loss of each
+    row: compile the model with `loss=output_as_loss`. The gradient of a batch of B rows is then h_i theta_i plus noise
+    of variance c_i / B. On average, SGD and momentum follow `tfopt.nqm.expected_loss`. For an input of zeros the output
+    is the loss without noise.
 
     Args:
-        problem: The problem, whose directions are counted one by one.
-        seed: Makes the initial weights reproducible: +- sqrt(E theta_i(0)^2), with random signs.
+        problem: The problem. Each direction counts as often as its multiplicity, a whole number.
+        seed: Seed of the random signs of the initial weights, which are +- sqrt(E theta_i(0)^2); an integer >= 0. None
+            (default) for unseeded signs.
         name: Name of the model.
 
     Returns:
         An uncompiled, built `keras.Model`.
 
     Raises:
-        TypeError: `problem` is no `NoisyQuadratic`, or `seed` no integer.
-        ValueError: A multiplicity is not a whole number.
+        TypeError: `problem` is not a `NoisyQuadratic`, or `seed` not an integer.
+        ValueError: A multiplicity is not a whole number, or `seed` is negative.
 
     Example:
         >>> from tfopt.nqm import NoisyQuadratic, noise_batches

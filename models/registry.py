@@ -33,14 +33,14 @@ def get(name: str, **kwargs: Any) -> keras.Model:
     """Build a model by name.
 
     Args:
-        name: One of `list_models()`.
+        name: A name from `list_models()`.
         **kwargs: Arguments of the builder of that name.
 
     Returns:
         An uncompiled, built `keras.Model`.
 
     Raises:
-        ValueError: No model has this name; the message suggests those that are near.
+        ValueError: No model has this name; the message suggests similar names.
 
     Example:
         >>> get("mlp", input_shape=64, hidden_units=(32,)).count_params()

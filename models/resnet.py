@@ -24,24 +24,24 @@ def resnet(
 ) -> keras.Model:
     """Build the network of Section 4.2 of the paper: 6 n + 2 layers in three stages of n blocks.
 
-    A 3 x 3 convolution; three stages of n blocks with `width`, 2 `width` and 4 `width` filters, where each block is two
-    3 x 3 convolutions around which the input is carried; the mean over all positions; a linear output. The first
-    convolution of the second and third stage has stride 2, and there the input is subsampled and padded with channels
-    of zeros (the paper's option A, which has no parameters). With `width=16`, ResNet-20 has 0.27 and ResNet-32 0.46
-    million trainable parameters.
+    The first layer is a 3 x 3 convolution. The three stages have n blocks each, with `width`, 2 `width` and 4 `width`
+    filters. A block is two 3 x 3 convolutions with a skip connection. Last come the mean over all positions and a
+    linear output. The first convolution of the second and third stage has stride 2. There the input of the skip
+    connection is subsampled and padded with channels of zeros (the paper's option A, which has no parameters). With
+    `width=16`, ResNet-20 has 0.27 and ResNet-32 0.46 million trainable parameters.
 
     Args:
-        depth: Number of layers with weights, 6 n + 2: 8, 14, 20, 32, 44, 56, 110, ...
+        depth: Number of layers with weights, 6 n + 2: 8, 14, 20 (default), 32, 44, 56, 110, ...
         input_shape: Height, width and channels of an image.
         num_outputs: Width of the output layer.
         width: Number of filters in the first stage.
-        batch_normalization: Whether to normalise after each convolution. Without it, convolutions have biases, and the
-            last convolution of each block starts from zero, so that every block starts as the identity: otherwise
-            activations double with each block.
+        batch_normalization: Whether to normalise after each convolution. If False, convolutions have biases, and the
+            last convolution of each block starts from zero, so that every block starts as the identity. Otherwise
+            activations would double with each block.
         kernel_initializer: A Keras initializer or its name.
         weight_decay: Coefficient of an L2 penalty on every kernel, `weight_decay * |W|^2`, in the loss; >= 0.
-        seed: Makes the initial weights reproducible.
-        name: Name of the model, default "resnet" and the depth.
+        seed: Seed of the initial weights, an integer >= 0; None (default) for the initializer's own.
+        name: Name of the model; None (default) for "resnet" and the depth.
 
     Returns:
         An uncompiled, built `keras.Model` that returns logits.
@@ -92,7 +92,7 @@ def resnet(
 
 
 def _shortcut(x: Any, filters: int, stride: int, label: str) -> Any:
-    """Return the input as it is, or subsampled and with channels of zeros where the stage changes."""
+    """Return the input unchanged, or subsampled and padded with channels of zeros where the stage changes."""
     if stride == 1:
         return x
     x = keras.layers.MaxPooling2D(1, strides=stride, padding="same", name=f"{label}_subsampling")(x)

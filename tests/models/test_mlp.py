@@ -102,7 +102,7 @@ def test_output_activation_and_saving(tmp_path):
         ({"num_outputs": 0}, ValueError, "`num_outputs` must be"),
         ({"negative_slope": -0.5}, ValueError, "`negative_slope` must be"),
         ({"negative_slope": 1.5}, ValueError, "`negative_slope` must be"),
-        ({"negative_slope": 0.1, "activation": "tanh"}, ValueError, "`negative_slope` goes with"),
+        ({"negative_slope": 0.1, "activation": "tanh"}, ValueError, "`negative_slope` needs activation"),
         ({"use_bias": 1}, TypeError, "`use_bias` must be True or False"),
         ({"residual": "yes"}, TypeError, "`residual` must be True or False"),
         ({"input_shape": None}, TypeError, "`input_shape` must hold one or more positive integers"),
