@@ -1,6 +1,6 @@
 """Time sweeps of training without gradients against matrix products and NumPy.
 
-Run with `python benchmarks/bregman.py`. What more ranks bring is in `benchmarks/scaling.py`.
+Run with `python benchmarks/bregman.py`. The effect of more ranks is measured in `benchmarks/scaling.py`.
 """
 
 import itertools
@@ -19,25 +19,17 @@ import tensorflow as tf
 from tfopt import models
 from tfopt.bregman import BregmanTrainer
 
-# Rows, widths. One output: binary cross-entropy.
+# Rows and widths. With one output the loss is the binary cross-entropy.
 SHAPES = {"60,000 x 784-256-256-10": (60_000, (784, 256, 256, 10)), "200,000 x 28-300-1": (200_000, (28, 300, 1))}
 REPETITIONS = 7
 
 
 def plain_flops(num_rows: int, widths: tuple[int, ...]) -> float:
-    """Count the operations of the printed algorithm's matrix products in one sweep.
-
-    For each layer with p inputs and n outputs, a multiplication and an addition counted apart: A'A (its symmetric half)
-    N p^2, A'Z 2 N p n, A W 2 N p n; and for each hidden activation of width p, below a layer with n outputs,
-    Z W' 2 N p n and the product with the inverse 2 N p^2. Entrywise updates and small systems are not counted.
-
-    Args:
-        num_rows: N.
-        widths: Width of the inputs and of each layer.
-
-    Returns:
-        Operations.
-    """
+    """Return the operations of the printed algorithm's matrix products in one sweep over N = `num_rows` rows."""
+    # A layer with p inputs and n outputs takes, with multiplications and additions counted separately: N p^2 for A'A
+    # (its symmetric half), 2 N p n for A'Z, and 2 N p n for A W. A hidden activation of width p below a layer with n
+    # outputs takes 2 N p n for Z W' and 2 N p^2 for the product with the inverse. Entrywise updates and small systems
+    # are not counted.
     total = 0.0
     for layer, (p, n) in enumerate(itertools.pairwise(widths)):
         total += num_rows * (p * p + 4 * p * n)
@@ -47,14 +39,7 @@ def plain_flops(num_rows: int, widths: tuple[int, ...]) -> float:
 
 
 def matrix_product_rate(size: int = 2048) -> float:
-    """Measure operations a second of a product of two float32 matrices.
-
-    Args:
-        size: Rows and columns.
-
-    Returns:
-        Operations a second, the best of ten.
-    """
+    """Return operations per second of a product of two float32 matrices of `size` rows and columns, the best of ten."""
     a = tf.random.stateless_normal((size, size), (0, 0))
     product = tf.function(lambda x: tf.matmul(x, x), autograph=False)
     times = []
@@ -66,17 +51,7 @@ def matrix_product_rate(size: int = 2048) -> float:
 
 
 def make(num_rows: int, widths: tuple[int, ...], seed: int = 0, **options) -> tuple:
-    """Make a problem and what trains it.
-
-    Args:
-        num_rows: Number of rows.
-        widths: Width of the inputs and of each layer.
-        seed: Seed of the rows.
-        **options: Options of `BregmanTrainer`.
-
-    Returns:
-        The trainer, inputs and labels.
-    """
+    """Return a trainer with these options, inputs and labels, all random; `widths` are of the inputs and each layer."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((num_rows, widths[0]), dtype=np.float32)
     y = rng.integers(0, max(widths[-1], 2), num_rows)
@@ -86,33 +61,16 @@ def make(num_rows: int, widths: tuple[int, ...], seed: int = 0, **options) -> tu
 
 
 def seconds_of_sweeps(num_rows: int, widths: tuple[int, ...], **options) -> list[float]:
-    """Time sweeps.
-
-    Args:
-        num_rows: Number of rows.
-        widths: Width of the inputs and of each layer.
-        **options: Options of `BregmanTrainer`.
-
-    Returns:
-        Seconds of each of the last sweeps; the first ones compile.
-    """
+    """Return the seconds of each of the last sweeps, since the first ones compile."""
     trainer, x, y = make(num_rows, widths, **options)
     history = trainer.fit(x, y, epochs=REPETITIONS + 3, verbose=0)
-    return history.history["seconds"][2:-1]  # the last one measures
+    return history.history["seconds"][2:-1]  # The last sweep also measures.
 
 
 def numpy_sweep(x: np.ndarray, y: np.ndarray, widths: tuple[int, ...], with_pinv: bool) -> float:
-    """Time one sweep of the printed algorithm in NumPy, float32, one hidden layer, hinge on {0, 1}.
-
-    Args:
-        x: Inputs.
-        y: Labels, 0 and 1.
-        widths: Widths of inputs, hidden layer and outputs.
-        with_pinv: Whether weights come from the pseudo-inverse of the activations, as printed, or from Cholesky.
-
-    Returns:
-        Seconds.
-    """
+    """Return the seconds of one sweep of the printed algorithm in NumPy, float32, one hidden layer, hinge on {0, 1}."""
+    # Weights come from the pseudo-inverse of the activations, as printed, if `with_pinv`; else from Cholesky's
+    # factorisation.
     beta, gamma = np.float32(1), np.float32(10)
     rng = np.random.default_rng(0)
     z = [rng.standard_normal((len(x), n), dtype=np.float32) for n in widths[1:]]
@@ -146,11 +104,7 @@ def numpy_sweep(x: np.ndarray, y: np.ndarray, widths: tuple[int, ...], with_pinv
 
 
 def on_one_process() -> dict:
-    """Time sweeps against matrix products and NumPy.
-
-    Returns:
-        Medians and ratios by shape.
-    """
+    """Time sweeps against matrix products and NumPy, and return medians and ratios by shape."""
     found = {}
     for name, (num_rows, widths) in SHAPES.items():
         rate = matrix_product_rate()

@@ -1,7 +1,7 @@
-"""Time what the measuring callbacks cost a training, at their default cadence.
+"""Time the overhead of the measuring callbacks in a training, at their default cadence.
 
-The same `fit` with each callback and without, in turns, in one process. Besides the wall-clock time each callback says
-how long it has measured; the first measurement, in which everything is compiled, is reported apart. Writes
+The same `fit` runs with each callback and without, in turns, in one process. Besides the wall-clock time, each callback
+reports the seconds it measured. The first measurement compiles everything and is reported separately. Writes
 `benchmarks/results/callbacks.json`.
 
 Run with `make bench`, or `python benchmarks/callbacks.py --epochs 30 --rounds 3`.
@@ -32,27 +32,14 @@ CALLBACKS = {
 
 
 def make_data() -> tuple[np.ndarray, np.ndarray]:
-    """Make data of MNIST's size, whose labels a network can learn.
-
-    Returns:
-        Inputs and labels.
-    """
+    """Return inputs and labels of MNIST's size that a network can learn."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((NUM_ROWS, WIDTH), dtype=np.float32)
     return x, np.argmax(x @ rng.standard_normal((WIDTH, CLASSES), dtype=np.float32), axis=1)
 
 
 def run(name: str, data: tuple[np.ndarray, np.ndarray], epochs: int) -> dict[str, float]:
-    """Train once.
-
-    Args:
-        name: A key of `CALLBACKS`.
-        data: Inputs and labels.
-        epochs: Number of epochs.
-
-    Returns:
-        Seconds of `fit`, and of the first and all other measurements.
-    """
+    """Train once with a callback; return the seconds of `fit`, and of the first and all other measurements."""
     keras.utils.set_random_seed(0)
     model = models.mlp((WIDTH,), (256, 256), CLASSES, seed=0)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -67,11 +54,7 @@ def run(name: str, data: tuple[np.ndarray, np.ndarray], epochs: int) -> dict[str
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure and write the results.
-
-    Args:
-        argv: Command-line arguments.
-    """
+    """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=3)

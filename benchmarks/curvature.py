@@ -1,7 +1,7 @@
-"""Time products with the Hessian against a gradient, PyHessian and curvlinops, and count what two eigenvalues cost.
+"""Time products with the Hessian against a gradient, PyHessian and curvlinops, and the cost of two eigenvalues.
 
-One process per framework, taking turns. The eigenvalues are the smallest and the largest of the same network's Hessian
-to 1%, by `tfopt.curvature.extremal_eigenvalues` and by scipy's `eigsh` on the same operator. Writes
+There is one process per framework, and they take turns. The eigenvalues are the smallest and the largest of the same
+network's Hessian to 1%, by `tfopt.curvature.extremal_eigenvalues` and by scipy's `eigsh` on the same operator. Writes
 `benchmarks/results/curvature.json`.
 
 Run with `make bench`, or `python benchmarks/curvature.py --rounds 15`.
@@ -22,17 +22,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def time_products(rounds: int) -> dict[str, float]:
-    """Run the workers in turns.
-
-    Args:
-        rounds: How often each case is timed.
-
-    Returns:
-        Median milliseconds of each case.
-
-    Raises:
-        SystemExit: A worker could not start.
-    """
+    """Run the workers in turns, `rounds` times, and return the median milliseconds of each case."""
     workers = []
     for framework in ("tfopt", "torch"):
         command = [sys.executable, str(HERE / "curvature_workers.py"), framework]
@@ -41,7 +31,7 @@ def time_products(rounds: int) -> dict[str, float]:
         while line and not line.startswith("["):
             line = worker.stdout.readline()
         if not line:
-            raise SystemExit(f"the worker for {framework} failed; is the extra `bench` installed?")
+            raise SystemExit(f"The worker for {framework} failed. Install the extra `bench`: pip install -e .[bench]")
         workers.append(worker)
     seconds: dict[str, list[float]] = {}
     for _ in range(rounds):
@@ -56,11 +46,7 @@ def time_products(rounds: int) -> dict[str, float]:
 
 
 def find_eigenvalues() -> dict[str, dict[str, Any]]:
-    """Find both ends of the spectrum in two ways.
-
-    Returns:
-        The ends, the number of products and the seconds of each.
-    """
+    """Return both ends of the spectrum by two methods, with the number of products and the seconds of each."""
     import curvature_workers
     import keras
     from scipy.sparse.linalg import eigsh
@@ -74,7 +60,7 @@ def find_eigenvalues() -> dict[str, dict[str, Any]]:
     model.set_weights(weights)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     matrix = HessianOperator(model, loss, x, y, batch_size=len(x))
-    matrix @ vector  # compiled and checked
+    matrix @ vector  # The first product compiles and checks itself.
     results = {}
     start = time.perf_counter()
     ends = extremal_eigenvalues(matrix, 300, tolerance=0.01)
@@ -95,11 +81,7 @@ def find_eigenvalues() -> dict[str, dict[str, Any]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure and write the results.
-
-    Args:
-        argv: Command-line arguments.
-    """
+    """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--output", type=Path, default=HERE / "results" / "curvature.json")

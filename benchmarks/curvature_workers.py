@@ -1,4 +1,4 @@
-"""One framework's products with the Hessian, each timed for every line that comes in; started by `curvature.py`."""
+"""Products of one framework with the Hessian, timed once per line of standard input; started by `curvature.py`."""
 
 import itertools
 import json
@@ -26,7 +26,7 @@ def make_problem() -> tuple[np.ndarray, np.ndarray, list[np.ndarray], np.ndarray
 
 
 def tfopt_cases() -> dict[str, Callable[[], Any]]:
-    """Return tfopt's cases; those in a run of products keep what they have in common."""
+    """Return tfopt's cases; operators in a run of products cache the results that the products share."""
     import keras
     import tensorflow as tf
 
@@ -92,7 +92,7 @@ def torch_cases() -> dict[str, Callable[[], Any]]:
 
 
 def main() -> None:
-    """Say the names of the cases, and time all of them for every line."""
+    """Print the names of the cases, and time all of them for each line."""
     cases = {"tfopt": tfopt_cases, "torch": torch_cases}[sys.argv[1]]()
     for run in cases.values():
         for _ in range(3):
@@ -101,7 +101,7 @@ def main() -> None:
     for _ in sys.stdin:
         seconds = {}
         for name, run in cases.items():
-            run()  # brings its data back into the caches, which another process has used
+            run()  # Loads its data into the CPU caches, which another process has used.
             start = time.perf_counter()
             run()
             seconds[name] = time.perf_counter() - start

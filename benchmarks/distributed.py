@@ -1,4 +1,4 @@
-"""What averaging costs: a step of `DistributedOptimizer`, less the wrapped optimizer's own, over a bare allreduce.
+"""The cost of averaging: a step of `DistributedOptimizer`, minus the wrapped optimizer's own, over a bare allreduce.
 
 The bare operation is Horovod's `grouped_allreduce` of the same gradients in a `tf.function`. The three functions take
 turns on every rank. Writes `benchmarks/results/distributed.json`.
@@ -36,16 +36,7 @@ OPTIMIZERS = {"SGD": lambda: keras.optimizers.SGD(1e-3), "Fromage": lambda: From
 
 
 def make_steps(name: str, shapes: list[tuple[int, int]], compression: str | None) -> dict[str, Callable[[], Any]]:
-    """Return the three things to time, on variables and gradients of their own.
-
-    Args:
-        name: A key of `OPTIMIZERS`.
-        shapes: Of the variables.
-        compression: As `DistributedOptimizer` takes it.
-
-    Returns:
-        Functions without arguments.
-    """
+    """Return the three functions to time, without arguments, each with its own variables and gradients."""
     rng = np.random.default_rng(0)
     gradients = [tf.constant(rng.normal(size=shape).astype("float32")) for shape in shapes]
     steps = {}
@@ -69,15 +60,7 @@ def make_steps(name: str, shapes: list[tuple[int, int]], compression: str | None
 
 
 def measure(steps: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Time the functions in turns.
-
-    Args:
-        steps: The functions.
-        rounds: How often each is timed.
-
-    Returns:
-        Median milliseconds of each, and of the rounds' overhead: (wrapped - inner) / bare.
-    """
+    """Return median milliseconds of each function, timed in turns, and the median overhead (wrapped - inner) / bare."""
     ranks = communicator.current()
     seconds: dict[str, list[float]] = {label: [] for label in steps}
     for step in steps.values():
@@ -100,11 +83,7 @@ def measure(steps: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, and write the results of rank 0.
-
-    Args:
-        argv: Command-line arguments.
-    """
+    """Measure, and write the results of rank 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--output", type=Path, default=HERE / "results" / "distributed.json")

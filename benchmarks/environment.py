@@ -1,21 +1,14 @@
-"""What a benchmark's numbers depend on: versions, processor, threads."""
+"""The environment of a benchmark: versions, processor, threads."""
 
 import importlib.metadata
 import os
 import platform
 
-THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")  # where they are limited
+THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")  # Limits of threads, if set.
 
 
 def describe(packages: list[str]) -> dict:
-    """Return the machine and the installed versions of some packages.
-
-    Args:
-        packages: Names of distributions; those that are not installed are left out.
-
-    Returns:
-        A dictionary that JSON can hold.
-    """
+    """Return the machine and the versions of the installed ones of `packages`, as JSON data."""
     versions = {}
     for package in packages:
         try:

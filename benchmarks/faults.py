@@ -1,8 +1,8 @@
-"""Kills a random rank at a random moment, again and again, starts the job anew, and looks at the bits it ends with.
+"""Kill a random rank at a random time, repeatedly, restart the job, and compare the bits of its final state.
 
-The jobs are `examples/keras_horovod.py` and `examples/bregman_horovod.py` on two ranks. A moment is drawn from the time
-that an undisturbed run takes, the start of Horovod and the writing of checkpoints included. After each kill the job
-must end by itself, with an exit code other than 0 and the name of the rank; started again it must end with the state
+The jobs are `examples/keras_horovod.py` and `examples/bregman_horovod.py` on two ranks. The time is drawn from the
+duration of an undisturbed run, including the start of Horovod and the writing of checkpoints. After each kill the job
+must end by itself, with an exit code other than 0 and the name of the rank. The restarted job must end with the state
 of the undisturbed run, on each rank, bit for bit. Writes `benchmarks/results/faults.json`.
 
 Run with `python benchmarks/faults.py --kills 24`.
@@ -36,19 +36,11 @@ JOBS = {
     "keras_horovod": ["--epochs", "12"],
     "bregman_horovod": ["--rows", "20000", "--hidden-units", "64", "--epochs", "12"],
 }
-LIMIT = 60.0  # seconds in which a job must have ended
+LIMIT = 60.0  # Seconds in which a job must end after a kill.
 
 
 def start(job: str, checkpoints: Path) -> subprocess.Popen[str]:
-    """Start a job.
-
-    Args:
-        job: A key of `JOBS`.
-        checkpoints: Its folder of checkpoints.
-
-    Returns:
-        The process of `horovodrun`.
-    """
+    """Start a job, a key of `JOBS`, and return the process of `horovodrun`."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     threads = {"TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1"}
     script = [sys.executable, str(EXAMPLES / f"{job}.py"), *JOBS[job], "--checkpoints", str(checkpoints)]
@@ -62,18 +54,7 @@ def start(job: str, checkpoints: Path) -> subprocess.Popen[str]:
 
 
 def find_rank(job: subprocess.Popen[str], rank: int) -> psutil.Process:
-    """Wait for a rank of a job that has just been started.
-
-    Args:
-        job: The process of `horovodrun`.
-        rank: Its number.
-
-    Returns:
-        The process of the rank.
-
-    Raises:
-        RuntimeError: The job ended before.
-    """
+    """Wait for a rank of a job that was just started, and return its process; raise `RuntimeError` if the job ended."""
     while job.poll() is None:
         for process in psutil.Process(job.pid).children(recursive=True):
             try:
@@ -86,17 +67,9 @@ def find_rank(job: subprocess.Popen[str], rank: int) -> psutil.Process:
 
 
 def state_of(checkpoints: Path) -> str:
-    """Digest everything that the newest checkpoint of each rank holds.
-
-    Left out are durations, and the states of Python's and NumPy's global generators, which the examples neither seed
-    nor draw from.
-
-    Args:
-        checkpoints: The folder.
-
-    Returns:
-        A digest.
-    """
+    """Return a digest of the newest checkpoint of each rank."""
+    # Leave out durations, and the states of Python's and NumPy's global generators, which the examples neither seed nor
+    # use.
     digest = hashlib.sha256()
 
     def add(name: str, value: Any) -> None:
@@ -106,8 +79,8 @@ def state_of(checkpoints: Path) -> str:
             for key in sorted(value):
                 add(f"{name}/{key}", value[key])
         elif isinstance(value, list | tuple):
-            for place, item in enumerate(value):
-                add(f"{name}/{place}", item)
+            for index, item in enumerate(value):
+                add(f"{name}/{index}", item)
         else:
             digest.update(f"{name}={value!r}".encode() if not isinstance(value, np.ndarray) else value.tobytes())
 
@@ -118,18 +91,7 @@ def state_of(checkpoints: Path) -> str:
 
 
 def run_to_the_end(job: str, checkpoints: Path) -> float:
-    """Run a job that nobody disturbs.
-
-    Args:
-        job: A key of `JOBS`.
-        checkpoints: Its folder of checkpoints.
-
-    Returns:
-        Its duration, from the moment at which its ranks exist.
-
-    Raises:
-        RuntimeError: It failed.
-    """
+    """Run a job undisturbed, and return its seconds since its ranks exist; raise `RuntimeError` if it fails."""
     process = start(job, checkpoints)
     find_rank(process, RANKS - 1)
     begin = time.perf_counter()
@@ -140,17 +102,7 @@ def run_to_the_end(job: str, checkpoints: Path) -> float:
 
 
 def kill_once(job: str, checkpoints: Path, rank: int, moment: float) -> dict[str, Any] | None:
-    """Kill a rank, and see how the job ends.
-
-    Args:
-        job: A key of `JOBS`.
-        checkpoints: Its folder of checkpoints.
-        rank: Whom to kill.
-        moment: Seconds after the ranks have come into being.
-
-    Returns:
-        What was seen; None if the job was done before.
-    """
+    """Kill a rank `moment` seconds after the ranks exist, and return what happened; None if the job had ended."""
     process = start(job, checkpoints)
     victim = find_rank(process, rank)
     time.sleep(moment)
@@ -164,12 +116,12 @@ def kill_once(job: str, checkpoints: Path, rank: int, moment: float) -> dict[str
         output, _ = process.communicate(timeout=5 * LIMIT)
     except subprocess.TimeoutExpired:
         for started in psutil.Process(process.pid).children(recursive=True):
-            started.kill()  # the ranks, which hold the pipe open
+            started.kill()  # The ranks hold the pipe open.
         process.kill()
         output, _ = process.communicate()
     seconds = time.perf_counter() - begin
     if process.returncode == 0:
-        return None  # it had nothing more to say to the others
+        return None  # The rank had already finished its communication.
     epochs = [int(path.name[6:12]) for path in checkpoints.glob(f"epoch-*.rank-{rank}-*.npz")]
     return {
         "job": job,
@@ -182,14 +134,7 @@ def kill_once(job: str, checkpoints: Path, rank: int, moment: float) -> dict[str
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Kill, start anew, compare; write the results.
-
-    Args:
-        argv: Command-line arguments.
-
-    Raises:
-        SystemExit: A job did not end in time, did not name the rank, or ended with another state.
-    """
+    """Kill, restart, compare, write the results; exit with 1 on a late job, an unnamed rank or another state."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
@@ -202,12 +147,12 @@ def main(argv: list[str] | None = None) -> None:
         states = {job: state_of(Path(folder) / f"{job}-whole") for job in JOBS}
         while len(kills) < arguments.kills:
             job = list(JOBS)[len(kills) % len(JOBS)]
-            place = Path(tempfile.mkdtemp(dir=folder))
-            found = kill_once(job, place, rng.randrange(RANKS), rng.uniform(0, whole[job]))
+            checkpoints = Path(tempfile.mkdtemp(dir=folder))
+            found = kill_once(job, checkpoints, rng.randrange(RANKS), rng.uniform(0, whole[job]))
             if found is None:
                 continue
-            run_to_the_end(job, place)
-            kills.append({**found, "same_bits": state_of(place) == states[job]})
+            run_to_the_end(job, checkpoints)
+            kills.append({**found, "same_bits": state_of(checkpoints) == states[job]})
             print(kills[-1], flush=True)
     slowest = max(kill["seconds_to_the_end"] for kill in kills)
     result = {
@@ -220,7 +165,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")
     good = [kill["same_bits"] and kill["names_the_rank"] for kill in kills]
-    print(f"{sum(good)} of {len(kills)} as they should be; the slowest job ended after {slowest:.1f} s")
+    print(f"{sum(good)} of {len(kills)} kills passed; the slowest job ended after {slowest:.1f} s")
     if not all(good) or slowest > LIMIT:
         raise SystemExit(1)
 

@@ -1,11 +1,11 @@
 """Time the noisy quadratic model's searches against a straightforward NumPy implementation, cold and warm.
 
-The NumPy implementation takes powers by eigen-decomposition, looks for the step by bisection, and searches a grid of
-rates and momenta for one batch size after the other. It is timed on a part of its grid, and its time for the whole is
-that in proportion. Its steps are grid optima, by bisection also where a loss is not monotone.
+The NumPy implementation computes powers by eigen-decomposition, finds the step by bisection, and searches a grid of
+rates and momenta for one batch size after the other. It runs on a sample of its grid, and its time is scaled to the
+whole grid. Its steps are grid optima, and bisection is used even if a loss is not monotone.
 
-Each cold run of tfopt is a process of its own, imports apart. Writes `benchmarks/results/nqm.json`.
-Run with `make bench`, or `python benchmarks/nqm.py --rounds 7`.
+Each cold run of tfopt is a process of its own; imports are not counted. Writes `benchmarks/results/nqm.json`. Run with
+`make bench`, or `python benchmarks/nqm.py --rounds 7`.
 """
 
 import argparse
@@ -31,21 +31,13 @@ RATES, MOMENTA = np.geomspace(1e-3, 3.9, 100), 1.0 - np.geomspace(1.0, 1e-3, 20)
 
 
 def numpy_loss(curvature: np.ndarray, count: np.ndarray, rate: float, momentum: float, power: float) -> Any:
-    """Return the loss after t steps of heavy ball as a function, from eigen-decompositions of 3 x 3 matrices.
-
-    Args:
-        curvature: h; the noise variance is the same.
-        count: Multiplicities.
-        rate: a.
-        momentum: beta.
-        power: p.
-
-    Returns:
-        A function of t and B.
-    """
+    """Return the loss of heavy ball as a function of t and B, from eigen-decompositions of 3 x 3 matrices."""
+    # Symbols: h `curvature`, which is also the noise variance; a `rate`; beta `momentum`; p `power`; `count` are
+    # multiplicities.
     step = rate * curvature**-power
     x = step * curvature
-    # How E theta^2, E theta u and E u^2 follow from theta' = (1 - x) theta - beta u and u' = x theta + beta u.
+    # The matrix maps E theta^2, E theta u and E u^2 to the next step, by theta' = (1 - x) theta - beta u and u' = x
+    # theta + beta u.
     matrix = np.empty((len(x), 3, 3))
     one = 1 - x
     matrix[:, 0] = np.stack([one**2, -2 * momentum * one, np.full_like(x, momentum**2)], axis=1)
@@ -67,41 +59,24 @@ def numpy_loss(curvature: np.ndarray, count: np.ndarray, rate: float, momentum: 
 
 
 def numpy_search(curvature: np.ndarray, count: np.ndarray, settings: list[tuple[float, float]], power: float) -> Any:
-    """Find the fewest steps for each batch size among some settings, by bisection.
-
-    Args:
-        curvature: h.
-        count: Multiplicities.
-        settings: Rates and momenta.
-        power: p.
-
-    Returns:
-        Steps, of shape (batch sizes,).
-    """
+    """Return the fewest steps, shape (batch sizes,), among `settings` (rate, momentum), by bisection."""
     fewest = np.full(len(SIZES), np.inf)
     with np.errstate(all="ignore"):
         for rate, momentum in settings:
             loss = numpy_loss(curvature, count, rate, momentum, power)
-            for place, size in enumerate(SIZES):
+            for index, size in enumerate(SIZES):
                 low, high = 0, 2**24
                 if not loss(high, size) <= TARGET:
                     continue
                 while high - low > 1:
                     middle = (low + high) // 2
                     low, high = (low, middle) if loss(middle, size) <= TARGET else (middle, high)
-                fewest[place] = min(fewest[place], high)
+                fewest[index] = min(fewest[index], high)
     return fewest
 
 
 def tfopt_run(num_bins: int | None) -> dict[str, Any]:
-    """Run everything twice in this process.
-
-    Args:
-        num_bins: How many bins, or None for the exact spectrum.
-
-    Returns:
-        Seconds, cold and warm, by figure, and the steps found.
-    """
+    """Run twice on `num_bins` bins, or the exact spectrum if None; return cold and warm seconds, and steps."""
     from tfopt import nqm
 
     problem = nqm.NoisyQuadratic.power_law(num_bins=num_bins)
@@ -124,11 +99,7 @@ def tfopt_run(num_bins: int | None) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure and write the results.
-
-    Args:
-        argv: Command-line arguments.
-    """
+    """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--output", type=Path, default=HERE / "results" / "nqm.json")
@@ -139,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     rng = np.random.default_rng(0)
     grid = [(rate, momentum) for rate in RATES for momentum in MOMENTA]
-    sample = [grid[place] for place in rng.choice(len(grid), 20, replace=False)]
+    sample = [grid[index] for index in rng.choice(len(grid), 20, replace=False)]
     from tfopt.nqm import NoisyQuadratic
 
     binned = NoisyQuadratic.power_law(num_bins=100)

@@ -1,7 +1,7 @@
-"""One process of `benchmarks/optimizers.py`: times the optimizers of one framework when told to.
+"""One process of `benchmarks/optimizers.py`: it times the optimizers of one framework on request.
 
-Speaks JSON lines: prints the names of its cases, then for each line that it reads runs every case once and prints the
-seconds.
+It uses JSON lines. It prints the names of its cases. For each line that it reads, it runs every case once and prints
+the seconds.
 """
 
 import json
@@ -17,14 +17,7 @@ Cases = Iterator[tuple[str, Callable[[], object]]]
 
 
 def make_arrays(shapes: list[tuple[int, int]]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return weights and gradients of He-initialised size.
-
-    Args:
-        shapes: The variables' shapes.
-
-    Returns:
-        Two lists of float32 arrays.
-    """
+    """Return weights and gradients, lists of float32 arrays with these shapes, of He-initialised size."""
     rng = np.random.default_rng(0)
     weights = [(0.03 * rng.standard_normal(shape)).astype("float32") for shape in shapes]
     gradients = [(0.001 * rng.standard_normal(shape)).astype("float32") for shape in shapes]
@@ -32,11 +25,7 @@ def make_arrays(shapes: list[tuple[int, int]]) -> tuple[list[np.ndarray], list[n
 
 
 def keras_cases() -> Cases:
-    """Yield Keras's optimizers and ours on TensorFlow, in graph mode and under XLA.
-
-    Yields:
-        Name and a function that takes one step.
-    """
+    """Yield name and step function of Keras's optimizers and ours on TensorFlow, in graph mode and under XLA."""
     import keras
     import tensorflow as tf
 
@@ -62,11 +51,7 @@ def keras_cases() -> Cases:
 
 
 def optax_cases() -> Cases:
-    """Yield optax's optimizers under `jax.jit`, with donated buffers.
-
-    Yields:
-        Name and a function that takes one step.
-    """
+    """Yield name and step function of optax's optimizers under `jax.jit`, with donated buffers."""
     import jax
     import optax
 
@@ -93,11 +78,8 @@ def optax_cases() -> Cases:
 
 
 def torch_cases() -> Cases:
-    """Yield pytorch_optimizer's and torch's optimizers; torch's plain SGD also measures the memory bandwidth.
-
-    Yields:
-        Name and a function that takes one step.
-    """
+    """Yield name and step function of pytorch_optimizer's and torch's optimizers."""
+    # The plain SGD of torch also measures the memory bandwidth.
     import pytorch_optimizer
     import torch
 
@@ -116,13 +98,9 @@ def torch_cases() -> Cases:
 
 
 def main(framework: str) -> None:
-    """Serve timings on standard output until standard input ends.
-
-    Args:
-        framework: "keras", "optax" or "torch".
-    """
+    """Time the cases of "keras", "optax" or "torch" for each line of standard input, until it ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever a framework prints goes to standard error
+    os.dup2(2, 1)  # All output of the framework goes to standard error.
     cases = dict({"keras": keras_cases, "optax": optax_cases, "torch": torch_cases}[framework]())
     for step in cases.values():
         for _ in range(3):
@@ -131,7 +109,7 @@ def main(framework: str) -> None:
     for _ in sys.stdin:
         seconds = {}
         for name, step in cases.items():
-            step()  # brings this case's data into the caches that it can fit in
+            step()  # Loads the data of this case into the CPU caches.
             start = time.perf_counter()
             step()
             seconds[name] = time.perf_counter() - start

@@ -1,8 +1,8 @@
 """Time one step of the optimizers against their peers in other libraries.
 
-One process per framework, all alive at once, taking turns: each round times every optimizer of every framework once, so
-that what slows the machine for a while slows all of them. Writes `benchmarks/results/optimizers.json`; the table in
-`docs/benchmarks.md` is made from it.
+There is one process per framework. All run at the same time and take turns: each round times every optimizer of every
+framework once, so that a slow phase of the machine slows all of them. Writes `benchmarks/results/optimizers.json`, from
+which the table in `docs/benchmarks.md` is made.
 
 Run with `make bench`, or `python benchmarks/optimizers.py --rounds 15`.
 """
@@ -21,25 +21,14 @@ FRAMEWORKS = ("keras", "optax", "torch")
 
 
 def measure(rounds: int, frameworks: list[str]) -> dict[str, list[float]]:
-    """Run the workers in turns.
-
-    Args:
-        rounds: How often each case is timed.
-        frameworks: Which workers to start.
-
-    Returns:
-        The seconds of each round, by "size/mode/name".
-
-    Raises:
-        SystemExit: A worker could not start.
-    """
+    """Run the workers in turns, and return the seconds of each round by "size/mode/name"."""
     workers = {}
     for framework in frameworks:
         command = [sys.executable, str(HERE / "optimizer_workers.py"), framework]
         worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         names = worker.stdout.readline()
         if not names:
-            raise SystemExit(f"the worker for {framework} failed; is the extra `bench` installed?")
+            raise SystemExit(f"The worker for {framework} failed. Install the extra `bench`: pip install -e .[bench]")
         workers[framework] = worker
     seconds: dict[str, list[float]] = {}
     for _ in range(rounds):
@@ -54,14 +43,7 @@ def measure(rounds: int, frameworks: list[str]) -> dict[str, list[float]]:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Measure and write the results.
-
-    Args:
-        argv: Command-line arguments.
-
-    Returns:
-        What was written.
-    """
+    """Measure, write and return the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--frameworks", nargs="+", default=list(FRAMEWORKS), choices=FRAMEWORKS)

@@ -1,9 +1,9 @@
-"""What more ranks bring: steps of Keras and sweeps without gradients with the rows split, and what a message costs.
+"""The effect of more ranks: steps of Keras and sweeps without gradients with the rows split, and the cost of a message.
 
-Run with one thread each, once for each number of ranks: `python benchmarks/scaling.py` and
-`horovodrun -np 2 python benchmarks/scaling.py`. Each writes `benchmarks/results/scaling_<N>_ranks.json`. Horovod looks
-for messages once a millisecond; `HOROVOD_CYCLE_TIME=0.1 horovodrun -np 2 python benchmarks/scaling.py --messages`
-measures them with less of that wait. `benchmarks/tables.py` fits wait, latency and bandwidth, and predicts larger jobs.
+Run with one thread each, once for each number of ranks: `python benchmarks/scaling.py` and `horovodrun -np 2 python
+benchmarks/scaling.py`. Each writes `benchmarks/results/scaling_<N>_ranks.json`. Horovod looks for messages once per
+millisecond. `HOROVOD_CYCLE_TIME=0.1 horovodrun -np 2 python benchmarks/scaling.py --messages` measures messages with a
+shorter wait. `benchmarks/tables.py` fits wait, latency and bandwidth, and predicts larger jobs.
 """
 
 import os
@@ -29,10 +29,10 @@ from bregman import make
 from tfopt import communicator, models
 from tfopt.distributed import DistributedOptimizer
 
-NUMBERS = (1, 100, 1000, 10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000)  # float64 in a message
-BATCH_SIZE = 1024  # of all ranks together
+NUMBERS = (1, 100, 1000, 10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000)  # Float64 numbers in a message.
+BATCH_SIZE = 1024  # Rows of all ranks together.
 SWEEPS = 7
-# Name -> rows, widths, options of the trainer
+# Maps a name to rows, widths and options of the trainer.
 SWEPT = {
     f"{shape}, {preset}, {num_rows:,} rows": (num_rows, widths, options)
     for shape, widths, counts in (
@@ -49,16 +49,9 @@ SWEPT = {
 
 
 def median_seconds(function: Callable[[], Any], repetitions: int) -> float:
-    """Time a function on all ranks at once.
-
-    Args:
-        function: It must wait for its own result.
-        repetitions: How often.
-
-    Returns:
-        The median, after three calls that do not count.
-    """
+    """Return the median seconds of a function, run on all ranks at once, after three calls that do not count."""
     ranks = communicator.current()
+    # The function must wait for its own result.
     seconds = []
     for repetition in range(repetitions + 3):
         ranks.barrier()
@@ -70,13 +63,9 @@ def median_seconds(function: Callable[[], Any], repetitions: int) -> float:
 
 
 def time_messages() -> dict[str, float]:
-    """Time sums over ranks.
-
-    Returns:
-        Bytes of a message -> median seconds.
-    """
+    """Return the median seconds of a sum over ranks by the bytes of a message."""
     ranks, found = communicator.current(), {}
-    for number in (1, *NUMBERS):  # the first ones of a process are slow, and replaced
+    for number in (1, *NUMBERS):  # The first messages of a process are slow and are replaced.
         vector = tf.ones(number, tf.float64)
         found[str(8 * number)] = median_seconds(
             lambda vector=vector: ranks.allreduce_sum([vector])[0].numpy(), 1001 if number < 1_000_000 else 31
@@ -85,11 +74,7 @@ def time_messages() -> dict[str, float]:
 
 
 def time_keras_step() -> dict[str, float]:
-    """Time a training step whose batch is split over the ranks.
-
-    Returns:
-        Median seconds, and bytes that a rank hands over.
-    """
+    """Return the median seconds of a training step whose batch is split over the ranks, and the bytes sent per rank."""
     ranks = communicator.current()
     model = models.mlp((784,), (256, 256), 10, seed=0)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -104,18 +89,14 @@ def time_keras_step() -> dict[str, float]:
 
 
 def time_sweeps() -> dict[str, dict[str, float]]:
-    """Time sweeps without gradients, the rows split over the ranks.
-
-    Returns:
-        Median seconds, and bytes that a rank hands over, by case.
-    """
+    """Return the median seconds of sweeps with the rows split over the ranks, and the bytes sent per rank, by case."""
     ranks, found = communicator.current(), {}
     for name, (num_rows, widths, options) in SWEPT.items():
         trainer, x, y = make(num_rows, widths, **options)
         mine = np.array_split(np.arange(num_rows), ranks.size)[ranks.rank]
         history = trainer.fit(x[mine], y[mine], epochs=SWEEPS + 3, verbose=0).history
         found[name] = {
-            "seconds": statistics.median(history["seconds"][2:-1]),  # the first ones compile, the last one measures
+            "seconds": statistics.median(history["seconds"][2:-1]),  # First sweeps compile, the last measures.
             "bytes_reduced": history["bytes_reduced"][2],
         }
     return found

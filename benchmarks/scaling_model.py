@@ -1,10 +1,10 @@
 """The latency-bandwidth model: fitted to measured messages, it predicts sweeps on thousands of ranks.
 
-A sum over N ranks of n bytes takes w + k(N) a + 2 (N - 1) / N n b seconds: w until Horovod, which looks for messages
-once in a cycle, has agreed on this one; k hops of latency a, 2 (N - 1) if the ranks stand in a ring, as with Gloo, and
-2 log2(N) in a tree, as MPI and NCCL choose for short messages; and n bytes at a bandwidth of 1 / b. On two ranks a ring
-is a tree, and w is told from 2 a by measuring with two cycles. A sweep takes c + d rows / N seconds of work and a sum
-for each layer, and one for the logs.
+A sum over N ranks of n bytes takes w + k(N) a + 2 (N - 1) / N n b seconds. Horovod looks for messages once per cycle: w
+is the wait until all ranks agree on this message. There are k hops of latency a: 2 (N - 1) if the ranks form a ring, as
+with Gloo, and 2 log2(N) in a tree, as MPI and NCCL choose for short messages. The n bytes are sent with a bandwidth of
+1 / b. On two ranks a ring is a tree, and measurements with two cycles distinguish w from 2 a. A sweep takes c + d rows
+/ N seconds of work, a sum for each layer, and one for the logs.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import scipy.optimize
 
-# Published: seconds of a whole training to a test accuracy, by number of cores (Taylor et al. 2016, section 6).
+# Published seconds of a whole training to a test accuracy, by number of cores (Taylor et al. 2016, section 6).
 PUBLISHED = {
     "HIGGS": {"rows": 10_500_000, "widths": "28-300-1", "level": "64%", "seconds": {240: 304.0, 7200: 7.8}},
     "SVHN": {
@@ -29,7 +29,7 @@ NUM_RANKS = np.unique(np.geomspace(1, 10_000, 60).round().astype(int))
 
 @dataclass(frozen=True)
 class Network:
-    """What a message costs.
+    """The cost of a message.
 
     Attributes:
         wait: w, seconds, with Horovod's default cycle of a millisecond.
@@ -43,14 +43,7 @@ class Network:
 
     @classmethod
     def fit(cls, results: list[dict]) -> "Network":
-        """Fit to messages between two ranks, so that relative errors are small.
-
-        Args:
-            results: Files of `scaling.py` with different cycles.
-
-        Returns:
-            The fit.
-        """
+        """Fit to messages between two ranks in results of `scaling.py` with different cycles, by relative errors."""
         rows = [
             (result["cycle_milliseconds"], 2.0, float(size), seconds)
             for result in results
@@ -61,16 +54,7 @@ class Network:
         return cls(*found.tolist())
 
     def sum_seconds(self, num_ranks: Any, num_bytes: float, in_ring: bool) -> Any:
-        """Predict a sum over ranks.
-
-        Args:
-            num_ranks: N, a number or an array.
-            num_bytes: n.
-            in_ring: Whether ranks stand in a ring, or in a tree.
-
-        Returns:
-            Seconds.
-        """
+        """Return the predicted seconds of a sum over `num_ranks`, a number or an array, in a ring or a tree."""
         hops = 2 * (num_ranks - 1) if in_ring else 2 * np.log2(num_ranks)
         wait = np.where(np.asarray(num_ranks) > 1, self.wait, 0.0)
         return wait + hops * self.latency + 2 * (num_ranks - 1) / num_ranks * num_bytes * self.seconds_per_byte
@@ -79,21 +63,9 @@ class Network:
 def predict_sweep(
     one: dict, two: dict, network: Network, shape: str, preset: str, rows: int, num_ranks: Any, in_ring: bool
 ) -> Any:
-    """Predict the seconds of a sweep.
-
-    Args:
-        one: The contents of `scaling_1_ranks.json`: what is computed.
-        two: The contents of `scaling_2_ranks.json`: what is sent.
-        network: What a message costs.
-        shape: Widths, as in the names of its sweeps.
-        preset: "penalty" or "restarted in one block".
-        rows: Number of rows.
-        num_ranks: N, a number or an array.
-        in_ring: Whether ranks stand in a ring, or in a tree.
-
-    Returns:
-        Seconds.
-    """
+    """Return the predicted seconds of a sweep on `num_ranks`, a number or array, in a ring or a tree."""
+    # `one` and `two` are the contents of `scaling_1_ranks.json` (computation) and `scaling_2_ranks.json` (messages).
+    # `shape` are widths as in their names, and `preset` is "penalty" or "restarted in one block".
     cases = [(name, row) for name, row in one["sweeps"].items() if name.startswith(f"{shape}, {preset}, ")]
     counts = [int(name.split(", ")[-1].removesuffix(" rows").replace(",", "")) for name, _ in cases]
     (per_row, constant), _ = scipy.optimize.nnls(
@@ -105,14 +77,7 @@ def predict_sweep(
 
 
 def draw(one: dict, two: dict, network: Network, path: Path) -> None:
-    """Draw predicted sweeps, what was measured, and the published trainings.
-
-    Args:
-        one: The contents of `scaling_1_ranks.json`.
-        two: The contents of `scaling_2_ranks.json`.
-        network: What a message costs.
-        path: Where to write the figure.
-    """
+    """Write a figure of predicted sweeps, measured sweeps, and the published trainings, from both scaling results."""
     import matplotlib
 
     matplotlib.use("agg")

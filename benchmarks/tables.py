@@ -1,4 +1,4 @@
-"""Make the tables of the documents from `benchmarks/results/*.json`, between the markers that the pages have."""
+"""Write the tables of the documents from `benchmarks/results/*.json`, between the markers in the pages."""
 
 import json
 import re
@@ -12,14 +12,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def environment_line(environment: dict) -> str:
-    """Describe the machine in a sentence.
-
-    Args:
-        environment: What `environment.describe` returned.
-
-    Returns:
-        A line of Markdown.
-    """
+    """Return a line of Markdown about the machine, from the result of `environment.describe`."""
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     return (
         f"{environment['processor']}, {environment['cores']} cores, Python {environment['python']}; {packages}. "
@@ -28,15 +21,7 @@ def environment_line(environment: dict) -> str:
 
 
 def optimizer_table(result: dict, size: str) -> str:
-    """Return the milliseconds of one step of each optimizer.
-
-    Args:
-        result: The contents of `optimizers.json`.
-        size: "big" or "small".
-
-    Returns:
-        A Markdown table.
-    """
+    """Return a Markdown table of the milliseconds of a step of each optimizer; `size` is "big" or "small"."""
     rows: dict[str, dict[str, dict]] = {}
     for key, value in result["milliseconds"].items():
         case, mode, name = key.split("/")
@@ -56,14 +41,7 @@ def optimizer_table(result: dict, size: str) -> str:
 
 
 def distributed_table(result: dict) -> str:
-    """Return what averaging gradients costs.
-
-    Args:
-        result: The contents of `distributed.json`.
-
-    Returns:
-        A Markdown table.
-    """
+    """Return a Markdown table of the cost of averaging gradients, from `distributed.json`."""
     lines = [
         "| variables | optimizer | sent as | wrapped: ms | alone: ms | bare allreduce: ms | (wrapped - alone) / bare |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: |",
@@ -76,14 +54,7 @@ def distributed_table(result: dict) -> str:
 
 
 def curvature_table(result: dict) -> str:
-    """Return what products with the Hessian cost.
-
-    Args:
-        result: The contents of `curvature.json`.
-
-    Returns:
-        A Markdown table.
-    """
+    """Return a Markdown table of the cost of products with the Hessian, from `curvature.json`."""
     times = result["milliseconds"]
     lines = ["| | median ms | against its framework's gradient |", "| --- | ---: | ---: |"]
     for name, value in times.items():
@@ -93,14 +64,7 @@ def curvature_table(result: dict) -> str:
 
 
 def eigenvalue_table(result: dict) -> str:
-    """Return what both ends of the spectrum cost.
-
-    Args:
-        result: The contents of `curvature.json`.
-
-    Returns:
-        A Markdown table.
-    """
+    """Return a Markdown table of the cost of both ends of the spectrum, from `curvature.json`."""
     lines = ["| | smallest | largest | products | seconds |", "| --- | ---: | ---: | ---: | ---: |"]
     for name, found in result["eigenvalues"].items():
         low, high = found["ends"]
@@ -109,14 +73,7 @@ def eigenvalue_table(result: dict) -> str:
 
 
 def callbacks_table(result: dict) -> str:
-    """Return what measuring costs a training.
-
-    Args:
-        result: The contents of `callbacks.json`.
-
-    Returns:
-        A Markdown table.
-    """
+    """Return a Markdown table of the overhead of measurements in a training, from `callbacks.json`."""
     lines = [
         "| | fit: s | first measurement: s | all others: s | others, share of the fit |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -129,14 +86,7 @@ def callbacks_table(result: dict) -> str:
 
 
 def nqm_table(result: dict) -> str:
-    """Return what the searches of the noisy quadratic model cost.
-
-    Args:
-        result: The contents of `nqm.json`.
-
-    Returns:
-        A Markdown table.
-    """
+    """Return a Markdown table of the cost of the noisy quadratic model's searches, from `nqm.json`."""
     seconds = result["seconds"]
     lines = [
         "| seconds | 100 bins, cold | warm | 10,000 curvatures, cold | warm |",
@@ -151,15 +101,7 @@ def nqm_table(result: dict) -> str:
 
 
 def bregman_table(result: dict, shapes: list[str]) -> str:
-    """Return what sweeps of training without gradients cost, over the floor of their matrix products.
-
-    Args:
-        result: The contents of `bregman.json`.
-        shapes: Which shapes to show.
-
-    Returns:
-        A Markdown table.
-    """
+    """Return a Markdown table of the cost of sweeps over the floor of their matrix products, from `bregman.json`."""
     lines = ["| | " + " | ".join(shapes) + " |", "| --- |" + " ---: |" * len(shapes)]
     rows = {
         "operations of the printed algorithm": [f"{result[s]['operations'] / 1e9:.0f} G" for s in shapes],
@@ -174,16 +116,7 @@ def bregman_table(result: dict, shapes: list[str]) -> str:
 
 
 def scaling_table(one: dict, two: dict, network: Network) -> str:
-    """Return what a second rank brings, and what the model of messages predicts for it.
-
-    Args:
-        one: The contents of `scaling_1_ranks.json`.
-        two: The contents of `scaling_2_ranks.json`.
-        network: What a message costs.
-
-    Returns:
-        A Markdown table.
-    """
+    """Return a Markdown table of the speed-up by a second rank, measured and predicted by the model of messages."""
     lines = [
         "| | 1 rank: ms | 2 ranks | times faster | bytes of each rank | predicted for 2 ranks: ms |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
@@ -204,16 +137,7 @@ def scaling_table(one: dict, two: dict, network: Network) -> str:
 
 
 def messages_table(two: dict, short_cycle: dict, network: Network) -> str:
-    """Return what a message between two ranks costs.
-
-    Args:
-        two: The contents of `scaling_2_ranks.json`.
-        short_cycle: The contents of `messages.json`.
-        network: The fit.
-
-    Returns:
-        A Markdown table.
-    """
+    """Return a Markdown table of the cost of a message between two ranks, measured and fitted."""
     cycle = short_cycle["cycle_milliseconds"]
     lines = [f"| bytes | measured: ms | fitted: ms | with a cycle of {cycle:g} ms |", "| ---: | ---: | ---: | ---: |"]
     for size, seconds in two["messages"].items():
@@ -229,16 +153,7 @@ def messages_table(two: dict, short_cycle: dict, network: Network) -> str:
 
 
 def prediction_table(one: dict, two: dict, network: Network) -> str:
-    """Return predicted sweeps of the published problems.
-
-    Args:
-        one: The contents of `scaling_1_ranks.json`.
-        two: The contents of `scaling_2_ranks.json`.
-        network: What a message costs.
-
-    Returns:
-        A Markdown table.
-    """
+    """Return a Markdown table of predicted sweeps of the published problems."""
     lines = [
         "| ranks | " + " | ".join(f"{name}: ring, s | tree, s" for name in PUBLISHED) + " |",
         "| ---: |" + " ---: | ---: |" * len(PUBLISHED),
@@ -254,14 +169,7 @@ def prediction_table(one: dict, two: dict, network: Network) -> str:
 
 
 def faults_table(result: dict) -> str:
-    """Return what killing ranks led to.
-
-    Args:
-        result: The contents of `faults.json`.
-
-    Returns:
-        A Markdown table.
-    """
+    """Return a Markdown table of the effects of killed ranks, from `faults.json`."""
     lines = [
         "| example | kills | ended, naming the rank | went on to the same bits | until the end: median s | longest |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
@@ -277,11 +185,7 @@ def faults_table(result: dict) -> str:
 
 
 def main() -> None:
-    """Rewrite the generated parts of all pages, and the figure of scaling.
-
-    Raises:
-        SystemExit: A part has no place in any page.
-    """
+    """Rewrite the generated parts of all pages and the figure of scaling; exit if a part has no marker in any page."""
     names = ("optimizers", "distributed", "curvature", "callbacks", "nqm", "bregman", "faults")
     found = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in names}
     measured = ("scaling_1_ranks", "scaling_2_ranks", "messages")
@@ -318,7 +222,7 @@ def main() -> None:
             seen |= {name} if count else set()
         page.write_text(text)
     if seen != set(parts):
-        raise SystemExit(f"No page has a place for: {', '.join(sorted(set(parts) - seen))}")
+        raise SystemExit(f"No page has markers for: {', '.join(sorted(set(parts) - seen))}")
     draw(one, two, network, ROOT / "docs" / "figures" / "scaling.png")
 
 
