@@ -92,7 +92,7 @@ def test_the_bound_where_nothing_is_to_be_learnt():
     ("curve", "definition", "error", "message"),
     [
         (HYPERBOLA, "noise", ValueError, "`definition` must be one of 'examples', 'steps', 'asymptotes'"),
-        ("curve", "steps", TypeError, "`curve` must be what `optimize` returned"),
+        ("curve", "steps", TypeError, "`curve` must be the result of `optimize`"),
         (([1, 2], [2, 1]), "steps", ValueError, "`curve` must hold three or more"),
         (([1, 2, 3], [2, 1]), "steps", ValueError, r"Received shapes \(3,\) and \(2,\)"),
         (([1, 2, 2], [3, 2, 1]), "steps", ValueError, "distinct"),

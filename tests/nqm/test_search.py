@@ -251,7 +251,7 @@ def test_a_target_that_is_reached_already(standard):
     found = optimize(standard, "momentum_ema", [1, 2], 5.0)
     assert found.steps.tolist() == [0.0, 0.0]
     assert found.algorithm.learning_rate.tolist() == [0.0, 0.0]
-    with pytest.raises(ValueError, match="none are taken where the target is not below"):
+    with pytest.raises(ValueError, match="No steps are taken where the target is not below"):
         critical_batch_size(([1, 2, 3], [0, 0, 0]))
 
 

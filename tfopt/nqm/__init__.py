@@ -1,7 +1,7 @@
 """The noisy quadratic model: which batch size, learning rate, momentum, averaging and schedule reach a loss first.
 
-Everything is exact: expected losses follow linear recurrences, which are taken to any power at once, for whole grids
-of settings, in float64.
+Expected losses are exact in float64, for whole grids of settings. They follow linear recurrences, and matrix powers
+give the loss after any number of steps directly.
 
 References:
     Zhang et al.: Which algorithmic choices matter at which batch sizes? Insights from a noisy quadratic model. NeurIPS

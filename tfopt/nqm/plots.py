@@ -1,4 +1,4 @@
-"""Figures: steps, rates and schedules against batch size, and loss along training."""
+"""Figures of several curves: steps, rates and schedules against batch size, and loss along training."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -22,19 +22,19 @@ def plot_steps_to_target(
 ) -> "matplotlib.axes.Axes":
     """Draw steps to the target against batch size, both on logarithmic scales.
 
-    Where examples are used as well as at small batches, a curve falls with slope -1.
+    A curve has slope -1 where a larger batch does not use more examples.
 
     Args:
-        curves: By name, what `optimize` returned, or a pair of batch sizes and steps.
-        bound: A pair of batch sizes and steps that no algorithm can beat, or None.
-        ax: Axes to draw into; None makes new ones.
+        curves: A dictionary from names to results of `optimize`, or to pairs of batch sizes and steps.
+        bound: A pair of batch sizes and steps that no algorithm can beat. None (default) draws no bound.
+        ax: Axes to draw into; None (default) makes new ones.
 
     Returns:
         The axes.
 
     Raises:
         TypeError: `curves` is no dictionary of curves, or another argument has the wrong type.
-        ValueError: A curve's two lists differ in length.
+        ValueError: The two lists of a curve differ in length.
     """
     pairs = {
         label: (curve.batch_size, curve.steps) if isinstance(curve, OptimalSettings) else _check_pair("curves", curve)
@@ -42,8 +42,8 @@ def plot_steps_to_target(
     }
     floor = None if bound is None else _check_pair("bound", bound)
     ax = _plotting.get_axes(ax)
-    for place, (label, (sizes, steps)) in enumerate(pairs.items()):
-        ax.plot(sizes, steps, marker=MARKERS[place % len(MARKERS)], markersize=4, label=label)
+    for index, (label, (sizes, steps)) in enumerate(pairs.items()):
+        ax.plot(sizes, steps, marker=MARKERS[index % len(MARKERS)], markersize=4, label=label)
     if floor is not None:
         ax.plot(*floor, color="0.5", linestyle="-", linewidth=1, label="information bound")
     ax.set(xlabel="batch size", ylabel="steps to the target", yscale="log")
@@ -58,22 +58,22 @@ def plot_learning_rates(
     """Draw the best learning rate against batch size.
 
     Args:
-        curves: By name, what `optimize` returned.
+        curves: A dictionary from names to results of `optimize`.
         effective: Whether to draw a / (1 - beta) (default) or a.
-        ax: Axes to draw into; None makes new ones.
+        ax: Axes to draw into; None (default) makes new ones.
 
     Returns:
         The axes.
 
     Raises:
-        TypeError: `curves` is no dictionary of what `optimize` returned.
+        TypeError: `curves` is no dictionary of results of `optimize`, or another argument has the wrong type.
     """
     check_flag("effective", effective)
     _check_named("curves", curves, OptimalSettings)
     ax = _plotting.get_axes(ax)
-    for place, (label, curve) in enumerate(curves.items()):
+    for index, (label, curve) in enumerate(curves.items()):
         rates = curve.effective_learning_rate if effective else curve.algorithm.learning_rate
-        ax.plot(curve.batch_size, rates, marker=MARKERS[place % len(MARKERS)], markersize=4, label=label)
+        ax.plot(curve.batch_size, rates, marker=MARKERS[index % len(MARKERS)], markersize=4, label=label)
     ylabel = "effective learning rate a / (1 - momentum)" if effective else "learning rate"
     ax.set(xlabel="batch size", ylabel=ylabel, yscale="log")
     ax.set_xscale("log", base=2)
@@ -84,17 +84,17 @@ def plot_learning_rates(
 def plot_schedule(
     schedules: Mapping[str, Schedule], *, ax: "matplotlib.axes.Axes | None" = None
 ) -> "matplotlib.axes.Axes":
-    """Draw learning rates against the share of the training that is done.
+    """Draw learning rates against the fraction of the steps done.
 
     Args:
-        schedules: By name, what `optimal_schedule` returned.
-        ax: Axes to draw into; None makes new ones.
+        schedules: A dictionary from names to results of `optimal_schedule`.
+        ax: Axes to draw into; None (default) makes new ones.
 
     Returns:
         The axes.
 
     Raises:
-        TypeError: `schedules` is no dictionary of schedules.
+        TypeError: `schedules` is no dictionary of schedules, or `ax` has the wrong type.
     """
     _check_named("schedules", schedules, Schedule)
     ax = _plotting.get_axes(ax)
@@ -113,17 +113,17 @@ def plot_training_curves(
     """Draw losses against steps, both on logarithmic scales.
 
     Args:
-        curves: By name, what `monte_carlo` returned (mean, and the range of nine in ten trajectories), or a pair of
-            steps and losses.
-        target_loss: Where to draw a line, or None.
-        ax: Axes to draw into; None makes new ones.
+        curves: A dictionary from names to results of `monte_carlo`, drawn as mean and range of nine in ten
+            trajectories, or to pairs of steps and losses.
+        target_loss: Loss at which to draw a line. None (default) draws none.
+        ax: Axes to draw into; None (default) makes new ones.
 
     Returns:
         The axes.
 
     Raises:
         TypeError: `curves` is no dictionary of curves, or another argument has the wrong type.
-        ValueError: A curve's two lists differ in length.
+        ValueError: The two lists of a curve differ in length.
     """
     found = {
         label: curve if isinstance(curve, Trajectories) else _check_pair("curves", curve)

@@ -1,8 +1,8 @@
-"""From a grid of settings to the best ones: scans for local minima, and stencils that shrink around them.
+"""From a grid of settings to the best ones: the lowest minima of the grid, and stencils that shrink around them.
 
 Points have shape (batch sizes, starts, free settings). The fewest steps over all settings are the first t at which some
-setting's loss is at most the target; so settings are improved by lowering the loss one step before the best passage
-known, and the search ends where that step stays out of reach.
+setting's loss is at most the target. So the search lowers the loss one step before the best passage known, and ends
+when that step stays out of reach.
 """
 
 import itertools
@@ -17,45 +17,37 @@ from tfopt.nqm.problem import NoisyQuadratic
 from tfopt.nqm.settings_space import SettingsSpace
 from tfopt.nqm.steps_to_target import TABLES, first_passages
 
-NUM_STARTS = 3  # local minima of the grid that are refined for each batch size
+# The grid's local minima that are refined for each batch size.
+NUM_STARTS = 3
 MAX_ROUNDS = 20
 STENCILS_PER_ROUND = 8
-WORTHWHILE = 1e-4  # share of the steps that another round must be expected to save
-HOPELESS = 1.05  # a start that is that far behind another is given up
+# Another round must be expected to save at least this fraction of the steps.
+WORTHWHILE = 1e-4
+# A start is dropped if it takes this many times the steps of the best start.
+HOPELESS = 1.05
 LAST_GRID_STEP = 2**50
 FEWEST_HOPS, MAX_HOPS = 4, 12
-HOP_WIDTHS = (2.0, 0.6, 0.2, 0.06, 0.02)  # standard deviations, of the settings' logarithms
-HOPS_PER_WIDTH = {1: 32, 2: 192, 3: 256}  # by the number of free settings
+# Standard deviations of random points, in logarithms of the settings, and points per width by number of free settings.
+HOP_WIDTHS = (2.0, 0.6, 0.2, 0.06, 0.02)
+HOPS_PER_WIDTH = {1: 32, 2: 192, 3: 256}
 HOP_STARTS = 3
 MAX_SHARINGS = 4
-HOP_POINTS = 10_000  # of all batch sizes together
+# Limit on the random points of all batch sizes together.
+HOP_POINTS = 10_000
 FEW_CURVATURES, FEW_SIZES = 32, 16
-HOP_TABLES = ((26, 3_000),)  # stride lengths and strides, see `first_passages`
-PASSAGE_TABLES = ((26, 20_000),)  # what takes more strides is not worth having
+# Stride lengths and strides, see `first_passages`. Settings that need more strides are not worth their time.
+HOP_TABLES = ((26, 3_000),)
+PASSAGE_TABLES = ((26, 20_000),)
 
 
 class Refinement:
-    """A search for the settings that reach a target in the fewest steps.
-
-    Args:
-        space: The free settings.
-        sizes: Batch sizes, of shape (k,).
-        target: The target loss.
-        bar: Where to say how far it is.
-    """
+    """A search for the settings that reach a target in the fewest steps, for batch sizes of shape (k,)."""
 
     def __init__(self, space: SettingsSpace, sizes: np.ndarray, target: float, bar: Progress) -> None:
         self._space, self._sizes, self._target, self._bar = space, sizes, target, bar
 
     def run(self, problem: NoisyQuadratic) -> tuple[np.ndarray, np.ndarray]:
-        """Search everywhere.
-
-        Args:
-            problem: The problem.
-
-        Returns:
-            Points, of shape (k, starts, free settings), best first, and their steps, of shape (k, starts).
-        """
+        """Search everywhere. Return points, of shape (k, starts, free settings), and their steps, best first."""
         points, spacing = self._search_grid(problem)
         points, steps = _best_first(*self._refine(problem, points, 0.4 * spacing))
         points, steps = self._share(problem, points[:, :NUM_STARTS], steps[:, :NUM_STARTS])
@@ -63,27 +55,19 @@ class Refinement:
         return self._share(problem, points, self._decide(problem, points, steps))
 
     def polish(self, problem: NoisyQuadratic, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Search near known points, such as the best ones of a similar problem.
-
-        Args:
-            problem: The problem.
-            points: Of shape (k, starts, free settings).
-
-        Returns:
-            Better points, and their steps.
-        """
+        """Search near known points, such as the best ones of a similar problem. Return as `run` does."""
         points, steps = self._refine(problem, points, np.full(points.shape[2], 0.25 * HOP_WIDTHS[-1]))
         return self._share(problem, points, self._decide(problem, points, steps))
 
     def _decide(self, problem: NoisyQuadratic, points: np.ndarray, steps: np.ndarray) -> np.ndarray:
-        # All patience for the best settings of what is left.
-        open_ = np.flatnonzero(np.isinf(steps[:, 0]))
-        if len(open_):
-            steps[open_, 0] = self._passages(problem, points[open_, 0], self._sizes[open_], TABLES)
+        # The best settings that are still undecided get as many strides as `steps_to_target` allows.
+        undecided = np.flatnonzero(np.isinf(steps[:, 0]))
+        if len(undecided):
+            steps[undecided, 0] = self._passages(problem, points[undecided, 0], self._sizes[undecided], TABLES)
         return steps
 
     def _hop(self, problem: NoisyQuadratic, points: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        # Where momentum is underdamped, the loss at a fixed step ripples with the settings: there are many valleys.
+        # With underdamped momentum the loss at a fixed step oscillates with the settings, so there are many valleys.
         rng = np.random.default_rng(0)
         going = steps[:, 0] > 1
         tries = FEWEST_HOPS if len(problem.curvature) <= FEW_CURVATURES and len(points) <= FEW_SIZES else 1
@@ -104,32 +88,32 @@ class Refinement:
     def _scatter(
         self, problem: NoisyQuadratic, points: np.ndarray, steps: np.ndarray, rng: np.random.Generator
     ) -> np.ndarray:
-        # Random points around the best one, and of each width the one that is best there. With few directions, whose
-        # oscillations may all be near zero at once, that is told by the passages themselves.
+        # Draws random points around the best one, and returns the best point of each width. With few directions all
+        # oscillations may be near zero at once, so the passages themselves decide which point is best.
         free, few = points.shape[2], len(problem.curvature) <= FEW_CURVATURES
         count = int(np.clip(HOP_POINTS // (len(points) * len(HOP_WIDTHS)), 16, HOPS_PER_WIDTH[free]))
-        draws = rng.standard_normal((len(HOP_WIDTHS), count, free)) * np.array(HOP_WIDTHS)[:, None, None]
-        trial = points[:, :1, None, :] + draws
+        offsets = rng.standard_normal((len(HOP_WIDTHS), count, free)) * np.array(HOP_WIDTHS)[:, None, None]
+        trial = points[:, :1, None, :] + offsets
         if few:
             sizes = np.repeat(self._sizes, len(HOP_WIDTHS) * count)
             values = self._passages(problem, trial.reshape(-1, free), sizes, HOP_TABLES).reshape(trial.shape[:-1])
         else:
             times = np.where(np.isfinite(steps[:, 0]), np.maximum(steps[:, 0] - 1, 1), 1)[:, None, None]
             values = self._losses(problem, trial, times)
-        places = np.argmin(values, axis=2)
-        best = np.take_along_axis(trial, places[:, :, None, None], axis=2)[:, :, 0]
+        indices = np.argmin(values, axis=2)
+        best = np.take_along_axis(trial, indices[:, :, None, None], axis=2)[:, :, 0]
         order = np.argsort(values.min(axis=2), axis=1)[:, :HOP_STARTS]
         return np.take_along_axis(best, order[:, :, None], axis=1)
 
     def _share(self, problem: NoisyQuadratic, points: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        # Tries each batch size's settings at the next ones, as they are and in proportion to the batch size. In the end
+        # Tries the settings of each batch size at its neighbours, unchanged and scaled with the batch size. At the end
         # no larger batch takes more steps than a smaller one.
         order = np.argsort(self._sizes)
         for _ in range(MAX_SHARINGS):
             lent = self._lend(points[order, 0])[np.argsort(order)]
             counts = self._steps(problem, lent)
-            place = np.argmin(counts, axis=1)[:, None]
-            best, lent = np.take_along_axis(counts, place, axis=1), np.take_along_axis(lent, place[:, :, None], axis=1)
+            index = np.argmin(counts, axis=1)[:, None]
+            best, lent = np.take_along_axis(counts, index, axis=1), np.take_along_axis(lent, index[:, :, None], axis=1)
             rows = np.flatnonzero(best[:, 0] < steps[:, 0])
             if not len(rows):
                 break
@@ -147,11 +131,11 @@ class Refinement:
         return points, steps
 
     def _lend(self, points: np.ndarray) -> np.ndarray:
-        # Batch sizes in order. At small batches all settings are in proportion to the batch size, or the rate alone.
+        # Takes points in order of batch size. At small batches all settings, or the rate alone, scale with batch size.
         logs = np.log(np.sort(self._sizes))
-        places = np.arange(len(logs))
+        indices = np.arange(len(logs))
         offers = []
-        for neighbour in (places - 1, places + 1):
+        for neighbour in (indices - 1, indices + 1):
             neighbour = np.clip(neighbour, 0, len(logs) - 1)
             shift = (logs - logs[neighbour])[:, None]
             alone = np.eye(1, points.shape[1])
@@ -172,7 +156,8 @@ class Refinement:
             if not waiting.any():
                 break
         starts = [_lowest_minima(values.reshape(points.shape[:-1]), NUM_STARTS) for values in losses]
-        if self._space.has_momentum:  # the last in its axis is none, with which the loss does not oscillate
+        if self._space.has_momentum:
+            # The last index of this axis is no momentum, without which the loss does not oscillate.
             plain = np.arange(len(flat)).reshape(points.shape[:-1])[:, -1].ravel()
             starts = [[*chosen, plain[np.argmin(values[plain])]] for chosen, values in zip(starts, losses, strict=True)]
         return flat[np.array(starts)], np.array([axis[1] - axis[0] for axis in axes])
@@ -252,8 +237,8 @@ def _all_times(problem: NoisyQuadratic, algorithm: Algorithm) -> Iterator[tuple[
         for step, *parts in zip(*grid.advance(), strict=True):
             yield int(step), *parts
     raise ValueError(
-        f"`target_loss` is reached by no setting of the grid within {LAST_GRID_STEP} steps: the curvatures differ too "
-        "much"
+        f"`target_loss` is reached by no setting of the grid within {LAST_GRID_STEP} steps, because the curvatures "
+        "differ too much. Raise the target, or leave out the smallest curvatures"
     )
 
 
@@ -263,11 +248,11 @@ def _best_first(points: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def _lowest_minima(values: np.ndarray, count: int) -> list[int]:
-    # Flat indices of the lowest entries, no two of which are neighbours; filled up with the lowest.
+    # Returns flat indices of the lowest entries, no two of which are neighbours; the lowest fills missing ones.
     remaining, chosen = values.copy(), list[int]()
     for _ in range(count):
-        place = int(np.argmin(remaining))
-        chosen.append(place if np.isfinite(remaining.flat[place]) or not chosen else chosen[0])
-        near = tuple(slice(max(0, i - 2), i + 3) for i in np.unravel_index(place, values.shape))
+        index = int(np.argmin(remaining))
+        chosen.append(index if np.isfinite(remaining.flat[index]) or not chosen else chosen[0])
+        near = tuple(slice(max(0, i - 2), i + 3) for i in np.unravel_index(index, values.shape))
         remaining[near] = np.inf
     return chosen
