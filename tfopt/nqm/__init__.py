@@ -18,8 +18,9 @@ from tfopt.nqm.algorithm import (  # noqa: E402
     largest_stable_learning_rate,
     steady_state_loss,
 )
-from tfopt.nqm.batch_size import CriticalBatchSize, critical_batch_size, information_bound  # noqa: E402
+from tfopt.nqm.batch_size import CriticalBatchSize, critical_batch_size  # noqa: E402
 from tfopt.nqm.dynamics import expected_loss  # noqa: E402
+from tfopt.nqm.information_bound import information_bound  # noqa: E402
 from tfopt.nqm.monte_carlo import Trajectories, UpdateRule, monte_carlo  # noqa: E402
 from tfopt.nqm.noise import noise_batches  # noqa: E402
 from tfopt.nqm.plots import (  # noqa: E402

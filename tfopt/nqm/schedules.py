@@ -10,8 +10,8 @@ from tfopt import _plotting
 from tfopt._checks import check_integer, check_number, check_text
 from tfopt._progress import Progress
 from tfopt.nqm._checks import check_kind
-from tfopt.nqm.batch_size import information_bound
 from tfopt.nqm.constant_rate import ConstantRate, stable_limit
+from tfopt.nqm.information_bound import information_bound
 from tfopt.nqm.problem import NoisyQuadratic
 from tfopt.nqm.schedule_solver import ScheduleSolver
 from tfopt.nqm.search import MAX_SEARCH_CURVATURES, optimize
