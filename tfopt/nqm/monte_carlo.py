@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import tensorflow as tf
 
+from tfopt import _plotting
 from tfopt._checks import check_integer, check_number, check_text
 from tfopt.nqm._checks import check_kind
+from tfopt.nqm._drawing import draw_trajectories, finish_losses
 from tfopt.nqm.algorithm import Algorithm
 from tfopt.nqm.kernels import finite_or_infinite
 from tfopt.nqm.noise import LARGEST_SEED, UnitNoise
@@ -82,9 +84,10 @@ class Trajectories:
         Returns:
             The axes.
         """
-        from tfopt.nqm.plots import plot_training_curves
-
-        return plot_training_curves({check_text("label", label): self}, ax=ax)
+        name, ax = check_text("label", label), _plotting.get_axes(ax)
+        draw_trajectories(ax, self.steps, self.losses, name)
+        finish_losses(ax)
+        return ax
 
 
 def monte_carlo(

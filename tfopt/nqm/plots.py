@@ -7,14 +7,13 @@ import numpy as np
 
 from tfopt import _plotting
 from tfopt._checks import as_numbers, check_flag, check_number
+from tfopt.nqm._drawing import draw_by_batch_size, draw_trajectories, finish_losses
 from tfopt.nqm.monte_carlo import Trajectories
 from tfopt.nqm.schedules import Schedule
 from tfopt.nqm.search import OptimalSettings
 
 if TYPE_CHECKING:
     import matplotlib.axes
-
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def plot_steps_to_target(
@@ -42,13 +41,11 @@ def plot_steps_to_target(
     }
     floor = None if bound is None else _check_pair("bound", bound)
     ax = _plotting.get_axes(ax)
-    for index, (label, (sizes, steps)) in enumerate(pairs.items()):
-        ax.plot(sizes, steps, marker=MARKERS[index % len(MARKERS)], markersize=4, label=label)
+    for label, (sizes, steps) in pairs.items():
+        draw_by_batch_size(ax, sizes, steps, label, "steps to the target")
     if floor is not None:
         ax.plot(*floor, color="0.5", linestyle="-", linewidth=1, label="information bound")
-    ax.set(xlabel="batch size", ylabel="steps to the target", yscale="log")
-    ax.set_xscale("log", base=2)
-    ax.legend(fontsize="small")
+        ax.legend(fontsize="small")
     return ax
 
 
@@ -71,13 +68,10 @@ def plot_learning_rates(
     check_flag("effective", effective)
     _check_named("curves", curves, OptimalSettings)
     ax = _plotting.get_axes(ax)
-    for index, (label, curve) in enumerate(curves.items()):
-        rates = curve.effective_learning_rate if effective else curve.algorithm.learning_rate
-        ax.plot(curve.batch_size, rates, marker=MARKERS[index % len(MARKERS)], markersize=4, label=label)
     ylabel = "effective learning rate a / (1 - momentum)" if effective else "learning rate"
-    ax.set(xlabel="batch size", ylabel=ylabel, yscale="log")
-    ax.set_xscale("log", base=2)
-    ax.legend(fontsize="small")
+    for label, curve in curves.items():
+        rates = curve.effective_learning_rate if effective else curve.algorithm.learning_rate
+        draw_by_batch_size(ax, curve.batch_size, rates, label, ylabel)
     return ax
 
 
@@ -99,11 +93,7 @@ def plot_schedule(
     _check_named("schedules", schedules, Schedule)
     ax = _plotting.get_axes(ax)
     for label, schedule in schedules.items():
-        ends = np.concatenate([[0], np.cumsum(schedule.lengths)]) / schedule.num_steps
-        rates = np.append(schedule.learning_rates, schedule.learning_rates[-1])
-        ax.plot(ends, rates, drawstyle="steps-post", label=f"{label}: {schedule.num_steps:,} steps")
-    ax.set(xlabel="share of the steps", ylabel="learning rate", yscale="log")
-    ax.legend(fontsize="small")
+        schedule.plot(ax, str(label))
     return ax
 
 
@@ -133,18 +123,13 @@ def plot_training_curves(
         check_number("target_loss", target_loss)
     ax = _plotting.get_axes(ax)
     for label, curve in found.items():
-        if not isinstance(curve, Trajectories):
+        if isinstance(curve, Trajectories):
+            draw_trajectories(ax, curve.steps, curve.losses, label)
+        else:
             ax.plot(*curve, label=label)
-            continue
-        (line,) = ax.plot(curve.steps, curve.mean, label=f"{label}: mean of {curve.losses.shape[1]}")
-        low, high = np.quantile(curve.losses, [0.05, 0.95], axis=1)
-        ax.fill_between(curve.steps, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
     if target_loss is not None:
         ax.axhline(target_loss, color="0.5", linestyle=":", linewidth=1)
-    ax.set(xlabel="step", ylabel="loss", yscale="log")
-    ax.set_xscale("symlog", linthresh=1.0)
-    ax.set_xlim(left=0.0)
-    ax.legend(fontsize="small")
+    finish_losses(ax)
     return ax
 
 

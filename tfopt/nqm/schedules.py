@@ -90,9 +90,13 @@ class Schedule:
         Returns:
             The axes.
         """
-        from tfopt.nqm.plots import plot_schedule
-
-        return plot_schedule({check_text("label", label) or f"batch size {self.batch_size:g}": self}, ax=ax)
+        name, ax = check_text("label", label) or f"batch size {self.batch_size:g}", _plotting.get_axes(ax)
+        ends = np.concatenate([[0], np.cumsum(self.lengths)]) / self.num_steps
+        rates = np.append(self.learning_rates, self.learning_rates[-1])
+        ax.plot(ends, rates, drawstyle="steps-post", label=f"{name}: {self.num_steps:,} steps")
+        ax.set(xlabel="share of the steps", ylabel="learning rate", yscale="log")
+        ax.legend(fontsize="small")
+        return ax
 
 
 def optimal_schedule(

@@ -9,6 +9,7 @@ from tfopt import _plotting
 from tfopt._checks import check_choice, check_number, check_text
 from tfopt._progress import Progress
 from tfopt.nqm._checks import check_kind
+from tfopt.nqm._drawing import draw_by_batch_size
 from tfopt.nqm.algorithm import FAMILIES, Algorithm, check_batch_size, noise_in_steady_state
 from tfopt.nqm.problem import NoisyQuadratic
 from tfopt.nqm.refinement import Refinement
@@ -82,9 +83,9 @@ class OptimalSettings:
         Returns:
             The axes.
         """
-        from tfopt.nqm.plots import plot_steps_to_target
-
-        return plot_steps_to_target({check_text("label", label) or self.family: self}, ax=ax)
+        name, ax = check_text("label", label) or self.family, _plotting.get_axes(ax)
+        draw_by_batch_size(ax, self.batch_size, self.steps, name, "steps to the target")
+        return ax
 
     def __repr__(self) -> str:
         lines = [f"OptimalSettings({self.family}, target_loss={self.target_loss:g})"]
