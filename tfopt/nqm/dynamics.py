@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -11,12 +11,13 @@ from tfopt.nqm._checks import check_kind
 from tfopt.nqm.algorithm import Algorithm, Structure, broadcast_with, check_batch_size
 from tfopt.nqm.kernels import (
     CompiledByShape,
+    ProblemTensors,
     finite_or_infinite,
     in_chunks,
     make_tensor_system,
     pattern,
     problem_tensors,
-    settings_tensors,
+    setting_tensors,
     weigh,
 )
 from tfopt.nqm.linear_system import (
@@ -78,10 +79,19 @@ def transient_and_noise(problem: NoisyQuadratic, algorithm: Algorithm, steps: An
     kernel, parts = _power_kernel(algorithm.structure), problem_tensors(problem)
 
     def run(settings: Algorithm, times: np.ndarray) -> tuple[np.ndarray, ...]:
-        found = kernel(*settings_tensors(settings), tf.constant(times), *parts)
+        found = kernel(setting_tensors(settings), tf.constant(times), parts)
         return tuple(map(finite_or_infinite, found))
 
     return in_chunks(run, algorithm, steps, entries=20 * len(problem.curvature))  # type: ignore[return-value]
+
+
+class Octave(NamedTuple):
+    """A^q with its noise's second moment, and the state with its noise's second moment after 4 q steps, all packed."""
+
+    powers: Vector
+    grams: Vector
+    state: Vector
+    moment: Vector
 
 
 class DoublingTimes:
@@ -91,7 +101,7 @@ class DoublingTimes:
         self._kernel = _octave_kernel(algorithm.structure)
         self._problem = problem_tensors(problem)
         prepare = _first_octave_kernel(algorithm.structure)
-        *first, self._state = prepare(*settings_tensors(algorithm), *self._problem)
+        *first, self._octave = prepare(setting_tensors(algorithm), self._problem)
         # Transient and noise after 1, 2 and 3 steps, of shape (3, k) each.
         self.first = tuple(map(finite_or_infinite, first))
         self._quarter = 1
@@ -99,7 +109,7 @@ class DoublingTimes:
     def advance(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Move on by one octave; return its 4 numbers of steps, and transient and noise there, of shape (4, k)."""
         times = self._quarter * np.arange(4, 8)
-        transient, noise, self._state = self._kernel(*self._state, *self._problem)
+        transient, noise, self._octave = self._kernel(self._octave, self._problem)
         self._quarter *= 2
         return times, finite_or_infinite(transient), finite_or_infinite(noise)
 
@@ -116,8 +126,8 @@ def flatten_with(algorithm: Algorithm, batch_size: np.ndarray) -> tuple[Algorith
 @functools.cache
 def _power_kernel(structure: Structure) -> Callable[..., Any]:
     @CompiledByShape
-    def kernel(rate, momentum, decay, power, steps, curvature, starts, noises):  # type: ignore[no-untyped-def]
-        system = make_tensor_system(structure, (rate, momentum, decay, power), curvature)
+    def kernel(settings, steps, problem):  # type: ignore[no-untyped-def]
+        system = make_tensor_system(structure, settings, problem.curvature)
         first = pack_symmetric(outer(system.noise))
 
         def double(bits, state, moment, powers, grams):  # type: ignore[no-untyped-def]
@@ -130,7 +140,7 @@ def _power_kernel(structure: Structure) -> Callable[..., Any]:
 
         loop = (steps, system.start, tuple(map(tf.zeros_like, first)), pack(system.matrix), first)
         _, state, moment, _, _ = tf.while_loop(lambda bits, *_: tf.reduce_any(bits > 0), double, loop)
-        return _losses(system, state, unpack_symmetric(moment), starts, noises)
+        return _losses(system, state, unpack_symmetric(moment), problem)
 
     return kernel
 
@@ -139,15 +149,15 @@ def _power_kernel(structure: Structure) -> Callable[..., Any]:
 @functools.cache
 def _first_octave_kernel(structure: Structure) -> Callable[..., Any]:
     @CompiledByShape
-    def kernel(rate, momentum, decay, power, curvature, starts, noises):  # type: ignore[no-untyped-def]
-        system = make_tensor_system(structure, (rate, momentum, decay, power), curvature)
+    def kernel(settings, problem):  # type: ignore[no-untyped-def]
+        system = make_tensor_system(structure, settings, problem.curvature)
         gram = moment = outer(system.noise)
         state = apply(system.matrix, system.start)
         losses = []
         for _ in range(3):
-            losses.append(_losses(system, state, moment, starts, noises))
+            losses.append(_losses(system, state, moment, problem))
             state, moment = apply(system.matrix, state), add_noise(system.matrix, moment, gram)
-        following = (pack(system.matrix), pack_symmetric(gram), state, pack_symmetric(moment))
+        following = Octave(pack(system.matrix), pack_symmetric(gram), state, pack_symmetric(moment))
         return *map(tf.stack, zip(*losses, strict=True)), following
 
     return kernel
@@ -158,24 +168,24 @@ def _first_octave_kernel(structure: Structure) -> Callable[..., Any]:
 @functools.cache
 def _octave_kernel(structure: Structure) -> Callable[..., Any]:
     @CompiledByShape
-    def kernel(powers, grams, state, moment, curvature, starts, noises):  # type: ignore[no-untyped-def]
-        like = pattern(structure)
-        a, g, m = unpack(powers, like.matrix), unpack_symmetric(grams), unpack_symmetric(moment)
+    def kernel(octave, problem):  # type: ignore[no-untyped-def]
+        like, state = pattern(structure), octave.state
+        a, g, m = unpack(octave.powers, like.matrix), unpack_symmetric(octave.grams), unpack_symmetric(octave.moment)
         losses = []
         for _ in range(4):
-            losses.append(_losses(like, state, m, starts, noises))
+            losses.append(_losses(like, state, m, problem))
             state, m = apply(a, state), add_noise(a, m, g)
-        following = (pack(multiply(a, a)), pack_symmetric(add_noise(a, g, g)), state, pack_symmetric(m))
+        following = Octave(pack(multiply(a, a)), pack_symmetric(add_noise(a, g, g)), state, pack_symmetric(m))
         return *map(tf.stack, zip(*losses, strict=True)), following
 
     return kernel
 
 
 def _losses(
-    system: LinearSystem, state: Vector, moment: Matrix, starts: tf.Tensor, noises: tf.Tensor
+    system: LinearSystem, state: Vector, moment: Matrix, problem: ProblemTensors
 ) -> tuple[tf.Tensor, tf.Tensor]:
     index = system.readout
-    return weigh(state[index] ** 2, starts), weigh(moment[index][index], noises)
+    return weigh(state[index] ** 2, problem.starts), weigh(moment[index][index], problem.noises)
 
 
 def _check_steps(steps: Any) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Parts that the compiled kernels share: settings and problems as tensors, and large grids cut into chunks."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -16,33 +16,50 @@ MAX_ENTRIES = 2**22
 CHUNKS = (8, 128)
 
 
+class SettingTensors(NamedTuple):
+    """Settings as float64 tensors, of shape (k, 1) each."""
+
+    rate: tf.Tensor
+    momentum: tf.Tensor
+    decay: tf.Tensor
+    power: tf.Tensor
+
+
+class ProblemTensors(NamedTuple):
+    """Curvatures h, and weights of squared transients and of the noise's second moments; float64, of shape (n',)."""
+
+    curvature: tf.Tensor
+    starts: tf.Tensor
+    noises: tf.Tensor
+
+
 class CompiledByShape:
-    """A function of float64 tensors and tuples of them, compiled once for each of their shapes."""
+    """A function of float64 tensors and nested tuples of them, compiled once for each of their shapes."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = tf.function(function, autograph=False, jit_compile=True)
         self._concrete: dict[Any, Any] = {}
 
     def __call__(self, *arguments: Any) -> Any:
-        """Run the function on tensors and tuples of tensors."""
+        """Run the function on tensors and nested tuples of tensors."""
         # A concrete function does not compare the types of its arguments, which saves half a millisecond per call.
-        key = tuple(tuple(map(_shape, one)) if isinstance(one, tuple) else _shape(one) for one in arguments)
+        key = _shapes(arguments)
         if key not in self._concrete:
             self._concrete[key] = self._function.get_concrete_function(*arguments)
         return self._concrete[key](*arguments)
 
 
-def _shape(tensor: tf.Tensor) -> tuple[int, ...]:
-    return tuple(tensor.shape)
+def _shapes(part: Any) -> tuple[Any, ...]:
+    return tuple(map(_shapes, part)) if isinstance(part, tuple) else tuple(part.shape)
 
 
-def settings_tensors(algorithm: Algorithm) -> tuple[tf.Tensor, ...]:
-    """Return learning rate, momentum, decay and power of k settings, as float64 tensors of shape (k, 1)."""
-    return tuple(tf.constant(part[:, None]) for part in np.broadcast_arrays(*algorithm.settings))
+def setting_tensors(algorithm: Algorithm) -> SettingTensors:
+    """Return the settings of an algorithm of shape (k,) as tensors."""
+    return SettingTensors(*(tf.constant(part[:, None]) for part in np.broadcast_arrays(*algorithm.settings)))
 
 
-def problem_tensors(problem: NoisyQuadratic) -> tuple[tf.Tensor, ...]:
-    """Return h and the weights of squared transients and noise's second moments, float64 of rounded-up length n'."""
+def problem_tensors(problem: NoisyQuadratic) -> ProblemTensors:
+    """Return a problem of n entries as tensors of length n', which is n rounded up."""
     # With multiplicity k, the weights are 1/2 k h m and 1/2 k h c.
     half = 0.5 * problem.multiplicity * problem.curvature
     count = len(half)
@@ -50,10 +67,10 @@ def problem_tensors(problem: NoisyQuadratic) -> tuple[tf.Tensor, ...]:
     missing = -count % (8 if count < 512 else 128)
     curvature = np.pad(problem.curvature, (0, missing), mode="edge")
     weights = (half * problem.initial_second_moment, half * problem.noise_variance)
-    return tuple(map(tf.constant, (curvature, *(np.pad(part, (0, missing)) for part in weights))))
+    return ProblemTensors(*map(tf.constant, (curvature, *(np.pad(part, (0, missing)) for part in weights))))
 
 
-def make_tensor_system(structure: Structure, settings: tuple[tf.Tensor, ...], curvature: tf.Tensor) -> LinearSystem:
+def make_tensor_system(structure: Structure, settings: SettingTensors, curvature: tf.Tensor) -> LinearSystem:
     """Return the steps along every direction as a linear system, whose entries are tensors of shape (k, n)."""
     has_momentum, nesterov, has_average = structure
     rate, momentum, decay, power = settings

@@ -36,9 +36,9 @@ class ScheduleSolver:
         # The next solution starts from the logarithms of the rates of the last one.
         self.logarithms = np.zeros(0)
         parts = problem_tensors(problem)
-        scaled = parts[0] ** (1.0 - power)
+        scaled = parts.curvature ** (1.0 - power)
         self._slowest = float(tf.reduce_min(scaled))
-        self._arguments = (*parts, scaled, tf.constant(batch_size, tf.float64))
+        self._arguments = (parts, scaled, tf.constant(batch_size, tf.float64))
 
     def lengths(self, num_steps: int) -> np.ndarray:
         """Return the lengths of the pieces, of shape (min(num_pieces, num_steps),)."""
@@ -79,7 +79,7 @@ class ScheduleSolver:
 @functools.cache
 def _schedule_kernel() -> Callable[..., Any]:
     @CompiledByShape
-    def kernel(logs, lengths, curvature, starts, noises, scaled, batch_size):  # type: ignore[no-untyped-def]
+    def kernel(logs, lengths, problem, scaled, batch_size):  # type: ignore[no-untyped-def]
         with tf.GradientTape() as tape:
             tape.watch(logs)
             rates = tf.exp(logs)[:, None]
@@ -90,9 +90,10 @@ def _schedule_kernel() -> Callable[..., Any]:
             shrink = tf.where(rest < 0.5, near_one, tf.math.log1p(-tf.minimum(x * (2.0 - x), 0.75)))
             shrink = lengths[:, None] * shrink
             after = tf.cumsum(shrink, axis=0, exclusive=True, reverse=True)
-            added = rates * (scaled / curvature) / (curvature * (2.0 - x)) * -tf.math.expm1(shrink)
+            added = rates * (scaled / problem.curvature) / (problem.curvature * (2.0 - x)) * -tf.math.expm1(shrink)
             moments = tf.reduce_sum(added * tf.exp(after), axis=0) / batch_size
-            loss = tf.reduce_sum(starts * tf.exp(tf.reduce_sum(shrink, axis=0)) + noises * moments)
+            transient = problem.starts * tf.exp(tf.reduce_sum(shrink, axis=0))
+            loss = tf.reduce_sum(transient + problem.noises * moments)
             result = tf.math.log(loss)
         return result, tape.gradient(result, logs)
 

@@ -164,10 +164,9 @@ def optimize(
         return OptimalSettings(family, float(target_loss), sizes, nothing, settings, np.ones(len(sizes), bool))
     small = problem.binned(MAX_SEARCH_CURVATURES)
     with Progress(f"steps to a loss of {target_loss:g}: {family}", progress) as bar:
-        search = Refinement(space, sizes, target_loss, bar)
-        points, steps = search.run(small)
+        best = Refinement(small, space, sizes, target_loss, bar).run()
         if small is not problem:
-            points, steps = search.polish(problem, points[:, :1])
-    settings = space.algorithm(points[:, 0])
+            best = Refinement(problem, space, sizes, target_loss, bar).polish(best.points[:, :1])
+    settings = space.algorithm(best.points[:, 0])
     is_stable = np.isfinite(noise_in_steady_state(problem, settings))
-    return OptimalSettings(family, float(target_loss), sizes, steps[:, 0], settings, is_stable)
+    return OptimalSettings(family, float(target_loss), sizes, best.steps[:, 0], settings, is_stable)

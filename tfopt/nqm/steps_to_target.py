@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -14,14 +14,16 @@ from tfopt.nqm.bounds import TransientBounds
 from tfopt.nqm.dynamics import flatten_with
 from tfopt.nqm.kernels import (
     CompiledByShape,
+    SettingTensors,
     in_chunks,
     make_tensor_system,
     pattern,
     problem_tensors,
-    settings_tensors,
+    setting_tensors,
     weigh,
 )
 from tfopt.nqm.linear_system import (
+    Vector,
     add_noise,
     apply,
     multiply,
@@ -38,6 +40,13 @@ from tfopt.nqm.problem import NoisyQuadratic
 TABLES = ((26, 20_000), (52, 10_000_000))
 MAX_STEPS = 2**52
 INFINITY, NAN = np.float64(np.inf), np.float64(np.nan)
+
+
+class Strides(NamedTuple):
+    """Powers of A with their noise's second moments, packed: for one stride length, or stacked for all of them."""
+
+    powers: Vector
+    grams: Vector
 
 
 def steps_to_target(problem: NoisyQuadratic, algorithm: Algorithm, batch_size: Any, target_loss: float) -> np.ndarray:
@@ -108,33 +117,26 @@ def _walk(
     per_direction = len(pack(like.matrix)) + len(pack_symmetric(outer(like.noise)))
 
     def run(settings: Algorithm, chunk_sizes: np.ndarray) -> tuple[np.ndarray, ...]:
-        tensors = settings_tensors(settings)
-        levels = [_first_kernel(structure)(*tensors, *parts)]
+        tensors = setting_tensors(settings)
+        levels = [_first_kernel(structure)(tensors, parts.curvature)]
         for level in range(1, num_levels):
-            powers, grams = _double_kernel(structure)(*levels[-1])
+            strides = _double_kernel(structure)(levels[-1])
             # Each squaring doubles the rounding error of 1 - x: after 10^11 steps four digits are wrong.
-            levels.append((powers if any(structure) else _plain_power(level, tensors, parts[0]), grams))
-        table = [
-            tuple(tf.stack(entry, axis=1) for entry in zip(*half, strict=True)) for half in zip(*levels, strict=True)
-        ]
-        found = _walk_kernel(structure)(
-            tf.constant(max_strides),
-            *table,
-            *tensors,
-            *parts,
-            tf.constant(chunk_sizes),
-            tf.constant(target, tf.float64),
-        )
-        return (found.numpy(),)
+            if not any(structure):
+                strides = strides._replace(powers=_plain_power(level, tensors, parts.curvature))
+            levels.append(strides)
+        halves = zip(*levels, strict=True)
+        table = Strides(*(tuple(tf.stack(entry, axis=1) for entry in zip(*half, strict=True)) for half in halves))
+        limits = tf.constant(max_strides), tf.constant(target, tf.float64)
+        return (_walk_kernel(structure)(table, tensors, parts, tf.constant(chunk_sizes), *limits).numpy(),)
 
     entries = num_levels * per_direction * len(problem.curvature)
     return in_chunks(run, algorithm, sizes, entries=entries)[0]
 
 
-def _plain_power(level: int, settings: tuple[tf.Tensor, ...], curvature: tf.Tensor) -> tuple[tf.Tensor, ...]:
+def _plain_power(level: int, settings: SettingTensors, curvature: tf.Tensor) -> tuple[tf.Tensor, ...]:
     # Returns (1 - x)^(2^level) of SGD, with level >= 1, to all digits even for small x.
-    rate, _, _, power = settings
-    x = rate * curvature**-power * curvature
+    x = settings.rate * curvature**-settings.power * curvature
     logarithm = tf.where(x < 0.5, tf.math.log1p(-tf.minimum(x, 0.5)), tf.math.log(tf.abs(1.0 - x)))
     return (tf.exp(2.0**level * logarithm),)
 
@@ -142,9 +144,9 @@ def _plain_power(level: int, settings: tuple[tf.Tensor, ...], curvature: tf.Tens
 @functools.cache
 def _first_kernel(structure: Structure) -> Callable[..., Any]:
     @CompiledByShape
-    def kernel(rate, momentum, decay, power, curvature, starts, noises):  # type: ignore[no-untyped-def]
-        system = make_tensor_system(structure, (rate, momentum, decay, power), curvature)
-        return pack(system.matrix), pack_symmetric(outer(system.noise))
+    def kernel(settings, curvature):  # type: ignore[no-untyped-def]
+        system = make_tensor_system(structure, settings, curvature)
+        return Strides(pack(system.matrix), pack_symmetric(outer(system.noise)))
 
     return kernel
 
@@ -152,9 +154,9 @@ def _first_kernel(structure: Structure) -> Callable[..., Any]:
 @functools.cache
 def _double_kernel(structure: Structure) -> Callable[..., Any]:
     @CompiledByShape
-    def kernel(powers, grams):  # type: ignore[no-untyped-def]
-        a, g = unpack(powers, pattern(structure).matrix), unpack_symmetric(grams)
-        return pack(multiply(a, a)), pack_symmetric(add_noise(a, g, g))
+    def kernel(strides):  # type: ignore[no-untyped-def]
+        a, g = unpack(strides.powers, pattern(structure).matrix), unpack_symmetric(strides.grams)
+        return Strides(pack(multiply(a, a)), pack_symmetric(add_noise(a, g, g)))
 
     return kernel
 
@@ -163,31 +165,29 @@ def _double_kernel(structure: Structure) -> Callable[..., Any]:
 @functools.cache
 def _walk_kernel(structure: Structure) -> Callable[..., Any]:
     @CompiledByShape
-    def kernel(  # type: ignore[no-untyped-def]
-        max_strides, powers, grams, rate, momentum, decay, power, curvature, starts, noises, sizes, target
-    ):
-        system = make_tensor_system(structure, (rate, momentum, decay, power), curvature)
+    def kernel(strides, settings, problem, sizes, max_strides, target):  # type: ignore[no-untyped-def]
+        system = make_tensor_system(structure, settings, problem.curvature)
         bounds = TransientBounds(system)
         first = (tf.zeros_like(sizes, tf.int64), tf.zeros_like(sizes, tf.int32), tf.fill(tf.shape(sizes), NAN))
         nothing = tuple(map(tf.zeros_like, pack_symmetric(outer(system.noise))))
 
         def stride(count, step, level, found, state, moment):  # type: ignore[no-untyped-def]
-            a = unpack(_select(powers, level), system.matrix)
-            g, m = unpack_symmetric(_select(grams, level)), unpack_symmetric(moment)
-            noise = weigh(m[system.readout][system.readout], noises) / sizes
-            loss = weigh(state[system.readout] ** 2, starts) + noise
+            a = unpack(_select(strides.powers, level), system.matrix)
+            g, m = unpack_symmetric(_select(strides.grams, level)), unpack_symmetric(moment)
+            noise = weigh(m[system.readout][system.readout], problem.noises) / sizes
+            loss = weigh(state[system.readout] ** 2, problem.starts) + noise
             end, num_steps = apply(a, state), tf.bitwise.left_shift(tf.ones_like(step), tf.cast(level, tf.int64))
             here, there = bounds.smallest(system, state, end, a, tf.cast(num_steps, tf.float64)[:, None])
-            never = (weigh(there**2, starts) + noise > target) | ~tf.math.is_finite(loss)
+            never = (weigh(there**2, problem.starts) + noise > target) | ~tf.math.is_finite(loss)
             undecided = tf.math.is_nan(found)
             found = tf.where(undecided & (never | (step >= MAX_STEPS)), INFINITY, found)
             found = tf.where(undecided & (loss <= target), tf.cast(step, tf.float64), found)
-            passed = tf.math.is_nan(found) & ((level == 0) | (weigh(here**2, starts) + noise > target))
+            passed = tf.math.is_nan(found) & ((level == 0) | (weigh(here**2, problem.starts) + noise > target))
             state = tuple(tf.where(passed[:, None], new, old) for new, old in zip(end, state, strict=True))
             later = pack_symmetric(add_noise(a, m, g))
             moment = tuple(tf.where(passed[:, None], new, old) for new, old in zip(later, moment, strict=True))
             step = tf.where(passed, step + num_steps, step)
-            level = tf.clip_by_value(tf.where(passed, level + 1, level - 1), 0, powers[0].shape[1] - 1)
+            level = tf.clip_by_value(tf.where(passed, level + 1, level - 1), 0, strides.powers[0].shape[1] - 1)
             return count + 1, step, level, found, state, moment
 
         def is_undecided(count, step, level, found, *_):  # type: ignore[no-untyped-def]
