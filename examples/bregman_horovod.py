@@ -1,9 +1,9 @@
 """Train a network without gradients, on one process or several ranks.
 
-Start it with `horovodrun -np 2 python examples/bregman_horovod.py`. Each rank holds a shard of the rows and tells the
-others only sums of the size of its layers, whatever the number of rows. Without `horovodrun` the same script is one
-process, and prints the same accuracies. Interrupt it and start it again: it ends with the weights that it would have
-had.
+Start it with `horovodrun -np 2 python examples/bregman_horovod.py`. Each rank holds a shard of the rows. The ranks
+exchange only sums of the size of the layers, for any number of rows. Without `horovodrun` the same script is one
+process, and prints the same accuracies. Interrupt it and start it again: it ends with the weights of an uninterrupted
+training.
 """
 
 import argparse
@@ -19,22 +19,15 @@ from tfopt.bregman import BregmanTrainer
 
 
 def main(argv: list[str] | None = None) -> dict[str, list[float]]:
-    """Train, and print what came of it.
-
-    Args:
-        argv: Command-line arguments.
-
-    Returns:
-        The history.
-    """
+    """Train, and print the results; return the history."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=200_000, help="rows of higgs_like, of all ranks together")
     parser.add_argument("--epochs", type=int, default=15, help="sweeps through all rows")
     parser.add_argument("--hidden-units", type=int, default=300)
     parser.add_argument(
-        "--checkpoints", type=Path, default=Path("runs/bregman_horovod"), help="delete it to begin anew"
+        "--checkpoints", type=Path, default=Path("runs/bregman_horovod"), help="delete it to start again"
     )
-    parser.add_argument("--smoke", action="store_true", help="few rows and two sweeps, to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="few rows and two sweeps, as a test")
     arguments = parser.parse_args(argv)
     ranks = communicator.current()
     num_rows = 4000 if arguments.smoke else arguments.rows

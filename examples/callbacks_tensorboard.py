@@ -1,8 +1,8 @@
 """Watch convexity, gradient breakdown and gradient noise of a training in TensorBoard.
 
-Run `python examples/callbacks_tensorboard.py`, then `tensorboard --logdir runs/callbacks_tensorboard` (it needs
-`pip install 'tfopt[tensorboard]'`). Scalars by epoch are under `fit/train`, those at their exact steps, and values of
-single variables, under `measurements`.
+Run `python examples/callbacks_tensorboard.py`, then `tensorboard --logdir runs/callbacks_tensorboard` (it needs `pip
+install 'tfopt[tensorboard]'`). Scalars by epoch are under `fit/train`. Scalars at their exact steps, and values of
+single variables, are under `measurements`.
 """
 
 import argparse
@@ -19,18 +19,11 @@ from tfopt.optimizers import Fromage
 
 
 def main(argv: list[str] | None = None) -> dict[str, list[float]]:
-    """Train a network with all measurements.
-
-    Args:
-        argv: Command-line arguments.
-
-    Returns:
-        The history of `fit`.
-    """
+    """Train a network with all measurements; return the history of `fit`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/callbacks_tensorboard"))
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--smoke", action="store_true", help="two epochs, to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="two epochs, as a test")
     arguments = parser.parse_args(argv)
     data = datasets.load("digits")
     model = models.mlp(data.input_shape, (64, 64), data.num_classes, seed=0)

@@ -1,4 +1,4 @@
-"""What the quickstart shows beside accuracies: curvature, a convexity certificate, breakdown, batch sizes."""
+"""Results of the quickstart beside accuracies: curvature, a convexity certificate, breakdown, batch sizes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,53 +34,34 @@ BREAKDOWN_HEADER = ["network", "breakdown at eta = 0.01", "at 0.1", "largest saf
 
 @dataclass
 class Certified:
-    """Where the loss of Milne's small regression is provably convex along training.
+    """Fractions of the loss change of Milne's small regression that theorems certify as strongly convex."""
 
-    Attributes:
-        paper: Share of the loss change that the paper's theorem certifies.
-        sharp: Share by the sharper form of it.
-    """
-
-    paper: float
-    sharp: float
+    paper: float  # By the paper's theorem.
+    sharp: float  # By its sharper form.
 
     @property
     def sentence(self) -> str:
         """The result in words."""
         return (
-            f"Milne's regression: on {self.paper:.0%} of the change of its loss the paper's theorem certifies strong "
-            f"convexity, on {self.sharp:.0%} the sharper form of it."
+            f"Milne's regression: the paper's theorem certifies strong convexity on {self.paper:.0%} of the loss "
+            f"change, and its sharper form on {self.sharp:.0%}."
         )
 
 
 def curvature_rows(runs: list[Any]) -> list[list[str]]:
-    """Return what was measured at the end of training.
-
-    Args:
-        runs: The runs, with their callbacks.
-
-    Returns:
-        A row for each, under `CURVATURE_HEADER`.
-    """
+    """Return a row for each run, under `CURVATURE_HEADER`, with the measured values at the end of training."""
     rows = []
     for run in runs:
         last = {name: series[-1] for name, series in run.convexity.history.items()}
         numbers = [last["convexity/curvature_along_gradient"], last["hessian/lambda_min"], last["hessian/lambda_max"]]
-        share = last["convexity/fraction_along_gradient"]
+        fraction = last["convexity/fraction_along_gradient"]
         largest = max(run.breakdown.history["breakdown/relative_gradient_breakdown"])
-        rows.append([run.name, *(f"{number:.3g}" for number in numbers), f"{share:.0%}", f"{largest:.2f}"])
+        rows.append([run.name, *(f"{number:.3g}" for number in numbers), f"{fraction:.0%}", f"{largest:.2f}"])
     return rows
 
 
 def curvature_table(runs: list[Any]) -> Table:
-    """Return the table for the terminal.
-
-    Args:
-        runs: The runs, with their callbacks.
-
-    Returns:
-        The table.
-    """
+    """Return `curvature_rows` as a table for the terminal."""
     table = Table(*CURVATURE_HEADER)
     for row in curvature_rows(runs):
         table.add_row(*row)
@@ -88,12 +69,7 @@ def curvature_table(runs: list[Any]) -> Table:
 
 
 def draw_curvature(runs: list[Any], path: Path) -> None:
-    """Draw curvature along the gradient and extreme eigenvalues along training, one panel per optimizer.
-
-    Args:
-        runs: The runs, with their callbacks.
-        path: The PNG file to write.
-    """
+    """Draw curvature along the gradient and extreme eigenvalues along training, one panel per optimizer."""
     figure, panels = plt.subplots(1, len(runs), figsize=(3.4 * len(runs), 3.6), sharey=True, layout="constrained")
     for run, panel in zip(runs, panels, strict=True):
         run.convexity.plot(ax=panel)
@@ -107,15 +83,7 @@ def draw_curvature(runs: list[Any], path: Path) -> None:
 
 
 def certify_regression(seed: int, num_steps: int) -> Certified:
-    """Train Milne's regression, and certify what can be certified.
-
-    Args:
-        seed: Seed of the data.
-        num_steps: Number of steps of gradient descent.
-
-    Returns:
-        The certified shares.
-    """
+    """Train Milne's regression for some steps of gradient descent, and return the certified fractions."""
     x = np.random.default_rng(seed).uniform(-1, 1, (100, 1)).astype("float32")
     model = milne_regression(seed=2)
     model.set_weights([np.array([[2.5, -1.5]]), np.array([[1.5], [2.5]])])
@@ -125,21 +93,12 @@ def certify_regression(seed: int, num_steps: int) -> Certified:
         (x, zeros), every_n_steps=1, eigenvalues=False, certificate=True, communicator=SerialCommunicator()
     )
     model.fit(x, zeros, batch_size=100, epochs=num_steps, verbose=0, callbacks=[convexity])
-    shares = (convexity.history[f"convexity/fraction_certified_{kind}"][-1] for kind in ("paper", "sharp"))
-    return Certified(*shares)
+    fractions = (convexity.history[f"convexity/fraction_certified_{kind}"][-1] for kind in ("paper", "sharp"))
+    return Certified(*fractions)
 
 
 def draw_breakdown(data: datasets.Dataset, path: Path, seed: int) -> list[list[str]]:
-    """Draw the breakdown profiles of an untrained network of 2 layers and one of 16.
-
-    Args:
-        data: What to measure on.
-        path: The PNG file to write.
-        seed: Seed of the weights.
-
-    Returns:
-        A row for each network, under `BREAKDOWN_HEADER`.
-    """
+    """Draw the breakdown of untrained networks of 2 and 16 layers; return their rows under `BREAKDOWN_HEADER`."""
     figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     rows = []
@@ -158,16 +117,7 @@ def draw_breakdown(data: datasets.Dataset, path: Path, seed: int) -> list[list[s
 
 
 def draw_batch_sizes(path: Path, num_bins: int, families: dict[str, str]) -> list[list[str]]:
-    """Draw steps to a loss of 0.01 against batch size on the standard noisy quadratic problem.
-
-    Args:
-        path: The PNG file to write.
-        num_bins: In how many bins its 10,000 curvatures are merged.
-        families: Which algorithms, by what they are called in the table.
-
-    Returns:
-        A row for each algorithm, under `BATCH_HEADER`.
-    """
+    """Draw steps to a loss of 0.01 on the standard noisy quadratic; return the rows under `BATCH_HEADER`."""
     problem, sizes = nqm.NoisyQuadratic.power_law(num_bins=num_bins), 8.0 ** np.arange(7)
     best = {name: nqm.optimize(problem, family, sizes, 0.01, progress=False) for name, family in families.items()}
     figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
@@ -183,17 +133,7 @@ def draw_batch_sizes(path: Path, num_bins: int, families: dict[str, str]) -> lis
 
 
 def draw_plan(data: datasets.Dataset, path: Path, seed: int, **options: Any) -> BatchSizePlan:
-    """Plan the batch size of the network on digits after a pilot of three epochs, and draw the plan.
-
-    Args:
-        data: What to train on.
-        path: The PNG file to write.
-        seed: Seed of all randomness.
-        **options: Of `plan_batch_size`.
-
-    Returns:
-        The plan.
-    """
+    """Plan the batch size of the network on digits after a pilot of three epochs, draw the plan and return it."""
     model = mlp(data.input_shape, (64,), data.num_classes, seed=seed)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     initial_weights = model.get_weights()
@@ -217,14 +157,7 @@ def draw_plan(data: datasets.Dataset, path: Path, seed: int, **options: Any) -> 
 
 
 def plan_rows(plan: BatchSizePlan) -> list[list[str]]:
-    """Return what the plan says at some batch sizes.
-
-    Args:
-        plan: The plan.
-
-    Returns:
-        A row for each algorithm, under `PLAN_HEADER`.
-    """
+    """Return a row for each algorithm of the plan, under `PLAN_HEADER`."""
     rows = []
     for family in plan.families:
         steps = (f"{plan.suggest(size, family).steps:,.0f}" for size in PLANNED_SIZES)
@@ -235,23 +168,16 @@ def plan_rows(plan: BatchSizePlan) -> list[list[str]]:
 
 @dataclass
 class Findings:
-    """What the quickstart finds beside accuracies.
-
-    Attributes:
-        certified: Where the loss of the regression is provably convex.
-        slopes: The rows of the table of breakdown by depth.
-        batch_sizes: The rows of the table of steps by batch size.
-        plan: The plan for the network.
-    """
+    """The results beside accuracies: the certified regression, two tables, and the plan for the network."""
 
     certified: Certified
-    slopes: list[list[str]]
-    batch_sizes: list[list[str]]
+    slopes: list[list[str]]  # Rows of the table of breakdown by depth.
+    batch_sizes: list[list[str]]  # Rows of the table of steps by batch size.
     plan: BatchSizePlan
 
     @property
     def printed(self) -> list[Any]:
-        """What to print in a terminal."""
+        """The parts to print in a terminal."""
         general = Table(*BATCH_HEADER, title="steps to the target of a noisy quadratic problem")
         for row in self.batch_sizes:
             general.add_row(*row)
@@ -262,18 +188,7 @@ class Findings:
 
 
 def find(runs: list[Any], data: datasets.Dataset, folder: Path, seed: int, is_smoke: bool) -> Findings:
-    """Find everything, and draw it.
-
-    Args:
-        runs: The runs, with their callbacks.
-        data: What was trained on.
-        folder: Where figures go.
-        seed: Seed of all randomness.
-        is_smoke: Whether to do little, to see that it runs.
-
-    Returns:
-        The findings.
-    """
+    """Compute and draw all results; a smoke run does little."""
     draw_curvature(runs, folder / "curvature.png")
     return Findings(
         certified=certify_regression(seed, num_steps=10 if is_smoke else 100),
@@ -288,54 +203,47 @@ def find(runs: list[Any], data: datasets.Dataset, folder: Path, seed: int, is_sm
 
 
 def add_to_report(report: Report, runs: list[Any], findings: Findings, folder: Path) -> None:
-    """Add the sections to the report.
-
-    Args:
-        report: The report.
-        runs: The runs, with their callbacks.
-        findings: The findings.
-        folder: Where the figures are.
-    """
+    """Add the sections on these results, whose figures are in `folder`, to the report."""
     plan = findings.plan
     report.add_text(
-        "Measured on 256 training rows by the callbacks Convexity and GradientBreakdown. g'Hg / g'g is the curvature "
-        "of the loss along its gradient, lambda_min and lambda_max are the signed ends of the Hessian's spectrum, all "
-        "at the end of training; negative eigenvalues mean that the loss is not convex there, though it may be so "
-        "along the gradient: the convex share is that part of the loss's change during which it was. The largest "
-        "breakdown is how much a single step has changed the gradient of a layer, relatively; at 1 or more, the "
-        "gradient says nothing about the end of the step.",
+        "The callbacks Convexity and GradientBreakdown measured these values on 256 training rows. g'Hg / g'g is the "
+        "curvature of the loss along its gradient. lambda_min and lambda_max are the signed ends of the Hessian's "
+        "spectrum. All three are from the end of training. A negative eigenvalue means that the loss is not convex "
+        "there, but it may still be convex along the gradient. The convex share is the fraction of the total loss "
+        "change during which it was. The largest breakdown is the largest relative change of a layer's gradient in a "
+        "single step. At 1 or more, the gradient says nothing about the end of the step.",
         heading="Curvature along training",
     )
     report.add_table(CURVATURE_HEADER, curvature_rows(runs))
     report.add_figure(folder / "curvature.png", "Curvature along the gradient and extreme eigenvalues along training")
     report.add_text(
-        f"{findings.certified.sentence} It is the smallest network for which the question makes sense: one input, two "
-        "hidden ReLUs, no biases, squared loss, weight decay. On the certified part any critical point would be an "
-        "isolated local minimum.",
+        f"{findings.certified.sentence} The network has one input, two hidden ReLUs, no biases, squared loss and "
+        "weight decay. It is the smallest network for which the question makes sense. In the certified region every "
+        "critical point is an isolated local minimum.",
         heading="Where convexity is proven",
     )
     report.add_text(
-        "Untrained networks of 2 and of 16 layers, all of whose layers are moved against their gradients by the same "
-        "relative step eta. With depth the gradient breaks down sooner, faster than linearly; the step that deep "
-        "relative trust allows shrinks with it. This is why Fromage takes relative steps, and why small ones.",
+        "Two untrained networks, of 2 and of 16 layers. Every layer moves against its gradient by the same relative "
+        "step eta. The gradient of the deeper network breaks down at smaller steps, and faster than linearly. The step "
+        "that deep relative trust allows shrinks with depth. This is why Fromage takes small relative steps.",
         heading="Breakdown of gradients by depth",
     )
     report.add_table(BREAKDOWN_HEADER, findings.slopes)
     report.add_figure(folder / "breakdown.png", "Relative gradient breakdown along layer-wise normalised steps")
     report.add_text(
-        "The noisy quadratic model: 10,000 directions whose curvature falls as 1/i, with noise in proportion; the "
-        "fewest steps to a loss of 0.01, each with the best rate, momentum or average. At small batches momentum "
-        "saves little and averaging much; at large ones it is the other way round. The critical batch size is where "
-        "twice the examples are used that small batches need. No algorithm can be below the bound.",
+        "The noisy quadratic model has 10,000 directions whose curvature falls as 1/i, with proportional noise. The "
+        "figure shows the fewest steps to a loss of 0.01, with the best rate, momentum or average. At small batches "
+        "averaging saves many steps and momentum few; at large batches momentum saves many and averaging few. The "
+        "critical batch size uses twice the examples that small batches need. No algorithm can go below the bound.",
         heading="Steps against batch size",
     )
     report.add_table(BATCH_HEADER, findings.batch_sizes)
     report.add_figure(folder / "batch_sizes.png", "Fewest steps to the target against batch size")
     report.add_text(
-        "The same for the network of this page: after a pilot of three epochs a noisy quadratic was fitted to its "
-        f"loss, in {plan.fit.seconds:.0f} seconds, and predicts the steps from the first weights to the pilot's loss "
-        f"of {plan.target_loss:.3g}. Shaded are intervals from a bootstrap over probes and rows. There are "
-        f"{plan.fit.num_examples:,.0f} rows: a batch of all of them has no noise.",
+        "The same prediction for the network of this page. After a pilot of three epochs a noisy quadratic was fitted "
+        f"to its loss, in {plan.fit.seconds:.0f} seconds. It predicts the steps from the first weights to the pilot's "
+        f"loss of {plan.target_loss:.3g}. Shaded areas are bootstrap intervals over probes and rows. There are "
+        f"{plan.fit.num_examples:,.0f} rows, and a batch of all of them has no noise.",
         heading="Which batch size for this network",
     )
     report.add_table(PLAN_HEADER, plan_rows(plan))

@@ -1,9 +1,9 @@
 """Fromage against Adam on digits: how much does each depend on its learning rate?
 
-Trains a network of eight hidden layers at learning rates from 0.0001 to 0.3, and draws the test accuracy against the
-rate. The two rates are not the same thing: Fromage's is a relative change of each layer, Adam's roughly the change of
-each weight. Expect a range of good rates about as wide for both, with Fromage's around its default of 0.01 and Adam's
-around 0.001; it is one seed, so differences of a percent mean nothing.
+The script trains a network of eight hidden layers at learning rates from 0.0001 to 0.3, and draws the test accuracy
+against the rate. The two rates have different meanings: Fromage's is the relative change of each layer, Adam's roughly
+the change of each weight. Expect ranges of good rates of about equal width, around Fromage's default of 0.01 and around
+0.001 for Adam. With one seed, differences of a percent mean nothing.
 
 Run `python examples/fromage_vs_adam.py`; it takes less than a minute on two cores.
 """
@@ -28,18 +28,7 @@ RATES = [1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1]
 
 
 def test_accuracy(optimizer: keras.Optimizer, data: datasets.Dataset, depth: int, epochs: int, seed: int) -> float:
-    """Train one network.
-
-    Args:
-        optimizer: What to train it with.
-        data: What to train it on.
-        depth: Number of hidden layers.
-        epochs: Number of epochs.
-        seed: Seed of the weights and the batches.
-
-    Returns:
-        The share of the test part that is classified correctly.
-    """
+    """Train one network with `depth` hidden layers, and return its accuracy on the test part."""
     keras.utils.set_random_seed(seed)
     model = models.mlp(data.input_shape, (64,) * depth, data.num_classes, seed=seed)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -49,20 +38,13 @@ def test_accuracy(optimizer: keras.Optimizer, data: datasets.Dataset, depth: int
 
 
 def main(argv: list[str] | None = None) -> dict[str, list[float]]:
-    """Run the comparison.
-
-    Args:
-        argv: Command-line arguments.
-
-    Returns:
-        Test accuracy at each of `RATES`, by optimizer.
-    """
+    """Run the comparison; return the test accuracy at each of `RATES`, by optimizer."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/fromage_vs_adam"))
     parser.add_argument("--depth", type=int, default=8, help="number of hidden layers")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--smoke", action="store_true", help="one epoch, to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="one epoch, as a test")
     arguments = parser.parse_args(argv)
     data, epochs = datasets.load("digits"), 1 if arguments.smoke else arguments.epochs
     makers = {"Adam": keras.optimizers.Adam, "Fromage": Fromage}

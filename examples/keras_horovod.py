@@ -1,8 +1,8 @@
-"""Train a Keras model on several ranks, and go on where it was interrupted.
+"""Train a Keras model on several ranks, and resume an interrupted training.
 
-Start it with `horovodrun -np 2 python examples/keras_horovod.py`. It works without `horovodrun` too, and because a
-batch is split over the ranks, and not multiplied by them, it then prints the same losses. Interrupt it and start it
-again: it ends with the weights that it would have had.
+Start it with `horovodrun -np 2 python examples/keras_horovod.py`. It also works without `horovodrun`, and then prints
+the same losses, because the ranks split each batch and do not enlarge it. Interrupt it and start it again: it ends with
+the weights of an uninterrupted training.
 """
 
 import argparse
@@ -22,20 +22,13 @@ OPTIMIZERS = {"adam": keras.optimizers.Adam, "fromage": Fromage, "lars": LARS, "
 
 
 def main(argv: list[str] | None = None) -> dict[str, list[float]]:
-    """Train, and print what came of it.
-
-    Args:
-        argv: Command-line arguments.
-
-    Returns:
-        Losses and accuracies after each epoch, averaged over the ranks.
-    """
+    """Train, and print the results; return losses and accuracies after each epoch, averaged over the ranks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--optimizer", choices=sorted(OPTIMIZERS), default="fromage")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=64, help="rows in a batch, of all ranks together")
-    parser.add_argument("--checkpoints", type=Path, default=Path("runs/keras_horovod"), help="delete it to begin anew")
-    parser.add_argument("--smoke", action="store_true", help="two epochs, to see that it runs")
+    parser.add_argument("--checkpoints", type=Path, default=Path("runs/keras_horovod"), help="delete it to start again")
+    parser.add_argument("--smoke", action="store_true", help="two epochs, as a test")
     arguments = parser.parse_args(argv)
     ranks = communicator.current()
     is_first = ranks.rank == 0
@@ -51,7 +44,7 @@ def main(argv: list[str] | None = None) -> dict[str, list[float]]:
     )
     history = model.fit(
         batches,
-        shuffle=False,  # EpochBatches shuffles by itself
+        shuffle=False,  # EpochBatches shuffles the rows.
         epochs=2 if arguments.smoke else arguments.epochs,
         validation_data=(data.x_validation, data.y_validation),
         verbose=2 if is_first else 0,

@@ -1,9 +1,9 @@
 """LARS against momentum SGD as the batch grows, at the same number of epochs.
 
-Both get a linear warm-up and a polynomial decay, and of six peak rates the one that is best on a validation split; the
-table shows its test accuracy. What digits can show is limited: there are 1,010 training rows, so the largest batch is
-all of them, far from the tens of thousands that LARS was made for; and with one seed and 450 test images, differences
-below two percent mean nothing. What can be seen is how both give way when steps get few.
+Both use a linear warm-up and a polynomial decay. Of six peak rates, the one that is best on a validation split counts,
+and the table shows its test accuracy. The digits have limits: there are 1,010 training rows, so the largest batch is
+all of them, far from the tens of thousands for which LARS was made. With one seed and 450 test images, differences
+below two percent mean nothing. The figure shows how the accuracy of both falls when there are few steps.
 
 Run `python examples/large_batch_lars.py`; it takes about five minutes on two cores.
 """
@@ -25,7 +25,7 @@ from tfopt import datasets, models
 from tfopt.optimizers import LARS
 from tfopt.optimizers.schedules import PolynomialDecayWithWarmup
 
-BATCH_SIZES = [1, 4, 16, 64, 256, 1024]  # the last one is cut to the 1,010 rows that there are
+BATCH_SIZES = [1, 4, 16, 64, 256, 1024]  # The last one is cut to the 1,010 training rows.
 FAMILIES = {
     "SGD with momentum": (lambda rate: keras.optimizers.SGD(rate, momentum=0.9), [0.001, 0.01, 0.1, 0.3, 1.0, 3.0]),
     "LARS": (LARS, [0.3, 1.0, 5.0, 20.0, 50.0, 100.0]),
@@ -33,18 +33,7 @@ FAMILIES = {
 
 
 def accuracies(name: str, rate: float, data: datasets.Dataset, batch_size: int, epochs: int) -> tuple[float, float]:
-    """Train one network.
-
-    Args:
-        name: A key of `FAMILIES`.
-        rate: The peak of the learning rate.
-        data: What to train on.
-        batch_size: Size of a batch; the last one of an epoch may be smaller.
-        epochs: Number of epochs.
-
-    Returns:
-        Accuracy on the validation part and on the test part.
-    """
+    """Train one network of `FAMILIES` with a peak rate; return its accuracies on the validation and test parts."""
     keras.utils.set_random_seed(0)
     num_steps = epochs * -(-len(data.y_train) // batch_size)
     warmup_steps = num_steps // 10
@@ -59,18 +48,11 @@ def accuracies(name: str, rate: float, data: datasets.Dataset, batch_size: int, 
 
 
 def main(argv: list[str] | None = None) -> dict[str, list[tuple[float, float]]]:
-    """Run the comparison.
-
-    Args:
-        argv: Command-line arguments.
-
-    Returns:
-        For each family and batch size, the best peak rate and its test accuracy.
-    """
+    """Run the comparison; return the best peak rate and its test accuracy for each family and batch size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/large_batch_lars"))
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--smoke", action="store_true", help="one epoch of the large batches, to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="one epoch of the large batches, as a test")
     arguments = parser.parse_args(argv)
     data = datasets.load("digits", validation_fraction=0.25)
     epochs, sizes = (1, BATCH_SIZES[-2:]) if arguments.smoke else (arguments.epochs, BATCH_SIZES)
@@ -83,7 +65,7 @@ def main(argv: list[str] | None = None) -> dict[str, list[tuple[float, float]]]:
                 for rate in rates:
                     tried.append((*accuracies(name, rate, data, batch_size, epochs), rate))
                     progress.advance(task)
-                _, test, rate = max(tried, key=lambda result: result[0])  # the lowest rate among equals
+                _, test, rate = max(tried, key=lambda result: result[0])  # Of equal results this is the lowest rate.
                 results[name].append((rate, test))
     print("batch size " + "".join(f"{name + ' (peak rate)':>32s}" for name in results))
     for row, batch_size in enumerate(sizes):

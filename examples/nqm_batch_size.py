@@ -1,9 +1,9 @@
-"""Which batch size pays? Ask the noisy quadratic model, in seconds, before anything is trained.
+"""Which batch size pays off? The noisy quadratic model answers in seconds, before any training.
 
-The problem is the paper's: 10,000 directions whose curvature falls as 1/i, with noise in proportion. Put the curvatures
-and noise of your own problem in its place. For SGD, momentum and averaged weights it prints the fewest steps to the
-target at every batch size and the settings that take them, the critical batch size, and the best schedule at one batch
-size, ready for a Keras optimizer. Writes `runs/nqm_batch_size/figure.png`.
+The problem is the paper's: 10,000 directions whose curvature falls as 1/i, with proportional noise. Replace its
+curvatures and noise by those of your own problem. For SGD, momentum and averaged weights the script prints the fewest
+steps to the target at every batch size, with their settings, and the critical batch size. It also prints the best
+schedule at one batch size, ready for a Keras optimizer. It writes `runs/nqm_batch_size/figure.png`.
 
 Run `python examples/nqm_batch_size.py`; it takes ten seconds.
 """
@@ -27,19 +27,12 @@ FAMILIES = {"SGD": "sgd", "momentum": "momentum", "averaged SGD": "ema"}
 
 
 def main(argv: list[str] | None = None) -> dict[str, nqm.OptimalSettings]:
-    """Compare algorithms over batch sizes.
-
-    Args:
-        argv: Command-line arguments.
-
-    Returns:
-        The best settings of each.
-    """
+    """Compare algorithms over batch sizes; return the best settings of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/nqm_batch_size"))
     parser.add_argument("--target", type=float, default=0.01, help="loss to reach")
     parser.add_argument("--batch-size", type=int, default=64, help="batch size of the schedule")
-    parser.add_argument("--smoke", action="store_true", help="fewer directions and batch sizes, to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="fewer directions and batch sizes, as a test")
     arguments = parser.parse_args(argv)
     problem = nqm.NoisyQuadratic.power_law(num_bins=20 if arguments.smoke else 100)
     sizes = 64.0 ** np.arange(0, 4) if arguments.smoke else 4.0 ** np.arange(0, 10)
@@ -47,9 +40,9 @@ def main(argv: list[str] | None = None) -> dict[str, nqm.OptimalSettings]:
     for name, settings in best.items():
         print(f"{name}: {settings}")
         critical = nqm.critical_batch_size(settings)
-        print(f"Twice the examples that small batches need are used at batch size {critical.batch_size:,.0f}.\n")
+        print(f"Batch size {critical.batch_size:,.0f} uses twice the examples that small batches need.\n")
     schedule = nqm.optimal_schedule(problem, arguments.batch_size, arguments.target)
-    keras.optimizers.SGD(schedule.to_keras())  # what `model.compile` takes
+    keras.optimizers.SGD(schedule.to_keras())  # Pass this optimizer to `model.compile`.
     print(
         f"SGD with the best of {len(schedule.lengths)} pieces: {schedule.num_steps:,} steps at "
         f"batch size {arguments.batch_size}, from a rate of {schedule.learning_rates[0]:.3g} to "

@@ -1,12 +1,12 @@
 """Which batch size should I train my model with? Plan it after a short pilot, then train as planned.
 
-Put your own model, loss and data in the place of those here: a small network on a synthetic stand-in for the HIGGS
-data. A pilot of one epoch at a guessed rate shows where training goes. From there a noisy quadratic is fitted, which
-predicts how many steps every batch size takes to the pilot's loss, with which rate and momentum. The model is then
-trained from its first weights as the plan suggests, and the steps it took are printed beside those predicted.
+Replace the model, loss and data by your own. Here they are a small network and a synthetic substitute for the HIGGS
+data. A pilot of one epoch at a guessed rate shows where training leads. A noisy quadratic, fitted there, predicts the
+number of steps to the pilot's loss at every batch size, with the best rate and momentum. The script then trains the
+model from its first weights as the plan suggests, and prints the measured beside the predicted steps.
 
-Writes `figure.png` and `plan.json` into `runs/plan_my_model/`. Run `python examples/plan_my_model.py`; it takes half a
-minute.
+The script writes `figure.png` and `plan.json` into `runs/plan_my_model/`. Run `python examples/plan_my_model.py`; it
+takes half a minute.
 """
 
 import argparse
@@ -28,14 +28,7 @@ from tfopt.planning import BatchSizePlan, plan_batch_size
 
 
 class UntilLoss(keras.callbacks.Callback):
-    """Stop training when the loss on some rows is at most a target.
-
-    Args:
-        x: Inputs.
-        y: Targets.
-        target: The loss to stop at.
-        interval: Steps between evaluations.
-    """
+    """Stops training when the loss on some rows is at most a target, checked every `interval` steps."""
 
     def __init__(self, x: np.ndarray, y: np.ndarray, target: float, interval: int) -> None:
         super().__init__()
@@ -43,12 +36,7 @@ class UntilLoss(keras.callbacks.Callback):
         self.steps, self.is_reached = 0, False
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Count, and evaluate.
-
-        Args:
-            batch: Not used.
-            logs: Not used.
-        """
+        """Count the step, and evaluate the loss."""
         self.steps += 1
         if self.steps % self.interval == 0:
             loss = self.model.compute_loss(self.x, self.y, self.model(self.x, training=False))
@@ -59,19 +47,7 @@ class UntilLoss(keras.callbacks.Callback):
 def train_as_planned(
     model: keras.Model, loss: keras.losses.Loss, x: np.ndarray, y: np.ndarray, plan: BatchSizePlan, epochs: int
 ) -> UntilLoss:
-    """Train with the suggested batch size and optimizer until the plan's target.
-
-    Args:
-        model: The model, at its first weights.
-        loss: Its loss.
-        x: Inputs.
-        y: Targets.
-        plan: The plan.
-        epochs: Most epochs.
-
-    Returns:
-        Counts steps.
-    """
+    """Train with the suggested batch size and optimizer to the plan's target; return the callback that counts steps."""
     found = plan.suggest()
     until = UntilLoss(x[:8192], y[:8192], plan.target_loss, interval=max(int(found.steps) // 50, 1))
     model.compile(plan.make_optimizer(), loss)
@@ -80,18 +56,11 @@ def train_as_planned(
 
 
 def main(argv: list[str] | None = None) -> BatchSizePlan:
-    """Pilot, plan, train.
-
-    Args:
-        argv: Command-line arguments.
-
-    Returns:
-        The plan.
-    """
+    """Run the pilot, plan and train; return the plan."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/plan_my_model"))
     parser.add_argument("--budget", type=float, default=15.0, help="seconds for the fit")
-    parser.add_argument("--smoke", action="store_true", help="fewer rows and runs, to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="fewer rows and runs, as a test")
     arguments = parser.parse_args(argv)
     arguments.output.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(0)
@@ -103,7 +72,7 @@ def main(argv: list[str] | None = None) -> BatchSizePlan:
 
     initial_weights = model.get_weights()
     model.compile(keras.optimizers.SGD(0.3), loss)
-    model.fit(x, y, epochs=1, batch_size=64, verbose=0)  # the pilot
+    model.fit(x, y, epochs=1, batch_size=64, verbose=0)  # This is the pilot.
 
     plan = plan_batch_size(
         model,
@@ -129,7 +98,7 @@ def main(argv: list[str] | None = None) -> BatchSizePlan:
     print(
         f"Trained with batch size {found.batch_size}, learning rate {found.learning_rate:.3g} and momentum "
         f"{found.momentum:.2g}: {until.steps if until.is_reached else 'more than ' + str(until.steps)} steps to a loss "
-        f"of {plan.target_loss:.4g}; {found.steps:.0f} were predicted"
+        f"of {plan.target_loss:.4g}. The plan predicted {found.steps:.0f}"
     )
     return plan
 

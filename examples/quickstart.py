@@ -1,11 +1,12 @@
 """Quickstart: train one network on the digits data with SGD, Adam, LARS, Fromage, and without gradients, and compare.
 
-Beside accuracies it shows the curvature of the loss along training, how far gradients can be trusted along the
-optimizers' steps, where the loss of a small regression is provably convex, how gradients break down with depth, how
-many steps a noisy quadratic problem takes at every batch size, and how many this network will take.
-Writes tables, figures and a self-contained `report.html` into `runs/quickstart/`. Takes less than a minute on two
-cores. Run it with `make demo`, or `python examples/quickstart.py`, or on two ranks with `horovodrun -np 2 python
-examples/quickstart.py`; the ranks share each batch, so the results are the same to rounding.
+The report also shows the curvature of the loss along training, and how far gradients can be trusted along the
+optimizers' steps. It shows where the loss of a small regression is provably convex, how gradients break down with
+depth, how many steps a noisy quadratic problem takes at every batch size, and how many steps this network will take.
+
+The script writes tables, figures and a self-contained `report.html` into `runs/quickstart/`. It takes less than a
+minute on two cores. Run it with `make demo`, or `python examples/quickstart.py`, or on two ranks with `horovodrun -np 2
+python examples/quickstart.py`. The ranks share each batch, so the results are the same up to rounding.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from tfopt.optimizers import LARS, Fromage
 
 BATCH_SIZE = 64
 HIDDEN_UNITS = (64,)
-NUM_PROBE_ROWS = 256  # on which curvature and breakdown are measured
+NUM_PROBE_ROWS = 256  # Curvature and breakdown are measured on these rows.
 OPTIMIZERS: dict[str, Callable[[], keras.Optimizer]] = {
     "SGD (0.1, momentum 0.9)": lambda: keras.optimizers.SGD(0.1, momentum=0.9),
     "Adam (0.001)": keras.optimizers.Adam,
@@ -47,7 +48,7 @@ OPTIMIZERS: dict[str, Callable[[], keras.Optimizer]] = {
 
 @dataclass
 class Result:
-    """What one way of training achieved."""
+    """The results of one way of training."""
 
     name: str
     train_accuracy: float
@@ -58,7 +59,7 @@ class Result:
 
 @dataclass
 class Run(Result):
-    """What one optimizer achieved, and what was measured on the way."""
+    """The results of one optimizer, with the measurements during training."""
 
     norms: WeightNorms
     convexity: Convexity
@@ -66,38 +67,19 @@ class Run(Result):
 
 
 class ProgressBar(keras.callbacks.Callback):
-    """Advance a bar by one with each epoch.
-
-    Args:
-        progress: The group of bars.
-        task: Which bar.
-    """
+    """A callback that advances one bar of a group by one with each epoch."""
 
     def __init__(self, progress: Progress, task: int) -> None:
         super().__init__()
         self.progress, self.task = progress, task
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Advance.
-
-        Args:
-            epoch: Not used.
-            logs: Shown beside the bar.
-        """
+        """Advance the bar, and show the test accuracy beside it."""
         self.progress.update(self.task, advance=1, accuracy=f"test accuracy {(logs or {})['val_accuracy']:.3f}")
 
 
 def prepare(name: str, data: datasets.Dataset, seed: int) -> tuple[keras.Model, datasets.EpochBatches]:
-    """Return the network, compiled with one optimizer, and its batches; the same weights and batches for all.
-
-    Args:
-        name: A key of `OPTIMIZERS`.
-        data: What to train on.
-        seed: Seed of the initial weights and the order of the batches.
-
-    Returns:
-        The model and the batches.
-    """
+    """Return the network compiled with one of `OPTIMIZERS`, and its batches; all get the same weights and batches."""
     keras.utils.set_random_seed(seed)
     model = models.mlp(data.input_shape, HIDDEN_UNITS, data.num_classes, seed=seed)
     model.compile(
@@ -110,18 +92,7 @@ def prepare(name: str, data: datasets.Dataset, seed: int) -> tuple[keras.Model, 
 
 
 def train(name: str, data: datasets.Dataset, epochs: int, seed: int, progress: Progress) -> Run:
-    """Train the network with one optimizer, and measure on the way.
-
-    Args:
-        name: A key of `OPTIMIZERS`.
-        data: What to train on.
-        epochs: Number of epochs.
-        seed: Seed of the initial weights and the order of the batches.
-        progress: Where to show progress.
-
-    Returns:
-        The result.
-    """
+    """Train the network with one of `OPTIMIZERS`, with measurements during training."""
     model, batches = prepare(name, data, seed)
     probe = shard((data.x_train[:NUM_PROBE_ROWS], data.y_train[:NUM_PROBE_ROWS]))
     norms, convexity, breakdown = WeightNorms(), Convexity(probe), GradientBreakdown(probe)
@@ -144,17 +115,7 @@ def train(name: str, data: datasets.Dataset, epochs: int, seed: int, progress: P
 
 
 def train_without_gradients(data: datasets.Dataset, epochs: int, seed: int, progress: Progress) -> Result:
-    """Train the network by exact block minimisation, at its defaults; a sweep through the variables is an epoch.
-
-    Args:
-        data: What to train on.
-        epochs: Number of sweeps.
-        seed: Seed of the initial weights.
-        progress: Where to show progress.
-
-    Returns:
-        The result.
-    """
+    """Train the network by exact block minimisation at its defaults; one sweep through the variables is an epoch."""
     name = "Without gradients (default)"
     model = models.mlp(data.input_shape, HIDDEN_UNITS, data.num_classes, seed=seed)
     trainer = BregmanTrainer(model, "sparse_categorical_crossentropy", metrics=["accuracy"])
@@ -178,12 +139,7 @@ def train_without_gradients(data: datasets.Dataset, epochs: int, seed: int, prog
 
 
 def draw_learning_curves(runs: list[Result], path: Path) -> None:
-    """Draw training loss and test accuracy against epochs.
-
-    Args:
-        runs: The results.
-        path: The PNG file to write.
-    """
+    """Draw training loss and test accuracy against epochs into a PNG file."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for run, style in zip(runs, ("-", "--", "-.", ":", (0, (3, 1, 1, 1))), strict=False):
         epochs = range(1, len(run.history["loss"]) + 1)
@@ -197,12 +153,7 @@ def draw_learning_curves(runs: list[Result], path: Path) -> None:
 
 
 def draw_weight_norms(runs: list[Run], path: Path) -> None:
-    """Draw the norm of each variable against epochs, one panel per optimizer.
-
-    Args:
-        runs: The results.
-        path: The PNG file to write.
-    """
+    """Draw the norm of each variable against epochs into a PNG file, one panel per optimizer."""
     figure, panels = plt.subplots(1, len(runs), figsize=(3.4 * len(runs), 3.6), sharey=True, layout="constrained")
     for run, panel in zip(runs, panels, strict=True):
         run.norms.plot(ax=panel)
@@ -221,15 +172,7 @@ def write_report(
     findings: diagnostics.Findings,
     folder: Path,
 ) -> None:
-    """Write the table as CSV and the HTML page.
-
-    Args:
-        runs: The results of the optimizers.
-        others: Those of other ways of training.
-        data: What was trained on.
-        findings: What was found beside the runs.
-        folder: Where to.
-    """
+    """Write the table as CSV and the HTML page; `others` are results without an optimizer."""
     header = ["trained by", "train accuracy", "test accuracy", "seconds"]
     rows = [[r.name, f"{r.train_accuracy:.4f}", f"{r.test_accuracy:.4f}", f"{r.seconds:.1f}"] for r in [*runs, *others]]
     with (folder / "results.csv").open("w", newline="") as lines:
@@ -238,22 +181,22 @@ def write_report(
     report.add_text(
         f"{data!r}. The network is tfopt.models.mlp with hidden layers {HIDDEN_UNITS}, trained for "
         f"{len(runs[0].history['loss'])} epochs in batches of {BATCH_SIZE}. Every optimizer starts from the same "
-        "weights and sees the same batches. LARS and Fromage run at their defaults; no rate was tuned. The last row is "
-        "tfopt.bregman: exact minimisation over blocks of variables, from the same weights, with one sweep an epoch."
+        "weights and gets the same batches. LARS and Fromage run at their defaults; no rate was tuned. The last row is "
+        "tfopt.bregman: exact minimisation over blocks of variables, from the same weights, with one sweep per epoch."
     )
     report.add_table(header, rows)
     report.add_text(
         "Loss on the training batches, and accuracy on the test part, after each epoch. At a fixed rate Fromage and "
-        "LARS go on changing every layer by about 1% in each step, and near a minimum their losses jitter instead of "
-        "falling; a rate that decays takes the jitter away.",
+        "LARS change every layer by about 1% in each step. Near a minimum their losses therefore jitter instead of "
+        "falling. A decaying rate removes the jitter.",
         heading="Learning curves",
     )
     report.add_figure(folder / "learning_curves.png", "Training loss (left) and test accuracy (right)")
     report.add_text(
-        "LARS and Fromage tie each step to the norm of the variable that it moves: kernels grow steadily as the loss "
-        "asks for larger logits, and biases keep the size that their first step gave them (they start from zero, so "
-        "that step is a plain one, of length learning rate times gradient). Under SGD and Adam a layer's size has no "
-        "say in how far it moves.",
+        "LARS and Fromage scale each step with the norm of the variable that it moves. Kernels grow steadily, because "
+        "larger logits lower the loss. Biases keep the size of their first step. They start from zero, so that this "
+        "step is a plain one, of length learning rate times gradient. With SGD and Adam the size of a step does not "
+        "depend on the size of the layer.",
         heading="Weight norms",
     )
     report.add_figure(folder / "weight_norms.png", "Frobenius norm of each variable along training")
@@ -262,22 +205,15 @@ def write_report(
 
 
 def main(argv: list[str] | None = None) -> list[Result]:
-    """Run the comparison.
-
-    Args:
-        argv: Command-line arguments.
-
-    Returns:
-        The results, one for each optimizer and one for training without gradients.
-    """
+    """Run the comparison; return the results, one for each optimizer and one for training without gradients."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="folder for figures and report")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--smoke", action="store_true", help="two epochs, to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="two epochs, as a test")
     arguments = parser.parse_args(argv)
     matplotlib.use("Agg")
-    is_first = communicator.current().rank == 0  # of the ranks that `horovodrun` has started, or the only one
+    is_first = communicator.current().rank == 0  # Without `horovodrun` there is only rank 0.
     console = Console(quiet=not is_first)
     arguments.output.mkdir(parents=True, exist_ok=True)
     data = datasets.load("digits")

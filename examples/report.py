@@ -1,4 +1,4 @@
-"""A single self-contained HTML page from a title, paragraphs, tables and figures."""
+"""A self-contained HTML page of title, paragraphs, tables and figures."""
 
 import base64
 import html
@@ -13,45 +13,26 @@ th:first-child, td:first-child { text-align: left; } img { max-width: 100%; } .n
 
 
 class Report:
-    """Collects the parts of a page and writes it.
-
-    Args:
-        title: The page's title.
-    """
+    """Collects the parts of a page, and writes it."""
 
     def __init__(self, title: str) -> None:
         self.title = title
         self._parts: list[str] = []
 
     def add_text(self, text: str, heading: str | None = None) -> None:
-        """Add a paragraph.
-
-        Args:
-            text: Plain text.
-            heading: A heading above it.
-        """
+        """Add a paragraph of plain text, under a heading if there is one."""
         if heading:
             self._parts.append(f"<h2>{html.escape(heading)}</h2>")
         self._parts.append(f"<p>{html.escape(text)}</p>")
 
     def add_table(self, header: list[str], rows: list[list[str]]) -> None:
-        """Add a table.
-
-        Args:
-            header: The columns' names.
-            rows: The cells, row by row.
-        """
+        """Add a table."""
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
         body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
         self._parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
     def add_figure(self, path: Path, caption: str) -> None:
-        """Add a picture, stored inside the page.
-
-        Args:
-            path: A PNG file.
-            caption: What it shows.
-        """
+        """Add a PNG file, stored inside the page, with a caption."""
         data = base64.b64encode(path.read_bytes()).decode()
         self._parts.append(
             f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{data}">'
@@ -59,11 +40,7 @@ class Report:
         )
 
     def write(self, path: Path) -> None:
-        """Write the page.
-
-        Args:
-            path: Where to.
-        """
+        """Write the page."""
         title = html.escape(self.title)
         path.write_text(
             f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'

@@ -102,6 +102,20 @@ def test_imports_go_down_only(module):
             assert target == room or target in ALLOWED[room], f"{module} imports {name}"
 
 
+def test_no_imports_go_in_circles():
+    """Not even through imports inside functions; a package's own `__init__` counts as its names, not as a module."""
+    packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+    graph = {
+        name: {part for found in imports_of(path) for part in (found, found.rpartition(".")[0]) if part in MODULES}
+        - packages
+        for name, path in MODULES.items()
+        if name not in packages
+    }
+    while leaves := {name for name, targets in graph.items() if not targets & graph.keys()}:
+        graph = {name: targets for name, targets in graph.items() if name not in leaves}
+    assert not graph, f"imports go in circles among {sorted(graph)}"
+
+
 def test_only_the_distributed_room_names_horovod():
     for module, path in MODULES.items():
         if room_of(module) != "tfopt.distributed":

@@ -186,6 +186,7 @@ def test_docstrings_explain_every_argument(item):
         "tfopt.nqm.algorithm",
         "tfopt.nqm.batch_size",
         "tfopt.nqm.dynamics",
+        "tfopt.nqm.information_bound",
         "tfopt.nqm.monte_carlo",
         "tfopt.nqm.problem",
         "tfopt.nqm.schedules",

@@ -1,12 +1,12 @@
 """Bernstein et al. 2020 (arXiv 2002.03432), first figure: how soon do gradients break down along a step?
 
-Networks of 2 layers, of 16, and of 16 with skip connections; at several checkpoints along training, loss and relative
-gradient breakdown of the first weight at W - eta |W_l| g_l / |g_l|. Published at initialisation on MNIST (784 wide),
-for eta = 0.001, 0.010 and 0.099: .02, .20, 1.05 with 2 layers; .36, 1.4, 4.2e3 with 16; 1.15, 1.25, 31.5 with skips.
-Growth is quasi-exponential in eta for the deep network, and milder with skips.
+The networks have 2 layers, 16 layers, or 16 with skip connections. At several checkpoints along training, loss and
+relative gradient breakdown of the first weight are measured at W - eta |W_l| g_l / |g_l|. Published at initialisation
+on MNIST (784 wide), for eta = 0.001, 0.010 and 0.099: .02, .20, 1.05 with 2 layers; .36, 1.4, 4.2e3 with 16; 1.15,
+1.25, 31.5 with skips. The growth is quasi-exponential in eta for the deep network, and milder with skips.
 
-The networks are 784 wide on any data, without biases; initial weights are uniform with variance 1 / (3 fan_in), as in
-PyTorch. On the digits 64 wide networks break down far less when they have skips: about 1 at eta = 0.099.
+The networks are 784 wide on any data, without biases. Initial weights are uniform with variance 1 / (3 fan_in), as in
+PyTorch. On the digits 64 wide networks with skips break down far less: about 1 at eta = 0.099.
 """
 
 import os
@@ -33,12 +33,7 @@ DEPTHS = {"2 layers": (2, False), "16 layers": (16, False), "16 layers, residual
 
 
 def compare(run: Reproduction, at_start: dict[str, list[float]]) -> None:
-    """Compare untrained networks with the published ones.
-
-    Args:
-        run: Where to add the claims.
-        at_start: For each network, the breakdown of the first weight at `PUBLISHED_ETAS`.
-    """
+    """Compare the breakdown of the first weight of untrained networks, at `PUBLISHED_ETAS`, with the published one."""
     show = lambda values: ", ".join(f"{value:.2g}" for value in values)  # noqa: E731
     for name, values in at_start.items():
         factors = [max(a / b, b / a) for a, b in zip(values, PUBLISHED[name], strict=True)]
@@ -68,14 +63,7 @@ def compare(run: Reproduction, at_start: dict[str, list[float]]) -> None:
 
 
 def main(argv: list[str] | None = None) -> Reproduction:
-    """Run the reproduction.
-
-    Args:
-        argv: Command-line arguments.
-
-    Returns:
-        What came of it.
-    """
+    """Run the reproduction."""
     title = "Bernstein et al. 2020: relative gradient breakdown by depth"
     run = start("breakdown_profiles", title, argv, __doc__)
     data = datasets.load(run.data).flattened()
@@ -85,7 +73,7 @@ def main(argv: list[str] | None = None) -> Reproduction:
     x, y = data.x_train[:num_rows], data.y_train[:num_rows]
     figure, panels = plt.subplots(2, 3, figsize=(13, 7), sharex=True, sharey="row", layout="constrained")
     at_start: dict[str, list[float]] = {}
-    keras.utils.set_random_seed(run.seed)  # of the order of the batches
+    keras.utils.set_random_seed(run.seed)  # This fixes the order of the batches.
     for column, (name, (depth, residual)) in enumerate(track(DEPTHS.items(), "networks")):
         initializer = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
         options = {"residual": residual, "kernel_initializer": initializer, "use_bias": False, "seed": run.seed}

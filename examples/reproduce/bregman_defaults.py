@@ -1,8 +1,9 @@
 """Which settings make training without gradients work: the study behind the defaults of `BregmanTrainer`.
 
 Four networks - digits 64-64-10, digits 64-128-64-32-10, breast_cancer 30-32-1 and higgs_like 28-300-1 - are trained
-from several seeds with the printed algorithm (Taylor et al. 2016, arXiv 1605.02026), with its kin, and with the default
-and what differs from it in one setting. Accuracies are of validation parts; test parts are not touched.
+from several seeds. The settings are the printed algorithm (Taylor et al. 2016, arXiv 1605.02026) and related ones, and
+the default and variants that differ from it in one setting. Accuracies are those of validation parts; test parts are
+not used.
 """
 
 import os
@@ -70,66 +71,30 @@ VARIANTS = {
 
 
 def load(network: str, seed: int, num_rows: int) -> datasets.Dataset:
-    """Load the data of a network.
-
-    Args:
-        network: A key of `NETWORKS`.
-        seed: Seed of the splits.
-        num_rows: Rows of `higgs_like`.
-
-    Returns:
-        The data, with a validation part.
-    """
+    """Load the data of a network, with a validation part; `num_rows` is for `higgs_like`."""
     name = NETWORKS[network][0]
     options = {"num_rows": num_rows} if name == "higgs_like" else {}
     return datasets.load(name, seed=seed, validation_fraction=0.25, **options)
 
 
 def make_model(network: str, data: datasets.Dataset, seed: int) -> keras.Model:
-    """Build a network.
-
-    Args:
-        network: A key of `NETWORKS`.
-        data: Its data.
-        seed: Seed of the weights.
-
-    Returns:
-        The model, ending in logits.
-    """
+    """Return a network that ends in logits."""
     outputs = 1 if data.num_classes == 2 else data.num_classes
     return models.mlp(data.input_shape, NETWORKS[network][1], outputs, seed=seed)
 
 
 def loss_of(data: datasets.Dataset) -> str:
-    """Name the loss.
-
-    Args:
-        data: The data.
-
-    Returns:
-        Keras's name.
-    """
+    """Return Keras's name of the loss."""
     return "binary_crossentropy" if data.num_classes == 2 else "sparse_categorical_crossentropy"
 
 
 def train(network: str, data: datasets.Dataset, options: dict, seed: int, epochs: int) -> dict[str, list[float]]:
-    """Train one network without gradients.
-
-    Args:
-        network: A key of `NETWORKS`.
-        data: Its data.
-        options: Options of `BregmanTrainer`.
-        seed: Seed of the weights.
-        epochs: Number of sweeps.
-
-    Returns:
-        Validation accuracy after each sweep, and seconds of each.
-    """
+    """Train one network without gradients; return validation accuracy and seconds of each sweep."""
     if options.get("preset") == "paper":
         options = {"seed": seed, **options}
     trainer = BregmanTrainer(make_model(network, data, seed), loss_of(data), ["accuracy"], **options)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of divergence, which shows in the accuracies
+        warnings.simplefilter("ignore")  # The accuracies show divergence.
         history = trainer.fit(
             data.x_train,
             data.y_train,
@@ -142,17 +107,7 @@ def train(network: str, data: datasets.Dataset, options: dict, seed: int, epochs
 
 
 def train_adam(network: str, data: datasets.Dataset, seed: int, epochs: int) -> dict[str, list[float]]:
-    """Train the same network by Adam, batches of 32 rows, or 256 of `higgs_like`.
-
-    Args:
-        network: A key of `NETWORKS`.
-        data: Its data.
-        seed: Seed of the weights and batches.
-        epochs: Number of epochs.
-
-    Returns:
-        As `train`.
-    """
+    """Train the same network by Adam, in batches of 32 rows (256 for `higgs_like`); return as `train` does."""
     keras.utils.set_random_seed(seed)
     model = make_model(network, data, seed)
     binary = data.num_classes == 2
@@ -172,14 +127,7 @@ def train_adam(network: str, data: datasets.Dataset, seed: int, epochs: int) -> 
 
 
 def main(argv: list[str] | None = None) -> Reproduction:
-    """Run the study.
-
-    Args:
-        argv: Command-line arguments.
-
-    Returns:
-        What came of it.
-    """
+    """Run the study."""
     title = "Training without gradients: which settings work"
     run = start("bregman_defaults", title, argv, __doc__, uses_data=False)
     seeds = range(100 + run.seed, 100 + run.seed + run.choose(1, 3, 10))
@@ -218,15 +166,8 @@ def main(argv: list[str] | None = None) -> Reproduction:
 
 
 def summarise(by_variant: dict[str, list]) -> dict[str, dict]:
-    """Average over seeds.
-
-    Args:
-        by_variant: Results of `train` by variant.
-
-    Returns:
-        By variant: mean accuracies after a tenth, half and all sweeps, the last one's standard error, the mean curve,
-        and seconds of a sweep (median: compilation falls into the first).
-    """
+    """Average the results of `train` over seeds, by variant; accuracies are after a tenth, half and all sweeps."""
+    # The median of the seconds leaves out the first sweep, which compiles.
     rows = {}
     for variant, results in by_variant.items():
         curves = np.array([result["accuracy"] for result in results])
@@ -243,14 +184,7 @@ def summarise(by_variant: dict[str, list]) -> dict[str, dict]:
 
 
 def draw(results: dict[str, dict]) -> plt.Figure:
-    """Draw validation accuracies against sweeps.
-
-    Args:
-        results: What `summarise` has returned, by network.
-
-    Returns:
-        The figure.
-    """
+    """Return a figure of validation accuracies against sweeps, one panel per network."""
     figure, panels = plt.subplots(1, len(results), figsize=(4.5 * len(results), 4), layout="constrained", squeeze=False)
     shown = ["as printed", "no multiplier", "ADMM", "restarted, exact steps, one block", "restarted (default)", "Adam"]
     for ax, (network, rows) in zip(panels[0], results.items(), strict=True):

@@ -1,8 +1,8 @@
 """Training without gradients at its defaults against gradient methods: digits, one hidden layer of 64, test accuracy.
 
-Five stratified splits (25% test rows), seeds 0 to 4, which no default was chosen on: `bregman_defaults.py` used other
-seeds and validation rows. 100 sweeps, 100 epochs of Adam (0.001) and of SGD (0.1, momentum 0.9) in batches of 32, and
-200 iterations of L-BFGS by scikit-learn.
+There are five stratified splits (25% test rows) with seeds 0 to 4. No default was chosen on them: `bregman_defaults.py`
+used other seeds and validation rows. Training takes 100 sweeps, 100 epochs of Adam (0.001) and of SGD (0.1, momentum
+0.9) in batches of 32, or 200 iterations of scikit-learn's L-BFGS.
 """
 
 import os
@@ -27,16 +27,7 @@ METHODS = ("without gradients", "Adam", "SGD, momentum 0.9", "L-BFGS")
 
 
 def accuracy_by(method: str, seed: int, epochs: int) -> float:
-    """Train the network once.
-
-    Args:
-        method: One of `METHODS`.
-        seed: Seed of the split, the weights and the batches.
-        epochs: Sweeps or epochs.
-
-    Returns:
-        Test accuracy at the end.
-    """
+    """Train the network once with one of `METHODS`, for `epochs` sweeps or epochs; return its final test accuracy."""
     data = datasets.load("digits", seed=seed)
     if method == "L-BFGS":
         network = MLPClassifier((64,), solver="lbfgs", max_iter=2 * epochs, random_state=seed, alpha=0.0)
@@ -57,14 +48,7 @@ def accuracy_by(method: str, seed: int, epochs: int) -> float:
 
 
 def main(argv: list[str] | None = None) -> Reproduction:
-    """Run the comparison.
-
-    Args:
-        argv: Command-line arguments.
-
-    Returns:
-        What came of it.
-    """
+    """Run the comparison."""
     title = "Training without gradients: digits, test accuracy"
     run = start("bregman_digits", title, argv, __doc__, uses_data=False)
     seeds, epochs = run.choose(1, 5, 5), run.choose(2, 100, 100)

@@ -1,8 +1,8 @@
 """Taylor et al. 2016 (arXiv 1605.02026), section 5: one Bregman multiplier against the classical method of multipliers.
 
-Published: with a multiplier for each constraint the method is unstable on nonlinear networks; with one multiplier of
-the outputs, or none, it is stable. Here digits are trained by all three, from several seeds, at several depths and
-penalties; a run is unstable if its loss rises to ten times its start, or is not finite.
+Published: with a multiplier for each constraint the method is unstable on nonlinear networks. With one multiplier of
+the outputs, or none, it is stable. Here all three train on the digits, from several seeds, at several depths and
+penalties. A run is unstable if its loss rises to ten times its first value, or is not finite.
 """
 
 import os
@@ -30,19 +30,7 @@ PENALTIES = ((0.1, 0.1), (1.0, 1.0), (1.0, 10.0), (0.1, 10.0))
 def train(
     data: datasets.Dataset, depth: int, method: str, penalties: tuple[float, float], seed: int, epochs: int
 ) -> list:
-    """Train one network.
-
-    Args:
-        data: The digits.
-        depth: Number of hidden layers of 32 units.
-        method: A key of `METHODS`.
-        penalties: beta and gamma.
-        seed: Seed of weights and variables.
-        epochs: Number of sweeps.
-
-    Returns:
-        The training loss after each sweep.
-    """
+    """Train one network with `depth` hidden layers of 32 units; return the training loss after each sweep."""
     linear, activation = penalties
     trainer = BregmanTrainer(
         models.mlp(data.input_shape, (32,) * depth, data.num_classes, seed=seed),
@@ -54,19 +42,12 @@ def train(
         **METHODS[method],
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of divergence, which is what is counted
+        warnings.simplefilter("ignore")  # The losses show divergence.
         return trainer.fit(data.x_train, data.y_train, epochs=epochs, verbose=0).history["loss"]
 
 
 def main(argv: list[str] | None = None) -> Reproduction:
-    """Run the reproduction.
-
-    Args:
-        argv: Command-line arguments.
-
-    Returns:
-        What came of it.
-    """
+    """Run the reproduction."""
     run = start("bregman_stability", "Taylor et al. 2016: stability of the multipliers", argv, __doc__, uses_data=False)
     data = datasets.load("digits")
     depths, seeds = run.choose([3], [1, 2, 3], [1, 2, 3, 4, 6]), range(run.seed, run.seed + run.choose(1, 3, 10))
@@ -76,7 +57,7 @@ def main(argv: list[str] | None = None) -> Reproduction:
     curves: dict[str, list[float]] = {}
     for depth, method, pair, seed in track(cells, "training"):
         losses = train(data, depth, method, pair, seed, epochs)
-        largest = np.max(losses) / losses[0]  # NaN if one is
+        largest = np.max(losses) / losses[0]  # This is NaN if a loss is.
         worst.setdefault(f"{method}, {depth} hidden", []).append(float(largest) if np.isfinite(largest) else 1e30)
         if depth == depths[-1] and pair == penalties[-1] and seed == seeds[0]:
             curves[method] = losses

@@ -1,9 +1,9 @@
 """Taylor et al. 2016 (arXiv 1605.02026), Figures 1 and 2: training without gradients against gradient methods.
 
-The Higgs problem with a network 28-300-1: published are 64% after 7.8 s on 7,200 cores, by L-BFGS on a GPU after 181 s,
-by conjugate gradients after 44 minutes, and never by plain SGD. 64% is what a linear classifier reaches; L-BFGS went on
-to 75%. Here all methods train the same network from the same weights on the same rows (`higgs_like` unless HIGGS.csv is
-on disk), on one machine. Clocks run while methods train, not while they are measured, and not while they compile.
+The task is the Higgs problem with a network 28-300-1. Published times to 64%: 7.8 s on 7,200 cores, 181 s for L-BFGS on
+a GPU, 44 minutes for conjugate gradients, and never for plain SGD. A linear classifier reaches 64%; L-BFGS later
+reached 75%. Here all methods train the same network from the same weights on the same rows (`higgs_like` unless
+HIGGS.csv is on disk), on one machine. Clocks run during training only, not during measurements and compilation.
 """
 
 import os
@@ -24,26 +24,17 @@ from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from tfopt import datasets, models
 from tfopt.bregman import BregmanTrainer
 
-# What a method leaves behind: seconds on its clock, and the weights it had then.
+# Seconds on a method's clock, and its weights at those times.
 Trace = list[tuple[float, list[np.ndarray]]]
 
 
 def make_model(data: datasets.Dataset, hidden_units: int, seed: int) -> keras.Model:
-    """Build the network, ending in a logit.
-
-    Args:
-        data: The data.
-        hidden_units: Width of the hidden layer.
-        seed: Seed of the weights.
-
-    Returns:
-        The model.
-    """
+    """Return the network, which ends in a logit."""
     return models.mlp(data.input_shape, (hidden_units,), 1, seed=seed)
 
 
 class Clock(keras.callbacks.Callback):
-    """Keeps the weights at the end of each epoch, and the time without what keeping took."""
+    """Keeps the weights and the time at the end of each epoch; the time to keep them does not count."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,32 +42,17 @@ class Clock(keras.callbacks.Callback):
         self.begin = time.perf_counter()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Keep the weights.
-
-        Args:
-            epoch: Its number.
-            logs: Not used.
-        """
+        """Keep the weights."""
         now = time.perf_counter()
         self.trace.append((now - self.begin, self.model.get_weights()))
         self.begin += time.perf_counter() - now
 
 
 def without_gradients(data: datasets.Dataset, model: keras.Model, epochs: int, **options) -> Trace:
-    """Train by `BregmanTrainer`.
-
-    Args:
-        data: The data.
-        model: The network.
-        epochs: Number of sweeps.
-        **options: Options of the trainer.
-
-    Returns:
-        The trace.
-    """
+    """Train by `BregmanTrainer` with some options, and return the trace."""
     first = model.get_weights()
     trainer = BregmanTrainer(model, "binary_crossentropy", measure_every_n_epochs=epochs, **options)
-    trainer.fit(data.x_train, data.y_train, epochs=2, verbose=0)  # compiles
+    trainer.fit(data.x_train, data.y_train, epochs=2, verbose=0)  # This compiles.
     model.set_weights(first)
     clock = Clock()
     trainer.fit(data.x_train, data.y_train, epochs=epochs, verbose=0, callbacks=[clock])
@@ -84,34 +60,14 @@ def without_gradients(data: datasets.Dataset, model: keras.Model, epochs: int, *
 
 
 def sweeps_of(data: datasets.Dataset, model: keras.Model, epochs: int, **options) -> dict[str, list[float]]:
-    """Train by `BregmanTrainer` again, off the clock, with everything measured after each sweep.
-
-    Args:
-        data: The data.
-        model: The network.
-        epochs: Number of sweeps.
-        **options: Options of the trainer.
-
-    Returns:
-        The objective and the primal residuals.
-    """
+    """Train again without a clock; return objective and primal residuals after each sweep."""
     trainer = BregmanTrainer(model, "binary_crossentropy", **options)
     history = trainer.fit(data.x_train, data.y_train, epochs=epochs, verbose=0).history
     return {name: values for name, values in history.items() if name == "objective" or "residual" in name}
 
 
 def by_keras(data: datasets.Dataset, model: keras.Model, epochs: int, optimizer: keras.Optimizer) -> Trace:
-    """Train by an optimizer, in batches of 256 rows.
-
-    Args:
-        data: The data.
-        model: The network.
-        epochs: Number of epochs.
-        optimizer: The optimizer.
-
-    Returns:
-        The trace.
-    """
+    """Train by an optimizer, in batches of 256 rows, and return the trace."""
     model.compile(optimizer, keras.losses.BinaryCrossentropy(from_logits=True), jit_compile=True)
     optimizer.build(model.trainable_variables)
     clock = Clock()
@@ -119,7 +75,7 @@ def by_keras(data: datasets.Dataset, model: keras.Model, epochs: int, optimizer:
     batches = batches.shuffle(len(data.x_train), seed=0).batch(256, drop_remainder=True).prefetch(2)
     variables = [*model.variables, *optimizer.variables]
     first = [keras.ops.convert_to_numpy(variable) for variable in variables]
-    model.fit(batches.take(1), epochs=1, verbose=0, shuffle=False)  # compiles
+    model.fit(batches.take(1), epochs=1, verbose=0, shuffle=False)  # This compiles.
     for variable, value in zip(variables, first, strict=True):
         variable.assign(value)
     model.fit(batches, epochs=epochs, verbose=0, callbacks=[clock], shuffle=False)
@@ -127,17 +83,7 @@ def by_keras(data: datasets.Dataset, model: keras.Model, epochs: int, optimizer:
 
 
 def by_scipy(data: datasets.Dataset, model: keras.Model, iterations: int, method: str) -> Trace:
-    """Train on all rows at once by scipy, with loss and gradient compiled by XLA.
-
-    Args:
-        data: The data.
-        model: The network.
-        iterations: Number of iterations.
-        method: scipy's name.
-
-    Returns:
-        The trace.
-    """
+    """Train on all rows at once by one of SciPy's methods, with loss and gradient compiled by XLA; return the trace."""
     shapes = [w.shape for w in model.get_weights()]
     cuts = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
     x, y = tf.constant(data.x_train), tf.constant(data.y_train[:, None], tf.float32)
@@ -157,7 +103,7 @@ def by_scipy(data: datasets.Dataset, model: keras.Model, iterations: int, method
         return float(loss), gradient.numpy().astype(np.float64)
 
     flat = np.concatenate([w.ravel() for w in model.get_weights()]).astype(np.float64)
-    function(flat)  # compiles
+    function(flat)  # This compiles.
     trace: Trace = []
     begin = time.perf_counter()
 
@@ -174,16 +120,7 @@ def by_scipy(data: datasets.Dataset, model: keras.Model, iterations: int, method
 
 
 def accuracies(trace: Trace, model: keras.Model, data: datasets.Dataset) -> dict[str, list[float]]:
-    """Measure what a method has left behind.
-
-    Args:
-        trace: Seconds and weights.
-        model: A network to put them into.
-        data: The data.
-
-    Returns:
-        Seconds, and accuracies on (at most 50,000) training rows and on test rows.
-    """
+    """Return the seconds of a trace, and accuracies on (at most 50,000) training rows and on test rows."""
     result: dict[str, list[float]] = {"seconds": [], "train": [], "test": []}
     x_train, y_train = data.x_train[:50_000], data.y_train[:50_000]
     for seconds, weights in trace:
@@ -195,44 +132,20 @@ def accuracies(trace: Trace, model: keras.Model, data: datasets.Dataset) -> dict
     return result
 
 
-def first_time(result: dict[str, list[float]], level: float) -> float:
-    """Return when a method first had a test accuracy.
-
-    Args:
-        result: From `accuracies`.
-        level: The accuracy.
-
-    Returns:
-        Seconds; infinity if never.
-    """
-    return next((s for s, a in zip(result["seconds"], result["test"], strict=True) if a >= level), float("inf"))
+def first_time(result: dict[str, list[float]], accuracy: float) -> float:
+    """Return the seconds until a test accuracy was first reached; infinity for never."""
+    return next((s for s, a in zip(result["seconds"], result["test"], strict=True) if a >= accuracy), float("inf"))
 
 
 def fixed_features(data: datasets.Dataset, hidden_units: int, seed: int) -> float:
-    """Return the test accuracy of least squares on the untrained hidden layer.
-
-    Args:
-        data: The data.
-        hidden_units: Number of features.
-        seed: Seed of the weights.
-
-    Returns:
-        The accuracy.
-    """
+    """Return the test accuracy of least squares on the untrained hidden layer."""
     w1, b1 = make_model(data, hidden_units, seed).get_weights()[:2]
     features, test = (np.maximum(x @ w1 + b1, 0) for x in (data.x_train, data.x_test))
     return RidgeClassifier(alpha=1.0).fit(features, data.y_train).score(test, data.y_test)
 
 
 def main(argv: list[str] | None = None) -> Reproduction:
-    """Run the reproduction.
-
-    Args:
-        argv: Command-line arguments.
-
-    Returns:
-        What came of it.
-    """
+    """Run the reproduction."""
     run = start(
         "bregman_training", "Taylor et al. 2016: training without gradients, Higgs", argv, __doc__, uses_data=False
     )
@@ -264,13 +177,7 @@ def main(argv: list[str] | None = None) -> Reproduction:
 
 
 def compare(run: Reproduction, linear: float, fixed: float) -> None:
-    """Set published beside measured.
-
-    Args:
-        run: The reproduction, with its results.
-        linear: Test accuracy of logistic regression.
-        fixed: Test accuracy of least squares on the untrained hidden layer.
-    """
+    """Compare published with measured results; `linear` and `fixed` are accuracies of the two simple methods."""
     results = run.results
     names = ("without gradients (default)", "L-BFGS", "CG", "SGD, momentum 0.9", "Adam")
     for what, level in (("the linear classifier's level", linear), ("70%", 0.70), ("75%", 0.75)):
@@ -306,17 +213,7 @@ def compare(run: Reproduction, linear: float, fixed: float) -> None:
 
 
 def draw(results: dict, names: list[str], linear: float, fixed: float) -> plt.Figure:
-    """Draw test accuracy against seconds and sweeps, and objectives and residuals against sweeps.
-
-    Args:
-        results: By method.
-        names: The methods.
-        linear: Test accuracy of logistic regression.
-        fixed: Test accuracy of least squares on the untrained hidden layer.
-
-    Returns:
-        The figure.
-    """
+    """Return a figure of test accuracy against seconds and sweeps, and of objectives and residuals against sweeps."""
     figure, (by_seconds, by_sweeps, inside) = plt.subplots(1, 3, figsize=(16, 4.4), layout="constrained")
     for name in names:
         result = results[name]

@@ -1,11 +1,11 @@
 """Milne 2019 (arXiv 1810.12805), image classification: does BatchNorm bring training into the convex regime sooner?
 
-Published: along gradient paths of networks that classify images, the loss is convex along the gradient after a while,
-and with BatchNorm that is so much sooner. Here a fully connected and a convolutional network are trained with plain
-SGD, with and without BatchNorm, and the curvature along the gradient, g'Hg / g'g on a fixed probe, is measured at every
-fourth step. "Sooner" is the step from which on the curvature stays positive; beside it stands the share of the loss
-change during which it was positive. The published text does not give the initial weights, and the answer depends on
-them: He's, Keras's default (Glorot's), and PyTorch's default are tried.
+Published: along gradient paths of networks that classify images, the loss becomes convex along the gradient after a
+while, and with BatchNorm much sooner. Here a fully connected and a convolutional network are trained with plain SGD,
+with and without BatchNorm. The curvature along the gradient, g'Hg / g'g on a fixed probe, is measured at every fourth
+step. "Sooner" means the step after which the curvature stays positive. The table also shows the fraction of the loss
+change during which the curvature was positive. The published text does not give the initial weights, and the answer
+depends on them. So He's, Keras's default (Glorot's) and PyTorch's default weights are tried.
 """
 
 import os
@@ -23,16 +23,8 @@ from tfopt import datasets, models
 
 
 def entry_step(steps: list[int], curvatures: list[float]) -> int:
-    """Return the step from which on the curvature is positive.
-
-    Args:
-        steps: Where it was measured.
-        curvatures: Its values.
-
-    Returns:
-        The first step after the last one where it is not; the last step if it is not there.
-    """
-    negative = [place for place, value in enumerate(curvatures) if not value > 0]
+    """Return the first measured step after which the curvature stays positive; the last step if there is none."""
+    negative = [index for index, value in enumerate(curvatures) if not value > 0]
     if not negative:
         return steps[0]
     return steps[min(negative[-1] + 1, len(steps) - 1)]
@@ -48,19 +40,7 @@ INITIALIZERS = {
 def train(
     kind: str, initializer: str, normalized: bool, data: datasets.Dataset, epochs: int, seed: int
 ) -> tuple[list[int], list[float], float]:
-    """Train one of the networks, and measure.
-
-    Args:
-        kind: "mlp" or "convnet".
-        initializer: A key of `INITIALIZERS`.
-        normalized: Whether to use BatchNorm.
-        data: What to classify.
-        epochs: Number of epochs.
-        seed: Seed of the initial weights and the batches.
-
-    Returns:
-        The measured steps, the curvatures there, and the share of the loss change in the convex regime.
-    """
+    """Train an "mlp" or a "convnet"; return measured steps, curvatures, and the convex fraction of the loss change."""
     keras.utils.set_random_seed(seed)
     options = {"batch_normalization": normalized, "kernel_initializer": INITIALIZERS[initializer](), "seed": seed}
     if kind == "mlp":
@@ -77,14 +57,7 @@ def train(
 
 
 def main(argv: list[str] | None = None) -> Reproduction:
-    """Run the reproduction.
-
-    Args:
-        argv: Command-line arguments.
-
-    Returns:
-        What came of it.
-    """
+    """Run the reproduction."""
     title = "Milne 2019: convexity along gradient paths, with and without BatchNorm"
     run = start("convexity_along_paths", title, argv, __doc__)
     data = datasets.load(run.data)

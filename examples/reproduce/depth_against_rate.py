@@ -1,11 +1,12 @@
 """Bernstein et al. 2020 (arXiv 2002.03432), depth against learning rate: which optimizer trains deep networks untuned?
 
-Fully connected ReLU networks of growing depth, trained for a fixed number of epochs at a few learning rates. Published
-final training accuracies (MNIST, 100 epochs, best rate): SGD with momentum trains to depth 10 and is at chance from 11;
-Adam trains to depth 22 and is at chance from 23; Fromage reaches .995 at depth 27, .935 at 35 and .654 at 50.
+Fully connected ReLU networks of growing depth are trained for a fixed number of epochs at a few learning rates.
+Published final training accuracies (MNIST, 100 epochs, best rate): SGD with momentum trains to depth 10 and is at
+chance from 11 on. Adam trains to depth 22 and is at chance from 23 on. Fromage reaches .995 at depth 27, .935 at 35 and
+.654 at 50.
 
-Initial weights are uniform with variance 1 / (3 fan_in), as in PyTorch: the signal shrinks from layer to layer, which
-is what makes depth hard here. On the digits with fewer epochs the depths at which training fails are others.
+Initial weights are uniform with variance 1 / (3 fan_in), as in PyTorch. With them the signal shrinks from layer to
+layer, which makes deep networks hard to train. On the digits, with fewer epochs, training fails at other depths.
 """
 
 import os
@@ -23,8 +24,10 @@ from rich.progress import track
 from tfopt import datasets, models
 from tfopt.optimizers import LARS, Fromage
 
-PUBLISHED = (10, 22, 50)  # deepest networks that SGD with momentum, Adam and Fromage train
-CHANCE = 0.15  # at or below this a network of ten classes has learned nothing: one that always says the same has 0.1
+# Depths of the deepest networks that SGD with momentum, Adam and Fromage train.
+PUBLISHED = (10, 22, 50)
+# A network of ten classes with at most this accuracy has learned nothing: a constant answer reaches 0.1.
+CHANCE = 0.15
 OPTIMIZERS = {
     "SGD, momentum 0.9": (lambda: keras.optimizers.SGD(momentum=0.9), (0.001, 0.01, 0.1)),
     "Adam": (keras.optimizers.Adam, (0.0001, 0.001, 0.01)),
@@ -36,19 +39,8 @@ OPTIMIZERS = {
 def final_accuracies(
     optimizer: keras.Optimizer, rates: Sequence[float], depth: int, data: datasets.Dataset, epochs: int, seed: int
 ) -> Iterator[float]:
-    """Train one network from the same weights at one rate after another; its step is traced once for all.
-
-    Args:
-        optimizer: What to train it with.
-        rates: The learning rates.
-        depth: Number of layers with weights.
-        data: What to train it on.
-        epochs: Number of epochs.
-        seed: Seed of the weights and the batches.
-
-    Yields:
-        For each rate, the share of the training part that is classified correctly at the end.
-    """
+    """Train one network from the same weights at each rate; yield its final accuracies on the training part."""
+    # All rates share one optimizer and one trace of its step.
     keras.utils.set_random_seed(seed)
     initializer = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
     units = (64,) * (depth - 1)
@@ -68,15 +60,7 @@ def final_accuracies(
 
 
 def deepest_trained(depths: list[int], best: list[float]) -> int:
-    """Return the largest depth up to which every network has learned something.
-
-    Args:
-        depths: The depths, rising.
-        best: The accuracy at the best rate for each.
-
-    Returns:
-        A depth; 0 if the first is at chance.
-    """
+    """Return the largest depth up to which all best accuracies are above chance; 0 if the first is not."""
     deepest = 0
     for depth, accuracy in zip(depths, best, strict=True):
         if accuracy <= CHANCE:
@@ -86,19 +70,12 @@ def deepest_trained(depths: list[int], best: list[float]) -> int:
 
 
 def main(argv: list[str] | None = None) -> Reproduction:
-    """Run the reproduction.
-
-    Args:
-        argv: Command-line arguments.
-
-    Returns:
-        What came of it.
-    """
+    """Run the reproduction."""
     run = start("depth_against_rate", "Bernstein et al. 2020: depth against learning rate", argv, __doc__)
     data = datasets.load(run.data)
     depths = run.choose([1, 4], [2, 6, 10, 16, 22, 27, 35, 50], [1, 2, 4, 6, 8, 10, 11, 14, 18, 22, 23, 27, 35, 42, 50])
     epochs = run.choose(1, 20, 100)
-    rates = run.choose(slice(1, 2), slice(None), slice(None))  # the middle one; all
+    rates = run.choose(slice(1, 2), slice(None), slice(None))  # A smoke run takes the middle rate.
     found: dict[str, dict[float, list[float]]] = {
         name: {rate: [] for rate in row[1][rates]} for name, row in OPTIMIZERS.items()
     }

@@ -1,10 +1,10 @@
 """Bernstein et al. 2020 (arXiv 2002.03432): at a fixed rate Fromage jitters around a minimum; decay makes it converge.
 
-Each step changes every layer by eta, relatively, however close the minimum is. So at a fixed rate the loss stops
-falling at a level that depends on eta, and goes up and down there. When the rate is halved whenever the loss does not
-fall any more (Keras's ReduceLROnPlateau), it converges. All rows are in each step, so that there is no other noise, and
-there is weight decay, so that there is a minimum: of softmax regression a single one. A network moves on slowly along
-a valley while it jitters across it, so its loss goes on falling, and no plateau is seen for long.
+Each step changes every layer by the relative amount eta, however close the minimum is. So at a fixed rate the loss
+stops falling at a level that depends on eta, and goes up and down there. It converges if the rate is halved whenever
+the loss stops falling (Keras's ReduceLROnPlateau). Every step uses all rows, so that there is no other noise. Weight
+decay ensures a minimum; softmax regression has only one. A network also moves slowly along a valley while it jitters
+across it. So its loss keeps falling, and plateaus are short.
 """
 
 import os
@@ -27,18 +27,7 @@ MODELS = {"softmax regression": (), "one hidden layer": (64,)}
 def train(
     units: tuple[int, ...], data: datasets.Dataset, epochs: int, seed: int, decays: bool
 ) -> tuple[np.ndarray, float]:
-    """Train one model.
-
-    Args:
-        units: Widths of its hidden layers.
-        data: What to train it on.
-        epochs: Number of epochs, of one step each.
-        seed: Seed of the weights.
-        decays: Whether to lower the rate on a plateau.
-
-    Returns:
-        The training loss after each epoch, and the median relative size of steps near the end of training.
-    """
+    """Train one model, one step per epoch; return its losses and the median relative step size near the end."""
     keras.utils.set_random_seed(seed)
     model = models.mlp(data.input_shape, units, data.num_classes, use_bias=False, weight_decay=0.01, seed=seed)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -52,14 +41,7 @@ def train(
 
 
 def main(argv: list[str] | None = None) -> Reproduction:
-    """Run the reproduction.
-
-    Args:
-        argv: Command-line arguments.
-
-    Returns:
-        What came of it.
-    """
+    """Run the reproduction."""
     title = "Bernstein et al. 2020: Fromage's jitter, and convergence under decay"
     run = start("fromage_jitter", title, argv, __doc__)
     data = datasets.load(run.data)

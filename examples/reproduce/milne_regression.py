@@ -1,11 +1,13 @@
 """Milne 2019 (arXiv 1810.12805), the regression experiment: how much of the loss change is certified as convex?
 
-Target 0 on 100 points uniform in [-1, 1], one hidden layer of two ReLUs, no biases, lambda = 1, gradient descent to
-convergence. Published: on 51.6% +- 24.0% (mean +- standard deviation of 100 trials) of the loss change the weights were
-in U(lambda, theta) for some theta > 0. The paper does not say from which weights it started, and the answer depends on
-that, so the share is drawn as a function of the initial scale, for the paper's certificate and the sharper one.
+The target is 0 on 100 points uniform in [-1, 1], with one hidden layer of two ReLUs, no biases, lambda = 1, and
+gradient descent to convergence. Published: on 51.6% +- 24.0% (mean +- standard deviation of 100 trials) of the loss
+change the weights were in U(lambda, theta) for some theta > 0. The paper does not give the initial weights, and the
+answer depends on them. So the figure shows the fraction as a function of the initial scale, for the paper's certificate
+and the sharper one.
 
-All trials run at once in NumPy; one of them is run again in Keras, with the callback `Convexity`, to the same share.
+All trials run at once in NumPy. One of them also runs in Keras, with the callback `Convexity`, and must give the same
+fraction.
 """
 
 import os
@@ -27,17 +29,8 @@ KINDS = ("paper", "sharp")
 
 
 def descend(points: np.ndarray, inner: np.ndarray, outer: np.ndarray, num_steps: int) -> dict[str, np.ndarray]:
-    """Run gradient descent on l(W) + |W|^2 / 2 in many trials at once.
-
-    Args:
-        points: Inputs, of shape (trials, rows).
-        inner: First weights, of shape (trials, 2).
-        outer: Second weights, of shape (trials, 2).
-        num_steps: Number of steps.
-
-    Returns:
-        By certificate, the share of the loss change that is certified, of shape (trials,).
-    """
+    """Run gradient descent on l(W) + |W|^2 / 2 in many trials; return certified fractions, of shape (trials,)."""
+    # Inputs have shape (trials, rows), and both weights have shape (trials, 2).
     radius = np.abs(points).max(axis=1)
     changes = np.zeros(len(points))
     certified = {kind: np.zeros(len(points)) for kind in KINDS}
@@ -45,7 +38,7 @@ def descend(points: np.ndarray, inner: np.ndarray, outer: np.ndarray, num_steps:
     for _ in range(num_steps + 1):
         hidden = np.maximum(points[:, :, None] * inner[:, None, :], 0.0)
         outputs = np.einsum("tnh,th->tn", hidden, outer)
-        error = np.mean(outputs**2, axis=1)  # Keras's mse, twice the paper's l
+        error = np.mean(outputs**2, axis=1)  # Keras's mse is twice the paper's l.
         loss = error / 2 + (np.sum(inner**2, axis=1) + np.sum(outer**2, axis=1)) / 2
         if before is not None:
             change = np.abs(loss - before[0])
@@ -62,17 +55,7 @@ def descend(points: np.ndarray, inner: np.ndarray, outer: np.ndarray, num_steps:
 
 
 def share_in_keras(points: np.ndarray, inner: np.ndarray, outer: np.ndarray, num_steps: int) -> list[float]:
-    """Run one trial in Keras, with the callback.
-
-    Args:
-        points: Inputs, of shape (rows,).
-        inner: First weights, of shape (2,).
-        outer: Second weights, of shape (2,).
-        num_steps: Number of steps.
-
-    Returns:
-        The certified shares, by the paper's certificate and by the sharper one.
-    """
+    """Run one trial in Keras, with the callback; return the certified fractions of the paper's and the sharper form."""
     model = milne_regression()
     model.set_weights([inner.reshape(1, 2), outer.reshape(2, 1)])
     # Keras's mse + |W|^2 is twice the paper's loss.
@@ -85,29 +68,14 @@ def share_in_keras(points: np.ndarray, inner: np.ndarray, outer: np.ndarray, num
 
 
 def crossing(scales: np.ndarray, means: np.ndarray) -> float | None:
-    """Return the scale at which a falling curve passes the published mean.
-
-    Args:
-        scales: Where the curve is known, rising.
-        means: Its values.
-
-    Returns:
-        The scale; None if it does not pass it.
-    """
+    """Return the scale at which a falling curve crosses the published mean; None if it does not."""
     if not means.min() <= PUBLISHED_MEAN <= means.max():
         return None
     return float(np.interp(-PUBLISHED_MEAN, -means, scales))
 
 
 def main(argv: list[str] | None = None) -> Reproduction:
-    """Run the reproduction.
-
-    Args:
-        argv: Command-line arguments.
-
-    Returns:
-        What came of it.
-    """
+    """Run the reproduction."""
     title = "Milne 2019: certified share of the loss change, small regression"
     run = start("milne_regression", title, argv, __doc__, uses_data=False)
     num_trials, num_steps = run.choose((20, 100), (400, 400), (2000, 1000))
@@ -138,7 +106,7 @@ def main(argv: list[str] | None = None) -> Reproduction:
     )
     inner, outer = 2 * normal[0], 2 * normal[1]
     alone = descend(points, inner, outer, num_steps=100)
-    trial = int(np.argmin(np.abs(alone["paper"] - 0.5)))  # one that is certified on part of its way
+    trial = int(np.argmin(np.abs(alone["paper"] - 0.5)))  # About half of its loss change is certified.
     expected = [float(alone[kind][trial]) for kind in KINDS]
     ours = share_in_keras(points[trial], inner[trial], outer[trial], num_steps=100)
     run.compare(

@@ -1,11 +1,11 @@
-"""Bernstein et al. 2020 (arXiv 2002.03432): why Fromage has its prefactor. LARS's weights grow until they overflow.
+"""Bernstein et al. 2020 (arXiv 2002.03432): why Fromage has a prefactor. LARS's weights grow until they overflow.
 
-Where the loss does not depend on the scale of a weight matrix, as before a normalisation, its gradient is orthogonal to
-it, and a step of relative size eta multiplies its norm by sqrt(1 + eta^2). Fromage divides by exactly that. LARS with
-trust_coefficient=1 and no momentum is Fromage without the division: at eta = 1 float32 weights overflow after 256 steps
-and float16 weights after 31; at eta = 0.01 float32 weights take 1.8 million.
+If the loss does not depend on the scale of a weight matrix, as before a normalisation, its gradient is orthogonal to
+it. Then a step of relative size eta multiplies its norm by sqrt(1 + eta^2), and Fromage divides by exactly that. LARS
+with trust_coefficient=1 and no momentum is Fromage without the division. At eta = 1 float32 weights overflow after 256
+steps and float16 weights after 31; at eta = 0.01 float32 weights take 1.8 million steps.
 
-The overflow is shown with gradients made orthogonal by hand, since in a network something else breaks first (the
+The overflow is shown with gradients made orthogonal by hand, because in a network another part fails first (the
 variance that BatchNorm computes overflows after half as many steps). The growth at eta = 0.01 is that of a network.
 """
 
@@ -23,17 +23,7 @@ from tfopt.optimizers import LARS, Fromage
 
 
 def norms_with_orthogonal_gradients(optimizer: keras.Optimizer, dtype: str, num_steps: int, seed: int) -> np.ndarray:
-    """Apply an optimizer to gradients that are orthogonal to the weights.
-
-    Args:
-        optimizer: The optimizer.
-        dtype: Dtype of the weights.
-        num_steps: The largest number of steps.
-        seed: Seed of weights and gradients.
-
-    Returns:
-        The norm of the weights before the first and after each step, up to the first one that is not finite.
-    """
+    """Apply an optimizer to orthogonal gradients; return the norms before and after each step, until infinite."""
     rng = np.random.default_rng(seed)
     start = rng.standard_normal((64, 32))
     weights = keras.Variable(start / np.linalg.norm(start), dtype=dtype)
@@ -50,17 +40,7 @@ def norms_with_orthogonal_gradients(optimizer: keras.Optimizer, dtype: str, num_
 
 
 def norms_in_a_network(optimizer: keras.Optimizer, data: datasets.Dataset, num_steps: int, seed: int) -> np.ndarray:
-    """Train a network whose first kernel is scale-invariant.
-
-    Args:
-        optimizer: What to train it with.
-        data: What to train it on.
-        num_steps: Number of steps.
-        seed: Seed of the weights and the batches.
-
-    Returns:
-        The norm of the first kernel before the first and after each step.
-    """
+    """Train a network with a scale-invariant first kernel; return that kernel's norm before and after each step."""
     keras.utils.set_random_seed(seed)
     model = models.mlp(data.input_shape, (32,), data.num_classes, batch_normalization=True, seed=seed)
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
@@ -75,14 +55,7 @@ def norms_in_a_network(optimizer: keras.Optimizer, data: datasets.Dataset, num_s
 
 
 def main(argv: list[str] | None = None) -> Reproduction:
-    """Run the reproduction.
-
-    Args:
-        argv: Command-line arguments.
-
-    Returns:
-        What came of it.
-    """
+    """Run the reproduction."""
     title = "Bernstein et al. 2020: norms under LARS and Fromage"
     run = start("norms_to_overflow", title, argv, __doc__)
     data = datasets.load(run.data)
@@ -111,7 +84,7 @@ def main(argv: list[str] | None = None) -> Reproduction:
         "LARS at eta = 1: steps until float32 and float16 weights overflow",
         "256 and 31",
         f"{overflows[0]} and {overflows[1]}",
-        # From norm 1, single entries are smaller: they overflow up to log2 of their number later.
+        # At norm 1 the entries are smaller than 1, so they overflow up to log2(number of entries) steps later.
         held=256 <= overflows[0] <= 256 + 11 and 31 <= overflows[1] <= 31 + 11,
         partly=overflows[0] < 300,
     )

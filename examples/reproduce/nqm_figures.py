@@ -1,8 +1,9 @@
 """Zhang et al. 2019 (arXiv 1907.04164): what the noisy quadratic model says about batch size, all figures at once.
 
-Steps to a loss of 0.01 on the problem with curvatures 1/i and noise variances 1/i, i up to 10,000: with momentum and
-preconditioning, with averaged weights, with the best schedule; the best rates; and losses along training. `--quick`
-merges the curvatures into 100 bins, `--full` keeps all of them. Every number of steps is a first passage, exactly.
+The problem has curvatures 1/i and noise variances 1/i, i up to 10,000. The figures show the steps to a loss of 0.01
+with momentum and preconditioning, with averaged weights, and with the best schedule; the best rates; and losses along
+training. `--quick` merges the curvatures into 100 bins, `--full` keeps all of them. Every number of steps is an exact
+first passage.
 """
 
 import os
@@ -22,12 +23,12 @@ from tfopt import nqm
 
 TARGET = 0.01
 POWERS = (0.0, 0.25, 0.5, 0.75)
-CURVES_AT = (8.0, 4096.0)  # batch sizes of the training curves
+CURVE_SIZES = (8.0, 4096.0)  # Batch sizes of the training curves.
 
 
 @dataclass
 class Found:
-    """Everything that was computed.
+    """All computed results.
 
     Attributes:
         sizes: Batch sizes.
@@ -36,7 +37,7 @@ class Found:
         ema: Best averaged SGD, by preconditioner power.
         schedules: Best piecewise constant rates, for each batch size.
         bound: Steps that no algorithm can beat.
-        seconds: What each part took.
+        seconds: Duration of each part.
     """
 
     sizes: np.ndarray
@@ -49,16 +50,7 @@ class Found:
 
 
 def compute(problem: nqm.NoisyQuadratic, sizes: np.ndarray, all_powers: tuple[float, ...]) -> Found:
-    """Search all settings.
-
-    Args:
-        problem: The problem.
-        sizes: Batch sizes.
-        all_powers: Preconditioner powers, 0 and 0.5 among them.
-
-    Returns:
-        The results, with the seconds that they took, compilation included.
-    """
+    """Search the settings for all preconditioner powers, among which 0 and 0.5; seconds include compilation."""
     found = Found(sizes)
 
     def search(family: str, powers: tuple[float, ...]) -> dict[float, nqm.OptimalSettings]:
@@ -84,13 +76,7 @@ def compute(problem: nqm.NoisyQuadratic, sizes: np.ndarray, all_powers: tuple[fl
 
 
 def compare(run: Reproduction, problem: nqm.NoisyQuadratic, found: Found) -> None:
-    """Hold the paper's findings against the numbers.
-
-    Args:
-        run: Where the claims go.
-        problem: The problem.
-        found: The results.
-    """
+    """Compare the paper's findings with the results, and add the claims to the run."""
     sgd, momentum, ema = found.sgd[0.0], found.momentum[0.0], found.ema[0.0]
     rates = 0.1 * sgd.algorithm.learning_rate[0] * np.linspace(0.95, 1.05, 41)
     tie = nqm.steps_to_target(problem, nqm.Algorithm(rates, 0.9), sgd.batch_size[0], TARGET).min() / sgd.steps[0]
@@ -127,13 +113,7 @@ def compare(run: Reproduction, problem: nqm.NoisyQuadratic, found: Found) -> Non
 
 
 def compare_schedules(run: Reproduction, problem: nqm.NoisyQuadratic, found: Found) -> None:
-    """Hold the findings on schedules and bounds against the numbers.
-
-    Args:
-        run: Where the claims go.
-        problem: The problem.
-        found: The results.
-    """
+    """Compare the paper's findings on schedules and bounds with the results, and add the claims to the run."""
     limit = float(nqm.largest_stable_learning_rate(problem))
     large = [schedule for schedule in found.schedules if schedule.batch_size >= 16]
     first = all(schedule.learning_rates[0] > 0.999 * limit for schedule in large)
@@ -164,15 +144,7 @@ def compare_schedules(run: Reproduction, problem: nqm.NoisyQuadratic, found: Fou
 
 
 def draw(problem: nqm.NoisyQuadratic, found: Found) -> Any:
-    """Draw all figures.
-
-    Args:
-        problem: The problem.
-        found: The results.
-
-    Returns:
-        A figure with six panels.
-    """
+    """Return a figure with six panels."""
     figure, panels = plt.subplots(2, 3, figsize=(15, 8.5), layout="constrained")
     draw_training(problem, found, panels[0, 0])
     bound = found.sizes, found.bound
@@ -198,37 +170,24 @@ def draw(problem: nqm.NoisyQuadratic, found: Found) -> Any:
 
 
 def draw_training(problem: nqm.NoisyQuadratic, found: Found, ax: Any) -> None:
-    """Draw losses along training, of SGD and of momentum at the same a / (1 - momentum), with samples.
-
-    Args:
-        problem: The problem.
-        found: The results.
-        ax: Where to draw.
-    """
+    """Draw losses along training, of SGD and of momentum at the same a / (1 - momentum), with samples."""
     steps = np.unique(np.geomspace(1, 1_000_000, 200).astype(int))
     curves: dict[str, Any] = {}
-    for size in CURVES_AT:
-        place = int(np.argmin(np.abs(np.log(found.sizes / size))))
-        rate = float(found.sgd[0.0].algorithm.learning_rate[place])
+    for size in CURVE_SIZES:
+        index = int(np.argmin(np.abs(np.log(found.sizes / size))))
+        rate = float(found.sgd[0.0].algorithm.learning_rate[index])
         for momentum in (0.0, 0.9):
             losses = nqm.expected_loss(problem, nqm.Algorithm(rate * (1 - momentum), momentum), size, steps)
             curves[f"B = {size:g}, momentum {momentum:g}"] = (steps, losses)
     small = nqm.NoisyQuadratic.power_law(200)
-    sampled = nqm.monte_carlo(small, nqm.Algorithm(0.05, 0.9), CURVES_AT[0], 300, num_trajectories=100)
+    sampled = nqm.monte_carlo(small, nqm.Algorithm(0.05, 0.9), CURVE_SIZES[0], 300, num_trajectories=100)
     curves["samples: 200 directions, B = 8, momentum 0.9"] = sampled
     nqm.plot_training_curves(curves, target_loss=TARGET, ax=ax)
     ax.set_title("loss along training")
 
 
 def main(argv: list[str] | None = None) -> Reproduction:
-    """Run the reproduction.
-
-    Args:
-        argv: Command-line arguments.
-
-    Returns:
-        What was found.
-    """
+    """Run the reproduction."""
     run = start("nqm_figures", "Zhang et al. 2019: the noisy quadratic model", argv, __doc__, uses_data=False)
     problem = nqm.NoisyQuadratic.power_law(num_bins=run.choose(20, 100, None))
     sizes = run.choose(16.0 ** np.arange(0, 5), 4.0 ** np.arange(0, 10), 4.0 ** np.arange(0, 10))

@@ -1,13 +1,13 @@
-"""How well does a noisy quadratic fitted to a network predict its training? Predicted steps beside measured ones.
+"""How well does a noisy quadratic fitted to a network predict its training? Predicted beside measured steps.
 
-Two networks on 50,000 rows or more: a regression on a teacher network, and a classification of `higgs_like`. Each is
-trained for one short pilot; the noisy quadratic is fitted where the pilot ends, and says how many steps a training
-from the first weights to the pilot's loss takes at every batch size, with plain SGD and with momentum. Then it is
-trained so, at 11 batch sizes, with the plan's momentum, tuned rates and several seeds. No number of the prediction is
-tuned.
+There are two networks on 50,000 rows or more: a regression on a teacher network, and a classification of `higgs_like`.
+Each is trained for one short pilot, and the noisy quadratic is fitted at its end. The fit predicts the steps from the
+first weights to the pilot's loss at every batch size, with plain SGD and with momentum. Then the network is trained at
+11 batch sizes, with the plan's momentum, tuned rates and several seeds. No number of the prediction is tuned.
 
-Beside it: the simple noise scale; fits without a pilot, and after shorter and longer ones, as the spectrum moves along
-training; and the plan's schedule in real training, against the best constant rate.
+The results also hold the simple noise scale. They hold fits without a pilot, and after shorter and longer pilots,
+because the spectrum moves along training. They hold the plan's schedule in real training, against the best constant
+rate.
 """
 
 import os
@@ -29,20 +29,12 @@ from tfopt import datasets
 from tfopt.planning import BatchSizePlan, fit_noisy_quadratic
 
 FAMILIES = ("sgd", "momentum")
-PILOTS = (0.25, 0.5, 2.0)  # in lengths of the usual one
-SCHEDULE_AT = 16  # batch size
+PILOTS = (0.25, 0.5, 2.0)  # Lengths, in units of the usual pilot.
+SCHEDULE_BATCH_SIZE = 16
 
 
 def teacher_task(num_rows: int, seed: int) -> Task:
-    """Make a regression: a network of 32 hidden units on one of 16, with noise.
-
-    Args:
-        num_rows: Number of rows.
-        seed: Seed of all randomness.
-
-    Returns:
-        The task.
-    """
+    """Make a regression: a network of 32 hidden units learns one of 16, with noise."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((num_rows, 20)).astype("float32")
     y = mlp(20, (16,), 1, seed=seed + 5).predict(x, batch_size=5000, verbose=0)
@@ -52,15 +44,7 @@ def teacher_task(num_rows: int, seed: int) -> Task:
 
 
 def higgs_task(num_rows: int, seed: int) -> Task:
-    """Make a classification: a network of 32 hidden units on the stand-in for HIGGS.
-
-    Args:
-        num_rows: Number of rows.
-        seed: Seed of all randomness.
-
-    Returns:
-        The task.
-    """
+    """Make a classification: a network of 32 hidden units on the synthetic substitute for HIGGS."""
     x, y = datasets.make_higgs_like(num_rows, seed)
     x = (x - x.mean(axis=0)) / x.std(axis=0)
     model = mlp(28, (32,), 2, seed=seed + 1)
@@ -69,14 +53,14 @@ def higgs_task(num_rows: int, seed: int) -> Task:
 
 @dataclass
 class Outcome:
-    """Everything about one task.
+    """All results of one task.
 
     Attributes:
         task: The network and its data.
         plan: The prediction.
-        measured: What was measured, by family.
-        others: Plans from other pilots, by their length.
-        schedule: Steps with the plan's schedule, measured; and with the best constant rate.
+        measured: Measured steps, by family.
+        others: Plans from other pilots, by length; None if the target lies below the fitted floor.
+        schedule: Measured steps with the plan's schedule, and with the best constant rate.
     """
 
     task: Task
@@ -87,13 +71,7 @@ class Outcome:
 
 
 def pilot(task: Task, epochs: float, seed: int) -> None:
-    """Train the network a little, as one would.
-
-    Args:
-        task: The network and its data.
-        epochs: How long; may be a fraction.
-        seed: Seed of the order of rows.
-    """
+    """Train the network for a few epochs, or a fraction of one."""
     keras.utils.set_random_seed(seed)
     task.model.compile(keras.optimizers.SGD(task.pilot_rate), task.loss)
     rows = int(min(epochs, 1) * len(task.x))
@@ -101,15 +79,7 @@ def pilot(task: Task, epochs: float, seed: int) -> None:
 
 
 def study(task: Task, run: Reproduction) -> Outcome:
-    """Predict, then measure.
-
-    Args:
-        task: The network and its data.
-        run: Sizes and seed.
-
-    Returns:
-        The outcome.
-    """
+    """Predict, then measure."""
     sizes = 2 ** np.array(run.choose([4, 7, 10], range(2, 13), range(1, 14)))
     seeds = range(run.choose(1, 4, 8))
     first, others = task.model.get_weights(), {}
@@ -122,19 +92,19 @@ def study(task: Task, run: Reproduction) -> Outcome:
             displaced = {"initial_weights": first}
         options = {"num_runs": run.choose(4, 8, 8), "num_matvecs": run.choose(10, 50, 50), "seed": run.seed}
         fit = fit_noisy_quadratic(task.model, (task.x, task.y), task.loss, None, **options, **displaced)
-        fit = replace(fit, num_examples=np.inf)  # batches are drawn with replacement here
+        fit = replace(fit, num_examples=np.inf)  # Batches are drawn with replacement here.
         try:
             draws = run.choose(20, 100, 100)
             return BatchSizePlan.of(fit, target, batch_sizes=sizes.tolist(), families=families, draws=draws)
         except ValueError:
-            return None  # the target lies below the quadratic's floor
+            return None  # The target lies below the quadratic's floor.
 
     plan = make_plan(1.0, None, FAMILIES)
-    assert plan is not None  # its target is where the pilot ended
+    assert plan is not None  # Its target is the loss at the end of the pilot.
     task.model.set_weights(first)
     trainings = Trainings(task)
     pilot(task, 1.0, run.seed)
-    target = trainings.loss_now()  # of the same weights, on the rows on which trainings are evaluated
+    target = trainings.loss_now()  # Trainings are evaluated on the same rows.
     for epochs in run.choose((), (0.0, *PILOTS), (0.0, *PILOTS)):
         others[epochs] = make_plan(epochs, plan.target_loss, ["sgd"])
     measured = {family: measure(trainings, plan, target, family, seeds) for family in FAMILIES}
@@ -146,41 +116,25 @@ def study(task: Task, run: Reproduction) -> Outcome:
 def try_schedule(
     trainings: Trainings, plan: BatchSizePlan, target: float, sgd: Measured, seeds: Sequence[int]
 ) -> tuple[float, float]:
-    """Train with the plan's schedule, stretched until it reaches the target at its end.
-
-    Args:
-        trainings: Runs trainings.
-        plan: The plan.
-        target: The loss to be reached.
-        sgd: Steps with constant rates.
-        seeds: Seeds to average over.
-
-    Returns:
-        The steps that the schedule takes, and those of the best constant rate at the same batch size.
-    """
-    schedule = plan.make_schedule(SCHEDULE_AT)
-    constant = float(sgd.steps[plan.batch_sizes == SCHEDULE_AT][0])
+    """Stretch the plan's schedule until it reaches the target; return its steps and those of the best constant rate."""
+    schedule = plan.make_schedule(SCHEDULE_BATCH_SIZE)
+    constant = float(sgd.steps[plan.batch_sizes == SCHEDULE_BATCH_SIZE][0])
     for stretch in 1.05 ** np.arange(-20, 50):
         ends = np.maximum(np.cumsum(schedule.lengths) * stretch, 1).round().astype(int)
 
         def rate_from(step: int, ends: np.ndarray = ends) -> float:
-            place = int(np.searchsorted(ends, step, side="right"))
-            return float(schedule.learning_rates[min(place, len(schedule.learning_rates) - 1)])
+            index = int(np.searchsorted(ends, step, side="right"))
+            return float(schedule.learning_rates[min(index, len(schedule.learning_rates) - 1)])
 
         checks = np.unique(ends).tolist()
-        losses = [trainings.losses(SCHEDULE_AT, rate_from, seed, checks, 0.0, 0.0)[-1] for seed in seeds]
+        losses = [trainings.losses(SCHEDULE_BATCH_SIZE, rate_from, seed, checks, 0.0, 0.0)[-1] for seed in seeds]
         if np.mean(losses) <= target:
             return float(ends[-1]), constant
     return np.inf, constant
 
 
 def compare(run: Reproduction, outcome: Outcome) -> None:
-    """Hold predictions against measurements.
-
-    Args:
-        run: Where the claims go.
-        outcome: Of one task.
-    """
+    """Compare the predictions with the measurements of one task, and add the claims to the run."""
     plan, name = outcome.plan, outcome.task.name
     for family, measured in outcome.measured.items():
         predicted = plan.critical_batch_size[family]
@@ -227,9 +181,9 @@ def compare(run: Reproduction, outcome: Outcome) -> None:
         )
     scheduled, constant = outcome.schedule
     run.compare(
-        f"{name}: the plan's schedule saves steps in real training at B = {SCHEDULE_AT}",
-        f"predicted {plan.make_schedule(SCHEDULE_AT).num_steps:,} steps in place of "
-        f"{plan.suggest(SCHEDULE_AT, 'sgd').steps:,.0f}",
+        f"{name}: the plan's schedule saves steps in real training at B = {SCHEDULE_BATCH_SIZE}",
+        f"predicted {plan.make_schedule(SCHEDULE_BATCH_SIZE).num_steps:,} steps in place of "
+        f"{plan.suggest(SCHEDULE_BATCH_SIZE, 'sgd').steps:,.0f}",
         f"{scheduled:,.0f} in place of {constant:,.0f}",
         scheduled <= 0.8 * constant,
         scheduled < constant,
@@ -237,14 +191,7 @@ def compare(run: Reproduction, outcome: Outcome) -> None:
 
 
 def draw(outcomes: list[Outcome]) -> Any:
-    """Draw predicted lines with their intervals, and measured points with theirs.
-
-    Args:
-        outcomes: One for each panel.
-
-    Returns:
-        The figure.
-    """
+    """Return a figure of predicted lines and measured points with their intervals, one panel per task."""
     figure, panels = plt.subplots(1, len(outcomes), figsize=(7 * len(outcomes), 4.8), layout="constrained")
     for panel, outcome in zip(np.atleast_1d(panels), outcomes, strict=True):
         outcome.plan.plot(panel)
@@ -263,14 +210,7 @@ def draw(outcomes: list[Outcome]) -> Any:
 
 
 def results_of(outcome: Outcome) -> dict[str, Any]:
-    """Return the numbers behind the figure.
-
-    Args:
-        outcome: Of one task.
-
-    Returns:
-        What JSON can hold.
-    """
+    """Return the numbers behind the figure, in types that JSON can hold."""
 
     def numbers(values: Any) -> list[float | None]:
         return [float(v) if np.isfinite(v) else None for v in np.atleast_1d(values)]
@@ -295,14 +235,7 @@ def results_of(outcome: Outcome) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> Reproduction:
-    """Predict and measure.
-
-    Args:
-        argv: Command-line arguments.
-
-    Returns:
-        The comparison.
-    """
+    """Predict, measure and compare."""
     title = "Steps against batch size of two networks, predicted by a fitted noisy quadratic"
     run = start("nqm_real_model", title, argv, __doc__, uses_data=False)
     rows = run.choose(4_000, 50_000, 200_000)

@@ -1,6 +1,6 @@
-"""Rewrite the tables of `docs/reproductions.md`, and its figures, from what the scripts have left in `runs/reproduce`.
+"""Rewrite the tables and figures of `docs/reproductions.md` from the results in `runs/reproduce`.
 
-A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. One whose script has not been run is left alone.
+A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. A table without results is not changed.
 """
 
 import argparse
@@ -14,14 +14,7 @@ PAGE = ROOT / "docs" / "reproductions.md"
 
 
 def table(content: dict) -> str:
-    """Return the claims of a script.
-
-    Args:
-        content: Its `results.json`.
-
-    Returns:
-        A Markdown table.
-    """
+    """Return the claims of a script's `results.json` as a Markdown table."""
     lines = ["| | published | measured | verdict |", "| --- | --- | --- | --- |"]
     for claim in content["claims"]:
         cells = [claim[name].replace("|", "\\|") for name in ("statement", "published", "measured", "verdict")]
@@ -30,17 +23,10 @@ def table(content: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Rewrite the page.
-
-    Args:
-        argv: Command-line arguments.
-
-    Raises:
-        SystemExit: Nothing was run in the size that was asked for.
-    """
+    """Rewrite the page, or raise SystemExit if there are no results of the size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"))
-    parser.add_argument("--size", default="quick", help="leave results of other sizes alone (default: quick)")
+    parser.add_argument("--size", default="quick", help="ignore results of other sizes (default: quick)")
     parser.add_argument("--page", type=Path, default=PAGE)
     arguments = parser.parse_args(argv)
     text, done = arguments.page.read_text(), []
@@ -48,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
         results = arguments.runs / name / "results.json"
         content = json.loads(results.read_text()) if results.exists() else {}
         if content.get("size") != arguments.size:
-            print(f"Left alone: {name}, of which there are no {arguments.size} results in {arguments.runs}")
+            print(f"Not changed: {name}, which has no {arguments.size} results in {arguments.runs}")
             continue
         pattern = rf"(?<=<!-- begin {name} -->\n).*?(?=<!-- end {name} -->)"
         text = re.sub(pattern, lambda _, content=content: table(content) + "\n", text, flags=re.DOTALL)

@@ -1,4 +1,4 @@
-"""Training a network many times, fast, until a loss: with tuned rates, at every batch size, over several seeds."""
+"""Fast repeated trainings of a network to a target loss: with tuned rates, at every batch size, over several seeds."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from tfopt import nqm
 from tfopt.planning import BatchSizePlan
 
 RATE_STEP = 2**0.5
-EVALUATED_AT = 150  # numbers of steps, in geometric progression
+NUM_EVALUATIONS = 150  # Their numbers of steps form a geometric progression.
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Task:
     Attributes:
         name: For tables and figures.
         model: The network, at its first weights.
-        loss: What it minimises.
+        loss: Its loss.
         x: Inputs.
         y: Targets.
         pilot_rate: Learning rate of the pilot.
@@ -37,12 +37,7 @@ class Task:
 
 
 class Trainings:
-    """Many trainings of one network from its first weights, each compiled to a single loop.
-
-    Args:
-        task: The network and its data.
-        num_evaluated: Rows on which losses are evaluated, the first ones.
-    """
+    """Many trainings of one network from its first weights, evaluated on its first rows; each is a compiled loop."""
 
     def __init__(self, task: Task, num_evaluated: int = 8192) -> None:
         self._model, self._loss = task.model, task.loss
@@ -52,11 +47,7 @@ class Trainings:
         self._compiled: dict[int, Any] = {}
 
     def loss_now(self) -> float:
-        """Return the loss at the network's weights, on the rows on which trainings are evaluated.
-
-        Returns:
-            The loss.
-        """
+        """Return the loss at the network's weights, on the rows on which trainings are evaluated."""
         return float(self._loss_of([v.value for v in self._model.trainable_variables], *self._evaluated))
 
     def _loss_of(self, values: Sequence[Any], x: Any, y: Any) -> Any:
@@ -88,19 +79,8 @@ class Trainings:
         momentum: float,
         enough: float,
     ) -> np.ndarray:
-        """Train once.
-
-        Args:
-            batch_size: B.
-            rates: The learning rate from a step on.
-            seed: Seed of the batches, which are drawn with replacement.
-            steps: When to evaluate the loss.
-            momentum: Heavy ball's momentum.
-            enough: A loss at which to stop.
-
-        Returns:
-            The losses, fewer than `steps` if it was stopped or diverged; the last is repeated to the end.
-        """
+        """Train once, with batches drawn with replacement; return the losses after some numbers of steps."""
+        # Training stops at a loss below `enough`, or when it diverges. The last loss then fills the rest.
         if batch_size not in self._compiled:
             self._compiled[batch_size] = self._compile(batch_size)
         values, velocity = self._start, [tf.zeros_like(v) for v in self._start]
@@ -130,7 +110,7 @@ class Measured:
     Attributes:
         sizes: Batch sizes.
         steps: First passage of the loss averaged over seeds, with the best rate for each batch size.
-        low: Lower end over seeds drawn with replacement, nine in ten.
+        low: Lower end of the 90% bootstrap interval over seeds.
         high: Upper end.
         rates: The best rates.
         critical: Critical batch size, with the ends of its interval.
@@ -145,25 +125,16 @@ class Measured:
 
 
 def passage(steps: np.ndarray, losses: np.ndarray, target: float) -> float:
-    """Return when a mean of losses first reaches the target, between two evaluations in logarithms.
-
-    Args:
-        steps: When the losses were evaluated, of shape (k,).
-        losses: One row for each seed.
-        target: The target.
-
-    Returns:
-        The number of steps; infinity for never.
-    """
+    """Return the first passage of the mean loss (one row per seed), interpolated in log steps; infinity for never."""
     mean = losses.mean(axis=0)
     reached = np.flatnonzero(mean <= target)
     if not len(reached):
         return np.inf
-    place = reached[0]
-    if place == 0:
+    index = reached[0]
+    if index == 0:
         return float(steps[0])
-    share = (mean[place - 1] - target) / (mean[place - 1] - mean[place])
-    return float(np.exp(np.interp(share, [0, 1], np.log(steps[place - 1 : place + 1]))))
+    fraction = (mean[index - 1] - target) / (mean[index - 1] - mean[index])
+    return float(np.exp(np.interp(fraction, [0, 1], np.log(steps[index - 1 : index + 1]))))
 
 
 def tune(
@@ -175,36 +146,23 @@ def tune(
     longest: int,
     seeds: Sequence[int],
 ) -> tuple[float, float, np.ndarray, np.ndarray]:
-    """Walk from a rate to better ones, until neither neighbour is better.
-
-    Args:
-        trainings: Runs trainings.
-        batch_size: B.
-        momentum: Heavy ball's momentum.
-        target: The loss to be reached.
-        rate: Where to begin.
-        longest: Most steps.
-        seeds: Seeds to average over.
-
-    Returns:
-        Steps and rate of the best, when it was evaluated, and its losses, one row for each seed.
-    """
-    steps = np.unique(np.geomspace(1, longest, EVALUATED_AT).round().astype(int))
+    """Move from a rate to the best one nearby; return its first passage, the rate, evaluated steps and losses."""
+    steps = np.unique(np.geomspace(1, longest, NUM_EVALUATIONS).round().astype(int))
     done: dict[int, tuple[float, np.ndarray]] = {}
 
-    def look_at(place: int) -> None:
-        if place not in done:
-            a = rate * RATE_STEP**place
+    def look_at(index: int) -> None:
+        if index not in done:
+            a = rate * RATE_STEP**index
             losses = [trainings.losses(batch_size, lambda _: a, s, steps, momentum, 0.9 * target) for s in seeds]
-            done[place] = passage(steps, np.array(losses), target), np.array(losses)
+            done[index] = passage(steps, np.array(losses), target), np.array(losses)
 
     best = 0
     for _ in range(24):
-        for place in (best - 1, best, best + 1):
-            look_at(place)
-        found = min(done, key=lambda place: (done[place][0], abs(place)))
+        for index in (best - 1, best, best + 1):
+            look_at(index)
+        found = min(done, key=lambda index: (done[index][0], abs(index)))
         if np.isinf(done[found][0]):
-            found = min(done)  # too fast, as it seems
+            found = min(done)  # The rates are probably too high.
         if found == best:
             break
         best = found
@@ -212,18 +170,7 @@ def tune(
 
 
 def measure(trainings: Trainings, plan: BatchSizePlan, target: float, family: str, seeds: Sequence[int]) -> Measured:
-    """Train at every batch size, from the largest to the smallest, with tuned rates.
-
-    Args:
-        trainings: Runs trainings.
-        plan: Batch sizes, and where to begin to look for rates.
-        target: The loss to be reached.
-        family: "sgd" or "momentum".
-        seeds: Seeds to average over.
-
-    Returns:
-        What was measured.
-    """
+    """Train at every batch size, from the largest to the smallest, with rates tuned from the plan's."""
     momenta = np.broadcast_to(plan.curves[family].algorithm.momentum, plan.batch_sizes.shape)[::-1].tolist()
     rate = float(plan.curves["sgd"].algorithm.learning_rate[-1]) * (1 - momenta[0])
     longest, found = 4000.0, []
@@ -246,15 +193,7 @@ def measure(trainings: Trainings, plan: BatchSizePlan, target: float, family: st
 
 
 def critical(sizes: np.ndarray, steps: np.ndarray) -> float:
-    """Return where the examples used are twice the fewest.
-
-    Args:
-        sizes: Batch sizes.
-        steps: Steps to the target.
-
-    Returns:
-        The critical batch size; infinity if it lies beyond the largest, NaN for too few that reach the target.
-    """
+    """Return the batch size that uses twice the fewest examples; infinity if above the largest, NaN if unknown."""
     reached = np.isfinite(steps)
     if reached.sum() < 3:
         return np.nan

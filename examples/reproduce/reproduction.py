@@ -1,4 +1,4 @@
-"""What the reproductions have in common: their arguments, and published numbers beside measured ones."""
+"""Parts that the reproductions share: their arguments, and published beside measured results."""
 
 import argparse
 import json
@@ -19,12 +19,12 @@ SIZES = ("smoke", "quick", "full")
 
 @dataclass
 class Claim:
-    """A published statement and what became of it.
+    """A published statement and its verdict.
 
     Attributes:
         statement: In a few words.
         published: The published number or observation.
-        measured: What was measured here.
+        measured: The result measured here.
         verdict: "held", "partly" or "did not hold".
     """
 
@@ -39,13 +39,13 @@ class Reproduction:
     """A published figure or table, measured again.
 
     Attributes:
-        title: What is reproduced, and from which paper.
+        title: The reproduced result, and its paper.
         size: "smoke", "quick" or "full".
-        folder: Where JSON and PNG go.
+        folder: Folder of JSON and PNG.
         seed: Seed of all randomness.
-        data: Name of the data set; empty where there is none.
-        claims: What was compared.
-        results: The numbers behind the figure, which JSON can hold.
+        data: Name of the data set; empty if the script has only one.
+        claims: The compared statements.
+        results: The numbers behind the figure, in types that JSON can hold.
     """
 
     title: str
@@ -57,40 +57,16 @@ class Reproduction:
     results: dict[str, Any] = field(default_factory=dict)
 
     def choose(self, smoke: Any, quick: Any, full: Any) -> Any:
-        """Return a setting for the size.
-
-        Args:
-            smoke: Seconds, to see that it runs.
-            quick: Minutes on two cores.
-            full: As published, as far as possible.
-
-        Returns:
-            One of them.
-        """
+        """Return the setting for the size: a test of seconds, minutes on two cores, or as published where possible."""
         return {"smoke": smoke, "quick": quick, "full": full}[self.size]
 
     def compare(self, statement: str, published: str, measured: str, held: bool, partly: bool = False) -> None:
-        """Add a claim.
-
-        Args:
-            statement: In a few words.
-            published: The published number or observation.
-            measured: What was measured here.
-            held: Whether that is the same.
-            partly: Whether some of it is.
-        """
+        """Add a claim; `held` and `partly` tell whether the measured result agrees, and whether a part of it does."""
         verdict = "held" if held else "partly" if partly else "did not hold"
         self.claims.append(Claim(statement, published, measured, verdict))
 
     def finish(self, figure: Any) -> "Reproduction":
-        """Write JSON and PNG, and print the claims.
-
-        Args:
-            figure: The matplotlib figure.
-
-        Returns:
-            Itself.
-        """
+        """Write JSON and PNG, print the claims, and return this reproduction."""
         self.folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(self.folder / "figure.png", dpi=120)
         plt.close(figure)
@@ -109,18 +85,7 @@ class Reproduction:
 def start(
     name: str, title: str, argv: list[str] | None, description: str | None, uses_data: bool = True
 ) -> Reproduction:
-    """Parse the arguments that all reproductions take.
-
-    Args:
-        name: Name of the script, for its folder.
-        title: What is reproduced, and from which paper.
-        argv: Command-line arguments; None for those of the process.
-        description: The script's docstring.
-        uses_data: Whether it can run on different data.
-
-    Returns:
-        A reproduction without claims.
-    """
+    """Parse the arguments that all reproductions take, and return a reproduction without claims."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     group = parser.add_mutually_exclusive_group()
     for size, help_text in zip(SIZES, ("seconds", "minutes on two cores (default)", "as published"), strict=True):
@@ -137,10 +102,6 @@ def start(
 
 
 def default_data() -> str:
-    """Return the data set to use: MNIST if it is on disk, the digits that come with scikit-learn otherwise.
-
-    Returns:
-        Its name.
-    """
+    """Return the name of the data set to use: MNIST if it is on disk, else the digits of scikit-learn."""
     cache = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "datasets" / "mnist.npz"
     return "mnist" if cache.exists() else "digits"

@@ -1,7 +1,7 @@
-"""Run every reproduction, as many side by side as there are cores; those that compare clocks first, each alone.
+"""Run every reproduction, as many in parallel as there are cores. Scripts that compare clocks run first, each alone.
 
-What a script prints goes to `log.txt` in its folder; its claims are counted here when it is done. `page.py` takes the
-results over into the documents.
+The output of a script goes to `log.txt` in its folder, and its claims are counted here at its end. `page.py` copies the
+results to the documents.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from rich.console import Console
 
 FOLDER = Path(__file__).resolve().parent
 WITH_CLOCKS = ("bregman_training", "nqm_figures")
-# The longest first, so that none of them is left over in the end.
+# The longest scripts come first, so that no long one runs alone at the end.
 OTHERS = (
     "nqm_real_model",
     "depth_against_rate",
@@ -33,20 +33,7 @@ OTHERS = (
 
 
 def run(name: str, size: str, output: Path, cores: int) -> str:
-    """Run one script.
-
-    Args:
-        name: The script's.
-        size: "smoke", "quick" or "full".
-        output: The folder in which it gets a folder.
-        cores: How many it may use.
-
-    Returns:
-        How long it took and what came of its claims.
-
-    Raises:
-        RuntimeError: It failed; with the end of what it had printed.
-    """
+    """Run one script; return its duration and verdicts, or raise RuntimeError with the end of its output."""
     folder, begin = output / name, time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(FOLDER / f"{name}.py"), f"--{size}", "--output", str(folder)]
@@ -62,21 +49,8 @@ def run(name: str, size: str, output: Path, cores: int) -> str:
 
 
 def run_together(names: list[str], jobs: int, size: str, output: Path, cores: int) -> int:
-    """Run scripts side by side, and print what came of each as it is done.
-
-    Args:
-        names: The scripts'.
-        jobs: How many at a time.
-        size: "smoke", "quick" or "full".
-        output: The folder in which each gets a folder.
-        cores: How many each may use.
-
-    Returns:
-        How many failed.
-
-    Raises:
-        KeyboardInterrupt: From the user; the scripts that are running get it too, and no other one is started.
-    """
+    """Run scripts in parallel, print the result of each at its end, and return the number of failures."""
+    # On Ctrl+C the running scripts are interrupted too, and no other one starts.
     console, failures = Console(), 0
     with ThreadPoolExecutor(jobs) as pool, console.status(f"{', '.join(names)}: {jobs} at a time"):
         running = [pool.submit(run, name, size, output, cores) for name in names]
@@ -91,20 +65,13 @@ def run_together(names: list[str], jobs: int, size: str, output: Path, cores: in
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run all of them, or those that are named.
-
-    Args:
-        argv: Command-line arguments.
-
-    Raises:
-        SystemExit: A script failed.
-    """
+    """Run all scripts, or those that are named; raise SystemExit if one failed."""
     everything = (*WITH_CLOCKS, *OTHERS)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(everything)}; none means all")
     parser.add_argument("--size", choices=("smoke", "quick", "full"), default="quick")
     parser.add_argument("--output", type=Path, default=Path("runs/reproduce"))
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many side by side")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many in parallel")
     arguments = parser.parse_args(argv)
     names, cores = arguments.names or everything, os.cpu_count() or 1
     if unknown := set(names) - set(everything):

@@ -44,6 +44,14 @@ def test_steps(curves):
     assert plot_steps_to_target(curves, ax=given) is given
 
 
+def test_records_draw_into_one_figure(curves):
+    ax = curves["momentum"].plot(curves["sgd"].plot())
+    assert labels(ax) == ["sgd", "momentum"]
+    assert len({line.get_marker() for line in ax.lines}) == 2
+    schedule = optimal_schedule(PROBLEM, 4, num_steps=20, num_pieces=4)
+    assert labels(schedule.plot(schedule.plot(label="first"))) == ["first: 20 steps", "batch size 4: 20 steps"]
+
+
 @pytest.mark.parametrize("effective", [True, False])
 def test_rates(curves, effective):
     ax = plot_learning_rates(curves, effective=effective)

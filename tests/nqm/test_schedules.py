@@ -194,7 +194,7 @@ def test_tables_and_figures():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({}, ValueError, "one of `target_loss` and `num_steps` must be given"),
+        ({}, ValueError, "Exactly one of `target_loss` and `num_steps` must be given"),
         ({"target_loss": 0.1, "num_steps": 5}, ValueError, "one of `target_loss` and `num_steps`"),
         ({"target_loss": 100.0}, ValueError, "`target_loss` must be below the initial loss"),
         ({"target_loss": -1.0}, ValueError, "`target_loss`"),

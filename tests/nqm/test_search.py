@@ -15,6 +15,7 @@ from tfopt.nqm import (
     refinement,
     steps_to_target,
 )
+from tfopt.nqm.candidates import Candidates
 from tfopt.nqm.settings_space import SettingsSpace
 
 TARGET = 0.01
@@ -133,13 +134,13 @@ def test_what_is_found_for_one_batch_size_serves_the_others(best):
 def test_no_larger_batch_takes_more_steps_than_a_smaller_one(monkeypatch):
     problem, sizes = NoisyQuadratic([1.0, 0.1], [1.0, 0.1]), np.array([64.0, 1.0, 16.0])
     monkeypatch.setattr(refinement, "MAX_SHARINGS", 0)  # the last pass alone
-    search = refinement.Refinement(SettingsSpace("sgd", 0.0), sizes, 0.05, Progress("", False))
+    search = refinement.Refinement(problem, SettingsSpace("sgd", 0.0), sizes, 0.05, Progress("", False))
     points = np.log([[[1e-3]], [[0.05]], [[2e-3]]])
     steps = steps_to_target(problem, Algorithm(np.exp(points[:, 0, 0])), sizes, 0.05)
     assert steps[1] < steps[2] < steps[0]
-    found, counts = search._share(problem, points, steps[:, None])
-    assert counts[0, 0] <= counts[2, 0] <= counts[1, 0] == steps[1]
-    np.testing.assert_allclose(np.exp(found), 0.05)
+    found = search._share(Candidates(points, steps[:, None].copy()))
+    assert found.steps[0, 0] <= found.steps[2, 0] <= found.steps[1, 0] == steps[1]
+    np.testing.assert_allclose(np.exp(found.points), 0.05)
 
 
 def test_what_a_search_leaves_undecided_is_decided_in_the_end(monkeypatch):
@@ -251,7 +252,7 @@ def test_a_target_that_is_reached_already(standard):
     found = optimize(standard, "momentum_ema", [1, 2], 5.0)
     assert found.steps.tolist() == [0.0, 0.0]
     assert found.algorithm.learning_rate.tolist() == [0.0, 0.0]
-    with pytest.raises(ValueError, match="none are taken where the target is not below"):
+    with pytest.raises(ValueError, match="No steps are taken where the target is not below"):
         critical_batch_size(([1, 2, 3], [0, 0, 0]))
 
 

@@ -246,7 +246,7 @@ def test_more_parameters_than_rows():
 
 def test_a_budget_too_short_is_told_and_still_gives_a_fit(regression):
     model = models.mlp(4, (256, 256, 256), 1, seed=0)
-    with pytest.warns(UserWarning, match=r"`budget_seconds` was too short: the least .* Received: 0.001"):
+    with pytest.warns(UserWarning, match=r"`budget_seconds` was too short: the smallest .* Received: 0.001"):
         fit = fit_noisy_quadratic(model, regression, "mse", 0.001)
     assert fit.num_runs == 4
     assert len(fit.curvature) <= 3 * 20 * 4  # the fewest products
@@ -320,7 +320,7 @@ def test_fits_print_plot_and_export(fitted):
         ({"num_examples": math.nan}, ValueError, "`num_examples` must be"),
         ({"num_examples": 2000.5}, ValueError, "`num_examples` must be a whole number or infinity"),
         ({"num_examples": np.array([1, 2])}, TypeError, "`num_examples` must be"),
-        ({"initial_weights": 3}, TypeError, "`initial_weights` must be what model.get_weights"),
+        ({"initial_weights": 3}, TypeError, "`initial_weights` must be a result of model.get_weights"),
         (
             {"initial_weights": [np.zeros((4, 1))]},
             ValueError,

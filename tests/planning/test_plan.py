@@ -173,7 +173,7 @@ def test_targets_that_few_batch_sizes_reach(fit, monkeypatch):
     assert math.isnan(found.critical_batch_size["sgd"].value)
     assert "critical batch size, sgd:          unknown" in repr(found)
     assert found.suggest().batch_size == 4
-    with pytest.raises(ValueError, match="No setting reaches a loss of .* at batch_size=2: take a larger one"):
+    with pytest.raises(ValueError, match="No setting reaches a loss of .* at batch_size=2. Take a larger one"):
         found.suggest(2)
     frame = found.to_dataframe()
     assert frame["steps"].tolist() == [math.inf, math.inf, *found.curves["sgd"].steps[2:]]
@@ -223,7 +223,7 @@ def test_a_target_out_of_reach_does_not_lose_the_fit():
 
 def test_plans_are_written_where_there_is_a_folder(plan, tmp_path):
     for path in (tmp_path, tmp_path / "nowhere" / "plan.json"):
-        with pytest.raises(ValueError, match="`path` must be a file, in a folder that exists"):
+        with pytest.raises(ValueError, match="`path` must be a file in an existing folder"):
             plan.to_json(path)
 
 
@@ -261,7 +261,7 @@ def test_bad_arguments_are_found_before_any_work():
     x = np.zeros((100, 4), "float32")
     with pytest.raises(ValueError, match="`batch_sizes` must be three or more, rising, up to the 100 rows"):
         plan_batch_size("no model", (x, x[:, :1]), batch_sizes=[1, 10, 1000])
-    with pytest.raises(TypeError, match="`fit` must be what fit_noisy_quadratic returned"):
+    with pytest.raises(TypeError, match="`fit` must be a result of fit_noisy_quadratic"):
         BatchSizePlan.of(KNOWN)
 
 

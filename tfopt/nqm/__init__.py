@@ -1,7 +1,7 @@
 """The noisy quadratic model: which batch size, learning rate, momentum, averaging and schedule reach a loss first.
 
-Everything is exact: expected losses follow linear recurrences, which are taken to any power at once, for whole grids
-of settings, in float64.
+Expected losses are exact in float64, for whole grids of settings. They follow linear recurrences, and matrix powers
+give the loss after any number of steps directly.
 
 References:
     Zhang et al.: Which algorithmic choices matter at which batch sizes? Insights from a noisy quadratic model. NeurIPS
@@ -18,8 +18,9 @@ from tfopt.nqm.algorithm import (  # noqa: E402
     largest_stable_learning_rate,
     steady_state_loss,
 )
-from tfopt.nqm.batch_size import CriticalBatchSize, critical_batch_size, information_bound  # noqa: E402
+from tfopt.nqm.batch_size import CriticalBatchSize, critical_batch_size  # noqa: E402
 from tfopt.nqm.dynamics import expected_loss  # noqa: E402
+from tfopt.nqm.information_bound import information_bound  # noqa: E402
 from tfopt.nqm.monte_carlo import Trajectories, UpdateRule, monte_carlo  # noqa: E402
 from tfopt.nqm.noise import noise_batches  # noqa: E402
 from tfopt.nqm.plots import (  # noqa: E402

@@ -1,4 +1,4 @@
-"""Checks that the searches and simulators share: each returns the value, made usable, or raises."""
+"""Checks that the searches and simulators share: each returns the usable value, or raises an error."""
 
 from typing import Any
 
@@ -10,22 +10,7 @@ from tfopt._checks import as_numbers
 def check_values(
     name: str, value: Any, *, positive: bool = False, maximum: float = np.inf, exclusive_maximum: bool = False
 ) -> np.ndarray:
-    """Check finite real numbers, of any shape but an empty one.
-
-    Args:
-        name: The argument's name, for the message.
-        value: What came.
-        positive: Whether 0 is refused; negative numbers always are.
-        maximum: Largest value allowed.
-        exclusive_maximum: Whether `maximum` itself is refused.
-
-    Returns:
-        A float64 array.
-
-    Raises:
-        TypeError: Not real numbers.
-        ValueError: Empty, not finite, or out of range.
-    """
+    """Return finite numbers >= 0 (> 0 if `positive`), up to `maximum`, as a float64 array that is not empty."""
     upper = f" and {'<' if exclusive_maximum else '<='} {maximum:g}" if maximum < np.inf else ""
     expected = f"finite numbers {'>' if positive else '>='} 0{upper}"
     values = as_numbers(name, value, expected)
@@ -40,19 +25,7 @@ def check_values(
 
 
 def check_kind(name: str, value: Any, kind: type) -> Any:
-    """Check that a value is of a class.
-
-    Args:
-        name: The argument's name, for the message.
-        value: What came.
-        kind: The class.
-
-    Returns:
-        The value.
-
-    Raises:
-        TypeError: It is not.
-    """
+    """Return `value` if it is an object of the `tfopt.nqm` class `kind`, else raise TypeError."""
     if not isinstance(value, kind):
         raise TypeError(f"`{name}` must be a tfopt.nqm.{kind.__name__}. Received: {value!r}")
     return value

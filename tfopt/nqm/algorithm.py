@@ -1,4 +1,4 @@
-"""The algorithms whose risk on a noisy quadratic is known exactly, with their limits of stability and steady states."""
+"""The algorithms whose expected loss on a noisy quadratic is exact, their stability limits and steady states."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,18 +9,18 @@ from tfopt._checks import check_flag, check_indices
 from tfopt.nqm._checks import check_kind, check_values
 from tfopt.nqm.problem import NoisyQuadratic
 
-Structure = tuple[bool, bool, bool]  # whether there is momentum, whether it is Nesterov's, whether there is an average
+# Whether the state has momentum, whether that is Nesterov's, and whether the state has an average.
+Structure = tuple[bool, bool, bool]
 FAMILIES = ("sgd", "momentum", "nesterov", "ema", "momentum_ema")
 
 
 @dataclass(frozen=True, eq=False)
 class Algorithm:
-    """Gradient descent with momentum, averaging and preconditioning; numbers, or arrays for a grid of settings.
+    """Gradient descent with momentum, averaging and preconditioning. Settings are numbers, or arrays for a grid.
 
-    theta' = theta - u' with u' = beta u + a H^-p g; with Nesterov's momentum, as Keras has it,
-    theta' = theta - beta u' - a H^-p g.
-    With an average, avg' = gamma avg + (1 - gamma) theta' from avg(0) = theta(0), and the loss is that of avg. (Keras
-    begins its average after the first step.)
+    theta' = theta - u' with u' = beta u + a H^-p g. With Nesterov's momentum, as Keras defines it,
+    theta' = theta - beta u' - a H^-p g. With an average, avg' = gamma avg + (1 - gamma) theta' from
+    avg(0) = theta(0), and the loss is that of avg. (Keras starts its average after the first step.)
 
     Attributes:
         learning_rate: a, >= 0.
@@ -71,12 +71,12 @@ class Algorithm:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the grid of settings; () for a single one."""
+        """Shape that the settings broadcast to; () for a single setting."""
         return np.broadcast_shapes(*(part.shape for part in self.settings))
 
     @property
     def structure(self) -> Structure:
-        """Which parts of the state there are: momentum, Nesterov's momentum, average."""
+        """Whether the state has momentum, Nesterov's momentum, and an average."""
         has_momentum = bool(np.any(self.momentum != 0))
         return has_momentum, has_momentum and self.nesterov, bool(np.any(self.ema_decay != 0))
 
@@ -84,7 +84,7 @@ class Algorithm:
         """Broadcast the settings with other arrays, and flatten all of them.
 
         Args:
-            *others: Arrays.
+            *others: Arrays whose shapes broadcast with the settings.
 
         Returns:
             An algorithm with settings of shape (k,), followed by the other arrays, of shape (k,) too.
@@ -103,11 +103,13 @@ class Algorithm:
             An algorithm with the selected settings.
 
         Raises:
-            TypeError: `indices` are no integers.
-            ValueError: One is out of range, or the grid is not flat.
+            TypeError: `indices` does not hold integers.
+            ValueError: An index is out of range, or the grid is not flat.
         """
         if len(self.shape) != 1:
-            raise ValueError(f"The settings must be a flat grid for `indices` to be taken. Their shape is {self.shape}")
+            raise ValueError(
+                f"`indices` select from a flat grid of settings only. Received settings of shape {self.shape}"
+            )
         chosen = check_indices("indices", indices, self.shape[0])
         rate, momentum, decay, power = (part[chosen] for part in np.broadcast_arrays(*self.settings))
         return Algorithm(rate, momentum, self.nesterov, decay, power)
@@ -116,16 +118,16 @@ class Algorithm:
 def largest_stable_learning_rate(
     problem: NoisyQuadratic, momentum: Any = 0.0, *, nesterov: bool = False, preconditioner_power: Any = 0.0
 ) -> np.ndarray:
-    """Return the learning rate from which on the iterates grow without limit (or never settle, at it).
+    """Return the limit of stability: above it the iterates grow without bound, and at it they never settle.
 
-    x = a h^(1-p) must stay below 2 for SGD, 2 (1 + beta) for heavy ball, and (2 + 2 beta) / (1 + 2 beta) for
-    Nesterov's momentum; averaging changes nothing.
+    x = a h^(1-p) must stay below 2 for SGD, 2 (1 + beta) for heavy ball, and (2 + 2 beta) / (1 + 2 beta) for Nesterov's
+    momentum. Averaging does not change the limit.
 
     Args:
         problem: The problem.
-        momentum: beta, in [0, 1).
-        nesterov: Whether momentum is Nesterov's.
-        preconditioner_power: p, in [0, 1].
+        momentum: beta, in [0, 1). Default 0.
+        nesterov: Whether momentum is Nesterov's. Default False.
+        preconditioner_power: p, in [0, 1]. Default 0.
 
     Returns:
         The limits, of the shape that the arguments broadcast to.
@@ -149,10 +151,11 @@ def largest_stable_learning_rate(
 
 
 def convergence_rate(problem: NoisyQuadratic, algorithm: Algorithm) -> np.ndarray:
-    """Return the factor by which the slowest part of theta (or of its average) shrinks with a step, in the long run.
+    """Return the factor by which the slowest component of theta (or of its average) shrinks per step, in the long run.
 
-    The largest |r| over all directions; for heavy ball r are the roots of r^2 - (1 - x + beta) r + beta = 0, overdamped
-    below beta = (1 - sqrt(x))^2, with |r| = sqrt(beta) above. An average adds the root gamma.
+    This is the largest |r| over all directions. For heavy ball r are the roots of r^2 - (1 - x + beta) r + beta = 0.
+    They are real (overdamped) for beta below (1 - sqrt(x))^2, and |r| = sqrt(beta) above. An average adds the root
+    gamma.
 
     Args:
         problem: The problem.
@@ -176,9 +179,9 @@ def convergence_rate(problem: NoisyQuadratic, algorithm: Algorithm) -> np.ndarra
 def steady_state_loss(problem: NoisyQuadratic, algorithm: Algorithm, batch_size: Any) -> np.ndarray:
     """Return the expected loss after infinitely many steps.
 
-    Per direction and without an average, SGD: a c / (2 B (2 - a h)); heavy ball: that of SGD with 2 - a h replaced by
-    (2 + 2 beta - a h) (1 - beta) / (1 + beta). Everything follows from the autocovariance of the autoregression
-    v(t) = f1 v(t-1) + f2 v(t-2) + e(t), filtered by the average.
+    Per direction and without an average, the loss of SGD is a c / (2 B (2 - a h)). Heavy ball has the same loss with (2
+    + 2 beta - a h) (1 - beta) / (1 + beta) in place of 2 - a h. All cases follow from the autocovariance of the
+    autoregression v(t) = f1 v(t-1) + f2 v(t-2) + e(t), filtered by the average.
 
     Args:
         problem: The problem.
@@ -187,7 +190,7 @@ def steady_state_loss(problem: NoisyQuadratic, algorithm: Algorithm, batch_size:
 
     Returns:
         The losses, of the shape that settings and batch sizes broadcast to; infinite where the iterates do not settle.
-        At a learning rate of 0 nothing moves, and the loss is the initial one.
+        At a learning rate of 0 nothing moves, and the loss is the initial loss.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -201,48 +204,34 @@ def steady_state_loss(problem: NoisyQuadratic, algorithm: Algorithm, batch_size:
 
 
 def noise_in_steady_state(problem: NoisyQuadratic, algorithm: Algorithm) -> np.ndarray:
-    """Return the loss that the noise of single examples sustains; a batch of B sustains a B-th of it.
-
-    Args:
-        problem: The problem.
-        algorithm: The settings.
-
-    Returns:
-        The losses, of the settings' shape; infinite where the iterates do not settle.
-    """
+    """Return the steady-state loss that noise sustains at B = 1, of the settings' shape; infinite where unstable."""
     trace, determinant = trace_and_determinant(problem, algorithm)
     step = algorithm.learning_rate[..., None] * problem.curvature ** -algorithm.preconditioner_power[..., None]
     x, beta, gamma = step * problem.curvature, algorithm.momentum[..., None], algorithm.ema_decay[..., None]
     first, second = trace, -determinant
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        plain = (1.0 - second) / ((1.0 + second) * x * (1.0 + first - second))  # x is 1 - f1 - f2
+        plain = (1.0 - second) / ((1.0 + second) * x * (1.0 + first - second))  # Here x = 1 - f1 - f2.
         denominator = (1.0 - gamma) * (1.0 - gamma * determinant) + gamma * x
-        ratio = first / (1.0 - second)  # autocorrelation at lag 1
+        ratio = first / (1.0 - second)  # This is the autocorrelation at lag 1.
         filtered = (1.0 + first * gamma * (1.0 + second) / (1.0 - second) + second * gamma**2) / denominator
         variance = plain * filtered * (1.0 - gamma) / (1.0 + gamma)
         if algorithm.structure[1]:
-            # Nesterov's e(t) enters as (1 + beta) e(t) - beta e(t-1): that needs (1 - gamma)^2 (V(0) - V(1)) of the
-            # filtered autoregression, with V(1) = gamma V(0) + sum_{k >= 1} gamma^(k-1) R(k).
+            # Nesterov's momentum has (1 + beta) e(t) - beta e(t-1) in place of e(t). Its variance needs
+            # (1 - gamma)^2 (V(0) - V(1)) of the filtered autoregression, with
+            # V(1) = gamma V(0) + sum_{k >= 1} gamma^(k-1) R(k).
             ahead = (ratio + second * gamma) / denominator * plain
             difference = (1.0 - gamma) * (variance - (1.0 - gamma) * ahead)
             variance = variance + 2.0 * beta * (1.0 + beta) * difference
         noise = 0.5 * problem.multiplicity * problem.curvature * problem.noise_variance
         loss = np.sum(np.where(noise > 0, noise * step**2 * variance, 0.0), -1)
-    # A direction in which nothing ever moves cannot diverge.
+    # A direction without noise and without an initial distance never moves, so it cannot diverge.
     moves = (problem.noise_variance > 0) | (problem.initial_second_moment > 0)
     return np.where(_is_stable(trace, determinant, moves), loss, np.inf)
 
 
 def trace_and_determinant(problem: NoisyQuadratic, algorithm: Algorithm) -> tuple[np.ndarray, np.ndarray]:
-    """Return trace and determinant of the matrix that moves (theta, velocity) along each direction.
-
-    Args:
-        problem: The problem.
-        algorithm: The settings.
-
-    Returns:
-        Two arrays of the settings' shape + (n,); the roots are those of r^2 - trace r + determinant = 0.
-    """
+    """Return trace and determinant of the matrix that moves (theta, velocity), of the settings' shape + (n,)."""
+    # Stability and convergence follow from the roots of r^2 - trace r + determinant = 0.
     check_kind("problem", problem, NoisyQuadratic)
     check_kind("algorithm", algorithm, Algorithm)
     rate, beta, _, power = (np.asarray(part)[..., None] for part in algorithm.settings)
@@ -254,31 +243,12 @@ def trace_and_determinant(problem: NoisyQuadratic, algorithm: Algorithm) -> tupl
 
 
 def check_batch_size(batch_size: Any, name: str = "batch_size") -> np.ndarray:
-    """Check batch sizes.
-
-    Args:
-        batch_size: Numbers > 0.
-        name: The argument's name, for the message.
-
-    Returns:
-        A float64 array.
-    """
+    """Return batch sizes > 0 as a float64 array, or raise an error that names the argument."""
     return check_values(name, batch_size, positive=True)
 
 
 def broadcast_with(algorithm: Algorithm, batch_size: np.ndarray) -> tuple[int, ...]:
-    """Return the shape that settings and batch sizes broadcast to.
-
-    Args:
-        algorithm: The settings.
-        batch_size: B.
-
-    Returns:
-        The shape.
-
-    Raises:
-        ValueError: They do not broadcast.
-    """
+    """Return the shape that settings and batch sizes broadcast to, or raise ValueError."""
     try:
         return np.broadcast_shapes(algorithm.shape, batch_size.shape)
     except ValueError as error:

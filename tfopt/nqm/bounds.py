@@ -1,4 +1,4 @@
-"""How small the transient along a direction can get during a stride of many steps."""
+"""Lower bounds on the transient along a direction, during a stride of many steps."""
 
 import functools
 import math
@@ -8,17 +8,15 @@ import tensorflow as tf
 
 from tfopt.nqm.linear_system import LinearSystem, Vector, apply
 
-ROUNDING = 1e-15  # roots so close to 1 are 1: what they shrink in a step is lost in rounding
+# Roots this close to 1 are taken for 1, because rounding hides how much they shrink in a step.
+ROUNDING = 1e-15
 
 
 class TransientBounds:
-    """Bounds on the transient along each direction, over a stride and for ever after.
-
-    Args:
-        system: The system; the roots are those of its first two rows and columns.
-    """
+    """Lower bounds on the transient along each direction, over a stride and over all later steps."""
 
     def __init__(self, system: LinearSystem) -> None:
+        # The roots are those of the first two rows and columns. An average adds its decay as a third root.
         a = system.matrix
         if len(a) == 1:
             self.trace, self.determinant = a[0][0], tf.zeros_like(a[0][0])
@@ -39,26 +37,16 @@ class TransientBounds:
     def smallest(
         self, system: LinearSystem, state: Vector, end: Vector, power: Any, num_steps: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Bound the size of the readout from below.
-
-        A sum of two powers of numbers of the same sign is, between changes of its sign, either a power times a concave
-        function, or falls throughout: so it is smallest at an end. Every second step of any such sum has this form,
-        whence both parities; for complex roots its logarithm is concave between zeros, which are pi / angle apart.
-        Where a root is 1 or larger, its part never shrinks, and the others never grow.
-
-        Args:
-            system: The system.
-            state: z at the stride's start.
-            end: z at its end.
-            power: A to the power of the stride.
-            num_steps: The stride's length, of shape (k, 1).
-
-        Returns:
-            Bounds over the stride's steps, and over all steps from its start on, of shape (k, n) each.
-        """
+        """Return lower bounds on the readout's size over the stride and over all later steps, of shape (k, n) each."""
+        # `state` and `end` are z at the two ends of the stride, `power` is A to its length, and `num_steps`, of shape
+        # (k, 1), is that length. Consider a sum of two powers of numbers of the same sign, between two changes of its
+        # own sign. It is a power times a concave function, or it falls throughout; so its size is smallest at an end.
+        # Every second step of any such sum has this form; so both parities are checked. For complex roots the
+        # logarithm is concave between zeros, which are pi / angle apart. If a root is 1 or larger, its part never
+        # shrinks and the other parts never grow.
         second, beyond = apply(system.matrix, state), apply(system.matrix, end)
-        place = 0 if len(state) == 3 else system.readout
-        ends = [vector[place] for vector in (state, second, end, beyond)]
+        index = 0 if len(state) == 3 else system.readout
+        ends = [vector[index] for vector in (state, second, end, beyond)]
         sizes = [tf.abs(value) for value in ends]
         keeps_sign = (ends[0] * ends[2] > 0.0) & (ends[1] * ends[3] > 0.0)
         keeps_sign &= ~self.is_complex | (self.angle * (num_steps + 1.0) < math.pi)
@@ -90,7 +78,7 @@ class TransientBounds:
         bound: tf.Tensor,
         keeps_sign: tf.Tensor,
     ) -> tf.Tensor:
-        # The average moves towards theta: no further than to `bound`, or to the largest theta of the other sign.
+        # The average moves towards theta, at most to `bound`, or to the largest theta of the other sign.
         theta, average = state[0], tf.abs(state[2])
         together = keeps_sign & (theta * state[2] > 0.0) & (theta * second[0] > 0.0)
         towards = tf.minimum(average, kept * average + (1.0 - kept) * bound)

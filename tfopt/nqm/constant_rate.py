@@ -1,4 +1,4 @@
-"""SGD at one rate: its exact second moments for any rate, and the rate with the lowest loss after some steps."""
+"""SGD at a constant rate: exact second moments at any rate, and the rate with the lowest loss after some steps."""
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -6,25 +6,20 @@ from scipy.optimize import minimize_scalar
 from tfopt.nqm.algorithm import largest_stable_learning_rate
 from tfopt.nqm.problem import NoisyQuadratic
 
-GRID = 400  # rates
-NUM_REFINED = 3  # local minima of the grid
-FINITE = (1e-300, 1e300)  # losses that have a finite logarithm
+NUM_GRID_RATES = 400
+NUM_REFINED_MINIMA = 3
+# Losses are clipped to this range, so that their logarithms are finite.
+FINITE = (1e-300, 1e300)
 
 
 class ConstantRate:
-    """SGD at one rate, stable or not.
-
-    Args:
-        problem: The problem.
-        batch_size: B.
-        power: p.
-    """
+    """SGD at a constant rate, stable or not, with batch size B and preconditioner power p."""
 
     def __init__(self, problem: NoisyQuadratic, batch_size: float, power: float) -> None:
         self._problem, self._power = problem, power
         self._scaled = problem.curvature ** (1.0 - power)
         self._weights = 0.5 * problem.multiplicity * problem.curvature
-        # The variance that a step adds, over the square of the rate.
+        # This is the variance that a step adds, divided by the square of the rate.
         self._noise = problem.noise_variance * problem.curvature ** (-2.0 * power) / batch_size
 
     def losses(self, rates: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -42,21 +37,20 @@ class ConstantRate:
 
     def _moments(self, rate: float, num_steps: float, start: np.ndarray) -> np.ndarray:
         x = rate * self._scaled
-        change = x * (x - 2.0)  # (1 - x)^2 - 1, without rounding a small x
+        # This is (1 - x)^2 - 1, without rounding a small x.
+        change = x * (x - 2.0)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            # log (1 - x)^2, where neither a small x nor a small 1 - x is rounded.
+            # This is log (1 - x)^2, without rounding a small x or a small 1 - x.
             growth = num_steps * np.where(np.abs(1.0 - x) < 0.5, 2.0 * np.log(np.abs(1.0 - x)), np.log1p(change))
-            # The sum of the powers of (1 - x)^2 up to num_steps - 1.
+            # This is the sum of the powers of (1 - x)^2 from 0 to num_steps - 1.
             powers = np.where(change == 0, num_steps, np.expm1(growth) / change)
             moved = np.where(start > 0, np.exp(growth) * start, 0.0)
             found = moved + np.where(self._noise > 0, rate * rate * self._noise * powers, 0.0)
         return np.where(np.isnan(found), np.inf, found)
 
     def best(self, num_steps: int, least: float) -> float:
-        """Return the rate with the lowest loss after some steps, among those from `least` on.
-
-        The rates end where all directions diverge. The best of a grid are refined, so that it is a local minimum.
-        """
+        """Return the rate >= `least` with the lowest loss after some steps."""
+        # The grid ends where all directions diverge. Its best local minima are refined.
         start = self._problem.initial_second_moment
         moving = moving_part(self._problem).curvature
         highest = 2.0 / float(moving.min() ** (1.0 - self._power))
@@ -65,20 +59,20 @@ class ConstantRate:
             loss = self._loss(self._moments(float(np.exp(logarithm)), float(num_steps), start))
             return float(np.log(np.clip(loss, *FINITE)))
 
-        grid = np.linspace(np.log(least), np.log(highest), GRID)
+        grid = np.linspace(np.log(least), np.log(highest), NUM_GRID_RATES)
         losses = np.array([log_loss(point) for point in grid])
         wall = np.pad(losses, 1, constant_values=np.inf)
         minima = np.flatnonzero((losses <= wall[:-2]) & (losses <= wall[2:]))
-        candidates = [(losses[place], grid[place]) for place in minima]
-        for place in minima[np.argsort(losses[minima])][:NUM_REFINED]:
-            bounds = grid[max(place - 1, 0)], grid[min(place + 1, GRID - 1)]
+        candidates = [(losses[index], grid[index]) for index in minima]
+        for index in minima[np.argsort(losses[minima])][:NUM_REFINED_MINIMA]:
+            bounds = grid[max(index - 1, 0)], grid[min(index + 1, NUM_GRID_RATES - 1)]
             found = minimize_scalar(log_loss, bounds=bounds, method="bounded", options={"xatol": 1e-10})
             candidates.append((found.fun, found.x))
         return float(np.exp(min(candidates)[1]))
 
 
 def moving_part(problem: NoisyQuadratic) -> NoisyQuadratic:
-    """Return the problem without the directions that never move; all of it where none does."""
+    """Return the problem without the directions that never move; the whole problem if none moves."""
     moves = (problem.noise_variance > 0) | (problem.initial_second_moment > 0)
     if moves.all() or not moves.any():
         return problem
@@ -87,5 +81,5 @@ def moving_part(problem: NoisyQuadratic) -> NoisyQuadratic:
 
 
 def stable_limit(problem: NoisyQuadratic, power: float) -> float:
-    """Return the limit of stability of the rate, in the directions that move."""
+    """Return the rate's limit of stability over the directions that move."""
     return float(largest_stable_learning_rate(moving_part(problem), preconditioner_power=power))

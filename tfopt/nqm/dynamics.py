@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -11,12 +11,13 @@ from tfopt.nqm._checks import check_kind
 from tfopt.nqm.algorithm import Algorithm, Structure, broadcast_with, check_batch_size
 from tfopt.nqm.kernels import (
     CompiledByShape,
+    ProblemTensors,
     finite_or_infinite,
     in_chunks,
     make_tensor_system,
     pattern,
     problem_tensors,
-    settings_tensors,
+    setting_tensors,
     weigh,
 )
 from tfopt.nqm.linear_system import (
@@ -41,15 +42,15 @@ def expected_loss(problem: NoisyQuadratic, algorithm: Algorithm, batch_size: Any
     """Return the expected loss after some steps, exactly.
 
     Second moments of (theta, velocity, average) along each direction follow a linear recurrence. Its t-th power comes
-    from repeated squaring of matrices of at most 3 x 3, which is right for defective matrices too (at critical damping,
-    or where 1 - a h equals the average's decay), where there are not enough eigenvectors. Exact means in float64:
-    1 - a h is rounded, by which the logarithm of a transient is off by about 1e-16 for each step.
+    from repeated squaring of matrices of at most 3 x 3. This is right for defective matrices too, which have too few
+    eigenvectors (at critical damping, or where 1 - a h equals the average's decay). Exact means in float64: the
+    rounding of 1 - a h changes the logarithm of a transient by about 1e-16 per step.
 
     Args:
         problem: The problem.
         algorithm: The settings.
         batch_size: B, > 0; need not be whole.
-        steps: Numbers of steps, integers >= 0, of any shape.
+        steps: Numbers of steps, integers >= 0 and <= 2^62, of any shape.
 
     Returns:
         The losses, of the shape that settings and batch sizes broadcast to, followed by the shape of `steps`. Infinite
@@ -73,82 +74,60 @@ def expected_loss(problem: NoisyQuadratic, algorithm: Algorithm, batch_size: Any
 
 
 def transient_and_noise(problem: NoisyQuadratic, algorithm: Algorithm, steps: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return the two parts of the expected loss, which is transient + noise / B.
-
-    Args:
-        problem: The problem.
-        algorithm: The settings, of shape (k,).
-        steps: The number of steps of each setting, of shape (k,).
-
-    Returns:
-        What is left of the initial loss, and what the noise of single examples adds; of shape (k,) each. The
-        noise never falls with the number of steps.
-    """
+    """Return the two parts of the expected loss, transient + noise / B; settings, steps and parts have shape (k,)."""
+    # The transient is the remaining part of the initial loss. The noise is that of single examples, and never falls.
     kernel, parts = _power_kernel(algorithm.structure), problem_tensors(problem)
 
     def run(settings: Algorithm, times: np.ndarray) -> tuple[np.ndarray, ...]:
-        found = kernel(*settings_tensors(settings), tf.constant(times), *parts)
+        found = kernel(setting_tensors(settings), tf.constant(times), parts)
         return tuple(map(finite_or_infinite, found))
 
     return in_chunks(run, algorithm, steps, entries=20 * len(problem.curvature))  # type: ignore[return-value]
 
 
+class Octave(NamedTuple):
+    """A^q with its noise's second moment, and the state with its noise's second moment after 4 q steps, all packed."""
+
+    powers: Vector
+    grams: Vector
+    state: Vector
+    moment: Vector
+
+
 class DoublingTimes:
-    """Transient and noise of a whole grid at 4, 5, 6, 7, 8, 10, 12, 14, 16, ... steps, each octave from the last.
-
-    Args:
-        problem: The problem.
-        algorithm: The settings, of shape (k,).
-
-    Attributes:
-        first: Transient and noise after 1, 2 and 3 steps, of shape (3, k) each.
-    """
+    """Transient and noise of a grid at 4, 5, 6, 7, 8, 10, 12, 14, 16, ... steps, each octave from the last one."""
 
     def __init__(self, problem: NoisyQuadratic, algorithm: Algorithm) -> None:
         self._kernel = _octave_kernel(algorithm.structure)
         self._problem = problem_tensors(problem)
         prepare = _first_octave_kernel(algorithm.structure)
-        *first, self._state = prepare(*settings_tensors(algorithm), *self._problem)
+        *first, self._octave = prepare(setting_tensors(algorithm), self._problem)
+        # Transient and noise after 1, 2 and 3 steps, of shape (3, k) each.
         self.first = tuple(map(finite_or_infinite, first))
         self._quarter = 1
 
     def advance(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Go on by one octave.
-
-        Returns:
-            Four numbers of steps, and transient and noise at them, of shape (4, k).
-        """
+        """Move on by one octave; return its 4 numbers of steps, and transient and noise there, of shape (4, k)."""
         times = self._quarter * np.arange(4, 8)
-        transient, noise, self._state = self._kernel(*self._state, *self._problem)
+        transient, noise, self._octave = self._kernel(self._octave, self._problem)
         self._quarter *= 2
         return times, finite_or_infinite(transient), finite_or_infinite(noise)
 
 
 def flatten_with(algorithm: Algorithm, batch_size: np.ndarray) -> tuple[Algorithm, np.ndarray, tuple[int, ...]]:
-    """Broadcast settings and batch sizes, and flatten them.
-
-    Args:
-        algorithm: The settings.
-        batch_size: B.
-
-    Returns:
-        Settings and batch sizes of shape (k,), and the shape that they were broadcast to.
-
-    Raises:
-        ValueError: The shapes do not broadcast.
-    """
+    """Broadcast and flatten settings and batch sizes to shape (k,); also return the shape before flattening."""
     check_kind("algorithm", algorithm, Algorithm)
     shape = broadcast_with(algorithm, batch_size)
     flat, sizes = algorithm.flat(batch_size)
     return flat, sizes, shape
 
 
-# t steps by repeated squaring: the bits of t say which powers A^(2^j) take part.
+# Takes t steps by repeated squaring: the bits of t select the powers A^(2^j).
 @functools.cache
 def _power_kernel(structure: Structure) -> Callable[..., Any]:
     @CompiledByShape
-    def kernel(rate, momentum, decay, power, steps, curvature, starts, noises):  # type: ignore[no-untyped-def]
-        system = make_tensor_system(structure, (rate, momentum, decay, power), curvature)
+    def kernel(settings, steps, problem):  # type: ignore[no-untyped-def]
+        system = make_tensor_system(structure, settings, problem.curvature)
         first = pack_symmetric(outer(system.noise))
 
         def double(bits, state, moment, powers, grams):  # type: ignore[no-untyped-def]
@@ -161,51 +140,52 @@ def _power_kernel(structure: Structure) -> Callable[..., Any]:
 
         loop = (steps, system.start, tuple(map(tf.zeros_like, first)), pack(system.matrix), first)
         _, state, moment, _, _ = tf.while_loop(lambda bits, *_: tf.reduce_any(bits > 0), double, loop)
-        return _losses(system, state, unpack_symmetric(moment), starts, noises)
+        return _losses(system, state, unpack_symmetric(moment), problem)
 
     return kernel
 
 
-# Losses at 1, 2 and 3 steps; then A and the noise of one step, and the state after 4.
+# Returns the losses at 1, 2 and 3 steps; then A and the noise of one step, and the state after 4 steps.
 @functools.cache
 def _first_octave_kernel(structure: Structure) -> Callable[..., Any]:
     @CompiledByShape
-    def kernel(rate, momentum, decay, power, curvature, starts, noises):  # type: ignore[no-untyped-def]
-        system = make_tensor_system(structure, (rate, momentum, decay, power), curvature)
+    def kernel(settings, problem):  # type: ignore[no-untyped-def]
+        system = make_tensor_system(structure, settings, problem.curvature)
         gram = moment = outer(system.noise)
         state = apply(system.matrix, system.start)
         losses = []
         for _ in range(3):
-            losses.append(_losses(system, state, moment, starts, noises))
+            losses.append(_losses(system, state, moment, problem))
             state, moment = apply(system.matrix, state), add_noise(system.matrix, moment, gram)
-        following = (pack(system.matrix), pack_symmetric(gram), state, pack_symmetric(moment))
+        following = Octave(pack(system.matrix), pack_symmetric(gram), state, pack_symmetric(moment))
         return *map(tf.stack, zip(*losses, strict=True)), following
 
     return kernel
 
 
-# From A^q with its noise, and the state after 4 q steps: losses at 4, 5, 6, 7 q, and the same for 2 q.
+# Takes A^q with its noise and the state after 4 q steps. Returns the losses at 4 q, 5 q, 6 q and 7 q steps, and the
+# same inputs for 2 q.
 @functools.cache
 def _octave_kernel(structure: Structure) -> Callable[..., Any]:
     @CompiledByShape
-    def kernel(powers, grams, state, moment, curvature, starts, noises):  # type: ignore[no-untyped-def]
-        like = pattern(structure)
-        a, g, m = unpack(powers, like.matrix), unpack_symmetric(grams), unpack_symmetric(moment)
+    def kernel(octave, problem):  # type: ignore[no-untyped-def]
+        like, state = pattern(structure), octave.state
+        a, g, m = unpack(octave.powers, like.matrix), unpack_symmetric(octave.grams), unpack_symmetric(octave.moment)
         losses = []
         for _ in range(4):
-            losses.append(_losses(like, state, m, starts, noises))
+            losses.append(_losses(like, state, m, problem))
             state, m = apply(a, state), add_noise(a, m, g)
-        following = (pack(multiply(a, a)), pack_symmetric(add_noise(a, g, g)), state, pack_symmetric(m))
+        following = Octave(pack(multiply(a, a)), pack_symmetric(add_noise(a, g, g)), state, pack_symmetric(m))
         return *map(tf.stack, zip(*losses, strict=True)), following
 
     return kernel
 
 
 def _losses(
-    system: LinearSystem, state: Vector, moment: Matrix, starts: tf.Tensor, noises: tf.Tensor
+    system: LinearSystem, state: Vector, moment: Matrix, problem: ProblemTensors
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    place = system.readout
-    return weigh(state[place] ** 2, starts), weigh(moment[place][place], noises)
+    index = system.readout
+    return weigh(state[index] ** 2, problem.starts), weigh(moment[index][index], problem.noises)
 
 
 def _check_steps(steps: Any) -> np.ndarray:

@@ -1,13 +1,14 @@
-"""What the algorithms do to one direction of the quadratic: a small linear system, and its powers.
+"""The steps of an algorithm along one direction of the quadratic: a small linear system, and its powers.
 
-Everything is written with `+` and `*` alone, so that the entries can be NumPy arrays or tensors of any shape. None is
-an entry that is always zero.
+The code uses only `+` and `*`, so that entries can be NumPy arrays or tensors of any shape. None is an entry that is
+always zero.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-Entry = Any  # an array, a tensor, a number, or None for zero
+# An array, a tensor, a number, or None for zero.
+Entry = Any
 Vector = tuple[Entry, ...]
 Matrix = tuple[Vector, ...]
 
@@ -20,7 +21,7 @@ class LinearSystem:
         matrix: A, for the state (theta), (theta, velocity), (theta, average) or (theta, velocity, average).
         noise: b.
         start: s.
-        readout: Which component of z the loss is read at.
+        readout: Index of the component of z at which the loss is read.
     """
 
     matrix: Matrix
@@ -32,22 +33,11 @@ class LinearSystem:
 def make_system(
     step: Entry, contraction: Entry, momentum: Entry | None, ema_decay: Entry | None, nesterov: bool
 ) -> LinearSystem:
-    """Write an algorithm's steps along one direction as a linear system.
-
-    With x = a h^(1-p), the gradient's change of theta, and velocity u' = beta u + x theta + e:
-    SGD theta' = theta - x theta - e; heavy ball theta' = theta - u'; Nesterov's, as Keras has it,
-    theta' = theta - beta u' - x theta - e. The average is avg' = gamma avg + (1 - gamma) theta'.
-
-    Args:
-        step: a h^-p, which multiplies the gradient.
-        contraction: x = a h^(1-p).
-        momentum: beta; None for plain SGD.
-        ema_decay: gamma; None for no average.
-        nesterov: Whether momentum is Nesterov's.
-
-    Returns:
-        The system; the noise is that of one direction with c / B = 1.
-    """
+    """Return an algorithm's steps along one direction as a linear system, with the noise of c / B = 1."""
+    # With `step` a h^-p, x = a h^(1-p) and the velocity u' = beta u + x theta + e, the algorithms are
+    # SGD: theta' = theta - x theta - e; heavy ball: theta' = theta - u';
+    # Nesterov's momentum, as in Keras: theta' = theta - beta u' - x theta - e.
+    # The average is avg' = gamma avg + (1 - gamma) theta'. A momentum or decay of None means none.
     x = contraction
     if momentum is None:
         rows: list[list[Entry]] = [[1.0 - x]]
@@ -69,57 +59,25 @@ def make_system(
 
 
 def multiply(left: Matrix, right: Matrix) -> Matrix:
-    """Return a product of matrices.
-
-    Args:
-        left: The left factor.
-        right: The right factor.
-
-    Returns:
-        The product.
-    """
+    """Return the product of two matrices."""
     columns = tuple(zip(*right, strict=True))
     return tuple(tuple(_dot(row, column) for column in columns) for row in left)
 
 
 def apply(matrix: Matrix, vector: Vector) -> Vector:
-    """Return a matrix times a vector.
-
-    Args:
-        matrix: The matrix.
-        vector: The vector.
-
-    Returns:
-        The product.
-    """
+    """Return the product of a matrix and a vector."""
     return tuple(_dot(row, vector) for row in matrix)
 
 
 def outer(vector: Vector) -> Matrix:
-    """Return a vector times its transpose.
-
-    Args:
-        vector: The vector.
-
-    Returns:
-        A symmetric matrix.
-    """
+    """Return the product of a vector and its transpose, a symmetric matrix."""
     return tuple(tuple(left * right for right in vector) for left in vector)
 
 
 def add_noise(power: Matrix, gram: Matrix, later: Matrix) -> Matrix:
-    """Return the second moment of the noise of s + t steps, G(s + t) = G(t) + A^t G(s) A^t'.
-
-    All terms of the diagonal are squares, so nothing cancels.
-
-    Args:
-        power: A^t.
-        gram: G(s), of the noise of the first s steps.
-        later: G(t), of the noise of the last t steps.
-
-    Returns:
-        G(s + t).
-    """
+    """Return the second moment of the noise of s + t steps, G(s + t) = G(t) + A^t G(s) A^t'."""
+    # `power` is A^t, `gram` is G(s) of the first s steps, and `later` is G(t) of the last t steps.
+    # All terms of the diagonal are squares, so that nothing cancels.
     half = multiply(power, gram)
     size = len(power)
     upper = {(i, j): later[i][j] + _dot(half[i], power[j]) for i in range(size) for j in range(i, size)}
@@ -127,52 +85,23 @@ def add_noise(power: Matrix, gram: Matrix, later: Matrix) -> Matrix:
 
 
 def pack(matrix: Matrix) -> Vector:
-    """List the entries that are not always zero.
-
-    Args:
-        matrix: The matrix.
-
-    Returns:
-        Its entries, row by row.
-    """
+    """Return the entries that are not always zero, row by row."""
     return tuple(entry for row in matrix for entry in row if entry is not None)
 
 
 def unpack(entries: Vector, like: Matrix) -> Matrix:
-    """Undo `pack`.
-
-    Args:
-        entries: The entries.
-        like: A matrix with None at the same places.
-
-    Returns:
-        The matrix.
-    """
+    """Undo `pack`, for a matrix with None at the same indices as `like`."""
     remaining = iter(entries)
     return tuple(tuple(None if entry is None else next(remaining) for entry in row) for row in like)
 
 
 def pack_symmetric(matrix: Matrix) -> Vector:
-    """List the entries on and above the diagonal.
-
-    Args:
-        matrix: A symmetric matrix.
-
-    Returns:
-        Its entries, row by row.
-    """
+    """Return the entries on and above the diagonal, row by row."""
     return tuple(matrix[i][j] for i in range(len(matrix)) for j in range(i, len(matrix)))
 
 
 def unpack_symmetric(entries: Vector) -> Matrix:
-    """Undo `pack_symmetric`.
-
-    Args:
-        entries: 1, 3 or 6 entries.
-
-    Returns:
-        The matrix.
-    """
+    """Undo `pack_symmetric`, of 1, 3 or 6 entries."""
     size = {1: 1, 3: 2, 6: 3}[len(entries)]
     remaining = iter(entries)
     upper = {(i, j): next(remaining) for i in range(size) for j in range(i, size)}

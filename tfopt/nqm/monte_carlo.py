@@ -1,4 +1,4 @@
-"""Samples of what the dynamics say in the mean: trajectories with noise of any shape, by any update rule."""
+"""Random trajectories, whose mean the dynamics give exactly: with noise of any distribution, by any update rule."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import tensorflow as tf
 
+from tfopt import _plotting
 from tfopt._checks import check_integer, check_number, check_text
 from tfopt.nqm._checks import check_kind
+from tfopt.nqm._drawing import draw_trajectories, finish_losses
 from tfopt.nqm.algorithm import Algorithm
 from tfopt.nqm.kernels import finite_or_infinite
 from tfopt.nqm.noise import LARGEST_SEED, UnitNoise
@@ -18,33 +20,33 @@ if TYPE_CHECKING:
 
 
 class UpdateRule(Protocol):
-    """How an algorithm of yours moves, for `monte_carlo`. The tensors have shape (num_trajectories, dim), float64.
+    """The update of a user's algorithm, for `monte_carlo`. Tensors are float64, of shape (num_trajectories, dim).
 
-    The methods are traced into a graph: branches on tensors must be `tf.cond` or `tf.where`. A method
-    `readout(theta, state)`, if there is one, returns where the loss is read; without it, that is theta.
+    The methods are traced into a graph, so that branches on tensors must be `tf.cond` or `tf.where`. An optional method
+    `readout(theta, state)` returns the point at which the loss is read, of theta's shape. Without it, that is theta.
     """
 
     def initial_state(self, theta: tf.Tensor) -> Any:
-        """Return what is remembered between steps before the first one.
+        """Return the state before the first step.
 
         Args:
-            theta: Where the trajectories start.
+            theta: The start of the trajectories.
 
         Returns:
-            A structure of tensors, such as () or a tuple of them.
+            A structure of tensors, such as () or a tuple of tensors.
         """
         ...
 
     def update(self, theta: tf.Tensor, state: Any, gradient: tf.Tensor) -> tuple[tf.Tensor, Any]:
-        """Make a step.
+        """Make one step.
 
         Args:
-            theta: Where the trajectories are.
-            state: What is remembered.
-            gradient: Noisy gradients.
+            theta: The points before the step.
+            state: The state before the step.
+            gradient: Noisy gradients at theta.
 
         Returns:
-            The new theta, and the new state.
+            The new theta and the new state.
         """
         ...
 
@@ -68,7 +70,7 @@ class Trajectories:
 
     @property
     def standard_error(self) -> np.ndarray:
-        """Standard errors of `mean`, of shape (k,), NaN where losses overflow; noise needs a finite fourth moment."""
+        """Standard error of `mean`, of shape (k,); NaN where losses overflow. Valid if the noise has a 4th moment."""
         with np.errstate(invalid="ignore", over="ignore"):
             return self.losses.std(axis=1, ddof=1) / np.sqrt(self.losses.shape[1])
 
@@ -76,15 +78,16 @@ class Trajectories:
         """Draw the mean, and the range of nine in ten trajectories.
 
         Args:
-            ax: Axes to draw into; None makes new ones.
-            label: Name of the line.
+            ax: Axes to draw into; None (default) makes new ones.
+            label: Name of the line. Default "samples".
 
         Returns:
             The axes.
         """
-        from tfopt.nqm.plots import plot_training_curves
-
-        return plot_training_curves({check_text("label", label): self}, ax=ax)
+        name, ax = check_text("label", label), _plotting.get_axes(ax)
+        draw_trajectories(ax, self.steps, self.losses, name)
+        finish_losses(ax)
+        return ax
 
 
 def monte_carlo(
@@ -101,19 +104,20 @@ def monte_carlo(
     """Run an algorithm many times with random noise.
 
     Every trajectory starts at theta_i(0) = +- sqrt(E theta_i(0)^2), with random signs. The expected loss of SGD and
-    heavy ball does not depend on the noise's shape; that of other rules, such as taking signs, does.
+    heavy ball depends only on the variance of the noise. That of other rules, such as sign descent, depends on the
+    whole distribution.
 
     Args:
-        problem: The problem; directions are counted one by one.
+        problem: The problem, whose multiplicities must be whole numbers: each direction is simulated.
         algorithm: One setting, not a grid; or an `UpdateRule`.
         batch_size: B, > 0.
         num_steps: Number of steps, >= 1.
         num_trajectories: Number of trajectories, >= 2. Default 1,000.
-        record_every: Steps between two records, from 1 to `num_steps`; steps after the last full interval are left out.
+        record_every: Steps between two records, from 1 to `num_steps`. Steps after the last full interval are left out.
             Default 1.
-        noise: Shape of the noise: a `tensorflow_probability` distribution of mean 0 and finite variance, scaled to
-            variance c / B and drawn independently for each direction and step. None (default) is the normal one.
-        seed: Seed, from 0 to 2^31 - 1; the result is a function of it.
+        noise: A `tensorflow_probability` distribution of mean 0 and finite variance. It is scaled to variance c / B,
+            and drawn independently for each direction and step. None (default) is the normal distribution.
+        seed: Seed, from 0 to 2^31 - 1; the result depends on it alone. Default 0.
 
     Returns:
         The losses, of the averages if there are any.
@@ -154,7 +158,7 @@ class _Sampler:
         self._start = tf.constant(np.sqrt(problem.initial_second_moment))
         self._scale = tf.constant(np.sqrt(problem.noise_variance / batch_size))
         self.run = tf.function(self._run, autograph=False)
-        self.run._omit_frequent_tracing_warning = True  # one trace for each call is meant
+        self.run._omit_frequent_tracing_warning = True  # Each call traces once on purpose.
 
     def _run(self, num_records: tf.Tensor, record_every: tf.Tensor) -> tf.Tensor:
         signs = tf.random.stateless_uniform(self._shape, (self._seed, -1), 0, 2, tf.int32)
@@ -175,17 +179,12 @@ class _Sampler:
         return tf.while_loop(lambda number, *_: number < last, step, loop)[3].stack()
 
     def _loss(self, theta: tf.Tensor, state: Any) -> tf.Tensor:
-        place = self._rule.readout(theta, state) if hasattr(self._rule, "readout") else theta
-        return 0.5 * tf.linalg.matvec(place**2, self._curvature)
+        point = self._rule.readout(theta, state) if hasattr(self._rule, "readout") else theta
+        return 0.5 * tf.linalg.matvec(point**2, self._curvature)
 
 
 class _AlgorithmRule:
-    """The update of an `Algorithm`.
-
-    Args:
-        algorithm: One setting.
-        curvature: h.
-    """
+    """The update of an `Algorithm` of one setting, on the curvatures h."""
 
     def __init__(self, algorithm: Algorithm, curvature: np.ndarray) -> None:
         rate, self._momentum, self._decay, power = (float(part) for part in algorithm.settings)

@@ -1,4 +1,4 @@
-"""Gradient noise of any shape, from the distributions of `tensorflow_probability`."""
+"""Gradient noise of any distribution of `tensorflow_probability`."""
 
 from typing import Any
 
@@ -13,16 +13,7 @@ LARGEST_SEED = 2**31 - 1
 
 
 class UnitNoise:
-    """Draws numbers of mean 0 and variance 1.
-
-    Args:
-        distribution: None for the normal distribution, or a scalar `tensorflow_probability` distribution of mean 0 and
-            finite variance, which is scaled to variance 1.
-
-    Raises:
-        TypeError: It is no distribution.
-        ValueError: It is not scalar, its mean is not 0, or its variance is not finite and positive.
-    """
+    """Random numbers of mean 0 and variance 1: normal (None), or from a scalar distribution, scaled to variance 1."""
 
     def __init__(self, distribution: Any = None) -> None:
         self._distribution = distribution
@@ -42,22 +33,13 @@ class UnitNoise:
             )
         mean, variance = float(distribution.mean()), float(distribution.variance())
         if not np.isfinite(variance) or variance <= 0:
-            raise ValueError(f"`noise` must have a finite variance > 0. Received one of variance {variance:g}")
+            raise ValueError(f"`noise` must have a finite variance > 0. Received: variance {variance:g}")
         if not abs(mean) <= 1e-6 * np.sqrt(variance):
-            raise ValueError(f"`noise` must have mean 0. Received one of mean {mean:g}")
+            raise ValueError(f"`noise` must have mean 0. Received: mean {mean:g}")
         self._scale = 1.0 / np.sqrt(variance)
 
     def sample(self, shape: Any, seed: tf.Tensor, dtype: Any = tf.float64) -> tf.Tensor:
-        """Draw numbers.
-
-        Args:
-            shape: How many.
-            seed: Two integers, of which the numbers are a function.
-            dtype: Their dtype.
-
-        Returns:
-            A tensor.
-        """
+        """Return random numbers of a shape and dtype, as a function of `seed`, two integers."""
         if self._distribution is None:
             return tf.random.stateless_normal(shape, seed, dtype=dtype)
         return tf.cast(self._distribution.sample(shape, seed=seed), dtype) * tf.constant(self._scale, dtype)
@@ -66,17 +48,17 @@ class UnitNoise:
 def noise_batches(
     problem: NoisyQuadratic, batch_size: int, num_batches: int | None = None, *, noise: Any = None, seed: int = 0
 ) -> tf.data.Dataset:
-    """Return the data on which `tfopt.models.noisy_quadratic` is trained: noise, and targets that are not used.
+    """Return the training data of `tfopt.models.noisy_quadratic`: batches of noise, and targets that are not used.
 
     Args:
-        problem: The problem, whose directions are counted one by one.
+        problem: The problem, whose multiplicities must be whole numbers, since each direction gets its own column.
         batch_size: Number of rows in a batch, >= 1.
-        num_batches: Number of batches, >= 1; None (default) is no end.
-        noise: Distribution of the noise, as `monte_carlo` takes it.
-        seed: Seed, from 0 to 2^31 - 1; the batches are a function of it, the same in every epoch.
+        num_batches: Number of batches, >= 1; None (default) makes an endless data set.
+        noise: Distribution of the noise, as `monte_carlo` takes it. None (default) is the normal distribution.
+        seed: Seed, from 0 to 2^31 - 1. The batches depend on it alone, and are the same in every epoch. Default 0.
 
     Returns:
-        Pairs of float32 arrays, of shapes (batch_size, dim) and (batch_size, 1).
+        A data set of pairs of float32 arrays, of shapes (batch_size, dim) and (batch_size, 1).
 
     Raises:
         TypeError: An argument has the wrong type.

@@ -1,4 +1,4 @@
-"""Figures: steps, rates and schedules against batch size, and loss along training."""
+"""Figures of several curves: steps, rates and schedules against batch size, and loss along training."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -7,6 +7,7 @@ import numpy as np
 
 from tfopt import _plotting
 from tfopt._checks import as_numbers, check_flag, check_number
+from tfopt.nqm._drawing import draw_by_batch_size, draw_trajectories, finish_losses
 from tfopt.nqm.monte_carlo import Trajectories
 from tfopt.nqm.schedules import Schedule
 from tfopt.nqm.search import OptimalSettings
@@ -14,27 +15,25 @@ from tfopt.nqm.search import OptimalSettings
 if TYPE_CHECKING:
     import matplotlib.axes
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-
 
 def plot_steps_to_target(
     curves: Mapping[str, Any], *, bound: Any = None, ax: "matplotlib.axes.Axes | None" = None
 ) -> "matplotlib.axes.Axes":
     """Draw steps to the target against batch size, both on logarithmic scales.
 
-    Where examples are used as well as at small batches, a curve falls with slope -1.
+    A curve has slope -1 where a larger batch does not use more examples.
 
     Args:
-        curves: By name, what `optimize` returned, or a pair of batch sizes and steps.
-        bound: A pair of batch sizes and steps that no algorithm can beat, or None.
-        ax: Axes to draw into; None makes new ones.
+        curves: A dictionary from names to results of `optimize`, or to pairs of batch sizes and steps.
+        bound: A pair of batch sizes and steps that no algorithm can beat. None (default) draws no bound.
+        ax: Axes to draw into; None (default) makes new ones.
 
     Returns:
         The axes.
 
     Raises:
         TypeError: `curves` is no dictionary of curves, or another argument has the wrong type.
-        ValueError: A curve's two lists differ in length.
+        ValueError: The two lists of a curve differ in length.
     """
     pairs = {
         label: (curve.batch_size, curve.steps) if isinstance(curve, OptimalSettings) else _check_pair("curves", curve)
@@ -42,13 +41,11 @@ def plot_steps_to_target(
     }
     floor = None if bound is None else _check_pair("bound", bound)
     ax = _plotting.get_axes(ax)
-    for place, (label, (sizes, steps)) in enumerate(pairs.items()):
-        ax.plot(sizes, steps, marker=MARKERS[place % len(MARKERS)], markersize=4, label=label)
+    for label, (sizes, steps) in pairs.items():
+        draw_by_batch_size(ax, sizes, steps, label, "steps to the target")
     if floor is not None:
         ax.plot(*floor, color="0.5", linestyle="-", linewidth=1, label="information bound")
-    ax.set(xlabel="batch size", ylabel="steps to the target", yscale="log")
-    ax.set_xscale("log", base=2)
-    ax.legend(fontsize="small")
+        ax.legend(fontsize="small")
     return ax
 
 
@@ -58,52 +55,45 @@ def plot_learning_rates(
     """Draw the best learning rate against batch size.
 
     Args:
-        curves: By name, what `optimize` returned.
+        curves: A dictionary from names to results of `optimize`.
         effective: Whether to draw a / (1 - beta) (default) or a.
-        ax: Axes to draw into; None makes new ones.
+        ax: Axes to draw into; None (default) makes new ones.
 
     Returns:
         The axes.
 
     Raises:
-        TypeError: `curves` is no dictionary of what `optimize` returned.
+        TypeError: `curves` is no dictionary of results of `optimize`, or another argument has the wrong type.
     """
     check_flag("effective", effective)
     _check_named("curves", curves, OptimalSettings)
     ax = _plotting.get_axes(ax)
-    for place, (label, curve) in enumerate(curves.items()):
-        rates = curve.effective_learning_rate if effective else curve.algorithm.learning_rate
-        ax.plot(curve.batch_size, rates, marker=MARKERS[place % len(MARKERS)], markersize=4, label=label)
     ylabel = "effective learning rate a / (1 - momentum)" if effective else "learning rate"
-    ax.set(xlabel="batch size", ylabel=ylabel, yscale="log")
-    ax.set_xscale("log", base=2)
-    ax.legend(fontsize="small")
+    for label, curve in curves.items():
+        rates = curve.effective_learning_rate if effective else curve.algorithm.learning_rate
+        draw_by_batch_size(ax, curve.batch_size, rates, label, ylabel)
     return ax
 
 
 def plot_schedule(
     schedules: Mapping[str, Schedule], *, ax: "matplotlib.axes.Axes | None" = None
 ) -> "matplotlib.axes.Axes":
-    """Draw learning rates against the share of the training that is done.
+    """Draw learning rates against the fraction of the steps done.
 
     Args:
-        schedules: By name, what `optimal_schedule` returned.
-        ax: Axes to draw into; None makes new ones.
+        schedules: A dictionary from names to results of `optimal_schedule`.
+        ax: Axes to draw into; None (default) makes new ones.
 
     Returns:
         The axes.
 
     Raises:
-        TypeError: `schedules` is no dictionary of schedules.
+        TypeError: `schedules` is no dictionary of schedules, or `ax` has the wrong type.
     """
     _check_named("schedules", schedules, Schedule)
     ax = _plotting.get_axes(ax)
     for label, schedule in schedules.items():
-        ends = np.concatenate([[0], np.cumsum(schedule.lengths)]) / schedule.num_steps
-        rates = np.append(schedule.learning_rates, schedule.learning_rates[-1])
-        ax.plot(ends, rates, drawstyle="steps-post", label=f"{label}: {schedule.num_steps:,} steps")
-    ax.set(xlabel="share of the steps", ylabel="learning rate", yscale="log")
-    ax.legend(fontsize="small")
+        schedule.plot(ax, str(label))
     return ax
 
 
@@ -113,17 +103,17 @@ def plot_training_curves(
     """Draw losses against steps, both on logarithmic scales.
 
     Args:
-        curves: By name, what `monte_carlo` returned (mean, and the range of nine in ten trajectories), or a pair of
-            steps and losses.
-        target_loss: Where to draw a line, or None.
-        ax: Axes to draw into; None makes new ones.
+        curves: A dictionary from names to results of `monte_carlo`, drawn as mean and range of nine in ten
+            trajectories, or to pairs of steps and losses.
+        target_loss: Loss at which to draw a line. None (default) draws none.
+        ax: Axes to draw into; None (default) makes new ones.
 
     Returns:
         The axes.
 
     Raises:
         TypeError: `curves` is no dictionary of curves, or another argument has the wrong type.
-        ValueError: A curve's two lists differ in length.
+        ValueError: The two lists of a curve differ in length.
     """
     found = {
         label: curve if isinstance(curve, Trajectories) else _check_pair("curves", curve)
@@ -133,18 +123,13 @@ def plot_training_curves(
         check_number("target_loss", target_loss)
     ax = _plotting.get_axes(ax)
     for label, curve in found.items():
-        if not isinstance(curve, Trajectories):
+        if isinstance(curve, Trajectories):
+            draw_trajectories(ax, curve.steps, curve.losses, label)
+        else:
             ax.plot(*curve, label=label)
-            continue
-        (line,) = ax.plot(curve.steps, curve.mean, label=f"{label}: mean of {curve.losses.shape[1]}")
-        low, high = np.quantile(curve.losses, [0.05, 0.95], axis=1)
-        ax.fill_between(curve.steps, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
     if target_loss is not None:
         ax.axhline(target_loss, color="0.5", linestyle=":", linewidth=1)
-    ax.set(xlabel="step", ylabel="loss", yscale="log")
-    ax.set_xscale("symlog", linthresh=1.0)
-    ax.set_xlim(left=0.0)
-    ax.legend(fontsize="small")
+    finish_losses(ax)
     return ax
 
 

@@ -1,4 +1,4 @@
-"""The noisy quadratic model: a quadratic loss whose gradients are noisy."""
+"""The noisy quadratic model: a quadratic loss with noisy gradients."""
 
 import math
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NoisyQuadratic:
-    """L(theta) = 1/2 sum_i h_i theta_i^2, whose mini-batch gradient is h_i theta_i plus noise of variance c_i / B.
+    """L(theta) = 1/2 sum_i h_i theta_i^2, with mini-batch gradients h_i theta_i plus noise of variance c_i / B.
 
-    Algorithms that treat all directions alike see only the Hessian's eigenvalues and the noise along its eigenvectors,
-    so that a diagonal Hessian loses no generality. Equal eigenvalues are stored once, with their multiplicity.
+    A diagonal Hessian loses no generality for algorithms that treat all directions alike: they see only the Hessian's
+    eigenvalues and the noise along its eigenvectors. Equal eigenvalues are stored once, with their multiplicity.
 
     Attributes:
         curvature: h, the Hessian's eigenvalues, of shape (n,), > 0.
         noise_variance: c, the variance of one example's gradient along each eigenvector, of shape (n,), >= 0.
-        multiplicity: How many directions each entry stands for, of shape (n,), > 0. Need not be whole.
-        initial_second_moment: E theta_i(0)^2, of shape (n,), >= 0.
+        multiplicity: Number of directions that each entry represents, of shape (n,), > 0; need not be whole. Default 1.
+        initial_second_moment: E theta_i(0)^2, of shape (n,), >= 0. Default 1.
 
     Raises:
         TypeError: An argument is not a list of real numbers.
@@ -72,8 +72,8 @@ class NoisyQuadratic:
 
         Args:
             dim: Number of directions, >= 1. Default 10,000.
-            exponent: How fast the eigenvalues fall, >= 0; at most so fast that float64 holds them. Default 1.
-            num_bins: None (default) keeps every eigenvalue; a number merges them, see `binned`.
+            exponent: How fast the eigenvalues fall, >= 0 and at most 300 / max(log10(dim), 1). Default 1.
+            num_bins: None (default) keeps every eigenvalue; an integer >= 1 merges them, see `binned`.
 
         Returns:
             The problem. With the defaults its initial loss is 4.894.
@@ -83,7 +83,7 @@ class NoisyQuadratic:
             ValueError: An argument is out of its range.
         """
         check_integer("dim", dim, minimum=1)
-        # The smallest eigenvalue must not be lost in underflow.
+        # This limit keeps the smallest eigenvalue from underflowing to 0.
         check_number("exponent", exponent, minimum=0.0, maximum=300.0 / max(math.log10(dim), 1.0))
         if num_bins is not None:
             check_integer("num_bins", num_bins, minimum=1)
@@ -93,18 +93,19 @@ class NoisyQuadratic:
 
     @classmethod
     def from_matrices(cls, hessian: Any, noise_covariance: Any, initial_second_moment: Any = 1.0) -> "NoisyQuadratic":
-        """Make the problem with a full Hessian and a full noise covariance.
+        """Make the problem from a full Hessian and a full noise covariance.
 
-        The risk of every algorithm that treats all directions alike depends on the covariance only through
-        c_i = q_i' C q_i, with q_i the Hessian's eigenvectors, and likewise on the initial second moment.
+        For every algorithm that treats all directions alike, the expected loss depends on the covariance only through
+        c_i = q_i' C q_i, where q_i are the Hessian's eigenvectors. The same holds for the initial second moment.
 
         Args:
             hessian: H, symmetric and positive definite, of shape (n, n).
             noise_covariance: C, symmetric and positive semi-definite, of shape (n, n).
             initial_second_moment: E theta(0) theta(0)', of shape (n, n), or a number m for m times the identity.
+                Default 1.
 
         Returns:
-            The problem in the Hessian's eigenvectors, largest eigenvalue first.
+            The problem along the Hessian's eigenvectors, largest eigenvalue first.
 
         Raises:
             TypeError: An argument is not a matrix of real numbers.
@@ -113,7 +114,7 @@ class NoisyQuadratic:
         matrix = _check_matrix("hessian", hessian, None)
         eigenvalues, vectors = np.linalg.eigh(matrix)
         if eigenvalues[0] <= 0:
-            raise ValueError(f"`hessian` must be positive definite. Its smallest eigenvalue is {eigenvalues[0]:g}")
+            raise ValueError(f"`hessian` must be positive definite. Received: smallest eigenvalue {eigenvalues[0]:g}")
         along = []
         for name, value in (("noise_covariance", noise_covariance), ("initial_second_moment", initial_second_moment)):
             if name == "initial_second_moment" and np.ndim(value) == 0:
@@ -122,7 +123,7 @@ class NoisyQuadratic:
             form = _check_matrix(name, value, matrix.shape)
             lowest = np.linalg.eigvalsh(form)[0]
             if lowest < -1e-10 * np.abs(form).max():
-                raise ValueError(f"`{name}` must be positive semi-definite. Its smallest eigenvalue is {lowest:g}")
+                raise ValueError(f"`{name}` must be positive semi-definite. Received: smallest eigenvalue {lowest:g}")
             along.append(np.maximum(np.einsum("ji,jk,ki->i", vectors, form, vectors), 0.0))
         order = slice(None, None, -1)
         return cls(eigenvalues[order], along[0][order], 1.0, along[1][order])
@@ -138,23 +139,28 @@ class NoisyQuadratic:
         return float(0.5 * np.sum(self.multiplicity * self.curvature * self.initial_second_moment))
 
     def binned(self, num_bins: int) -> "NoisyQuadratic":
-        """Merge directions of similar curvature, so that fewer have to be followed. An approximation.
+        """Merge directions of similar curvature, so that the problem has fewer entries. This is an approximation.
 
-        The bins are intervals of log h. Each keeps its number of directions, and its sums of h, of h c and of
-        h E theta(0)^2: so the initial loss stays as it is, and what the noise of one step adds to the loss.
+        The bins are intervals of log h. Each bin keeps its number of directions, and its sums of h, of h c and of h E
+        theta(0)^2. So the initial loss does not change, and neither does the loss that the noise of one step adds.
 
         Args:
             num_bins: Largest number of entries afterwards, >= 1.
 
         Returns:
-            The smaller problem, largest curvature first; itself if it is small enough already.
+            The smaller problem, largest curvature first; this problem itself if it is small enough already.
+
+        Raises:
+            TypeError: `num_bins` is no integer.
+            ValueError: `num_bins` is less than 1.
         """
         check_integer("num_bins", num_bins, minimum=1)
         if len(self.curvature) <= num_bins:
             return self
         logarithm = np.log(self.curvature)
         span = logarithm.max() - logarithm
-        low, high = num_bins, 64 * num_bins  # numbers of intervals, of which some are empty
+        # Some intervals are empty, so that more intervals than bins are allowed.
+        low, high = num_bins, 64 * num_bins
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if len(np.unique(_bin(span, middle))) <= num_bins else (low, middle - 1)
@@ -169,17 +175,20 @@ class NoisyQuadratic:
         return NoisyQuadratic(total / count, noise, count, start)
 
     def expanded(self) -> "NoisyQuadratic":
-        """Return the same problem with every direction on its own.
+        """Return the same problem with one entry for each direction.
 
         Returns:
-            The problem, all of whose multiplicities are 1.
+            A problem whose multiplicities are all 1.
 
         Raises:
             ValueError: A multiplicity is not a whole number.
         """
         count = np.rint(self.multiplicity).astype(np.int64)
         if not np.allclose(count, self.multiplicity, rtol=1e-12, atol=0):
-            raise ValueError("`multiplicity` must hold whole numbers for directions to be counted one by one")
+            raise ValueError(
+                "`multiplicity` must hold whole numbers here, since each direction gets its own entry. Received: "
+                f"{self.multiplicity[np.argmax(np.abs(count - self.multiplicity))]:g}"
+            )
         names = ("curvature", "noise_variance", "initial_second_moment")
         curvature, noise, start = (np.repeat(getattr(self, name), count) for name in names)
         return NoisyQuadratic(curvature, noise, 1.0, start)
@@ -188,7 +197,7 @@ class NoisyQuadratic:
         """Return a table with one row for each entry.
 
         Returns:
-            The four arrays as columns.
+            The four arrays as columns, named as the attributes.
         """
         names = ("curvature", "noise_variance", "multiplicity", "initial_second_moment")
         return _plotting.make_dataframe({name: getattr(self, name) for name in names})
@@ -197,7 +206,7 @@ class NoisyQuadratic:
         """Draw curvature and noise variance against the rank of the direction.
 
         Args:
-            ax: Axes to draw into; None makes new ones.
+            ax: Axes to draw into; None (default) makes new ones.
 
         Returns:
             The axes.
@@ -212,7 +221,7 @@ class NoisyQuadratic:
         return ax
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Made anew, so that copies are read-only too.
+        # A copy goes through the constructor, so that its arrays are read-only too.
         return type(self), (self.curvature, self.noise_variance, self.multiplicity, self.initial_second_moment)
 
     def __repr__(self) -> str:

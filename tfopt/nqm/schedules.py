@@ -10,8 +10,8 @@ from tfopt import _plotting
 from tfopt._checks import check_integer, check_number, check_text
 from tfopt._progress import Progress
 from tfopt.nqm._checks import check_kind
-from tfopt.nqm.batch_size import information_bound
 from tfopt.nqm.constant_rate import ConstantRate, stable_limit
+from tfopt.nqm.information_bound import information_bound
 from tfopt.nqm.problem import NoisyQuadratic
 from tfopt.nqm.schedule_solver import ScheduleSolver
 from tfopt.nqm.search import MAX_SEARCH_CURVATURES, optimize
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """A piecewise constant learning rate for SGD, and what it achieves.
+    """A piecewise constant learning rate for SGD, and the loss that it reaches.
 
     Attributes:
         batch_size: B.
         num_steps: The number of steps.
-        lengths: How many steps each piece takes, of shape (num_pieces,).
+        lengths: Number of steps of each piece, of shape (num_pieces,).
         learning_rates: The rate of each piece, of shape (num_pieces,).
         preconditioner_power: p.
         loss: The expected loss after the last step.
@@ -45,18 +45,19 @@ class Schedule:
 
     @property
     def is_stable(self) -> bool:
-        """Whether the rates are below the limit of stability; if not, the loss passes its minimum on its way up."""
+        """Whether all rates are below the limit of stability; if not, the loss grows again after its minimum."""
         return bool(self.learning_rates.max() < stable_limit(self.problem, self.preconditioner_power))
 
     def to_keras(self) -> keras.optimizers.schedules.PiecewiseConstantDecay:
         """Return the schedule for a Keras optimizer.
 
         Returns:
-            What `learning_rate=` takes; after the last step the last rate is kept.
+            A value for the optimizer's `learning_rate`. After the last step it keeps the last rate.
         """
         ends = np.cumsum(self.lengths)
-        rates = np.append(self.learning_rates, self.learning_rates[-1])  # Keras wants a boundary also for one piece
-        # A value holds up to and including its boundary, and steps count from 0.
+        # Keras needs a boundary even for one piece.
+        rates = np.append(self.learning_rates, self.learning_rates[-1])
+        # In Keras a value holds up to and including its boundary, and steps count from 0.
         return keras.optimizers.schedules.PiecewiseConstantDecay((ends - 1).tolist(), rates.tolist())
 
     def loss_curve(self) -> tuple[np.ndarray, np.ndarray]:
@@ -73,25 +74,29 @@ class Schedule:
         """Return a table with one row for each piece.
 
         Returns:
-            First step, number of steps, rate, and the loss at the piece's end.
+            First step, number of steps, rate, and the loss at the end of the piece.
         """
         steps, losses = self.loss_curve()
         columns = {"first_step": steps[:-1], "num_steps": self.lengths, "learning_rate": self.learning_rates}
         return _plotting.make_dataframe(columns | {"final_loss": losses[1:]})
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str = "") -> "matplotlib.axes.Axes":
-        """Draw the rate against the step.
+        """Draw the rate against the fraction of the steps done.
 
         Args:
-            ax: Axes to draw into; None makes new ones.
-            label: Name of the line; empty for the batch size.
+            ax: Axes to draw into; None (default) makes new ones.
+            label: Name of the line; empty (default) for the batch size.
 
         Returns:
             The axes.
         """
-        from tfopt.nqm.plots import plot_schedule
-
-        return plot_schedule({check_text("label", label) or f"batch size {self.batch_size:g}": self}, ax=ax)
+        name, ax = check_text("label", label) or f"batch size {self.batch_size:g}", _plotting.get_axes(ax)
+        ends = np.concatenate([[0], np.cumsum(self.lengths)]) / self.num_steps
+        rates = np.append(self.learning_rates, self.learning_rates[-1])
+        ax.plot(ends, rates, drawstyle="steps-post", label=f"{name}: {self.num_steps:,} steps")
+        ax.set(xlabel="share of the steps", ylabel="learning rate", yscale="log")
+        ax.legend(fontsize="small")
+        return ax
 
 
 def optimal_schedule(
@@ -106,25 +111,26 @@ def optimal_schedule(
 ) -> Schedule:
     """Find the best piecewise constant learning rate for SGD.
 
-    The final loss is minimised over the logarithms of the rates, up to the limit of stability, by L-BFGS-B with exact
-    gradients. The pieces are of equal length, to one step. With a target, the smallest number of steps whose best
-    schedule reaches it is sought, from below by the information bound and from above by the best constant rate.
+    L-BFGS-B with exact gradients minimises the final loss over the logarithms of the rates, up to the limit of
+    stability. The lengths of the pieces differ by one step at most. With a target, the function looks for the fewest
+    steps whose best schedule reaches it, between the information bound and the steps of the best constant rate.
 
-    A constant rate beyond the limit of stability may be better than all schedules below it, for a few steps. Then the
-    schedule is that constant rate, and its `is_stable` is False. With a target, it never takes more steps than the rate
-    that `optimize` finds with the family "sgd"; without one, no constant rate of a fine grid ends at a lower loss.
+    For few steps a constant rate above the limit of stability may be better than all schedules below it. Then the
+    schedule is that constant rate, and its `is_stable` is False. With a target, the schedule never takes more steps
+    than the rate that `optimize` finds with the family "sgd". Without one, no constant rate of a fine grid ends at a
+    lower loss.
 
     Args:
         problem: The problem.
         batch_size: B, > 0.
-        target_loss: The target, > 0; or None, and `num_steps` instead.
-        num_steps: The number of steps, >= 1; or None, and `target_loss` instead.
+        target_loss: The target, > 0 and below the initial loss. None (default) means that `num_steps` is given.
+        num_steps: The number of steps, >= 1. None (default) means that `target_loss` is given.
         num_pieces: Largest number of pieces, >= 1. Default 50.
         preconditioner_power: p, in [0, 1]. Default 0.
-        progress: Whether to show a progress bar; None (default) does in a terminal.
+        progress: Whether to show a progress bar; None (default) shows it in a terminal.
 
     Returns:
-        The schedule; with a target, it reaches it, and no schedule that was found for one step fewer does.
+        The schedule. With a target, it reaches the target, and the best schedule found for one step fewer does not.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -142,7 +148,7 @@ def optimal_schedule(
     power = check_number("preconditioner_power", preconditioner_power, minimum=0.0, maximum=1.0)
     if (target_loss is None) == (num_steps is None):
         raise ValueError(
-            f"one of `target_loss` and `num_steps` must be given. Received: target_loss={target_loss!r}, "
+            f"Exactly one of `target_loss` and `num_steps` must be given. Received: target_loss={target_loss!r}, "
             f"num_steps={num_steps!r}"
         )
     if num_steps is not None:
@@ -164,15 +170,7 @@ def optimal_schedule(
 
 
 class _ScheduleSearch:
-    """Looks for the fewest steps that the best schedules take.
-
-    Args:
-        problem: The problem.
-        batch_size: B.
-        num_pieces: Largest number of pieces.
-        power: p.
-        target: The target; None for none.
-    """
+    """A search for the fewest steps that a best schedule of at most `num_pieces` pieces takes; no target is None."""
 
     def __init__(
         self, problem: NoisyQuadratic, batch_size: float, num_pieces: int, power: float, target: float | None = None
@@ -182,14 +180,14 @@ class _ScheduleSearch:
         self._sgd = ConstantRate(problem, batch_size, power)
 
     def best(self, num_steps: int) -> Schedule:
-        """Return the best schedule of some steps, below the limit of stability or of one rate."""
+        """Return the best schedule of some steps: below the limit of stability, or of a single rate."""
         rate = self._sgd.best(num_steps, self.solver.least_rate)
         constant = self.constant(num_steps, rate)
         found = self._schedule(num_steps, self.solver.solve(num_steps, rate, constant.loss))
         return constant if constant.loss < found.loss else found
 
     def constant(self, num_steps: int, rate: float) -> Schedule:
-        """Return the schedule of one rate."""
+        """Return the schedule of a single rate."""
         return self._schedule(num_steps, np.full(len(self.solver.lengths(num_steps)), rate))
 
     def _schedule(self, num_steps: int, rates: np.ndarray) -> Schedule:
@@ -198,17 +196,15 @@ class _ScheduleSearch:
         return Schedule(self._batch_size, num_steps, lengths, rates, self._power, loss, self.problem)
 
     def fewest_steps(self, target: float, guess: int, bar: Progress, known: Schedule | None = None) -> Schedule:
-        """Return the best schedule of the fewest steps to a target: strides from a guess, then interpolation.
-
-        If `known` reaches the target, no more steps are taken than it takes.
-        """
-        # The bound may be reached exactly: it must not be rounded up. Nor must a loss that is the target's.
+        """Return the best schedule of the fewest steps to a target, at most those of `known` if that reaches it."""
+        # Strides from the guess find an interval, and interpolation narrows it. The factors below absorb rounding:
+        # the bound may be reached exactly, and the loss of `known` may equal the target.
         bound = (1.0 - 1e-9) * float(information_bound(self.problem, self._batch_size, target))
         low = max(int(np.ceil(bound)) - 1, 0)
         best = known if known is not None and known.loss <= target * (1.0 + 1e-12) else None
         if best is not None:
             low, guess = min(low, best.num_steps - 1), min(guess, best.num_steps)
-        above: float | None = None  # log of loss over target at `low`, where that has been tried
+        above: float | None = None  # This is log(loss / target) at `low`, after a trial there.
         trial, stride = self.best(max(guess, low + 1)), 1
         while True:
             bar.show(f"between {low} and {best.num_steps if best else 'more'} steps")
@@ -228,7 +224,7 @@ class _ScheduleSearch:
 
 
 def _between(low: int, above: float, best: Schedule, target: float, halve: bool) -> int:
-    # Where log loss, linear in log steps, is that of the target; or half way, so that neither end stays for long.
+    # Interpolates log loss linearly in log steps. Regular bisection keeps either end from staying for long.
     below = float(np.log(target / best.loss))
     share = 0.5 if halve or above + below <= 0 else above / (above + below)
     guess = round(np.exp(np.log(max(low, 1)) + share * np.log(best.num_steps / max(low, 1))))

@@ -9,6 +9,7 @@ from tfopt import _plotting
 from tfopt._checks import check_choice, check_number, check_text
 from tfopt._progress import Progress
 from tfopt.nqm._checks import check_kind
+from tfopt.nqm._drawing import draw_by_batch_size
 from tfopt.nqm.algorithm import FAMILIES, Algorithm, check_batch_size, noise_in_steady_state
 from tfopt.nqm.problem import NoisyQuadratic
 from tfopt.nqm.refinement import Refinement
@@ -18,21 +19,22 @@ if TYPE_CHECKING:
     import matplotlib.axes
     import pandas
 
-MAX_SEARCH_CURVATURES = 256  # problems with more are searched binned, and refined as they are
+# A problem with more curvatures is searched in bins, and the result is refined on the whole problem.
+MAX_SEARCH_CURVATURES = 256
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class OptimalSettings:
-    """For every batch size the settings that reach the target first, and the step at which they do.
+    """For every batch size, the settings that reach the target first and the step at which they do.
 
     Attributes:
         family: Which settings were free, see `optimize`.
         target_loss: The target.
         batch_size: B, of shape (k,).
-        steps: The first step at which the loss is at most the target, of shape (k,); infinity where no setting was
-            found that gets there.
+        steps: The first step at which the loss is at most the target, of shape (k,); infinity where the search found no
+            setting that reaches it.
         algorithm: The settings, of shape (k,).
-        is_stable: Whether the iterates settle; if not, the loss passes the target on its way up. Of shape (k,).
+        is_stable: Whether the iterates settle, of shape (k,). If not, the loss passes the target and then grows again.
     """
 
     family: str
@@ -49,14 +51,14 @@ class OptimalSettings:
 
     @property
     def effective_learning_rate(self) -> np.ndarray:
-        """A / (1 - beta), of shape (k,): what the learning rate amounts to while momentum is overdamped."""
+        """The rate divided by 1 - momentum, of shape (k,): the rate of an equivalent SGD if momentum is overdamped."""
         return self.algorithm.learning_rate / (1.0 - self.algorithm.momentum)
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """Return a table with one row for each batch size.
 
         Returns:
-            Steps and settings, indexed by batch size.
+            Steps, settings and `is_stable`, indexed by batch size.
         """
         settings = self.algorithm
         columns = {
@@ -75,15 +77,15 @@ class OptimalSettings:
         """Draw steps against batch size.
 
         Args:
-            ax: Axes to draw into; None makes new ones.
-            label: Name of the line; empty for the family's.
+            ax: Axes to draw into; None (default) makes new ones.
+            label: Name of the line; empty (default) for the family's name.
 
         Returns:
             The axes.
         """
-        from tfopt.nqm.plots import plot_steps_to_target
-
-        return plot_steps_to_target({check_text("label", label) or self.family: self}, ax=ax)
+        name, ax = check_text("label", label) or self.family, _plotting.get_axes(ax)
+        draw_by_batch_size(ax, self.batch_size, self.steps, name, "steps to the target")
+        return ax
 
     def __repr__(self) -> str:
         lines = [f"OptimalSettings({self.family}, target_loss={self.target_loss:g})"]
@@ -96,8 +98,8 @@ class OptimalSettings:
             )
         ]
         lines += ["".join(f"{cell:>15}" for cell in row) for row in (header, *cells)]
-        for place in np.flatnonzero(~self.is_stable):
-            lines[2 + place] += "  unstable: passes the target once"
+        for row in np.flatnonzero(~self.is_stable):
+            lines[2 + row] += "  unstable: passes the target once"
         return "\n".join(lines)
 
 
@@ -113,24 +115,25 @@ def optimize(
 ) -> OptimalSettings:
     """Find the settings that reach a target loss in the fewest steps, for every batch size.
 
-    The loss after t steps is transient + noise / B, so one grid serves all batch sizes: it is followed in octaves of t
-    until some setting has reached the target at each. From the best of it the logarithms of the settings are refined to
-    0.1%, by lowering the loss one step before the best found so far, until that step is out of reach; random hops look
-    for other valleys, and batch sizes try each other's settings. Step counts are first passages, exactly; that no other
-    setting takes fewer steps is not proven. Settings beyond the limit of stability take part, since they may pass the
-    target first.
+    The loss after t steps is transient + noise / B, so one grid of settings serves all batch sizes. The grid is
+    followed in octaves of t until some setting has reached the target at each batch size. The logarithms of the best
+    settings are then refined to 0.1%: the search lowers the loss one step before the best step found so far, until that
+    step is out of reach. Random hops look for other valleys, and batch sizes try each other's settings. Step counts are
+    exact first passages. There is no proof that no other setting takes fewer steps. Settings above the limit of
+    stability take part, because they may pass the target first.
 
     Args:
         problem: The problem.
         family: Which settings are free beside the learning rate: "sgd" none; "momentum" heavy ball's beta; "nesterov"
-            Nesterov's; "ema" the decay of an average of SGD's iterates; "momentum_ema" both.
+            Nesterov's beta; "ema" the decay of an average of SGD's iterates; "momentum_ema" heavy ball's beta and the
+            decay.
         batch_sizes: B, numbers > 0, of shape (k,) or a single one.
         target_loss: The target, > 0.
         preconditioner_power: p, in [0, 1]. Default 0.
-        largest_momentum: Largest beta to try, in [0, 1). None (default) means 1 - 1e-10, as for decays: at
-            small batches the best momentum is one that warms the rate up over the whole training, which no network
-            would forgive.
-        progress: Whether to show a progress bar; None (default) does in a terminal.
+        largest_momentum: Largest beta to try, in [0, 1). None (default) means 1 - 1e-10, as for decays. At small
+            batches the best momentum then warms the rate up over the whole training, which real networks do not
+            tolerate.
+        progress: Whether to show a progress bar; None (default) shows it in a terminal.
 
     Returns:
         The best settings for each batch size, in the order given.
@@ -156,15 +159,14 @@ def optimize(
     check_number("largest_momentum", largest_momentum, minimum=0.0, maximum=1.0, exclusive_maximum=True)
     space = SettingsSpace(family, preconditioner_power, largest_momentum)
     if problem.initial_loss <= target_loss:
-        nothing = np.zeros(len(sizes))  # no step is taken
+        nothing = np.zeros(len(sizes))  # No step is needed.
         settings = Algorithm(nothing, nothing, space.nesterov, nothing, nothing + preconditioner_power)
         return OptimalSettings(family, float(target_loss), sizes, nothing, settings, np.ones(len(sizes), bool))
     small = problem.binned(MAX_SEARCH_CURVATURES)
     with Progress(f"steps to a loss of {target_loss:g}: {family}", progress) as bar:
-        search = Refinement(space, sizes, target_loss, bar)
-        points, steps = search.run(small)
+        best = Refinement(small, space, sizes, target_loss, bar).run()
         if small is not problem:
-            points, steps = search.polish(problem, points[:, :1])
-    settings = space.algorithm(points[:, 0])
+            best = Refinement(problem, space, sizes, target_loss, bar).polish(best.points[:, :1])
+    settings = space.algorithm(best.points[:, 0])
     is_stable = np.isfinite(noise_in_steady_state(problem, settings))
-    return OptimalSettings(family, float(target_loss), sizes, steps[:, 0], settings, is_stable)
+    return OptimalSettings(family, float(target_loss), sizes, best.steps[:, 0], settings, is_stable)

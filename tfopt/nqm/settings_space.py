@@ -1,27 +1,21 @@
-"""The settings that a search is free to choose, as points."""
+"""The settings that a search may choose, as points."""
 
 import numpy as np
 
 from tfopt.nqm.algorithm import Algorithm, largest_stable_learning_rate
 from tfopt.nqm.problem import NoisyQuadratic
 
-CLOSEST_TO_ONE = 1e-10  # of momentum and decay
+# Momentum and decay come no closer to 1 than this.
+CLOSEST_TO_ONE = 1e-10
 
 
 class SettingsSpace:
-    """The free settings as points: logarithms of a / (1 - beta), 1 - beta and 1 - gamma.
-
-    At small batches the loss depends on learning rate and momentum almost only through the first of these.
-
-    Args:
-        family: Which settings are free.
-        power: p.
-        largest_momentum: Largest beta.
-    """
+    """The free settings of a family as points: logarithms of a / (1 - beta), 1 - beta and 1 - gamma."""
 
     def __init__(self, family: str, power: float, largest_momentum: float = 1.0 - CLOSEST_TO_ONE) -> None:
+        # At small batches the loss depends on learning rate and momentum almost only through a / (1 - beta).
         self.power = power
-        self._least = max(1.0 - largest_momentum, CLOSEST_TO_ONE)  # of 1 - beta
+        self._least = max(1.0 - largest_momentum, CLOSEST_TO_ONE)  # This is the smallest 1 - beta.
         self.nesterov = family == "nesterov"
         self.has_momentum = family in ("momentum", "nesterov", "momentum_ema")
         self.has_average = family in ("ema", "momentum_ema")
@@ -38,11 +32,9 @@ class SettingsSpace:
         return Algorithm(np.exp(points[:, 0]) * (1.0 - momentum), momentum, self.nesterov, decay, self.power)
 
     def grid(self, problem: NoisyQuadratic, sizes: np.ndarray, target: float) -> tuple[np.ndarray, ...]:
-        """Return the coordinates of the first grid, of a shape that depends on the family alone.
-
-        Rates go from where the noise of the smallest batch sustains a fiftieth of the target (a c h^-p / 4 in each
-        direction) to where SGD is unstable along all directions.
-        """
+        """Return the coordinates of the first grid, whose shape depends on the family alone."""
+        # The lowest rate is a fiftieth of that at which the smallest batch's noise, a c h^-p / 4 in each direction,
+        # sustains the target. At the highest rate SGD is unstable along all directions.
         curvature = problem.curvature ** (1.0 - self.power)
         limit = float(largest_stable_learning_rate(problem, preconditioner_power=self.power))
         noise = float(np.sum(problem.multiplicity * problem.noise_variance * problem.curvature**-self.power))

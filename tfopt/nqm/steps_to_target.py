@@ -1,8 +1,8 @@
-"""The first step at which the expected loss reaches a target, exactly, without looking at every step."""
+"""The first step at which the expected loss reaches a target, exactly, without a check of every step."""
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -14,14 +14,16 @@ from tfopt.nqm.bounds import TransientBounds
 from tfopt.nqm.dynamics import flatten_with
 from tfopt.nqm.kernels import (
     CompiledByShape,
+    SettingTensors,
     in_chunks,
     make_tensor_system,
     pattern,
     problem_tensors,
-    settings_tensors,
+    setting_tensors,
     weigh,
 )
 from tfopt.nqm.linear_system import (
+    Vector,
     add_noise,
     apply,
     multiply,
@@ -33,20 +35,29 @@ from tfopt.nqm.linear_system import (
 )
 from tfopt.nqm.problem import NoisyQuadratic
 
-# Number of stride lengths 1, 2, 4, ..., and how many strides to try with them: the second table is for what creeps.
+# Each row holds the number of stride lengths 1, 2, 4, ..., and the limit on strides. The second row is for settings
+# that converge slowly.
 TABLES = ((26, 20_000), (52, 10_000_000))
 MAX_STEPS = 2**52
 INFINITY, NAN = np.float64(np.inf), np.float64(np.nan)
 
 
+class Strides(NamedTuple):
+    """Powers of A with their noise's second moments, packed: for one stride length, or stacked for all of them."""
+
+    powers: Vector
+    grams: Vector
+
+
 def steps_to_target(problem: NoisyQuadratic, algorithm: Algorithm, batch_size: Any, target_loss: float) -> np.ndarray:
     """Return the first number of steps t >= 0 after which the expected loss is at most the target.
 
-    Losses need not fall monotonically, so that bisection would be wrong. Steps are left out only where a bound proves
-    that none of them reaches the target: the noise's share of the loss never falls, and the transient along a direction
-    is a sum of two powers, whose size between changes of its sign is smallest at an end. "Never" is proven in the same
-    way: the noise alone exceeds the target. Losses are float64, see `expected_loss`. Takes about 5 kB of memory for
-    each entry of the problem: merge those of problems with a million, see `NoisyQuadratic.binned`.
+    Losses need not fall monotonically, so that bisection would be wrong. Steps are skipped only where a bound proves
+    that none of them reaches the target. The part of the loss that is due to noise never falls. The transient along a
+    direction is a sum of two powers, and between changes of its sign it is smallest at an end of the stride. "Never" is
+    proven in the same way: the noise alone exceeds the target. Losses are float64, see `expected_loss`. The function
+    takes about 5 kB of memory for each entry of the problem. Merge the entries of problems with a million of them, see
+    `NoisyQuadratic.binned`.
 
     Args:
         problem: The problem.
@@ -55,14 +66,14 @@ def steps_to_target(problem: NoisyQuadratic, algorithm: Algorithm, batch_size: A
         target_loss: The target, > 0.
 
     Returns:
-        Whole numbers as float64, or infinity where the target is never reached, or not within 2^52 steps; of the shape
+        Whole numbers as float64, or infinity if the target is never reached, or not within 2^52 steps; of the shape
         that settings and batch sizes broadcast to.
 
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: An argument is out of its range, or shapes do not broadcast.
-        RuntimeError: It could not be decided in ten million strides. Where momentum oscillates, every half period has
-            to be looked at.
+        RuntimeError: Ten million strides do not decide it. If momentum oscillates, each half period needs its own
+            stride.
 
     Example:
         >>> problem = NoisyQuadratic(curvature=[1.0, 0.1], noise_variance=[1.0, 0.1])
@@ -74,12 +85,12 @@ def steps_to_target(problem: NoisyQuadratic, algorithm: Algorithm, batch_size: A
     check_number("target_loss", target_loss, minimum=0.0, exclusive_minimum=True)
     found = first_passages(problem, flat, sizes, float(target_loss), TABLES)
     if np.isnan(found).any():
-        place = int(np.argmax(np.isnan(found)))
-        rate, momentum, decay, _ = (float(part[place]) for part in flat.settings)
+        index = int(np.argmax(np.isnan(found)))
+        rate, momentum, decay, _ = (float(part[index]) for part in flat.settings)
         raise RuntimeError(
-            f"whether target_loss={target_loss:g} is reached at batch_size={sizes[place]:g} with "
+            f"Whether target_loss={target_loss:g} is reached at batch_size={sizes[index]:g} with "
             f"learning_rate={rate:g}, momentum={momentum:g} and ema_decay={decay:g} could not be decided in "
-            f"{TABLES[-1][1]} strides: the loss oscillates for too long. Use a higher target, or less momentum"
+            f"{TABLES[-1][1]} strides, because the loss oscillates for too long. Use a higher target, or less momentum"
         )
     return found.reshape(shape)
 
@@ -87,25 +98,14 @@ def steps_to_target(problem: NoisyQuadratic, algorithm: Algorithm, batch_size: A
 def first_passages(
     problem: NoisyQuadratic, algorithm: Algorithm, sizes: np.ndarray, target: float, tables: tuple[tuple[int, int], ...]
 ) -> np.ndarray:
-    """Return first passages, or NaN where too many strides would have to be tried.
-
-    Args:
-        problem: The problem.
-        algorithm: The settings, of shape (k,).
-        sizes: Batch sizes, of shape (k,).
-        target: The target loss.
-        tables: As `TABLES`.
-
-    Returns:
-        Steps, infinity or NaN, of shape (k,).
-    """
+    """Return the first steps at the target, of shape (k,), infinity for never, or NaN if undecided after `tables`."""
     found = np.where(algorithm.learning_rate == 0, np.inf, np.nan) + np.zeros(len(sizes))
     if problem.initial_loss <= target:
         found[:] = 0.0
     for table in tables:
-        open_ = np.flatnonzero(np.isnan(found))
-        if len(open_):
-            found[open_] = _walk(problem, algorithm.take(open_), sizes[open_], target, *table)
+        undecided = np.flatnonzero(np.isnan(found))
+        if len(undecided):
+            found[undecided] = _walk(problem, algorithm.take(undecided), sizes[undecided], target, *table)
     return found
 
 
@@ -117,33 +117,26 @@ def _walk(
     per_direction = len(pack(like.matrix)) + len(pack_symmetric(outer(like.noise)))
 
     def run(settings: Algorithm, chunk_sizes: np.ndarray) -> tuple[np.ndarray, ...]:
-        tensors = settings_tensors(settings)
-        levels = [_first_kernel(structure)(*tensors, *parts)]
+        tensors = setting_tensors(settings)
+        levels = [_first_kernel(structure)(tensors, parts.curvature)]
         for level in range(1, num_levels):
-            powers, grams = _double_kernel(structure)(*levels[-1])
-            # Squaring doubles the rounding of 1 - x each time: after 10^11 steps four digits are wrong.
-            levels.append((powers if any(structure) else _plain_power(level, tensors, parts[0]), grams))
-        table = [
-            tuple(tf.stack(entry, axis=1) for entry in zip(*half, strict=True)) for half in zip(*levels, strict=True)
-        ]
-        found = _walk_kernel(structure)(
-            tf.constant(max_strides),
-            *table,
-            *tensors,
-            *parts,
-            tf.constant(chunk_sizes),
-            tf.constant(target, tf.float64),
-        )
-        return (found.numpy(),)
+            strides = _double_kernel(structure)(levels[-1])
+            # Each squaring doubles the rounding error of 1 - x: after 10^11 steps four digits are wrong.
+            if not any(structure):
+                strides = strides._replace(powers=_plain_power(level, tensors, parts.curvature))
+            levels.append(strides)
+        halves = zip(*levels, strict=True)
+        table = Strides(*(tuple(tf.stack(entry, axis=1) for entry in zip(*half, strict=True)) for half in halves))
+        limits = tf.constant(max_strides), tf.constant(target, tf.float64)
+        return (_walk_kernel(structure)(table, tensors, parts, tf.constant(chunk_sizes), *limits).numpy(),)
 
     entries = num_levels * per_direction * len(problem.curvature)
     return in_chunks(run, algorithm, sizes, entries=entries)[0]
 
 
-def _plain_power(level: int, settings: tuple[tf.Tensor, ...], curvature: tf.Tensor) -> tuple[tf.Tensor, ...]:
-    # (1 - x)^(2^level) for SGD, with level >= 1, to all digits also where x is small.
-    rate, _, _, power = settings
-    x = rate * curvature**-power * curvature
+def _plain_power(level: int, settings: SettingTensors, curvature: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    # Returns (1 - x)^(2^level) of SGD, with level >= 1, to all digits even for small x.
+    x = settings.rate * curvature**-settings.power * curvature
     logarithm = tf.where(x < 0.5, tf.math.log1p(-tf.minimum(x, 0.5)), tf.math.log(tf.abs(1.0 - x)))
     return (tf.exp(2.0**level * logarithm),)
 
@@ -151,9 +144,9 @@ def _plain_power(level: int, settings: tuple[tf.Tensor, ...], curvature: tf.Tens
 @functools.cache
 def _first_kernel(structure: Structure) -> Callable[..., Any]:
     @CompiledByShape
-    def kernel(rate, momentum, decay, power, curvature, starts, noises):  # type: ignore[no-untyped-def]
-        system = make_tensor_system(structure, (rate, momentum, decay, power), curvature)
-        return pack(system.matrix), pack_symmetric(outer(system.noise))
+    def kernel(settings, curvature):  # type: ignore[no-untyped-def]
+        system = make_tensor_system(structure, settings, curvature)
+        return Strides(pack(system.matrix), pack_symmetric(outer(system.noise)))
 
     return kernel
 
@@ -161,48 +154,46 @@ def _first_kernel(structure: Structure) -> Callable[..., Any]:
 @functools.cache
 def _double_kernel(structure: Structure) -> Callable[..., Any]:
     @CompiledByShape
-    def kernel(powers, grams):  # type: ignore[no-untyped-def]
-        a, g = unpack(powers, pattern(structure).matrix), unpack_symmetric(grams)
-        return pack(multiply(a, a)), pack_symmetric(add_noise(a, g, g))
+    def kernel(strides):  # type: ignore[no-untyped-def]
+        a, g = unpack(strides.powers, pattern(structure).matrix), unpack_symmetric(strides.grams)
+        return Strides(pack(multiply(a, a)), pack_symmetric(add_noise(a, g, g)))
 
     return kernel
 
 
-# Walk along every setting's steps in strides, doubled where the bound held and halved where it did not.
+# Walks along the steps of every setting in strides. A stride is doubled if its bound held, and halved if not.
 @functools.cache
 def _walk_kernel(structure: Structure) -> Callable[..., Any]:
     @CompiledByShape
-    def kernel(  # type: ignore[no-untyped-def]
-        max_strides, powers, grams, rate, momentum, decay, power, curvature, starts, noises, sizes, target
-    ):
-        system = make_tensor_system(structure, (rate, momentum, decay, power), curvature)
+    def kernel(strides, settings, problem, sizes, max_strides, target):  # type: ignore[no-untyped-def]
+        system = make_tensor_system(structure, settings, problem.curvature)
         bounds = TransientBounds(system)
         first = (tf.zeros_like(sizes, tf.int64), tf.zeros_like(sizes, tf.int32), tf.fill(tf.shape(sizes), NAN))
         nothing = tuple(map(tf.zeros_like, pack_symmetric(outer(system.noise))))
 
         def stride(count, step, level, found, state, moment):  # type: ignore[no-untyped-def]
-            a = unpack(_select(powers, level), system.matrix)
-            g, m = unpack_symmetric(_select(grams, level)), unpack_symmetric(moment)
-            noise = weigh(m[system.readout][system.readout], noises) / sizes
-            loss = weigh(state[system.readout] ** 2, starts) + noise
+            a = unpack(_select(strides.powers, level), system.matrix)
+            g, m = unpack_symmetric(_select(strides.grams, level)), unpack_symmetric(moment)
+            noise = weigh(m[system.readout][system.readout], problem.noises) / sizes
+            loss = weigh(state[system.readout] ** 2, problem.starts) + noise
             end, num_steps = apply(a, state), tf.bitwise.left_shift(tf.ones_like(step), tf.cast(level, tf.int64))
             here, there = bounds.smallest(system, state, end, a, tf.cast(num_steps, tf.float64)[:, None])
-            never = (weigh(there**2, starts) + noise > target) | ~tf.math.is_finite(loss)
-            open_ = tf.math.is_nan(found)
-            found = tf.where(open_ & (never | (step >= MAX_STEPS)), INFINITY, found)
-            found = tf.where(open_ & (loss <= target), tf.cast(step, tf.float64), found)
-            passed = tf.math.is_nan(found) & ((level == 0) | (weigh(here**2, starts) + noise > target))
+            never = (weigh(there**2, problem.starts) + noise > target) | ~tf.math.is_finite(loss)
+            undecided = tf.math.is_nan(found)
+            found = tf.where(undecided & (never | (step >= MAX_STEPS)), INFINITY, found)
+            found = tf.where(undecided & (loss <= target), tf.cast(step, tf.float64), found)
+            passed = tf.math.is_nan(found) & ((level == 0) | (weigh(here**2, problem.starts) + noise > target))
             state = tuple(tf.where(passed[:, None], new, old) for new, old in zip(end, state, strict=True))
             later = pack_symmetric(add_noise(a, m, g))
             moment = tuple(tf.where(passed[:, None], new, old) for new, old in zip(later, moment, strict=True))
             step = tf.where(passed, step + num_steps, step)
-            level = tf.clip_by_value(tf.where(passed, level + 1, level - 1), 0, powers[0].shape[1] - 1)
+            level = tf.clip_by_value(tf.where(passed, level + 1, level - 1), 0, strides.powers[0].shape[1] - 1)
             return count + 1, step, level, found, state, moment
 
-        def is_open(count, step, level, found, *_):  # type: ignore[no-untyped-def]
+        def is_undecided(count, step, level, found, *_):  # type: ignore[no-untyped-def]
             return tf.reduce_any(tf.math.is_nan(found)) & (count < max_strides)
 
-        return tf.while_loop(is_open, stride, (tf.constant(0), *first, system.start, nothing))[3]
+        return tf.while_loop(is_undecided, stride, (tf.constant(0), *first, system.start, nothing))[3]
 
     return kernel
 

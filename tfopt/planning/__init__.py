@@ -1,7 +1,8 @@
-"""Which batch size for my model? The noisy quadratic model, fitted to a Keras model where it stands.
+"""Which batch size for my model? The noisy quadratic model, fitted to a Keras model at its current weights.
 
-Measured are the curvature of the loss, the noise of its gradients and what is left to gain, each along the spectrum of
-the Gauss-Newton or Hessian matrix. `tfopt.nqm` then says how many steps each batch size takes, at which learning rate.
+The fit measures the curvature of the loss, the noise of its gradients and the loss that training can still gain, each
+along the spectrum of the Gauss-Newton or Hessian matrix. `tfopt.nqm` then predicts how many steps each batch size
+takes, and at which learning rate.
 """
 
 from tfopt._checks import check_keras_3

@@ -1,4 +1,4 @@
-"""Fitting a noisy quadratic to a Keras model's loss, where the model stands."""
+"""The fit of a noisy quadratic to a Keras model's loss, at the model's weights."""
 
 import math
 import time
@@ -51,49 +51,50 @@ def fit_noisy_quadratic(
     progress: bool | None = None,
     communicator: Communicator | None = None,
 ) -> NoisyQuadraticFit:
-    """Fit the noisy quadratic model to a Keras model's loss, where the model stands.
+    """Fit the noisy quadratic model to a Keras model's loss, at the model's weights.
 
-    The loss is taken for L(w) + g'd + 1/2 d'H d, with the model's gradient g and Gauss-Newton matrix H, and mini-batch
-    gradients for noise of covariance C / B, as single rows show it at the model's weights. Where training starts
-    elsewhere, `initial_weights` says where. Best train a short pilot, about to the loss that is asked for, and fit
-    there: curvature and noise near the end decide about steps and batch sizes, and both differ at the beginning by
-    factors.
+    The fit models the loss as L(w) + g'd + 1/2 d'H d, with the model's gradient g and Gauss-Newton matrix H. It models
+    the noise of mini-batch gradients by a covariance C / B, which it measures on single rows at the model's weights. If
+    training starts elsewhere, pass its first weights as `initial_weights`. Train a short pilot to about the target
+    loss, and fit there. Curvature and noise near the end of training determine the number of steps and the batch sizes,
+    and at the beginning both can differ by large factors.
 
-    What is needed of H, C and g lies along the spectrum: how many eigenvalues there are at a curvature, and how much of
-    the noise and of the gradient lies along their eigenvectors. Lanczos's iteration gives the three from a random
-    vector, from a randomly signed sum of gradients, whose covariance is C, and from the gradient, without any
-    eigenvector. Each run does so with random vectors of its own, and on rows of its own; only where all rows that
-    training draws from are no more than `num_rows_per_run`, every run has all of them. Curvature and gradient of a run
-    are those of the same rows, so that what both owe to the choice of rows cancels. What is left is found by trying
-    each run's minimum on the next run's rows.
+    The fit needs the spectrum of H, C and g: how many eigenvalues H has at each curvature, and how much of the noise
+    and of the gradient lies along their eigenvectors. Lanczos's iteration measures these without any eigenvector, from
+    three vectors: a random one; a randomly signed sum of gradients, whose covariance is C; and the gradient. Each run
+    uses its own random vectors and its own rows. If all rows of the training data are at most `num_rows_per_run`, every
+    run uses all of them. Curvature and gradient of a run come from the same rows, so that their sampling errors cancel
+    in part. The remaining bias is measured: each run tries the minimum of the previous run on its own rows.
 
-    The model is left as it is. Dropout is off; its noise is not counted.
+    The model keeps its weights and its compilation. Dropout is off, and its noise is not part of the fit.
 
     Args:
         model: A Keras model with its variables, compiled or not.
         data: The training data, or a random part of them: `(x, y)`, `(x, y, sample_weight)`, a data set, or a
-            `tfopt.curvature.Probe`. Arrays are shuffled; batches of data sets must be random.
-        loss: As `compile` takes it. None (default) means the one that the model was compiled with.
-        budget_seconds: About how long it may take; fewer rows, products and runs are used where time is short, and a
-            warning says so where even the least has taken longer. None sets no limit. Default 30. The fit depends on
-            the clock where the limit is felt.
-        initial_weights: Where training starts, as `model.get_weights()` gave it there; None (default) means here.
-        num_examples: N, the rows that training draws its batches from, of all ranks; None (default) means those of
-            `data`; `math.inf` for an endless stream.
+            `tfopt.curvature.Probe`. Arrays are shuffled; data sets must bring random batches.
+        loss: As `compile` takes it. None (default) means the loss that the model was compiled with.
+        budget_seconds: Approximate time limit in seconds, > 0. In a short time the fit uses fewer rows, products and
+            runs; it warns if even the smallest fit took longer. The result then depends on the clock. None sets no
+            limit. Default 30.
+        initial_weights: The weights at which training starts, as `model.get_weights()` returns them. None (default)
+            means the current weights.
+        num_examples: N, the number of rows that training draws its batches from, of all ranks. None (default) means the
+            rows of `data`; `math.inf` means an endless stream.
         matrix: "gauss_newton" (default), which has no negative curvature, or "hessian", whose negative part is left
             out.
         batch_norm: "moving" (default) normalises by the moving averages, "batch" by each batch's own statistics.
-        num_runs: Most independent runs, an integer >= 4. Default 8.
-        num_matvecs: Most products with H for each of three or four vectors in a run, an integer >= 2. Default 50.
-        num_rows_per_run: Most rows in a run, of all ranks, an integer >= 16, but at least a batch (of up to 512 rows)
-            on every rank. Default 8192. A model with many more parameters needs many rows: directions that rows do not
-            show look flat.
-        num_bins: Bins of log curvature, over six decades, an integer >= 2. Default 64.
+        num_runs: Largest number of independent runs, an integer >= 4. Default 8.
+        num_matvecs: Largest number of products with H, for each of three or four vectors in a run, an integer >= 2.
+            Default 50.
+        num_rows_per_run: Largest number of rows in a run, of all ranks, an integer >= 16; but at least a batch (of up
+            to 512 rows) on every rank. Default 8192. A model with many more parameters needs many rows, because
+            directions that the rows do not show look flat.
+        num_bins: Number of bins of log curvature, over six decades, an integer >= 2. Default 64.
         self_check: Whether to check the first product, as `GaussNewtonOperator` does. Default True.
         seed: Seed of all randomness, an integer >= 0. Default 0.
-        progress: Whether to show progress; None (default) does in a terminal.
-        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`. Rows of all ranks
-            are taken together.
+        progress: Whether to show a progress bar; None (default) shows it in a terminal.
+        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`. The fit uses the rows
+            of all ranks.
 
     Returns:
         The fit.
@@ -134,7 +135,8 @@ def fit_noisy_quadratic(
         model, loss, probe, batch_norm=batch_norm, self_check=self_check, communicator=communicator
     )
     examples = check_examples(num_examples, operator.num_rows)
-    are_shared = examples == operator.num_rows <= num_rows_per_run  # all that training draws from, and not too many
+    # Runs share all rows if the data are all rows of the training, and few enough.
+    are_shared = examples == operator.num_rows <= num_rows_per_run
     rows = Rows(probe, num_runs, are_shared, rng, operator.communicator)
     displacement = None if initial_weights is None else _displacement(operator, initial_weights)
     measurement = Measurement(operator, rows, displacement, seed)
@@ -147,8 +149,8 @@ def fit_noisy_quadratic(
     seconds = time.perf_counter() - begin
     if budget_seconds is not None and seconds > 1.5 * budget_seconds + 1.0:
         warnings.warn(
-            f"`budget_seconds` was too short: the least that makes a fit took {seconds:.1f} s. "
-            f"Received: {budget_seconds:g}",
+            f"`budget_seconds` was too short: the smallest possible fit took {seconds:.1f} s. "
+            f"Received: {budget_seconds:g}. Allow more time, or fewer `num_matvecs`",
             stacklevel=2,
         )
     return _assemble(runs, operator, examples, displacement is not None, num_bins, begin)
@@ -207,19 +209,7 @@ def _assemble(
 
 
 def make_probe(data: Any, seed: int) -> Probe:
-    """Make a probe of all data.
-
-    Args:
-        data: As `fit_noisy_quadratic` takes them.
-        seed: Seed of the order of arrays' rows.
-
-    Returns:
-        The probe.
-
-    Raises:
-        TypeError: The data are of another kind.
-        ValueError: They do not fit together.
-    """
+    """Return a probe of all data, with the rows of arrays in an order that depends on `seed`."""
     parts = data if isinstance(data, tuple) else (data,)
     if isinstance(data, list) or not 1 <= len(parts) <= 3:
         raise TypeError(
@@ -230,7 +220,8 @@ def make_probe(data: Any, seed: int) -> Probe:
         probe = as_probe(*parts)
     except (TypeError, ValueError) as error:
         raise type(error)(f"`data` must be what a Probe can hold: {error}") from error
-    if not (isinstance(parts[0], Probe) or brings_batches(parts[0])):  # arrays, in an order that may mean something
+    # The rows of arrays may be sorted, so they are shuffled.
+    if not (isinstance(parts[0], Probe) or brings_batches(parts[0])):
         order = np.random.default_rng([seed, 1]).permutation(probe.num_rows)
         shuffled = (map_arrays(lambda leaf: np.asarray(leaf)[order], part) for part in parts)
         probe = Probe(*shuffled, batch_size=LARGEST_BATCH)
@@ -238,19 +229,7 @@ def make_probe(data: Any, seed: int) -> Probe:
 
 
 def check_examples(num_examples: Any, num_rows: int) -> float:
-    """Check the number of rows that training draws from.
-
-    Args:
-        num_examples: As `fit_noisy_quadratic` takes it.
-        num_rows: Rows of the data, of all ranks.
-
-    Returns:
-        The number, which may be infinite.
-
-    Raises:
-        TypeError: It is neither a number nor None.
-        ValueError: It is less than there are rows, or not whole.
-    """
+    """Return the number of rows that training draws from, >= `num_rows`, perhaps infinite; None means `num_rows`."""
     if num_examples is None:
         return float(num_rows)
     if isinstance(num_examples, float) and num_examples == math.inf:
@@ -268,11 +247,11 @@ def _displacement(operator: CurvatureOperator, initial_weights: Any) -> np.ndarr
         arrays = [np.asarray(part, np.float64) for part in initial_weights]
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"`initial_weights` must be what model.get_weights() gave. Received: {initial_weights!r}"
+            f"`initial_weights` must be a result of model.get_weights(). Received: {initial_weights!r}"
         ) from error
     if [array.shape for array in arrays] != shapes:
         raise ValueError(
-            f"`initial_weights` must be what model.get_weights() gave, of shapes {shapes}. "
+            f"`initial_weights` must be a result of model.get_weights(), of shapes {shapes}. "
             f"Received: {[array.shape for array in arrays]}"
         )
     by_variable = {id(v): array for v, array in zip(model.weights, arrays, strict=True)}
@@ -281,6 +260,6 @@ def _displacement(operator: CurvatureOperator, initial_weights: Any) -> np.ndarr
         raise ValueError("`initial_weights` and the model's weights must be finite")
     if not displacement.any():
         raise ValueError(
-            "`initial_weights` must differ from the model's weights: train a pilot between the two, or pass None"
+            "`initial_weights` must differ from the model's weights. Train a pilot in between, or pass None"
         )
     return displacement

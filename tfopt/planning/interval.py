@@ -1,4 +1,4 @@
-"""Bootstrap intervals from a handful of independent runs."""
+"""Bootstrap intervals from a few independent runs."""
 
 import math
 from collections.abc import Callable
@@ -11,13 +11,13 @@ from scipy.stats import norm, t
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Interval:
-    """A number, or an array of them, and where it lies with some confidence.
+    """An estimate of a number or an array, with a confidence interval.
 
     Attributes:
         value: The estimate.
         low: The lower end, of the estimate's shape.
-        high: The upper end.
-        level: With which probability the interval holds what is estimated, in (0, 1).
+        high: The upper end, of the estimate's shape.
+        level: The confidence level, in (0, 1): the probability that the interval holds the true value.
     """
 
     value: Any
@@ -31,45 +31,26 @@ class Interval:
         return describe(self, "infinity")
 
 
-def bootstrap(function: Callable[[np.ndarray], Any], num_runs: int, level: float, draws: int, seed: int) -> Interval:
-    """Estimate something from runs, and its interval from runs drawn with replacement.
-
-    The expanded percentile interval: quantiles are moved outwards as Student's t and the factor n / (n - 1) of the
-    variance ask for, without which intervals from few runs are too narrow (Hesterberg, "What teachers should know about
-    the bootstrap", The American Statistician 69, 2015, section 5.3.1).
-
-    Args:
-        function: Takes indices of runs, of shape (num_runs,), and returns a number or an array; NaN where there is no
-            answer.
-        num_runs: How many runs there are, >= 2.
-        level: Probability, in (0, 1).
-        draws: How many times to draw.
-        seed: Seed of the draws.
-
-    Returns:
-        The estimate from all runs once, with its interval.
-    """
+def bootstrap(
+    function: Callable[[np.ndarray], Any], num_runs: int, level: float, num_draws: int, seed: int
+) -> Interval:
+    """Estimate `function` of indices of runs, with an interval from `num_draws` draws of runs with replacement."""
     rng = np.random.default_rng(seed)
     value = function(np.arange(num_runs))
-    replicates = [function(rng.integers(num_runs, size=num_runs)) for _ in range(draws)]
+    replicates = [function(rng.integers(num_runs, size=num_runs)) for _ in range(num_draws)]
     low, high = expanded_percentiles(np.array(replicates), num_runs, level)
     return Interval(value, low, high, level)
 
 
 def expanded_percentiles(replicates: np.ndarray, num_runs: int, level: float) -> tuple[Any, Any]:
-    """Return the ends of the interval.
-
-    Args:
-        replicates: Of shape (draws, ...); infinities count as the largest, NaN as both ends.
-        num_runs: How many runs they were drawn from.
-        level: Probability, in (0, 1).
-
-    Returns:
-        The lower and the upper end, of shape (...).
-    """
+    """Return both ends, of shape (...), of the interval from replicates of shape (draws, ...)."""
+    # This is the expanded percentile interval (Hesterberg, "What teachers should know about the bootstrap", The
+    # American Statistician 69, 2015, section 5.3.1). Student's t and the factor n / (n - 1) of the variance move the
+    # quantiles outwards, because intervals from few runs are too narrow otherwise. Infinity counts as the largest
+    # number, and NaN as both ends.
     expanded = math.sqrt(num_runs / (num_runs - 1)) * t.ppf(0.5 + 0.5 * level, num_runs - 1)
     tail = float(norm.sf(expanded))
-    # By rank, not interpolated: there is nothing between a number and infinity.
+    # Ends are order statistics, because no interpolation between a number and infinity makes sense.
     last = len(replicates) - 1
     low = np.sort(np.where(np.isnan(replicates), -np.inf, replicates), axis=0)[math.floor(tail * last)]
     high = np.sort(np.where(np.isnan(replicates), np.inf, replicates), axis=0)[math.ceil((1.0 - tail) * last)]
@@ -77,15 +58,7 @@ def expanded_percentiles(replicates: np.ndarray, num_runs: int, level: float) ->
 
 
 def describe(interval: Interval, infinity: str) -> str:
-    """Return an interval of a number in words.
-
-    Args:
-        interval: The interval.
-        infinity: What to say for infinity.
-
-    Returns:
-        The estimate and, in brackets, the ends; "unknown" for NaN.
-    """
+    """Return an interval of a number as text, with a word for infinity: "value (low to high)"; "unknown" for NaN."""
 
     def short(number: float) -> str:
         if math.isinf(number):

@@ -1,4 +1,4 @@
-"""Measuring runs: spectrum, gradient noise and what is left to gain, each time on rows of their own."""
+"""Runs of the measurement: spectrum, gradient noise and possible gain, each on rows of its own."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -14,17 +14,22 @@ from tfopt.curvature.operator import CurvatureOperator
 from tfopt.curvature.probe import Batch, Probe, join, map_arrays
 from tfopt.planning.spectral_measure import SpectralMeasure, newton_step, run_lanczos
 
-FEWEST_RUNS = 4  # for intervals that mean anything
+# Intervals from fewer runs would mean little.
+FEWEST_RUNS = 4
 FEWEST_MATVECS = 20
-SMALLEST_CURVATURE = 1e-6  # of the largest, below which float32 resolves nothing
-SIZED_FOR = 6  # runs, where time is short
-NUM_GROUPS = 32  # of gradients in a run, at least
-LARGEST_BATCH = 512  # rows of a product at once
+# Float32 resolves no curvature below this fraction of the largest.
+SMALLEST_CURVATURE = 1e-6
+# A short budget is divided among this many runs.
+SIZED_FOR = 6
+# A run splits its rows into at least this many groups, for their gradients.
+NUM_GROUPS = 32
+# A product uses at most this many rows at once.
+LARGEST_BATCH = 512
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much goes into one run.
+    """The amount of work in one run.
 
     Attributes:
         num_matvecs: Products for each vector.
@@ -37,19 +42,19 @@ class Effort:
 
 @dataclass(frozen=True)
 class Run:
-    """What one run has measured.
+    """The measured values of one run. Measures are of a matrix's spectrum, see `SpectralMeasure`.
 
     Attributes:
-        counts: Of a random vector of independent standard normal entries: expected masses count eigenvalues.
-        noise: Of a random vector whose covariance is that of a single row's gradient.
-        gradient: Of the gradient at the model's weights.
-        start: Of the quadratic's gradient at the weights where training starts.
-        gain_elsewhere: How much the step to the previous run's minimum lowers this run's quadratic; NaN where there is
-            no previous run.
-        num_rows: Rows that it was measured on.
+        counts: Measure of a vector of independent standard normal entries; its expected masses count eigenvalues.
+        noise: Measure of a random vector whose covariance is that of a single row's gradient.
+        gradient: Measure of the gradient at the model's weights.
+        start: Measure of the quadratic's gradient at the weights where training starts.
+        gain_elsewhere: Decrease of this run's quadratic by the step to the previous run's minimum; NaN in the first
+            run.
+        num_rows: Number of rows measured.
         covariance_trace: Trace of the covariance of a single row's gradient.
-        loss: At the model's weights.
-        initial_loss: Where training starts.
+        loss: Loss at the model's weights.
+        initial_loss: Loss at the weights where training starts.
     """
 
     counts: SpectralMeasure
@@ -69,23 +74,13 @@ class Run:
 
 
 class Rows:
-    """All rows of this rank, cut into pieces of equal size in random order, and dealt to the runs.
-
-    Args:
-        probe: The rows.
-        num_runs: Number of runs.
-        are_shared: Whether every run may have all rows, in place of its own share of them.
-        rng: Shuffles the pieces.
-        communicator: The job's communicator; all ranks deal in the same way.
+    """All rows of this rank in shuffled pieces of equal size, and the share of each run.
 
     Attributes:
         piece_size: Rows in a piece.
-        group_size: Rows in a group of gradients, of which a piece has several.
+        group_size: Rows in a group of gradients; a piece holds several groups.
         batch_size: Rows in a batch, which is several pieces.
-        num_batches: Batches that each run has, on each rank.
-
-    Raises:
-        ValueError: There are too few rows.
+        num_batches: Batches of each run, on each rank.
     """
 
     def __init__(
@@ -96,6 +91,7 @@ class Rows:
         rng: np.random.Generator,
         communicator: Communicator,
     ) -> None:
+        # With `are_shared` every run has all rows, in place of its own share. All ranks deal in the same way.
         largest = max(batch.num_rows for batch in probe.batches)
         everyone = np.array(communicator.allgather_object((probe.num_rows, largest), "rows"))
         fewest, largest = everyone.min(axis=0).tolist()
@@ -107,14 +103,14 @@ class Rows:
         of_a_run = fewest if are_shared else own
         size = min(LARGEST_BATCH, largest, max(own // 4, 2))
         group = max(min(of_a_run // NUM_GROUPS, size // 2), 1)
-        self.group_size = 1 << (group.bit_length() - 1)  # a power of two, so that few rows are left over
+        self.group_size = 1 << (group.bit_length() - 1)  # Powers of two leave few rows over.
         self.piece_size = size = size // self.group_size * self.group_size
         pieces = [b.rows(at, at + size) for b in probe.batches for at in range(0, b.num_rows - size + 1, size)]
         fewest = min(communicator.allgather_object(len(pieces), "pieces"))
         if size < 2 or fewest < 2 * num_runs:
             raise ValueError(
                 f"`data` must have batches of equal size and two rows or more, several for each of {num_runs} runs. "
-                f"Received: {probe!r}, of which {fewest} pieces of {size} rows can be cut"
+                f"Received: {probe!r}, from which only {fewest} pieces of {size} rows can be cut"
             )
         self._are_shared, self._num_own = are_shared, fewest // num_runs
         count = fewest if are_shared else self._num_own
@@ -125,19 +121,12 @@ class Rows:
         self._seed = int(rng.integers(2**31))
 
     def pieces(self, index: int, count: int) -> list[Batch]:
-        """Return the pieces of a run.
-
-        Args:
-            index: Which run.
-            count: Of how many batches, at most.
-
-        Returns:
-            The pieces.
-        """
+        """Return the pieces of run `index`, those of at most `count` batches."""
         most = self.num_batches * self._num_in_batch
         if not self._are_shared:
             mine = self._pieces[index * self._num_own :][:most]
-        else:  # cut anew: groups of the same rows in every run would err in the same way
+        else:
+            # Each run shuffles the rows again, because equal groups in all runs would have equal errors.
             whole, size = join(self._pieces), self.piece_size
             order = np.random.default_rng([self._seed, index]).permutation(whole.num_rows)[: most * size]
             parts = (map_arrays(lambda leaf: tf.gather(leaf, order), part) for part in whole.tensors)
@@ -146,28 +135,13 @@ class Rows:
         return mine[: count * self._num_in_batch]
 
     def batches(self, index: int, count: int) -> list[Batch]:
-        """Return the same rows in batches, for products.
-
-        Args:
-            index: Which run.
-            count: How many, at most.
-
-        Returns:
-            The batches, all of one size.
-        """
+        """Return the rows of `pieces` in at most `count` batches of equal size, for products."""
         pieces, each = self.pieces(index, count), self._num_in_batch
         return [join(pieces[at : at + each]) for at in range(0, len(pieces), each)]
 
 
 class Measurement:
-    """Measures runs within a time.
-
-    Args:
-        operator: The matrix, over any rows of this form.
-        rows: The rows.
-        displacement: Weights where training starts minus the model's, of shape (n,); None if it starts here.
-        seed: Seed of the random vectors.
-    """
+    """Measures runs within a time limit; `displacement` is first weights minus the model's, of shape (n,), or None."""
 
     def __init__(self, operator: CurvatureOperator, rows: Rows, displacement: np.ndarray | None, seed: int) -> None:
         self._operator, self._rows, self._displacement, self._seed = operator, rows, displacement, seed
@@ -175,15 +149,7 @@ class Measurement:
         self._previous_step: np.ndarray | None = None
 
     def choose_effort(self, most: Effort, seconds: float) -> Effort:
-        """Find out how much can be done in each run.
-
-        Args:
-            most: The most that is wanted.
-            seconds: The time for some more than the fewest runs.
-
-        Returns:
-            The effort.
-        """
+        """Return the effort of each run, at most `most`, so that `SIZED_FOR` runs take about `seconds`."""
         of_gradients, of_a_product = self._time_parts()
         # All ranks must choose the same.
         seconds = min(self._ranks.allgather_object(seconds, "seconds"))
@@ -196,7 +162,7 @@ class Measurement:
         return Effort(matvecs, batches)
 
     def _time_parts(self) -> tuple[float, float]:
-        # Seconds for the gradients of a batch, and for its product, after they have been compiled.
+        # Returns the seconds for the gradients of a batch and for a product with it, without compilation.
         operator = self._operator.over(Probe.of(self._rows.batches(0, 1)))
         vector = np.ones(operator.shape[0], operator.dtype)
         pieces = self._rows.pieces(0, 1)
@@ -213,17 +179,7 @@ class Measurement:
         return float(slowest[0]), float(slowest[1])
 
     def run(self, index: int, effort: Effort, seconds: float | None = None) -> Run:
-        """Measure on the rows of one run.
-
-        Args:
-            index: Which run.
-            effort: How much to do.
-            seconds: About how long it may take, where that is more than what the fewest products take; None for any
-                time.
-
-        Returns:
-            What was measured.
-        """
+        """Measure run `index`, in about `seconds`, or longer for the fewest products; None sets no time limit."""
         pieces = self._rows.pieces(index, effort.num_batches)
         operator = self._operator.over(Probe.of(self._rows.batches(index, effort.num_batches)))
         loss, gradient, noise, trace, num_rows = self._gradient_and_noise(pieces, index)
@@ -238,8 +194,8 @@ class Measurement:
                 vectors["start"] = gradient + moved
                 initial_loss = self._initial_loss(operator, self._displacement)
             found = {}
-            for place, (name, vector) in enumerate(vectors.items()):
-                end = None if seconds is None else begin + (place + 1) / len(vectors) * seconds
+            for number, (name, vector) in enumerate(vectors.items(), start=1):
+                end = None if seconds is None else begin + number / len(vectors) * seconds
                 result = run_lanczos(operator, vector, effort.num_matvecs, self._clock(end))
                 found[name] = SpectralMeasure.of(result, float(vector @ vector))
                 if name == "gradient" and result is not None:
@@ -255,7 +211,7 @@ class Measurement:
         )
 
     def _gain(self, operator: CurvatureOperator, gradient: np.ndarray) -> float:
-        # What the previous run takes for the minimum, by the quadratic of these rows.
+        # Returns how much the step to the previous run's minimum lowers the quadratic of these rows.
         step = self._previous_step
         if step is None:
             return float("nan")
@@ -268,23 +224,11 @@ class Measurement:
         return lambda count: count >= FEWEST_MATVECS and self.is_over(time.perf_counter(), end)
 
     def is_over(self, seconds: float, budget: float) -> bool:
-        """Say whether one of the ranks is over its time.
-
-        Args:
-            seconds: This rank's time.
-            budget: This rank's limit.
-
-        Returns:
-            The same on every rank.
-        """
+        """Return whether any rank has used more seconds than its budget, the same on every rank."""
         return any(self._ranks.allgather_object(seconds > budget, "seconds"))
 
     def check(self) -> None:
-        """Check that the loss is finite, and a mean over rows.
-
-        Raises:
-            ValueError: It is not.
-        """
+        """Raise ValueError unless the loss is finite and a mean over rows."""
         loss = self._operator.probe_loss.over(Probe.of(self._rows.pieces(0, 1)[:1]))
         value, gradient = loss.loss_and_gradient()
         if not (np.isfinite(value) and np.isfinite(flatten(gradient)).all()):
@@ -294,14 +238,15 @@ class Measurement:
     def _gradient_and_noise(
         self, pieces: Sequence[Batch], index: int
     ) -> tuple[float, np.ndarray, np.ndarray, float, int]:
-        # With groups of b rows: sqrt(b / (M - 1)) sum_j s_j (g_j - g), random signs s_j, has the covariance C of a row.
+        # With M groups of b rows and random signs s_j, the vector sqrt(b / (M - 1)) sum_j s_j (g_j - g) has the
+        # covariance C of a single row.
         size = self._rows.group_size
         groups = Groups(self._operator.probe_loss.over(Probe.of(pieces)), size)
         evaluations = groups.evaluations()
         groups.check(evaluations)
         rng = np.random.default_rng([self._seed, index, self._ranks.rank, 1])
         signed = total = np.zeros(self._operator.shape[0])
-        scalars = np.zeros(4)  # of losses, of squares, of signs, of groups
+        scalars = np.zeros(4)  # These are sums of losses, squared norms and signs, and the number of groups.
         for loss, gradient in evaluations:
             sign = rng.choice([-1.0, 1.0])
             signed, total = signed + sign * gradient, total + gradient
@@ -326,12 +271,5 @@ class Measurement:
 
 
 def flatten(parts: Sequence[Any]) -> np.ndarray:
-    """Join arrays to one vector.
-
-    Args:
-        parts: Arrays or tensors.
-
-    Returns:
-        A float64 vector.
-    """
+    """Return arrays or tensors joined to one float64 vector."""
     return np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in parts])

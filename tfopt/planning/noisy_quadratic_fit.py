@@ -1,4 +1,4 @@
-"""What a fit has found: a noisy quadratic, measured in several runs."""
+"""The result of a fit: a noisy quadratic, measured in several runs."""
 
 import math
 from collections.abc import Callable
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import matplotlib.axes
     import pandas
 
-BY_RUN = (  # attributes with a row for each run
+# Attributes with one row for each run.
+BY_RUN = (
     "counts",
     "noise",
     "start",
@@ -32,38 +33,41 @@ BY_RUN = (  # attributes with a row for each run
     "initial_loss",
     "covariance_trace",
 )
-SMALLEST_COUNT = 1e-3  # of directions in a bin that no random vector has hit
+# A bin that no random vector has hit counts as this many directions.
+SMALLEST_COUNT = 1e-3
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NoisyQuadraticFit:
     """A noisy quadratic fitted to a model, as measured in several independent runs.
 
-    Each run has measured everything on rows of its own with random vectors of its own; what is estimated are means over
-    runs, and runs drawn with replacement give intervals. Arrays hold one row for each run and one column for each bin
-    of the spectrum.
+    Each run measures everything on its own rows with its own random vectors. Estimates are means over runs, and runs
+    drawn with replacement give intervals. Arrays hold one row for each run and one column for each bin of the spectrum.
 
     Attributes:
-        curvature: The bins' curvatures (h), of shape (k,), rising.
-        counts: Number of directions in each bin.
-        noise: Sum over these of the variance of a single row's gradient (c).
-        start: Sum over these of the squared gradient of the quadratic where training starts, on the rows of each run.
-        flat_share: Which share of the noise, and of the start's gradient lies in directions too flat to be resolved, or
-            of negative curvature, of shape (num_runs, 2).
-        loss: At the model's weights, on the rows of each run, of shape (num_runs,).
-        squared_gradient_norm: Of the gradient there.
-        gain: 1/2 g'H^-1 g, how far the quadratic of a run's rows lies above its minimum.
-        gain_elsewhere: How much the step there lowers the quadratic of the next run's rows; NaN where there is none.
-        noise_gain: 1/2 tr(H^-1 C).
-        sampling: 1/n - 1/N, with n rows in the run: the share of a single row's noise that is in means over them.
-        initial_loss: Where training starts.
-        covariance_trace: Trace of the covariance of a single row's gradient.
-        num_examples: Rows that training draws its batches from; infinity for an endless stream.
-        num_rows: Rows that were measured on, in all runs.
-        num_parameters: Entries of the model's trainable variables.
-        is_displaced: Whether training starts elsewhere than where the model stands.
+        curvature: The curvature of each bin (h), of shape (k,), rising.
+        counts: Number of directions in each bin, of shape (num_runs, k).
+        noise: Sum over these of the variance of a single row's gradient (c), of shape (num_runs, k).
+        start: Sum over these of the squared gradient of the quadratic where training starts, on the rows of each run,
+            of shape (num_runs, k).
+        flat_share: Fractions of the noise, and of the squared gradient where training starts, that lie in directions of
+            negative curvature or too flat to be resolved, of shape (num_runs, 2).
+        loss: Loss at the model's weights, on the rows of each run, of shape (num_runs,).
+        squared_gradient_norm: Squared norm of the gradient there, of shape (num_runs,).
+        gain: 1/2 g'H^-1 g, the height of each run's quadratic above its minimum, of shape (num_runs,).
+        gain_elsewhere: Decrease of each run's quadratic by the step to the previous run's minimum, of shape
+            (num_runs,); NaN where no run came before.
+        noise_gain: 1/2 tr(H^-1 C), of shape (num_runs,).
+        sampling: 1/n - 1/N, with n rows in the run: the fraction of a single row's noise that remains in means over
+            them, of shape (num_runs,).
+        initial_loss: Loss where training starts, of shape (num_runs,).
+        covariance_trace: Trace of the covariance of a single row's gradient, of shape (num_runs,).
+        num_examples: Number of rows that training draws its batches from; infinity for an endless stream.
+        num_rows: Number of rows measured in all runs.
+        num_parameters: Number of entries of the model's trainable variables.
+        is_displaced: Whether training starts at other weights than the model's.
         batch_norm: How batch normalisation was computed, "batch" or "moving".
-        seconds: What it took.
+        seconds: Duration of the fit, in seconds.
         precision: How layers were computed: "model", "float32" or "bfloat16", as `HessianOperator.precision` says.
     """
 
@@ -98,17 +102,18 @@ class NoisyQuadraticFit:
         """The noisy quadratic; its losses count from `floor`."""
         counts = np.maximum(self.counts.mean(axis=0), SMALLEST_COUNT)
         excess = self.chance * self.noise * self.sampling[:, None]
-        # Twice the loss to be gained; without what is gained only on these rows.
+        # This is twice the possible gain, without the part that other rows do not gain.
         gains = without_negatives((self.start - excess).mean(axis=0) / self.curvature)
         distance = gains / self.curvature
         return NoisyQuadratic(self.curvature, self.noise.mean(axis=0) / counts, counts, distance / counts)
 
     @property
     def chance(self) -> float:
-        """The noise at the quadratic's minimum as a share of that at the model's weights, from 0 to 1.
+        """The noise at the quadratic's minimum as a fraction of the noise at the model's weights, from 0 to 1.
 
-        A sample's minimum lies lower than that of all rows, by 1/2 tr(H^-1 C) / n with the noise at the minimum, and
-        the loss of other rows there higher by as much. Twice that is what `gain` and `gain_elsewhere` differ by.
+        With the noise at the minimum, the minimum of n rows lies 1/2 tr(H^-1 C) / n lower than that of all rows, and
+        the loss of other rows there lies higher by the same amount. The difference of `gain` and `gain_elsewhere` is
+        twice that amount.
         """
         known = np.isfinite(self.gain_elsewhere)
         here = float(np.mean(self.noise_gain * self.sampling))
@@ -119,7 +124,7 @@ class NoisyQuadraticFit:
 
     @property
     def floor(self) -> float:
-        """The quadratic's smallest loss: the model's loss - 1/2 g' H^-1 g, without what is gained only on a sample."""
+        """The quadratic's smallest loss: the loss - 1/2 g' H^-1 g, without the part that other rows do not gain."""
         return float(np.mean(self.loss - self.gain + self.chance * self.noise_gain * self.sampling))
 
     @property
@@ -131,28 +136,28 @@ class NoisyQuadraticFit:
     def noise_scale(self) -> float:
         """The simple noise scale tr C / |G|^2 at the model's weights, in rows (McCandlish et al., arXiv:1812.06162).
 
-        Infinity, if noise drowns the gradient.
+        It is infinite if the noise is too large to measure the gradient.
         """
         signal = float(np.mean(self.squared_gradient_norm - self.covariance_trace * self.sampling))
         return float(self.covariance_trace.mean()) / signal if signal > 0.0 else math.inf
 
     @property
     def hessian_covariance_trace(self) -> float:
-        """Tr(H C): times a^2 / (2 B), what the noise of one step of SGD at the rate a adds to the loss."""
+        """Tr(H C). A step of SGD at rate a adds a^2 / (2 B) times this to the loss, through its noise."""
         return float(self.noise.mean(axis=0) @ self.curvature)
 
     def take(self, runs: Any) -> "NoisyQuadraticFit":
         """Return the fit from some of the runs.
 
         Args:
-            runs: Their numbers, from 0, which may repeat.
+            runs: Indices of runs, >= 0; they may repeat.
 
         Returns:
             A fit with these runs.
 
         Raises:
-            TypeError: `runs` are no integers.
-            ValueError: There is no such run.
+            TypeError: `runs` does not hold integers.
+            ValueError: A run does not exist.
         """
         chosen = np.atleast_1d(check_indices("runs", runs, self.num_runs))
         return replace(self, **{name: getattr(self, name)[chosen] for name in BY_RUN})
@@ -160,17 +165,17 @@ class NoisyQuadraticFit:
     def interval(
         self, function: Callable[["NoisyQuadraticFit"], Any], level: float = 0.9, draws: int = 200, seed: int = 0
     ) -> Interval:
-        """Estimate anything from the fit, with a bootstrap interval over its runs.
+        """Estimate any quantity from the fit, with a bootstrap interval over its runs.
 
         Args:
             function: Takes a fit, and returns a number or an array.
-            level: With which probability the interval shall hold the truth, in (0, 1). Default 0.9.
-            draws: How many times to draw runs with replacement, >= 20. Default 200.
+            level: Confidence level of the interval, in (0, 1). Default 0.9.
+            draws: Number of draws of runs with replacement, >= 20. Default 200.
             seed: Seed of the draws, an integer >= 0. Default 0.
 
         Returns:
-            The estimate and its interval. It covers the chance of rows and random vectors, not that a network is no
-            quadratic.
+            The estimate and its interval. The interval covers the randomness of rows and random vectors. It does not
+            cover that a network's loss is no quadratic.
 
         Raises:
             TypeError: `function` cannot be called.
@@ -188,9 +193,9 @@ class NoisyQuadraticFit:
         return bootstrap(lambda runs: function(self.take(runs)), self.num_runs, level, draws, seed)
 
     def effective_batch_size(self, batch_size: Any) -> np.ndarray:
-        """Return the batch size from endless data whose gradient is as noisy.
+        """Return the batch size whose gradient would be equally noisy on endless data.
 
-        Batches drawn without replacement from N rows have the noise C / B (1 - B / N).
+        The noise of batches drawn without replacement from N rows is C / B (1 - B / N).
 
         Args:
             batch_size: B, > 0 and <= N.
@@ -199,6 +204,7 @@ class NoisyQuadraticFit:
             B / (1 - B / N), of B's shape; 1e15 where B is N.
 
         Raises:
+            TypeError: `batch_size` does not hold numbers.
             ValueError: A batch size is out of its range.
         """
         size = check_values("batch_size", batch_size, positive=True, maximum=self.num_examples)
@@ -209,11 +215,11 @@ class NoisyQuadraticFit:
         """Return a table with one row for each bin of the spectrum.
 
         Args:
-            level: Of the intervals.
+            level: Confidence level of the intervals, in (0, 1). Default 0.9.
 
         Returns:
-            Curvature; number of directions, noise variance summed over them, and squared distance that training has to
-            go, each with its interval.
+            Curvature, number of directions, noise variance summed over them, and squared distance to the minimum from
+            where training starts. All but the curvature come with their intervals.
         """
         columns = {"curvature": self.curvature}
         for name, function in {
@@ -226,10 +232,10 @@ class NoisyQuadraticFit:
         return _plotting.make_dataframe(columns)
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
-        """Draw what lies above each curvature: directions, noise, and loss still to be gained, as shares of all.
+        """Draw the fractions of directions, noise and possible gain at or above each curvature.
 
         Args:
-            ax: Axes to draw into; None makes new ones.
+            ax: Axes to draw into; None (default) makes new ones.
 
         Returns:
             The axes.

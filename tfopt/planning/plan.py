@@ -1,4 +1,4 @@
-"""Which batch size to train a model with, at which learning rate, and what it costs."""
+"""The batch size and learning rate to train a model with, and the predicted steps."""
 
 import json
 import math
@@ -26,7 +26,7 @@ class Suggestion:
     """Settings for one batch size.
 
     Attributes:
-        family: Which kind of algorithm, see `plan_batch_size`.
+        family: The kind of algorithm, see `plan_batch_size`.
         batch_size: B.
         learning_rate: For Keras's SGD.
         momentum: For Keras's SGD; 0 for none.
@@ -48,19 +48,20 @@ class Suggestion:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BatchSizePlan:
-    """Predicted steps to a target loss for every batch size, with intervals, and what to train with.
+    """Predicted steps to a target loss for every batch size, with intervals, and the settings to train with.
 
-    Intervals cover the chance of rows and random vectors in the fit. That a network's loss is no quadratic is not in
-    them.
+    Intervals cover the randomness of rows and random vectors in the fit. They do not cover that a network's loss is no
+    quadratic.
 
     Attributes:
-        fit: The fit that all comes from.
-        target_loss: The model's loss to be reached.
+        fit: The fit on which all predictions rest.
+        target_loss: The model's loss at which training is to end.
         batch_sizes: B, of shape (k,).
-        curves: For each family its best settings, of shape (k,), as `tfopt.nqm.optimize` returns them, but for B.
+        curves: For each family its best settings, of shape (k,), as `tfopt.nqm.optimize` returns them, with this plan's
+            B.
         steps: For each family the steps, of shape (k,).
-        critical_batch_size: For each family where the examples used are twice the fewest; infinity if beyond the
-            largest batch size.
+        critical_batch_size: For each family the batch size that uses twice the fewest examples; infinity if that is
+            above the largest batch size.
         noise_scale: The simple noise scale, for comparison.
         largest_momentum: Largest momentum that was tried.
     """
@@ -91,13 +92,13 @@ class BatchSizePlan:
         """Plan from a fit, with arguments as for `plan_batch_size`.
 
         Args:
-            fit: What `fit_noisy_quadratic` returned.
-            target_loss: The loss to be reached.
+            fit: A result of `fit_noisy_quadratic`.
+            target_loss: The loss to reach.
             batch_sizes: B.
             families: Kinds of algorithms.
             largest_momentum: Largest momentum to try.
-            level: Of the intervals.
-            draws: How many times to draw runs with replacement.
+            level: Confidence level of the intervals.
+            draws: Number of draws of runs with replacement.
             seed: Seed of the draws.
             progress: Whether to show progress.
 
@@ -109,7 +110,7 @@ class BatchSizePlan:
             ValueError: An argument is out of its range; the message says in which range the target must be.
         """
         if not isinstance(fit, NoisyQuadraticFit):
-            raise TypeError(f"`fit` must be what fit_noisy_quadratic returned. Received: {fit!r}")
+            raise TypeError(f"`fit` must be a result of fit_noisy_quadratic. Received: {fit!r}")
         sizes, families = check_options(batch_sizes, families, largest_momentum, level, draws, seed, fit.num_examples)
         target = check_target(target_loss, fit)
         curves, steps, critical = {}, {}, {}
@@ -132,9 +133,10 @@ class BatchSizePlan:
         """Return settings to train with.
 
         Args:
-            batch_size: B; None (default) means the largest of the plan's batch sizes up to the critical one: beyond it,
-                twice the examples or more are used.
-            family: One of the plan's; None (default) means "momentum" if it is in the plan, its first otherwise.
+            batch_size: B. None (default) means the largest of the plan's batch sizes up to the critical one; larger
+                ones use at least twice the fewest examples.
+            family: One of the plan's families. None (default) means "momentum" if the plan has it, else its first
+                family.
 
         Returns:
             The settings.
@@ -148,21 +150,21 @@ class BatchSizePlan:
         if batch_size is None:
             reaches = np.isfinite(curve.steps)
             allowed = np.flatnonzero(reaches & (self.batch_sizes <= self.critical_batch_size[family].value))
-            # Where the critical one is not known (NaN), the smallest that gets there.
-            place = int(allowed[-1]) if len(allowed) else int(np.argmax(reaches))
+            # If the critical batch size is unknown (NaN), the smallest that reaches the target is suggested.
+            index = int(allowed[-1]) if len(allowed) else int(np.argmax(reaches))
         else:
             batch_size = self._check_size(batch_size)
-            place = int(np.argmax(self.batch_sizes == batch_size))
-            if self.batch_sizes[place] != batch_size:
-                curve, place = find_best(self.fit, family, [batch_size], self.target_loss, self.largest_momentum), 0
-        size = int(self.batch_sizes[place]) if batch_size is None else batch_size
-        if not np.isfinite(curve.steps[place]):
+            index = int(np.argmax(self.batch_sizes == batch_size))
+            if self.batch_sizes[index] != batch_size:
+                curve, index = find_best(self.fit, family, [batch_size], self.target_loss, self.largest_momentum), 0
+        size = int(self.batch_sizes[index]) if batch_size is None else batch_size
+        if not np.isfinite(curve.steps[index]):
             raise ValueError(
-                f"No setting reaches a loss of {self.target_loss:g} at batch_size={size}: take a larger one"
+                f"No setting reaches a loss of {self.target_loss:g} at batch_size={size}. Take a larger one"
             )
-        chosen = curve.algorithm.take([place])
+        chosen = curve.algorithm.take([index])
         rate, momentum, decay, _ = (float(part[0]) for part in chosen.settings)
-        steps = float(curve.steps[place])
+        steps = float(curve.steps[index])
         return Suggestion(family, size, rate, momentum, chosen.nesterov, decay, steps, steps * size)
 
     def make_optimizer(self, batch_size: int | None = None, family: str | None = None) -> keras.optimizers.SGD:
@@ -174,7 +176,7 @@ class BatchSizePlan:
 
         Returns:
             A Keras optimizer for `model.compile`. With averaged weights it keeps the average itself, from the first
-            step on, and Keras puts it into the model when `fit` ends.
+            step on, and Keras copies it to the model when `fit` ends.
 
         Raises:
             TypeError: As for `suggest`.
@@ -188,11 +190,11 @@ class BatchSizePlan:
         """Find the best piecewise constant learning rate for plain SGD at one batch size.
 
         Args:
-            batch_size: As for `suggest`, for "sgd" if that is in the plan.
-            num_pieces: Most pieces, an integer >= 1. Default 10.
+            batch_size: As for `suggest`, for "sgd" if the plan has it.
+            num_pieces: Largest number of pieces, an integer >= 1. Default 10.
 
         Returns:
-            The schedule, whose `to_keras()` is a learning rate for Keras's SGD. Its `batch_size` is the effective one
+            The schedule; its `to_keras()` is a learning rate for Keras's SGD. Its `batch_size` is the effective one
             (`NoisyQuadraticFit.effective_batch_size`).
 
         Raises:
@@ -222,9 +224,9 @@ class BatchSizePlan:
     def _rows(self) -> list[dict[str, Any]]:
         rows = []
         for family, curve in self.curves.items():
-            for place, size in enumerate(self.batch_sizes.tolist()):
-                rate, momentum, decay, _ = (part[0] for part in curve.algorithm.take([place]).settings)
-                steps, low, high = (float(getattr(self.steps[family], end)[place]) for end in ("value", "low", "high"))
+            for index, size in enumerate(self.batch_sizes.tolist()):
+                rate, momentum, decay, _ = (part[0] for part in curve.algorithm.take([index]).settings)
+                steps, low, high = (float(getattr(self.steps[family], end)[index]) for end in ("value", "low", "high"))
                 rows.append({
                     "family": family,
                     "batch_size": size,
@@ -239,11 +241,11 @@ class BatchSizePlan:
         return rows
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plan as what JSON can hold.
+        """Return the plan in types that JSON can hold.
 
         Returns:
-            The target, critical batch sizes, noise scale and predictions, and what they come from: losses, and the
-            fitted problem. Infinity is the string "infinity", and what is unknown None.
+            The target, critical batch sizes, noise scale and predictions, and the losses and the fitted problem on
+            which they rest. Infinity is the string "infinity", and unknown values are None.
         """
         problem = self.fit.problem
         predictions = [
@@ -273,18 +275,18 @@ class BatchSizePlan:
         }
 
     def to_json(self, path: Any) -> None:
-        """Write the plan to a file, at once or not at all.
+        """Write the plan to a file, either completely or not at all.
 
         Args:
             path: The file.
 
         Raises:
             TypeError: `path` is no path.
-            ValueError: It is a folder, or in one that does not exist.
+            ValueError: `path` is a folder, or its folder does not exist.
         """
         path = check_path("path", path)
         if path.is_dir() or not path.parent.is_dir():
-            raise ValueError(f"`path` must be a file, in a folder that exists. Received: path={str(path)!r}")
+            raise ValueError(f"`path` must be a file in an existing folder. Received: path={str(path)!r}")
         text = json.dumps(self.to_dict(), indent=1) + "\n"
         with _state_file.replacing(path) as stream:
             stream.write(text.encode())
@@ -293,7 +295,7 @@ class BatchSizePlan:
         """Draw steps against batch size with their intervals, critical batch sizes, and the simple noise scale.
 
         Args:
-            ax: Axes to draw into; None makes new ones.
+            ax: Axes to draw into; None (default) makes new ones.
 
         Returns:
             The axes.
@@ -328,10 +330,10 @@ class BatchSizePlan:
         lines.append(f"  {family}, with intervals at level {steps.level:g}:")
         header = ("batch size", "steps", "from", "to", "examples", "learning rate", "momentum")
         lines.append("".join(f"{cell:>14}" for cell in header))
-        for place, size in enumerate(self.batch_sizes.tolist()):
-            rate, momentum, _, _ = (part[0] for part in curve.algorithm.take([place]).settings)
-            ends = (f"{part[place]:,.0f}" for part in (steps.value, steps.low, steps.high))
-            cells = (f"{size:,}", *ends, f"{steps.value[place] * size:,.0f}", f"{rate:.4g}", f"{momentum:.4g}")
+        for index, size in enumerate(self.batch_sizes.tolist()):
+            rate, momentum, _, _ = (part[0] for part in curve.algorithm.take([index]).settings)
+            ends = (f"{part[index]:,.0f}" for part in (steps.value, steps.low, steps.high))
+            cells = (f"{size:,}", *ends, f"{steps.value[index] * size:,.0f}", f"{rate:.4g}", f"{momentum:.4g}")
             lines.append("".join(f"{cell:>14}" for cell in cells))
         return "\n".join(lines)
 

@@ -31,37 +31,37 @@ def plan_batch_size(
 ) -> BatchSizePlan:
     """Predict steps to a target loss for every batch size, from a noisy quadratic fitted to a Keras model.
 
-    Best train a short pilot, about to the target, and pass the weights before it as `initial_weights`; see
+    Train a short pilot to about the target, and pass the weights before the pilot as `initial_weights`; see
     `fit_noisy_quadratic`.
 
     Args:
         model: A Keras model with its variables, compiled or not.
         data: The training data, or a random part of them, see `fit_noisy_quadratic`.
-        loss: As `compile` takes it. None (default) means the one that the model was compiled with.
-        target_loss: The training loss to be reached, dropout off, regularisation included. It must lie above the fitted
-            quadratic's floor. None (default) means the model's loss now if `initial_weights` is given; otherwise a
-            tenth of what lies between the model's loss and the floor.
-        budget_seconds: About how long the fit may take. The search comes on top, with about five seconds a family the
-            first time, compilation included, and two or three then.
+        loss: As `compile` takes it. None (default) means the loss that the model was compiled with.
+        target_loss: The training loss to reach, with dropout off and regularisation included. It must lie above the
+            fitted quadratic's floor. None (default) means the model's current loss if `initial_weights` is given;
+            otherwise a tenth of the way up from the floor to the quadratic's loss now.
+        budget_seconds: Approximate time limit of the fit in seconds, > 0, or None for no limit. Default 30. The search
+            takes about five more seconds per family in its first call, which compiles, and two or three in later calls.
         batch_sizes: B, distinct integers >= 1, in rising order, three or more. None (default) means all powers of two
             up to N, or 65,536.
         families: Kinds of algorithms, of "sgd", "momentum", "nesterov", "ema" and "momentum_ema", see
-            `tfopt.nqm.optimize`.
+            `tfopt.nqm.optimize`. Default ("sgd", "momentum", "ema").
         largest_momentum: Largest momentum to try, in [0, 1). Default 0.9.
-        level: With which probability intervals shall hold what is estimated, in (0, 1). Default 0.9.
-        draws: How many times to draw the fit's runs with replacement, an integer >= 20. Default 100.
-        progress: Whether to show progress; None (default) does in a terminal.
+        level: Confidence level of the intervals, in (0, 1). Default 0.9.
+        draws: Number of draws of the fit's runs with replacement, an integer >= 20. Default 100.
+        progress: Whether to show a progress bar; None (default) shows it in a terminal.
         seed: Seed of all randomness, an integer >= 0. Default 0.
-        **fit_options: Further arguments of `fit_noisy_quadratic`: `initial_weights`, `num_examples`,
-            `self_check`, and more.
+        **fit_options: Further arguments of `fit_noisy_quadratic`: `initial_weights`, `num_examples`, `self_check`, and
+            more.
 
     Returns:
         The plan.
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: An argument is out of its range, or the model or the data cannot be measured. Where the target is
-            out of the fit's range, the error has the fit as its attribute `fit`, for `BatchSizePlan.of`.
+        ValueError: An argument is out of its range, or the model or the data cannot be measured. If the target is out
+            of the fit's range, the error holds the fit in its attribute `fit`, for `BatchSizePlan.of`.
         RuntimeError: The matrix's products are wrong, see `tfopt.curvature.GaussNewtonOperator`.
 
     Example:
@@ -98,5 +98,5 @@ def plan_batch_size(
         )
     except ValueError as error:
         error.fit = fit  # type: ignore[attr-defined]
-        error.add_note("The fit is not lost: BatchSizePlan.of(error.fit, target_loss=...) plans from it.")
+        error.add_note("The error keeps the fit: BatchSizePlan.of(error.fit, target_loss=...) plans from it.")
         raise

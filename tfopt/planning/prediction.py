@@ -1,4 +1,4 @@
-"""What a plan can be asked for, and the steps it predicts, with their intervals."""
+"""Checks of a plan's options, and predicted steps with their intervals."""
 
 import math
 import warnings
@@ -13,30 +13,15 @@ from tfopt.planning.interval import Interval
 from tfopt.planning.noisy_quadratic_fit import NoisyQuadraticFit
 
 LARGEST_PLANNED = 2**16
-RATES_AROUND = 2.0 ** np.arange(-1.0, 1.5, 0.5)  # tried when runs are drawn again
+# Each draw of runs tries these multiples of the best rates.
+RATES_AROUND = 2.0 ** np.arange(-1.0, 1.5, 0.5)
 
 
 def check_options(
     batch_sizes: Any, families: Any, largest_momentum: Any, level: Any, draws: Any, seed: Any, num_examples: float
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Check what does not depend on the fit.
-
-    Args:
-        batch_sizes: As `plan_batch_size` takes it.
-        families: As `plan_batch_size` takes it.
-        largest_momentum: As `plan_batch_size` takes it.
-        level: As `plan_batch_size` takes it.
-        draws: As `plan_batch_size` takes it.
-        seed: As `plan_batch_size` takes it.
-        num_examples: Rows that training draws from; infinity if that is not known yet.
-
-    Returns:
-        The batch sizes, and the families, each once.
-
-    Raises:
-        TypeError: An argument has the wrong type.
-        ValueError: An argument is out of its range.
-    """
+    """Check the arguments that do not depend on the fit; return the batch sizes, and each family once."""
+    # `num_examples` is infinite as long as the number of rows is unknown.
     expected = f"be a list of {', '.join(map(repr, FAMILIES))}"
     families = as_items("families", families, expected)
     if not families:
@@ -61,25 +46,13 @@ def check_options(
 
 
 def check_target(target_loss: Any, fit: NoisyQuadraticFit) -> float:
-    """Check that the fitted quadratic passes the target, and choose one where there is none.
-
-    Args:
-        target_loss: As `plan_batch_size` takes it.
-        fit: The fit.
-
-    Returns:
-        The target.
-
-    Raises:
-        TypeError: The target is no number.
-        ValueError: It is out of reach, or reached already; or none can be chosen.
-    """
+    """Return the target, or a default for None, if the fitted quadratic passes it; raise ValueError otherwise."""
     floor, start, here = fit.floor, fit.quadratic_initial_loss, float(fit.loss.mean())
-    if floor < -0.5 * here < 0.0:  # far below; what is near zero may be chance
+    if floor < -0.5 * here < 0.0:  # A floor slightly below zero may be chance.
         warnings.warn(
-            f"the fitted quadratic's minimum lies at a loss of {floor:.3g}: unless the model's loss can be negative, "
-            "it promises more than there is to gain, and steps will be too few. Fit after a longer pilot, which ends "
-            "where the loss is not on a spike",
+            f"The fitted quadratic's minimum lies at a loss of {floor:.3g}: unless the model's loss can be negative, "
+            "the quadratic overestimates the possible gain, and predicts too few steps. Fit after a longer pilot that "
+            "does not end at a spike of the loss",
             stacklevel=3,
         )
     if target_loss is None:
@@ -87,19 +60,19 @@ def check_target(target_loss: Any, fit: NoisyQuadraticFit) -> float:
         if target_loss < 0.0 < here:
             raise ValueError(
                 f"`target_loss` must be given: a tenth of the way up from the fitted quadratic's minimum, {floor:.4g}, "
-                f"would be {target_loss:.4g}. Better train a pilot, and pass the weights before it as `initial_weights`"
+                f"would be {target_loss:.4g}. Or train a pilot, and pass the weights before it as `initial_weights`"
             )
         if fit.is_displaced and here <= floor:
             raise ValueError(
                 f"`target_loss` must be given: the model's loss, {here:.4g}, is that of the fitted quadratic's "
-                "minimum, which is never reached but in the limit"
+                "minimum, which training reaches only in the limit"
             )
     check_number("target_loss", target_loss)
     if not floor < target_loss < start:
         hint = (
-            "Fit after a longer pilot, from where lower losses are in sight"
+            "Fit after a longer pilot, at a lower loss"
             if target_loss <= floor
-            else "It is reached before the first step"
+            else "It is reached before the first step. Choose a lower target"
         )
         raise ValueError(
             f"`target_loss` must lie between the fitted quadratic's floor, {floor:.4g}, and its loss where training "
@@ -111,21 +84,11 @@ def check_target(target_loss: Any, fit: NoisyQuadraticFit) -> float:
 def find_best(
     fit: NoisyQuadraticFit, family: str, sizes: Any, target: float, largest_momentum: float
 ) -> nqm.OptimalSettings:
-    """Find the settings that take the fitted quadratic to the target in the fewest steps.
-
-    Args:
-        fit: The fit.
-        family: Kind of algorithm.
-        sizes: Batch sizes.
-        target: The target loss, above the fit's floor.
-        largest_momentum: Largest momentum to try.
-
-    Returns:
-        The settings, for the batch sizes that are as noisy with endless data, and losses counted from the floor.
-    """
+    """Return the settings that take the fitted quadratic to a target above its floor in the fewest steps."""
+    # The result has the effective batch sizes, and losses above the floor.
     effective = fit.effective_batch_size(sizes)
-    level = target - fit.floor
-    return nqm.optimize(fit.problem, family, effective, level, largest_momentum=largest_momentum, progress=False)
+    height = target - fit.floor
+    return nqm.optimize(fit.problem, family, effective, height, largest_momentum=largest_momentum, progress=False)
 
 
 def intervals(
@@ -137,21 +100,8 @@ def intervals(
     draws: int,
     seed: int,
 ) -> tuple[Interval, Interval]:
-    """Predict steps and the critical batch size, with their bootstrap intervals.
-
-    Args:
-        fit: The fit.
-        best: The best settings for all batch sizes.
-        sizes: The batch sizes.
-        target: The target loss.
-        level: Of the intervals.
-        draws: How many times to draw runs.
-        seed: Seed of the draws.
-
-    Returns:
-        The steps, for all batch sizes, and the critical batch size.
-    """
-    # Drawn anew, the best settings are looked for at rates around those found, in place of the whole space.
+    """Return the steps at the best settings of all batch sizes, and the critical batch size, with intervals."""
+    # For each draw of runs, only rates around the best ones are searched. A search of the whole space would be slow.
     settings = best.algorithm
     rates = RATES_AROUND[:, None] * settings.learning_rate
     around = nqm.Algorithm(rates, settings.momentum, settings.nesterov, settings.ema_decay)
@@ -161,13 +111,13 @@ def intervals(
         if target > part.floor:
             try:
                 steps = nqm.steps_to_target(part.problem, around, best.batch_size, target - part.floor).min(axis=0)
-            except RuntimeError:  # the loss oscillates for too long to tell
+            except RuntimeError:  # The loss oscillates for too long to decide.
                 steps[:] = np.nan
         return np.append(steps, _critical(sizes, steps))
 
     replicates = fit.interval(predict, level, draws, seed)
     value = np.append(best.steps, _critical(sizes, best.steps))
-    low = np.maximum(replicates.low, 0.0)  # where nothing is known
+    low = np.maximum(replicates.low, 0.0)  # The lower end of an unknown number is minus infinity.
     parts = [Interval(value[at], low[at], replicates.high[at], level) for at in (slice(-1), -1)]
     return parts[0], parts[1]
 

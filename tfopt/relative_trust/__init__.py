@@ -1,6 +1,6 @@
 """How far a gradient can be trusted along a step (Bernstein, Vahdat, Yue, Liu, NeurIPS 2020, arXiv 2002.03432).
 
-The unit is one trainable variable W_l, with gradient g_l and step dW_l; norms are Frobenius norms. TensorFlow only.
+Each trainable variable W_l is one unit, with gradient g_l and step dW_l. Norms are Frobenius norms. TensorFlow only.
 """
 
 from tfopt._checks import check_keras_3

@@ -1,4 +1,4 @@
-"""Relative sizes: of a step, of a gradient's change, and what deep relative trust expects."""
+"""Relative sizes of a step and of a gradient's change, and the breakdown that deep relative trust expects."""
 
 import math
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ def relative_perturbation(weights: Sequence[Any], step: Sequence[Any]) -> np.nda
 
     Args:
         weights: One array for each variable.
-        step: How each of them moves, of the same shapes.
+        step: The change of each variable, of the same shapes.
 
     Returns:
-        Ratios of shape (number of variables,), float64; 0 where nothing moves, NaN where zeros do: they have no size to
-        compare with; infinity where something is not finite.
+        Ratios of shape (number of variables,), float64: 0 for a variable that does not move; NaN if a variable of zeros
+        moves, because it has no size to compare with; infinity if a value is not finite.
 
     Raises:
         TypeError: An argument is no list of arrays of numbers.
@@ -39,8 +39,8 @@ def relative_gradient_breakdown(gradient: Sequence[Any], moved_gradient: Sequenc
         moved_gradient: g(W + dW), of the same shapes.
 
     Returns:
-        Ratios of shape (number of variables,), float64; 0 where nothing changes, NaN where the gradient was zero and
-        no longer is, infinity where something is not finite.
+        Ratios of shape (number of variables,), float64: 0 for a gradient that does not change; NaN if a gradient of
+        zeros changes; infinity if a value is not finite.
 
     Raises:
         TypeError: An argument is no list of arrays of numbers.
@@ -57,15 +57,16 @@ def relative_gradient_breakdown(gradient: Sequence[Any], moved_gradient: Sequenc
 
 
 def deep_relative_trust(relative_perturbations: Any) -> float:
-    """Return prod_l (1 + |dW_l| / |W_l|) - 1: the breakdown that deep relative trust expects at most (Section 3).
+    """Return prod_l (1 + |dW_l| / |W_l|) - 1, the largest breakdown that deep relative trust expects (Section 3).
 
     Args:
         relative_perturbations: Ratios of shape (number of variables,), >= 0; NaN are left out.
 
     Returns:
-        The product less 1; infinite where it overflows.
+        The product minus 1; infinite where it overflows.
 
     Raises:
+        TypeError: The ratios are not numbers.
         ValueError: A ratio is negative.
 
     Example:
@@ -80,10 +81,10 @@ def deep_relative_trust(relative_perturbations: Any) -> float:
 
 
 def largest_safe_step(depth: int, angle: float = 0.0) -> float:
-    """Return (1 + cos theta)^(1 / L) - 1: below it a relative step of every layer lowers the loss, if the model holds.
+    """Return (1 + cos theta)^(1 / L) - 1: smaller relative steps of every layer lower the loss, if the model holds.
 
-    Under deep relative trust a step of relative size eta in each of L layers changes the gradient by at most
-    (1 + eta)^L - 1, and the loss falls as long as that is less than cos theta.
+    Under deep relative trust a step of relative size eta in each of L layers changes the gradient by at most (1 +
+    eta)^L - 1. The loss falls as long as that is less than cos theta.
 
     Args:
         depth: Number of layers (L), an integer >= 1.
@@ -93,7 +94,7 @@ def largest_safe_step(depth: int, angle: float = 0.0) -> float:
         The largest relative step.
 
     Raises:
-        TypeError: `depth` is no integer.
+        TypeError: `depth` is no integer, or `angle` no number.
         ValueError: An argument is out of its range.
 
     Example:
@@ -106,20 +107,7 @@ def largest_safe_step(depth: int, angle: float = 0.0) -> float:
 
 
 def norms_of(name: str, parts: Sequence[Any], like: Sequence[Any] | None = None, like_name: str = "") -> np.ndarray:
-    """Return the Frobenius norm of each array.
-
-    Args:
-        name: The argument's name, for the message.
-        parts: A list of arrays.
-        like: Arrays that must have the same shapes; None for no check.
-        like_name: Their name.
-
-    Returns:
-        Norms of shape (number of arrays,), float64.
-
-    Raises:
-        ValueError: The shapes differ.
-    """
+    """Return the Frobenius norms of arrays, float64; raise ValueError if their shapes differ from those of `like`."""
     arrays = [as_numbers(name, part) for part in as_items(name, parts, "hold arrays")]
     shapes = [array.shape for array in arrays]
     if like is not None and shapes != (others := [tuple(np.shape(part)) for part in like]):
@@ -128,15 +116,7 @@ def norms_of(name: str, parts: Sequence[Any], like: Sequence[Any] | None = None,
 
 
 def ratios_of(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Return quotients of norms: 0 for 0 / 0, NaN where only the lower one is 0, infinity where one is not finite.
-
-    Args:
-        above: Norms.
-        below: Norms, of the same shape.
-
-    Returns:
-        The quotients.
-    """
+    """Return quotients of norms: 0 for 0 / 0, NaN for other divisions by 0, infinity if a norm is not finite."""
     unknown = np.where(above > 0, np.nan, 0.0)
     with np.errstate(invalid="ignore"):
         ratios = np.divide(above, below, out=unknown, where=below > 0)
@@ -144,13 +124,6 @@ def ratios_of(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 
 
 def largest_of(ratios: np.ndarray) -> float:
-    """Return the largest of some quotients.
-
-    Args:
-        ratios: Quotients, of which those that are NaN are left out.
-
-    Returns:
-        The largest; 0 if there is none.
-    """
+    """Return the largest quotient that is not NaN; 0 if there is none."""
     known = ratios[~np.isnan(ratios)]
     return float(known.max()) if len(known) else 0.0

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BreakdownProfile:
-    """Loss and gradient along W_l - eta |W_l| g_l / |g_l|: every variable moves by the same share of its norm.
+    """Loss and gradient along W_l - eta |W_l| g_l / |g_l|: every variable moves by the same fraction of its norm.
 
     Attributes:
-        paths: The variables' paths.
+        paths: Paths of the variables.
         etas: The relative steps, of shape (k,).
-        loss: L at each of them, of shape (k,).
-        relative_gradient_breakdown: Of each variable, of shape (k, number of variables).
+        loss: L at each relative step, of shape (k,).
+        relative_gradient_breakdown: Breakdown of each variable, of shape (k, number of variables).
         deep_relative_trust: (1 + eta)^L - 1 with L the number of variables that move, of shape (k,).
         batch_norm: How batch normalisation was computed, "batch" or "moving".
     """
@@ -54,11 +54,11 @@ class BreakdownProfile:
         return _plotting.make_dataframe(columns, index=self.etas)
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str = "") -> "matplotlib.axes.Axes":
-        """Draw the breakdown against eta, on a logarithmic scale: largest, of the first variable, and the model's.
+        """Draw breakdowns against eta on a logarithmic scale: the largest, the first variable's, and the expected one.
 
         Args:
-            ax: Axes to draw into; None makes new ones.
-            label: What to write before the names of the lines.
+            ax: Axes to draw into; None (default) makes new ones.
+            label: Text before the names of the lines. Default none.
 
         Returns:
             The axes.
@@ -88,12 +88,12 @@ def breakdown_profile(
     batch_norm: str = "batch",
     communicator: Communicator | None = None,
 ) -> BreakdownProfile:
-    """Measure how loss and gradient change along layer-wise normalised gradient descent (Figure 1 of the paper).
+    """Measure loss and gradient along layer-wise normalised gradient descent (Figure 1 of the paper).
 
     Args:
-        model: A Keras model with its variables, compiled or not; it is left as it is.
-        loss: As `compile` takes it. None (default) means the one that the model was compiled with.
-        x: The data: a `tfopt.curvature.Probe`, or what `Probe` takes as its `x`.
+        model: A Keras model with its variables, compiled or not; it is not changed.
+        loss: As `compile` takes it. None (default) means the loss that the model was compiled with.
+        x: The data: a `tfopt.curvature.Probe`, or the `x` of a `Probe`.
         y: As `Probe` takes it.
         etas: Relative steps, >= 0. None (default) means 21 steps from 0 to 0.1.
         sample_weight: As `Probe` takes it.
@@ -102,7 +102,7 @@ def breakdown_profile(
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
 
     Returns:
-        The profile. Variables that are zero, or whose gradient is, stay where they are.
+        The profile. A variable does not move if it is zero or its gradient is.
 
     Raises:
         TypeError: An argument has the wrong type.

@@ -1,4 +1,4 @@
-"""What one step does to the gradient, and whether the descent lemma lets the loss fall."""
+"""The effect of one step on the gradient, and whether the descent lemma certifies that the loss falls."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepBreakdown:
-    """What a step dW does to the gradient, on a probe.
+    """The effect of a step dW on the gradient, on a probe.
 
     Attributes:
-        paths: The variables' paths.
+        paths: Paths of the variables.
         relative_perturbation: |dW_l| / |W_l|, of shape (number of variables,).
         relative_gradient_breakdown: |g_l(W + dW) - g_l(W)| / |g_l(W)|, of the same shape.
-        cosine: Cosine of the angle between -g_l and dW_l; NaN where one of them is zero.
-        total_cosine: Of the angle between -g and dW over all variables together.
-        deep_relative_trust: The breakdown that the model of the paper expects at most.
+        cosine: Cosine of the angle between -g_l and dW_l, of the same shape; NaN where one of them is zero.
+        total_cosine: Cosine of the angle between -g and dW over all variables together; NaN if one of them is zero.
+        deep_relative_trust: The largest breakdown that the paper's model expects.
         loss_before: L(W).
         loss_after: L(W + dW).
         descent_bound: Right-hand side of the descent lemma (Lemma 1): L(W + dW) - L(W) is at most the sum over l of
-            |dW_l| (max_t |g_l(W + t dW) - g_l(W)| - |g_l(W)| cosine_l), with t on a grid in (0, 1]. A theorem, up to
-            the grid; a negative bound certifies that the loss falls.
+            |dW_l| (max_t |g_l(W + t dW) - g_l(W)| - |g_l(W)| cosine_l), with t on a grid in (0, 1]. It is a theorem, up
+            to the grid; a negative bound certifies that the loss falls.
         batch_norm: How batch normalisation was computed, "batch" or "moving".
         precision: How layers were computed: "model", "float32" or "bfloat16", as `HessianOperator.precision` says.
     """
@@ -58,7 +58,7 @@ class StepBreakdown:
 
     @property
     def largest_perturbation(self) -> float:
-        """The largest relative perturbation of a variable that has a size; 0 if none has."""
+        """The largest relative perturbation of a variable that is not zero; 0 if all are zero."""
         return largest_of(self.relative_perturbation)
 
     @property
@@ -77,24 +77,24 @@ class StepBreakdown:
 
 
 class StepMeter:
-    """Measures steps of one model on one probe.
+    """A meter for steps of one model on one probe.
 
     Args:
         model: A Keras model with its variables, compiled or not.
-        loss: As `compile` takes it. None (default) means the one that the model was compiled with.
-        x: The data: a `tfopt.curvature.Probe`, or what `Probe` takes as its `x`.
+        loss: As `compile` takes it. None (default) means the loss that the model was compiled with.
+        x: The data: a `tfopt.curvature.Probe`, or the `x` of a `Probe`.
         y: As `Probe` takes it.
         sample_weight: As `Probe` takes it.
-        num_points: Number of points t = 1 / k, 2 / k, ..., 1 of the descent lemma's grid, an integer >= 1; one gradient
-            each. Default 4.
+        num_points: Number of points t = 1 / k, 2 / k, ..., 1 of the descent lemma's grid, an integer >= 1. Each point
+            takes one gradient. Default 4.
         batch_size: As `Probe` takes it.
         batch_norm: "batch" (default) normalises by each batch's own statistics, "moving" by the moving averages.
-        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`. The data are those of
-            all ranks.
+        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`. The meter uses the
+            data of all ranks.
 
     Attributes:
         variables: The model's trainable variables.
-        batch_norm: As it was given.
+        batch_norm: As given.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -132,10 +132,10 @@ class StepMeter:
         self.batch_norm = batch_norm
 
     def weights(self) -> list[Any]:
-        """Return the weights that the model has now, to be handed to `measure` after a step.
+        """Return the model's current weights, to pass to `measure` after a step.
 
         Returns:
-            A list of tensors.
+            A list of tensors, one for each trainable variable.
         """
         return self._loss.values()
 
@@ -143,14 +143,14 @@ class StepMeter:
         """Measure a step.
 
         Args:
-            before: The weights W before it, one tensor for each trainable variable.
-            after: The weights W + dW; None (default) for those that the model has now.
+            before: The weights W before the step, one array for each trainable variable.
+            after: The weights W + dW. None (default) means the model's current weights.
 
         Returns:
-            What the step does.
+            The effect of the step.
 
         Raises:
-            TypeError: An argument holds no arrays of numbers.
+            TypeError: An argument does not hold arrays of numbers.
             ValueError: The arrays have other shapes than the model's weights.
         """
         start = self._arrays("before", before)
@@ -159,12 +159,12 @@ class StepMeter:
         loss_before, gradient = self._at(start)
         largest = np.zeros(len(step))
         for point in range(1, self.num_points + 1):
-            share = point / self.num_points
-            loss_after, moved = self._at([w + share * d for w, d in zip(start, step, strict=True)])
+            fraction = point / self.num_points
+            loss_after, moved = self._at([w + fraction * d for w, d in zip(start, step, strict=True)])
             changes = [m - g for m, g in zip(moved, gradient, strict=True)]
             largest = np.maximum(largest, norms_of("changes", changes))
         norms, lengths = norms_of("gradient", gradient), norms_of("step", step)
-        # Products |g_l| |dW_l| cosine_l = -g_l'dW_l, which need no cosine where one of them is zero.
+        # These are |g_l| |dW_l| cosine_l = -g_l'dW_l, which are defined even if a cosine is not.
         gains = -np.array([np.sum(g * d) for g, d in zip(gradient, step, strict=True)])
         perturbations = relative_perturbation(start, step)
         total = np.linalg.norm(norms) * np.linalg.norm(lengths)
@@ -191,16 +191,16 @@ class StepMeter:
         return arrays
 
     def loss_and_gradient(self, weights: Sequence[Any]) -> tuple[float, list[np.ndarray]]:
-        """Return the loss and its gradient at other weights than the model's.
+        """Return the loss and its gradient at any weights.
 
         Args:
             weights: One array for each trainable variable.
 
         Returns:
-            The loss, and a list of arrays, float64.
+            The loss, and its gradient as a list of float64 arrays.
 
         Raises:
-            TypeError: `weights` holds no arrays of numbers.
+            TypeError: `weights` does not hold arrays of numbers.
             ValueError: The arrays have other shapes than the model's weights.
         """
         return self._at(self._arrays("weights", weights))
