@@ -42,7 +42,7 @@ def folder():
 
 
 ENTRIES = {
-    "Fromage": Entry(Fromage, {"learning_rate": 0.1}, ("p_bound", "zero_step_limit")),
+    "Fromage": Entry(Fromage, {"learning_rate": 0.1}, ("p_bound",)),
     "LARS": Entry(
         LARS,
         {"learning_rate": 0.1},

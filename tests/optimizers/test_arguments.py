@@ -39,9 +39,6 @@ def test_numbers_of_any_kind_are_learning_rates(make, value):
         ({"p_bound": -1}, ValueError),
         ({"p_bound": "2"}, TypeError),
         ({"p_bound": float("nan")}, ValueError),
-        ({"zero_step_limit": 0.0}, ValueError),
-        ({"zero_step_limit": float("inf")}, ValueError),
-        ({"zero_step_limit": "long"}, TypeError),
     ],
 )
 def test_fromage(arguments, error):

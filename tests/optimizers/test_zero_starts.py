@@ -1,4 +1,4 @@
-"""Variables that start at zero: their steps are short whatever the loss, and long enough to learn."""
+"""Variables that start at zero under LARS: their steps are short whatever the loss, and long enough to learn."""
 
 import keras
 import numpy as np
@@ -7,7 +7,7 @@ import tensorflow as tf
 from optimizer_oracles import LarsOracle, norm
 from trajectories import compiled, relative_errors, run_oracle, values
 
-from tfopt.optimizers import LARS, Fromage
+from tfopt.optimizers import LARS
 
 # A matrix large enough for TensorFlow's fused kernels, a small one, a bias and a scalar, all zero; and others beside
 # them: of ordinary size, tiny, and one that becomes zero on the way.
@@ -157,34 +157,3 @@ def test_the_printed_rule_keeps_no_floors():
     optimizer = LARS(norm_floor=0, momentum=0)
     optimizer.build([keras.Variable([0.0, 0.0])])
     assert len(optimizer.variables) == 2  # the number of steps, and the learning rate
-
-
-@pytest.mark.parametrize(("execution", "dtype"), [("eager", "float32"), ("xla", "float32"), ("graph", "float16")])
-@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2], SHAPES[3]])
-def test_fromages_steps_from_zero_have_a_limit(shape, execution, dtype):
-    gradient = np.random.default_rng(0).standard_normal(shape)
-    gradient /= norm(gradient) / np.sqrt(gradient.size)  # root mean square 1
-    for scale, limit, expected in ((99.0, 100.0, 99.0), (1e4, 100.0, 100.0), (1e4, None, 1e4), (50.0, 2.0, 2.0)):
-        variable, optimizer = keras.Variable(np.zeros(shape), dtype=dtype), Fromage(0.1, zero_step_limit=limit)
-        optimizer.build([variable])
-        compiled(optimizer, execution)([keras.ops.convert_to_tensor(scale * gradient, dtype=dtype)])
-        wanted = -0.1 * expected * gradient / np.sqrt(1.01)
-        np.testing.assert_allclose(values(variable), wanted, rtol=2e-3 if dtype == "float16" else 1e-5)
-    for limit in (100.0, None):
-        assert Fromage.from_config(Fromage(zero_step_limit=limit).get_config()).zero_step_limit == limit
-
-
-def test_fromages_hidden_layers_are_not_saturated_by_targets_in_large_units():
-    """A step as long as the gradient takes hidden biases to 1e3, where tanh is constant from then on."""
-    x = np.tile(np.random.default_rng(0).standard_normal((256, 4)).astype("float32"), (40, 1))
-    y = 1e5 * np.sin(2 * x[:, :1])
-    left = {}
-    for limit in (100.0, None):
-        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(32, "tanh"), keras.layers.Dense(1)])
-        model.layers[0].set_weights([0.5 * np.random.default_rng(1).standard_normal((4, 32)), np.zeros(32)])
-        model.layers[1].set_weights([0.2 * np.random.default_rng(2).standard_normal((32, 1)), np.zeros(1)])
-        model.compile(Fromage(0.03, zero_step_limit=limit), "mse", jit_compile=False)
-        model.fit(x, y, batch_size=16, verbose=0)
-        left[limit] = model.evaluate(x[:256], y[:256], verbose=0) / y.var()
-    assert left[100.0] < 0.3
-    assert left[None] > 0.8

@@ -1,6 +1,5 @@
 """Fromage: the Frobenius matched gradient descent of Bernstein, Vahdat, Yue and Liu."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,8 +24,6 @@ class Fromage(ClipsWholeGradients, keras.optimizers.Optimizer):
         w <- (w - eta * (|w| / |g|) * g) / sqrt(1 + eta^2)      where |w| > 0 and |g| > 0
         w <- (w - eta * g) / sqrt(1 + eta^2)                    otherwise
 
-    In a variable that is zero, the root mean square of g counts as `zero_step_limit` at most.
-
     The norms are Frobenius norms of one variable; biases and normalisation scales are treated like kernels. The
     division by sqrt(1 + eta^2) keeps norms from growing: where the gradient is orthogonal to the weights, as it is in
     layers followed by a normalisation, |w| stays constant.
@@ -35,11 +32,8 @@ class Fromage(ClipsWholeGradients, keras.optimizers.Optimizer):
 
     * The learning rate is a relative change per step and needs little tuning; 0.01 is a good first value everywhere.
     * The gradient's length does not matter: clipping it or scaling the loss changes nothing. The exception is a
-      variable that is zero, such as a new bias: its first step is a plain one, as long as the gradient, up to
-      `zero_step_limit`. Without a limit, targets in units of 1e5 give hidden biases of 1e3 in one step: layers with
-      tanh or sigmoid are saturated for good, and the loss stops at the variance of the targets.
-    * Outputs that are off by a factor c need about log(c) / eta steps to grow or shrink to the targets: 1,200 at rate
-      0.01 for targets in units of 1e5 or 1e-5. Standardise targets.
+      variable that is zero, such as a new bias: its first step is a plain one, as long as the gradient. With targets in
+      large units (1e5) it can make the loss explode: standardise targets.
     * At a fixed learning rate the weights never come to rest: they keep moving by about eta, relatively, around a
       minimum. Lower it on a plateau (`keras.callbacks.ReduceLROnPlateau`) or by a schedule.
     * `weight_decay` is Keras's decoupled decay. It shrinks weights before the step and so works against a constant
@@ -51,8 +45,6 @@ class Fromage(ClipsWholeGradients, keras.optimizers.Optimizer):
         learning_rate: Relative size of a step, a number >= 0, a `LearningRateSchedule`, or a callable. Default 0.01.
         p_bound: None, or a number > 0. After each step a variable's norm is capped at `p_bound` times its norm when the
             optimizer was built. Variables that were zero then, such as biases, are not capped (they could never move).
-        zero_step_limit: Number > 0, the longest step of a variable that is zero: the root mean square of its entries,
-            in multiples of the learning rate. Default 100; None takes the paper's step, as long as the gradient.
         **kwargs: Arguments of `keras.optimizers.Optimizer`: `weight_decay`, `clipnorm`, `use_ema`,
             `gradient_accumulation_steps`, `name` and others.
 
@@ -69,20 +61,11 @@ class Fromage(ClipsWholeGradients, keras.optimizers.Optimizer):
         2020, arXiv:2002.03432.
     """
 
-    def __init__(
-        self,
-        learning_rate: Any = 0.01,
-        p_bound: float | None = None,
-        zero_step_limit: float | None = 100.0,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, learning_rate: Any = 0.01, p_bound: float | None = None, **kwargs: Any) -> None:
         if p_bound is not None:
             p_bound = check_number("p_bound", p_bound, minimum=0.0, exclusive_minimum=True)
-        if zero_step_limit is not None:
-            zero_step_limit = check_number("zero_step_limit", zero_step_limit, minimum=0.0, exclusive_minimum=True)
         super().__init__(learning_rate=check_learning_rate(learning_rate), **kwargs)
         self._p_bound = p_bound
-        self.zero_step_limit = zero_step_limit
         self._initial_norms: Sequence[Any] = ()
 
     @property
@@ -146,13 +129,9 @@ class Fromage(ClipsWholeGradients, keras.optimizers.Optimizer):
         w = ops.cast(variable, learning_rate.dtype)
         g = ops.cast(gradient, learning_rate.dtype)
         weight_norm, gradient_norm = numerics.norm(w), numerics.norm(g)
-        length, has_length = learning_rate * weight_norm, is_defined(weight_norm, gradient_norm)
-        if self.zero_step_limit is not None:
-            limit = self.zero_step_limit * math.sqrt(math.prod(variable.shape))
-            is_limited = ops.logical_and(ops.equal(weight_norm, 0.0), ops.greater(gradient_norm, limit))
-            length = ops.where(is_limited, learning_rate * limit, length)
-            has_length = ops.logical_or(has_length, is_limited)
-        step = trusted_step(g, learning_rate, length, gradient_norm, has_length)
+        step = trusted_step(
+            g, learning_rate, learning_rate * weight_norm, gradient_norm, is_defined(weight_norm, gradient_norm)
+        )
         stepped = (w - step) / ops.sqrt(1.0 + ops.square(learning_rate))
         self.assign(variable, ops.cast(self._capped(stepped, variable), variable.dtype))
 
@@ -185,7 +164,7 @@ class Fromage(ClipsWholeGradients, keras.optimizers.Optimizer):
         Returns:
             A dictionary for `from_config`.
         """
-        return {**super().get_config(), "p_bound": self.p_bound, "zero_step_limit": self.zero_step_limit}
+        return {**super().get_config(), "p_bound": self.p_bound}
 
 
 def _value_now(function: Callable[[Any], Tensor], variable: Any) -> float:
