@@ -1,4 +1,5 @@
 import gzip
+import importlib
 import os
 import pickle
 import struct
@@ -10,7 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 
 from tfopt import datasets
-from tfopt.datasets.higgs import read_higgs
+from tfopt.datasets import keras_images
+from tfopt.datasets.higgs import _parse_higgs, read_higgs
 
 
 @pytest.mark.parametrize(
@@ -104,6 +106,20 @@ def write_cifar100(folder):
     return images.transpose(0, 2, 3, 1), labels
 
 
+def read_from(folder, name, monkeypatch):
+    """Let Keras find its files in a folder, and expect as many rows as the functions above write."""
+
+    def get_file(fname=None, origin=None, cache_subdir="datasets", **_):
+        path = folder / cache_subdir.removeprefix("datasets").strip("/") / fname
+        assert path.exists(), path
+        return str(path)
+
+    monkeypatch.setattr(importlib.import_module(f"keras.src.datasets.{name}"), "get_file", get_file)
+    if name != "cifar10":
+        monkeypatch.setitem(keras_images._NUM_TRAIN_ROWS, name, 9)
+        monkeypatch.setattr(keras_images, "_NUM_TEST_ROWS", 3)
+
+
 @pytest.mark.parametrize(
     ("name", "write"),
     [
@@ -116,15 +132,7 @@ def write_cifar100(folder):
 def test_image_sets_on_disk(name, write, tmp_path, monkeypatch):
     """Files of the true format, where Keras's downloads lie; only the check of their hash is left out."""
     images, labels = write(tmp_path)
-
-    def get_file(fname=None, origin=None, cache_subdir="datasets", **_):
-        path = tmp_path / cache_subdir.removeprefix("datasets").strip("/") / fname
-        assert path.exists(), path
-        return str(path)
-
-    import importlib
-
-    monkeypatch.setattr(importlib.import_module(f"keras.src.datasets.{name}"), "get_file", get_file)
+    read_from(tmp_path, name, monkeypatch)
     raw = datasets.load(name, standardize=False)
     num_train = len(raw.y_train)
     expected = images.reshape(len(images), *images.shape[1:3], -1).astype("float32") / 255
@@ -132,10 +140,58 @@ def test_image_sets_on_disk(name, write, tmp_path, monkeypatch):
     np.testing.assert_array_equal(raw.x_test, expected[num_train:])
     np.testing.assert_array_equal(np.concatenate([raw.y_train, raw.y_test]), labels)
     assert raw.num_classes == {"cifar100": 100}.get(name, 10)
+    if name == "cifar10":  # of the shape of cifar100, and 60,000 images take long
+        return
     data = datasets.load(name)
     channels = tuple(range(3))
     np.testing.assert_allclose(data.x_train.mean(axis=channels, dtype=np.float64), 0.0, atol=1e-3)
     np.testing.assert_allclose(data.x_train.std(axis=channels, dtype=np.float64), 1.0, atol=1e-3)
+
+
+def repacked(change):
+    return lambda content: gzip.compress(change(gzip.decompress(content)))
+
+
+def pickled_again(change):
+    return lambda content: pickle.dumps({**pickle.loads(content), **change(pickle.loads(content))})
+
+
+LABELS, IMAGES = "fashion-mnist/t10k-labels-idx1-ubyte.gz", "fashion-mnist/t10k-images-idx3-ubyte.gz"
+PICKLE = "cifar-100-python-target/cifar-100-python/test"
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "changes"),
+    [
+        ("fashion_mnist", write_fashion_mnist, {IMAGES: lambda content: content[:-40]}),  # in the middle of the gzip
+        ("fashion_mnist", write_fashion_mnist, {LABELS: lambda content: b"labels" + content}),
+        ("fashion_mnist", write_fashion_mnist, {LABELS: repacked(lambda content: content[:-1])}),
+        ("fashion_mnist", write_fashion_mnist, {IMAGES: repacked(lambda content: content[:-784])}),
+        (  # both shorter than their headers say, by the same number of rows
+            "fashion_mnist",
+            write_fashion_mnist,
+            {LABELS: repacked(lambda content: content[:-1]), IMAGES: repacked(lambda content: content[:-784])},
+        ),
+        ("fashion_mnist", write_fashion_mnist, {LABELS: repacked(lambda content: content[:-1] + b"\x0a")}),
+        ("cifar100", write_cifar100, {PICKLE: lambda content: content[:-200]}),
+        ("cifar100", write_cifar100, {PICKLE: lambda content: b""}),
+        (
+            "cifar100",
+            write_cifar100,
+            {PICKLE: pickled_again(lambda batch: {b"fine_labels": batch[b"fine_labels"][:2]})},
+        ),
+        ("cifar100", write_cifar100, {PICKLE: pickled_again(lambda batch: {b"data": batch[b"data"][:2]})}),
+    ],
+)
+def test_damaged_image_sets_are_named(name, write, changes, tmp_path, monkeypatch):
+    write(tmp_path)
+    read_from(tmp_path, name, monkeypatch)
+    for file, change in changes.items():
+        (tmp_path / file).write_bytes(change((tmp_path / file).read_bytes()))
+    with pytest.raises(
+        ValueError, match=rf"^'{name}' is damaged or cut off on disk.* Put .* into .*datasets, as keras"
+    ):
+        datasets.load(name)
 
 
 def test_missing_image_sets_say_which_file_goes_where(monkeypatch):
@@ -178,8 +234,6 @@ def test_higgs_is_parsed_once_and_cached(name, higgs_rows, tmp_path):
 
 
 def test_higgs_in_several_chunks(higgs_rows, tmp_path):
-    from tfopt.datasets.higgs import _parse_higgs
-
     write_higgs(tmp_path / "HIGGS.csv", higgs_rows)
     _parse_higgs(tmp_path / "HIGGS.csv", tmp_path / "HIGGS.npy", chunk_rows=20)
     np.testing.assert_array_equal(np.load(tmp_path / "HIGGS.npy"), higgs_rows)
@@ -231,6 +285,38 @@ def test_a_higgs_cache_of_another_file_is_named(name, higgs_rows, tmp_path):
         np.save(tmp_path / "HIGGS.npy", np.ascontiguousarray(other))
         with pytest.raises(ValueError, match=rf"HIGGS.npy was made from another file than {name} beside it"):
             datasets.load("higgs", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["HIGGS.csv", "HIGGS.csv.gz"])
+def test_a_higgs_text_that_is_cut_in_its_last_row_is_named(name, higgs_rows, tmp_path):
+    """A shorter number is a number too: only the line break tells that it is whole."""
+    write_higgs(tmp_path / "HIGGS.csv", higgs_rows)
+    text = (tmp_path / "HIGGS.csv").read_bytes()
+    (tmp_path / "HIGGS.csv").unlink()
+    for num_characters in range(1, 40):
+        cut = text[:-num_characters]
+        (tmp_path / name).write_bytes(gzip.compress(cut) if name.endswith(".gz") else cut)
+        with pytest.raises(ValueError, match=rf"{name}( is damaged or cut off: row 40 has no|, row|, rows from) "):
+            datasets.load("higgs", data_dir=tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n \n", "\r\n"])
+def test_blank_lines_at_the_end_of_a_higgs_text_do_no_harm(end, higgs_rows, tmp_path):
+    write_higgs(tmp_path / "HIGGS.csv", higgs_rows)
+    text = (tmp_path / "HIGGS.csv").read_text()
+    (tmp_path / "HIGGS.csv").write_text(text + end)
+    for _ in range(2):  # from the text, then from the cache
+        data = datasets.load("higgs", data_dir=tmp_path, standardize=False)
+        np.testing.assert_array_equal(np.concatenate([data.x_train, data.x_test]), higgs_rows[:, 1:])
+    for chunk_rows in (13, 20, 40):  # the end in one chunk with rows, and not
+        _parse_higgs(tmp_path / "HIGGS.csv", tmp_path / "HIGGS.npy", chunk_rows)
+        np.testing.assert_array_equal(np.load(tmp_path / "HIGGS.npy"), higgs_rows)
+    (tmp_path / "HIGGS.npy").unlink()
+    first, rest = text.split("\n", 1)
+    (tmp_path / "HIGGS.csv").write_text(f"{first}\n\n{rest}{end}")
+    with pytest.raises(ValueError, match=r"HIGGS.csv, row 2: expected a label 0 or 1"):
+        datasets.load("higgs", data_dir=tmp_path)
 
 
 def test_the_newer_text_of_higgs_counts(higgs_rows, tmp_path):

@@ -159,17 +159,35 @@ def _read_chunks(source: Path, chunk_rows: int) -> Iterator[np.ndarray]:
     Raises:
         ValueError: A row is not a label and 28 finite numbers, or the file is cut off.
     """
-    first_row = 1
+    first_row, lines = 1, _read_lines(source)
+    while chunk := list(itertools.islice(lines, chunk_rows)):
+        yield _parse_rows(chunk, source, first_row)
+        first_row += len(chunk)
+        if not chunk[-1].endswith("\n"):  # its last number may be the beginning of a longer one
+            raise ValueError(
+                f"{source} is damaged or cut off: row {first_row - 1:,} has no line break at its end. If the file is "
+                "whole, add one"
+            )
+
+
+def _read_lines(source: Path) -> Iterator[str]:
+    """Yield the lines with their breaks, without blank ones at the end of the file.
+
+    Raises:
+        ValueError: The file cannot be read to its end.
+    """
+    num_blank = 0
     with gzip.open(source, "rt") if source.suffix == ".gz" else source.open() as lines:
-        while True:
-            try:
-                chunk = list(itertools.islice(lines, chunk_rows))
-            except (EOFError, OSError, UnicodeDecodeError, zlib.error) as error:
-                raise ValueError(f"{source} is damaged or cut off: {error}") from error
-            if not chunk:
-                return
-            yield _parse_rows(chunk, source, first_row)
-            first_row += len(chunk)
+        try:
+            for line in lines:
+                if line.isspace():
+                    num_blank += 1
+                    continue
+                yield from itertools.repeat("\n", num_blank)
+                num_blank = 0
+                yield line
+        except (EOFError, OSError, UnicodeDecodeError, zlib.error) as error:
+            raise ValueError(f"{source} is damaged or cut off: {error}") from error
 
 
 def _parse_rows(lines: list[str], source: Path, first_row: int) -> np.ndarray:

@@ -9,13 +9,13 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
 from tfopt._checks import check_choice, check_flag, check_integer, check_number
 from tfopt.datasets.higgs import read_higgs
 from tfopt.datasets.higgs_like import make_higgs_like
+from tfopt.datasets.keras_images import read_keras_images
 
 _NUM_CLASSES = {
     "digits": 10,
@@ -28,14 +28,6 @@ _NUM_CLASSES = {
     "higgs_like": 2,
 }
 NAMES = tuple(_NUM_CLASSES)
-
-# What `keras.datasets` leaves in its folder of downloads.
-_KERAS_FILES = {
-    "mnist": "mnist.npz",
-    "fashion_mnist": "the folder fashion-mnist with its four files *-ubyte.gz",
-    "cifar10": "the folder cifar-10-batches-py-target",
-    "cifar100": "the folder cifar-100-python-target",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +116,7 @@ def load(
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: An unknown name, or an argument out of its range.
+        ValueError: An unknown name, an argument out of its range, or files that are damaged or hold something else.
         FileNotFoundError: The data are not on disk and cannot be downloaded; the message says what goes where.
 
     Example:
@@ -150,7 +142,7 @@ def load(
     elif name in ("digits", "breast_cancer"):
         x_train, x_test, y_train, y_test = _split(*_read_scikit_learn(name), "test_fraction", test_fraction, seed)
     else:
-        x_train, y_train, x_test, y_test = _read_keras(name)
+        x_train, y_train, x_test, y_test = read_keras_images(name, _NUM_CLASSES[name])
     x_validation, y_validation = x_train[:0], y_train[:0]
     if validation_fraction:
         x_train, x_validation, y_train, y_validation = _split(
@@ -191,22 +183,3 @@ def _read_scikit_learn(name: str) -> tuple[np.ndarray, np.ndarray]:
         return (data.images[..., None] / 16.0).astype(np.float32), data.target.astype(np.int64)
     data = datasets.load_breast_cancer()
     return data.data.astype(np.float32), data.target.astype(np.int64)
-
-
-def _read_keras(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    import keras
-
-    try:
-        (x_train, y_train), (x_test, y_test) = getattr(keras.datasets, name).load_data()
-    except Exception as error:
-        folder = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "datasets"
-        raise FileNotFoundError(
-            f"{name!r} is not on disk and could not be downloaded ({error}). Put {_KERAS_FILES[name]} into {folder}, "
-            f"as keras.datasets.{name}.load_data() leaves it on a machine with access to the internet."
-        ) from error
-
-    def scaled(x: np.ndarray) -> np.ndarray:
-        x = x.astype(np.float32) / 255.0
-        return x[..., None] if x.ndim == 3 else x
-
-    return scaled(x_train), y_train.ravel().astype(np.int64), scaled(x_test), y_test.ravel().astype(np.int64)

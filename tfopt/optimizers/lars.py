@@ -71,6 +71,7 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
             all variables of rank <= 1. Variables excluded here take plain momentum steps (ratio 1, not clipped).
         weight_decay_exclude: The same, for variables without weight decay.
         norm_floor: Number >= 0, the least norm that a variable which started at zero counts as, see above. Default 1;
+            for targets in small units (1e-4) their standard deviation, or the loss stays far above their variance;
             0 takes the paper's plain steps from zero. Fixed once the optimizer exists, because 0 needs no state.
         **kwargs: Arguments of `keras.optimizers.Optimizer`: `clipnorm`, `use_ema`, `gradient_accumulation_steps`,
             `name` and others.
