@@ -209,7 +209,8 @@ class Objective:
             except (NotBuiltError, SetsWeightsError):
                 raise
             except Exception as error:
-                raise ValueError(f"`x` must fit the model. {type(self.model).__name__} says: {error}") from error
+                found = self._forward.changed_shapes() or "`x` must fit the model."
+                raise ValueError(f"{found} {type(self.model).__name__} says: {error}") from error
             if self._is_custom:
                 self._forward.custom_loss(x, y, sample_weight)
                 return run
