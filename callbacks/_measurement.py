@@ -47,6 +47,8 @@ class Measurement(RankCallback):
         batch_norm: As it was given: how all in `history` was measured.
         history: Lists with one entry for each measurement: `epoch` (epochs completed), `step` (as `StepCount` counts),
             `seconds`, and what was measured.
+        precision: How layers were computed in what was measured last, as `HessianOperator.precision` says: "model" (as
+            in training), "float32" where training computes some in half precision, or "bfloat16".
     """
 
     group = ""
@@ -97,6 +99,7 @@ class Measurement(RankCallback):
 
     def _start(self) -> None:
         self.history: dict[str, list] = {"epoch": [], "step": [], "seconds": []}
+        self.precision = "model"
         self._latest: dict[str, float] = {}
         self._logged: set[str] = set()  # names in the logs of the epoch before
         self._first_epoch: int | None = None
@@ -106,7 +109,7 @@ class Measurement(RankCallback):
 
     # --- for ResumableCheckpoint
 
-    _STATE = ("history", "_latest", "_first_epoch", "_epochs_completed")
+    _STATE = ("history", "precision", "_latest", "_first_epoch", "_epochs_completed")
 
     def get_state(self) -> dict[str, Any]:
         """Return what a checkpoint must keep.

@@ -81,6 +81,8 @@ class Convexity(Measurement):
         history: Lists with one entry for each measurement: `epoch` (epochs completed), `step` (steps that the optimizer
             took; where several take steps or none, training batches), `seconds`, and all that is in the logs, by the
             same names; NaN where something was not measured.
+        precision: How layers were computed in what was measured last: "model", "float32" or "bfloat16", as
+            `HessianOperator.precision` says.
         densities: A `SpectralDensity` for each step at which it was measured, by step.
         certificate_refused: Why there is no certificate; empty if there is one, or none was wanted.
 
@@ -229,6 +231,7 @@ class Convexity(Measurement):
             share.interrupt()
 
     def _measure(self, with_spectrum: bool) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        self.precision = self._hessian.precision
         with_spectrum = with_spectrum or self._spectrum_is_due_now
         loss, gradient = self._hessian.loss_and_gradient()
         flat = np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in gradient])

@@ -77,6 +77,8 @@ class GradientBreakdown(Measurement):
             `Convexity` counts them), `seconds`, all that is in the logs, by the same names, and
             `relative_gradient_breakdown`, `relative_perturbation` and `cosine`, whose elements map each variable's path
             to its value.
+        precision: How layers were computed in what was measured last: "model", "float32" or "bfloat16", as
+            `HessianOperator.precision` says.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -220,6 +222,7 @@ class GradientBreakdown(Measurement):
         assert self._kept is not None
         before, after = self._kept
         step = before.meter.measure(before.weights, after.weights)
+        self.precision = step.precision
         values = {
             "relative_gradient_breakdown": step.largest_breakdown,
             "relative_perturbation": step.largest_perturbation,

@@ -61,6 +61,8 @@ class GradientNoiseScale(Measurement):
         history: Lists with one entry for each measurement: `epoch` (epochs completed), `step` (steps that the optimizer
             took; where several take steps or none, training batches), `seconds`, and all that is in the logs, by the
             same names.
+        precision: How layers were computed in what was measured last: "model", "float32" or "bfloat16", as
+            `HessianOperator.precision` says.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -199,6 +201,7 @@ class GradientNoiseScale(Measurement):
             covariance, signal = self._rows * found.covariance_trace, found.squared_gradient_norm
         else:
             noise = self._groups.noise()
+            self.precision = noise.precision
             scale, error = noise.noise_scale, noise.noise_scale_standard_error
             covariance = noise.covariance_trace.value
             signal = noise.squared_gradient_norm - covariance / noise.num_rows

@@ -146,3 +146,20 @@ def test_a_loop_that_is_not_fit():
     assert callbacks[2].history["step"] == [0, 1, 2, 3]
     assert breakdown.history["step"] == [1, 2, 3]
     assert breakdown.history["breakdown/relative_perturbation"] == pytest.approx([0.1] * 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_what_measures_says_in_which_precision(policy):
+    hidden = keras.layers.Dense(2, dtype=policy)
+    model = keras.Sequential([keras.Input((3,)), hidden, keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    x, y = np.random.default_rng(0).normal(size=(8, 3)), np.ones((8, 1))
+    kinds = (tfopt.callbacks.Convexity, tfopt.callbacks.GradientBreakdown)
+    callbacks = [*(kind((x, y)) for kind in kinds), tfopt.callbacks.GradientNoiseScale((x, y), group_size=2)]
+    model.fit(x, y, verbose=0, callbacks=callbacks)
+    expected = "model" if policy == "float32" else "float32"
+    for callback in callbacks:
+        assert callback.precision == expected
+        other = type(callback)((x, y))
+        other.set_state(callback.get_state())
+        assert other.precision == expected

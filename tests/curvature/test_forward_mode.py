@@ -265,6 +265,19 @@ def test_what_does_more_than_noise_is_named():
         HessianOperator(model, "mse", np.ones((6, 3), "float32"), np.ones((6, 1), "float32"))
 
 
+@pytest.mark.parametrize("asked", [None, True], ids=["by fit", "by the model"])
+def test_random_crops_are_taken_from_the_middle(asked):
+    inputs, head = keras.Input((8, 7, 2)), layers.Dense(1)
+    x, y = np.random.default_rng(0).normal(size=(5, 8, 7, 2)), np.ones((5, 1))
+    cropped = layers.RandomCrop(4, 4)(inputs, training=asked)
+    model = keras.Model(inputs, head(layers.Flatten()(cropped)))
+    alone = keras.Input((4, 4, 2))
+    plain = keras.Model(alone, head(layers.Flatten()(alone)))
+    expected = HessianOperator(plain, "mse", x[:, 2:6, 1:5], y).to_dense()
+    np.testing.assert_allclose(HessianOperator(model, "mse", x, y).to_dense(), expected, rtol=1e-5, atol=1e-6)
+    assert "call" not in vars(layers.RandomCrop)
+
+
 def test_augmentation_is_off_where_a_model_asks_for_it():
     inputs = keras.Input((4, 4, 1))
     flips = [layers.RandomFlip(), layers.RandomRotation(0.5), layers.RandomBrightness(0.5)]

@@ -529,3 +529,21 @@ def test_derivatives_that_are_wrong_for_a_few_rows_are_found(operator, loss):
     else:
         with pytest.raises(RuntimeError, match=r"are wrong: .*finite differences say"):
             operator(model, loss, x, y) @ np.ones(16)
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1e12])
+@pytest.mark.parametrize("operator", [HessianOperator, GaussNewtonOperator])
+def test_the_unit_of_the_loss_does_not_matter(unit, operator):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(24, 3)).astype("float32"), rng.normal(size=(24, 2)).astype("float32")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, "tanh"), keras.layers.Dense(2)])
+    vector = rng.normal(size=26).astype("float32")
+    plain = operator(model, "mse", x, y) @ vector
+    scaled = operator(model, lambda y, p: unit * keras.ops.mean((y - p) ** 2, -1), x, y) @ vector
+    np.testing.assert_allclose(scaled / unit, plain, rtol=1e-4, atol=1e-5 * abs(plain).max())
+
+    def wrong(y, p):  # a second derivative of zero
+        return unit * keras.ops.mean((p - y) * keras.ops.stop_gradient(p - y), -1)
+
+    with pytest.raises(RuntimeError, match="wrong|linear in the model"):
+        operator(model, wrong, x, y) @ vector

@@ -252,3 +252,112 @@ def test_exponentials_before_weights_are_no_endings(kind):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert GaussNewtonOperator(keras.Model(inputs, outputs), "mse", x, y).split_at == "outputs"
+
+
+def psnr(y, p):
+    return 10 * ops.log(ops.mean((y - p) ** 2)) / np.log(10)
+
+
+# Losses with a logarithm that does not undo the ending: name -> kind of targets, loss
+NOT_PAIRED = {
+    "cauchy": ("bits", lambda y, p: ops.mean(ops.log(1 + (y - p) ** 2), -1)),
+    "psnr": ("bits", psnr),
+    "msle": ("bits", "msle"),
+    "log of dice": ("bits", lambda y, p: -ops.log((2 * ops.sum(y * p, -1) + 1e-6) / (ops.sum(y + p, -1) + 1e-6))),
+    "reverse KL": ("classes", lambda y, p: ops.sum(p * ops.log((p + 1e-7) / (y + 0.01)), -1)),
+    "Jensen-Shannon": ("classes", lambda y, p: ops.sum(p * ops.log(p / (y + p)) - y * ops.log((y + p) / 2), -1)),
+}
+
+
+@pytest.mark.parametrize("loss", NOT_PAIRED)
+@pytest.mark.parametrize("link", ["sigmoid", "softmax", "exp"])
+@pytest.mark.filterwarnings("ignore:.*may have negative eigenvalues")  # some are convex nowhere
+def test_a_logarithm_of_something_else_is_split_at_the_outputs(loss, link):
+    kind, loss = NOT_PAIRED[loss]
+    x, y, _ = make_data(kind)
+    inputs, z = make_bottom()
+    assert GaussNewtonOperator(keras.Model(inputs, LINKS[link](z)), loss, x, y).split_at == "outputs"
+
+
+def test_msle_of_a_sigmoid_is_as_in_numpy():
+    x, y, _ = make_data("bits")
+    inputs, z = make_bottom()
+    model = keras.Model(inputs, ops.sigmoid(z))
+    with tf.GradientTape() as tape:
+        outputs = model(x)
+    parts = tape.jacobian(outputs, [v.value for v in model.trainable_variables])
+    jacobian = np.concatenate([np.reshape(part, (len(x) * K, -1)) for part in parts], axis=1)
+    p = outputs.numpy().reshape(-1)
+    curvature = 2 * (1 - np.log1p(p) + np.log1p(y.reshape(-1))) / (1 + p) ** 2 / p.size
+    found = GaussNewtonOperator(model, "msle", x, y).to_dense()
+    np.testing.assert_allclose(found, jacobian.T @ (curvature[:, None] * jacobian), atol=1e-8)
+
+
+def of_pairs(y, p):
+    right = y * p + (1 - y) * (1 - p)
+    return -ops.mean((1 - right) ** 2 * ops.log(right), -1)
+
+
+PAIRED = {
+    "focal by hand": ("bits", ops.sigmoid, of_pairs),
+    "binary focal": ("bits", ops.sigmoid, losses.BinaryFocalCrossentropy()),
+    "log1p(-p)": ("bits", ops.sigmoid, lambda y, p: -ops.mean(y * ops.log(p) + (1 - y) * ops.log1p(-p), -1)),
+    "of a sum": ("classes", ops.softmax, lambda y, p: -ops.log(ops.sum(y * p, -1) + 1e-9)),
+    "by the row's sum": ("classes", ops.softmax, lambda y, p: -ops.sum(y * ops.log(p / ops.sum(p, -1)[:, None]), -1)),
+    "kl": ("classes", ops.softmax, losses.KLDivergence()),
+    "signs": ("bits", ops.tanh, lambda y, p: -ops.mean(y * ops.log((1 + p) / 2) + (1 - y) * ops.log(0.5 - p / 2), -1)),
+    "and an error": ("bits", ops.sigmoid, lambda y, p: ops.mean((y - p) ** 2, -1) + losses.binary_crossentropy(y, p)),
+    "smoothed": ("classes", ops.softmax, losses.CategoricalCrossentropy(label_smoothing=0.1)),
+    "gathered": ("classes", ops.softmax, lambda y, p: -tf.math.log(tf.gather(p, tf.argmax(y, -1), batch_dims=1))),
+    "negative binomial": ("counts", ops.exp, lambda y, p: ops.mean((y + 2) * ops.log(p + 2) - y * ops.log(p), -1)),
+}
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_logarithms_that_undo_the_ending_are_split_at_the_logits(name):
+    kind, ending, loss = PAIRED[name]
+    x, y, _ = make_data(kind)
+    inputs, z = make_bottom()
+    assert GaussNewtonOperator(keras.Model(inputs, ending(z)), loss, x, y).split_at == "logits"
+
+
+@pytest.mark.parametrize("ending", [layers.Softmax, lambda: ops.softmax], ids=["layer", "function"])
+def test_each_loss_of_the_same_output_has_its_own_split(ending):
+    x, y, _ = make_data("classes")
+    inputs, z = make_bottom()
+    p = ending()(z)
+    both = GaussNewtonOperator(
+        _compiled(keras.Model(inputs, [p, p]), ["categorical_crossentropy", "mse"]), None, x, [y, y]
+    )
+    parts = [GaussNewtonOperator(keras.Model(inputs, p), loss, x, y).to_dense() for loss in (CE, "mse")]
+    np.testing.assert_allclose(both.to_dense(), sum(parts), atol=1e-9)
+    assert both.split_at == "logits and outputs"
+
+
+class _InLoop(layers.Layer):
+    def call(self, z):
+        return tf.map_fn(tf.nn.softmax, z)
+
+
+class _InBranch(layers.Layer):
+    def call(self, z):
+        return tf.cond(tf.reduce_sum(z) < np.inf, lambda: tf.nn.softmax(z), lambda: z)
+
+
+def loss_in_a_loop(y, p):
+    return tf.map_fn(lambda row: -tf.reduce_sum(row[0] * tf.math.log(row[1])), (y, p), fn_output_signature=p.dtype)
+
+
+@pytest.mark.parametrize(
+    ("ending", "loss", "name"),
+    [(_InLoop, nll, "while"), (_InBranch, nll, "cond"), (layers.Softmax, loss_in_a_loop, "while")],
+    ids=["loop", "branch", "loss"],
+)
+def test_what_is_hidden_in_loops_and_branches_warns(ending, loss, name):
+    x, y, _ = make_data("classes")
+    inputs, z = make_bottom()
+    loss = (lambda y, p: -ops.sum(y * ops.log(p), -1)) if loss is nll else loss
+    found = GaussNewtonOperator(keras.Model(inputs, ending()(z)), loss, x, y)
+    with pytest.warns(UserWarning, match=f"may be another matrix than that of logits.*{name}"):
+        found.matvec(np.ones(found.shape[0]))
+    assert found.split_at == "outputs"

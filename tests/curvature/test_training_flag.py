@@ -231,12 +231,26 @@ def test_what_draws_beside_other_layers_is_named(monkeypatch):
         UserWarning, match="own.*draws random numbers in training.*only the layers inside it as in `fit`"
     ):
         operator = HessianOperator(model, None, x, y)
-    with pytest.warns(UserWarning, match="draws random numbers"):
-        operator.to_dense()
+    operator.to_dense()  # the check traces the model again, and does not warn again
     centred_only, _, _ = made(lambda: Own(lambda self, x, _: self.parts[0](x), centre()), monkeypatch)
     centred_only.set_weights(model.get_weights()[: len(centred_only.get_weights())])
     loss = centred_only.compute_loss(x, y, centred_only(x, training=True))
     assert operator.loss_and_gradient()[0] == pytest.approx(float(loss), rel=1e-12)
+
+
+class Cut(layers.Layer):
+    def call(self, x, training=None):
+        return tf.gather(x, tf.random.shuffle(tf.range(3))[:2], axis=1) if training else x
+
+    def compute_output_shape(self, shape):
+        return (shape[0], 2)
+
+
+def test_noise_that_changes_the_shape_is_named():
+    x, y = np.ones((6, 3), "float32"), np.ones((6, 1), "float32")
+    model = keras.Sequential([keras.Input((3,)), Cut(name="cut_columns"), layers.Dense(1)])
+    with pytest.raises(ValueError, match=r"cut_columns, with outputs of shape \(6, 2\) and \(6, 3\) in.*tf.data"):
+        HessianOperator(model, "mse", x, y)
 
 
 def test_models_that_set_their_weights_in_training_are_refused(monkeypatch):

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+# Layers that were warned of: a measurement traces a model several times, for its check and for each form of batch.
+_warned: weakref.WeakSet[Any] = weakref.WeakSet()
 _RANDOM = re.compile("Random|Multinomial|TruncatedNormal|Rng")
 
 
@@ -32,14 +35,18 @@ class CallsInFit:
 
     What draws random numbers even then is code of the user's. Such a layer is to be called without `training` when it
     is measured, and all others as they were in training.
+
+    Attributes:
+        changed_shapes: The layers that have returned another shape without noise, each with both shapes.
     """
 
     def __init__(self) -> None:
         self._training: dict[int, list[Any]] = {}
+        self._shapes: dict[int, list[Any]] = {}  # of what each layer has returned
+        self.changed_shapes: list[str] = []
         self._made: list[tuple[Any, list[Any]]] = []
         self._within: list[set[int]] = []
         self._noisy: dict[int, Any] | None = None
-        self._warned: set[int] = set()
         self._num_calls: Counter[int] = Counter()
 
     def start(self) -> None:
@@ -63,8 +70,10 @@ class CallsInFit:
         given = kwargs.get("training")
         training = self._training_of(layer, given) if self._noisy else given
         result = function(layer, *args, **(kwargs if training is given else {**kwargs, "training": training}))
-        if id(layer) in self._noisy and given and not any(result is arg for arg in args):
-            self._warn(layer)  # what only makes noise returns what came
+        if id(layer) in self._noisy and given:
+            self._compare(layer, _shapes_of(result))
+            if not any(result is arg for arg in args):
+                self._warn(layer)  # what only makes noise returns what came
         return result
 
     def finish(self, graph: tf.Graph) -> None:
@@ -84,15 +93,21 @@ class CallsInFit:
             if layer.weights:
                 self._warn(layer)
 
+    def _compare(self, layer: Any, plain: list[tf.TensorShape]) -> None:
+        drawn = self._shapes.get(id(layer), [])
+        if not any(len(a) == len(plain) and all(map(tf.TensorShape.is_compatible_with, a, plain)) for a in drawn):
+            pair = " and ".join(str(shapes[0]) for shapes in (*drawn[:1], plain) if shapes)
+            self.changed_shapes.append(f"{layer.name}, with outputs of shape {pair} in training and without noise")
+
     def _warn(self, layer: Any) -> None:
-        if id(layer) not in self._warned:
-            self._warned.add(id(layer))
+        if layer not in _warned:
             warnings.warn(
                 f"{layer.name} draws random numbers in training. A measurement has no noise, so it is called with "
                 "training=False, and only the layers inside it as in `fit`. If that changes more than the noise, move "
                 "what draws to a layer of its own",
                 stacklevel=2,
             )
+            _warned.add(layer)
 
     def _record(self, function: Callable[..., Any], layer: Any, args: Any, kwargs: Any) -> Any:
         training = kwargs.get("training")
@@ -101,7 +116,9 @@ class CallsInFit:
         num_before = len(graph.get_operations())
         self._within.append(set())
         try:
-            return function(layer, *args, **kwargs)
+            result = function(layer, *args, **kwargs)
+            self._shapes.setdefault(id(layer), []).append(_shapes_of(result))
+            return result
         finally:
             made, within = graph.get_operations()[num_before:], self._within.pop()
             if training is not None and (tf.is_tensor(training) or training):
@@ -118,6 +135,10 @@ class CallsInFit:
         call = calls[min(self._num_calls[id(layer)], len(calls) - 1)]
         self._num_calls[id(layer)] += 1
         return given if call is None or tf.is_tensor(call) else call
+
+
+def _shapes_of(result: Any) -> list[tf.TensorShape]:
+    return [leaf.shape for leaf in keras.tree.flatten(result) if tf.is_tensor(leaf)]
 
 
 def _drawing_functions(functions: Any) -> set[str]:

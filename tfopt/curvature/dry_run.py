@@ -47,6 +47,6 @@ def weights_in(graph: Any, values: Sequence[Any], variables: Sequence[Any]) -> l
     Returns:
         A list of operations.
     """
-    handles = {id(variable.value.handle) for variable in variables}
+    handles = {id(variable._value.handle) for variable in variables}
     read = [inside.op for outside, inside in graph.captures if id(outside) in handles]
     return [*(value.op for value in values if tf.is_symbolic_tensor(value)), *read]

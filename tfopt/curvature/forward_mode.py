@@ -108,6 +108,30 @@ def _without_noise(original: Any) -> Any:
     return call
 
 
+def _called_as_it_is(original: Any) -> Any:
+    """Return a stand-in for the `call` of a class whose base class is called without noise."""
+
+    @functools.wraps(original)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return original(self, *args, **kwargs)
+
+    return call
+
+
+def _in_the_middle(original: Any) -> Any:
+    """Return a stand-in for what draws where images are cut, which makes them smaller in training only."""
+
+    @functools.wraps(original)
+    def draw(self: Any, data: Any, training: bool = True, seed: Any = None) -> Any:
+        if _current.get() is None or not training:
+            return original(self, data, training, seed)
+        shape = (data["images"] if isinstance(data, dict) else data).shape
+        free = shape[self.height_axis] - self.height, shape[self.width_axis] - self.width
+        return tuple(max(number, 0) // 2 for number in free)
+
+    return draw
+
+
 def _as_in_fit(original: Any) -> Any:
     """Return a stand-in for what calls a layer once its `training` is known."""
 
@@ -243,5 +267,7 @@ _STAND_INS = StandIns((
     (keras.layers.Layer, "_maybe_build", _without_building),
     (nn_ops, "_dropout", _without_dropout),
     (Operation, "__call__", _as_in_fit),
+    (keras.layers.RandomCrop, "call", _called_as_it_is),  # before its base class
+    (keras.layers.RandomCrop, "get_random_transformation", _in_the_middle),
     *((kind, "call", _without_noise) for kind in NOISY),
 ))

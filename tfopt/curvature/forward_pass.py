@@ -77,6 +77,21 @@ class ForwardPass:
         x, y, sample_weight = keras.tree.map_structure(lambda leaf: _cast(leaf, dtype), (x, y, sample_weight))
         return self._measured(self._loss, x, y, sample_weight)
 
+    def changed_shapes(self) -> str:
+        """Say which layers return another shape without noise than in training.
+
+        Returns:
+            A text that names them and says what to write; empty where there are none.
+        """
+        changed = [text for calls in self._calls_in_fit.values() for text in calls.changed_shapes]
+        if not changed:
+            return ""
+        return (
+            f"`model` must be one that can be called without noise. Received: {', '.join(dict.fromkeys(changed))}. "
+            "Let what draws random numbers return the shape of training with training=False too, as by a crop from the "
+            "middle, or move it into the tf.data pipeline."
+        )
+
     def _call(self, x: Any, training: bool) -> Any:
         # As `fit` and `predict` call it: a model without the argument leaves its layers to their defaults.
         return self._model(x, training=training) if self._model._call_has_training_arg else self._model(x)

@@ -98,6 +98,13 @@ class GaussNewtonOperator(CurvatureOperator):
                 f"{self!r} leaves out the outputs {places} (from 0), because the loss is linear in them, {_LINEAR}",
                 stacklevel=6,
             )
+        if hidden := [] if self.objective.split is None else self.objective.split.hidden:
+            warnings.warn(
+                f"{self!r} may be another matrix than that of logits: exponentials and logarithms in a branch or a "
+                f"loop are not seen to cancel. Received: {', '.join(dict.fromkeys(hidden))}. For the Fisher matrix, "
+                "let the model return logits, and take the loss of them (from_logits=True)",
+                stacklevel=6,
+            )
         found = _Halves(small, small.values()).row_curvatures(np.random.default_rng(2))
         scale = max(map(abs, found))
         if scale == 0.0 and flat_ones:

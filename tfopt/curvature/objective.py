@@ -24,7 +24,7 @@ from tfopt.curvature.model_checks import (
     check_targets,
 )
 from tfopt.curvature.natural_parameters import Split
-from tfopt.curvature.outputs import Outputs
+from tfopt.curvature.outputs import Outputs, each_once
 from tfopt.curvature.precision import HALF, computes_in_half, loss_to_measure, rounded_to
 from tfopt.curvature.probe import Probe
 
@@ -131,7 +131,7 @@ class Objective:
             made._omit_frequent_tracing_warning = True  # many operators in a program are no mistake
             return list(made(list(values), x))
         with self._scope(values, variables):
-            y_pred = self._forward.predict(x)
+            y_pred = each_once(self._forward.predict(x), self._weights_of(values))
             num_regularized = sum(v.regularizer is not None for v in self.model.trainable_variables)
             if len(self.model.losses) > num_regularized:
                 raise ValueError(
@@ -189,12 +189,15 @@ class Objective:
         if run.loss is None:
             return None
         with run.graph.as_default():
-            return Split(self._outputs_of(run.y_pred, run.values, None), run.loss, run.start)
+            targets = [leaf for leaf in keras.tree.flatten(run.batch[1]) if leaf is not None]
+            return Split(self._outputs_of(run.y_pred, run.values, None), run.loss, run.start, targets)
 
     def _outputs_of(self, y_pred: Any, values: Sequence[Any], splits: Sequence[bool] | None) -> Outputs:
+        return Outputs(y_pred, self._weights_of(values), splits)
+
+    def _weights_of(self, values: Sequence[Any]) -> list[Any]:
         graph = tf.compat.v1.get_default_graph()
-        weights = [] if tf.executing_eagerly() else weights_in(graph, values, self.variables)
-        return Outputs(y_pred, weights, splits)
+        return [] if tf.executing_eagerly() else weights_in(graph, values, self.variables)
 
     def _try_out(self, loss: Any, probe: Probe) -> DryRun:
         # Nothing is computed here: a model that changes variables of TensorFlow's own must be refused before.
@@ -202,11 +205,12 @@ class Objective:
         x, y, sample_weight = run.batch
         with run.graph.as_default(), self._forward.at(self.variables, run.values, sources=[]):
             try:
-                run.y_pred = self._forward.predict(x)
+                run.y_pred = each_once(self._forward.predict(x), self._weights_of(run.values))
             except (NotBuiltError, SetsWeightsError):
                 raise
             except Exception as error:
-                raise ValueError(f"`x` must fit the model. {type(self.model).__name__} says: {error}") from error
+                found = self._forward.changed_shapes() or "`x` must fit the model."
+                raise ValueError(f"{found} {type(self.model).__name__} says: {error}") from error
             if self._is_custom:
                 self._forward.custom_loss(x, y, sample_weight)
                 return run

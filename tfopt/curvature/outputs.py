@@ -76,6 +76,28 @@ class Outputs:
         return keras.tree.map_structure(again.output, self._y_pred)
 
 
+def each_once(y_pred: Any, weights: Sequence[Any]) -> Any:
+    """Return outputs with a copy of each that is there again, so that each loss has one for itself.
+
+    Args:
+        y_pred: What a model has returned: a tensor, or a nested structure of tensors.
+        weights: The operations from which the model's weights come.
+
+    Returns:
+        The same structure. Copies are made of copies of their logits, and have what losses read.
+    """
+    seen: set[Any] = set()
+
+    def one(tensor: Any) -> Any:
+        if tensor.ref() not in seen:
+            seen.add(tensor.ref())
+            return tensor
+        single = Outputs(tensor, weights)
+        return single.at([tf.identity(source) for source in single.tensors])
+
+    return keras.tree.map_structure(one, y_pred)
+
+
 class _Network:
     """What the operations of a graph depend on: the weights, and the rows."""
 
