@@ -11,6 +11,10 @@ from tfopt.callbacks._job import differences
 from tfopt.callbacks._of_the_run import of_the_run
 
 _PHASES = "Two phases of a training (layers unfrozen, compiled again) are two `fit`s with a folder for each. "
+_SEEDS = (
+    "A data set that is made anew gets another seed from tf.random: call keras.utils.set_random_seed(...) before it is "
+    "made, or use shuffle(..., seed=...). "
+)
 _UNDERSCORE = ". Attributes that change no number, such as a time or a run's id, may begin with an underscore"
 _PUBLIC = re.compile("'s attribute [^_]")
 
@@ -121,4 +125,4 @@ def _changes(state: dict[str, Any], job: Job, is_living: bool) -> tuple[list[str
 
 def _advice_on(changes: str) -> str:
     is_phase = any(word in changes for word in ("'s trainable was", "loss was", "optimizer's class was"))
-    return _PHASES * is_phase
+    return _PHASES * is_phase + _SEEDS * ("data set was " in changes and "Shuffle{" in changes)

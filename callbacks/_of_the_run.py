@@ -4,7 +4,7 @@ import os
 import re
 
 _TIMES = ((1.4e9, 4.2e9), (1.4e12, 4.2e12), (1.4e18, 4.2e18))  # seconds, milliseconds, nanoseconds since 1970
-_DATE = re.compile(r"20\d\d[-_./]?[01]\d[-_./]?[0-3]\d|\d\d:\d\d")
+_DATE = re.compile(r"\b20\d\d([-_./]?)[01]\d\1[0-3]\d(?!\d)|\b\d\d:\d\d")
 _ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -29,7 +29,9 @@ def of_the_run(there: dict[str, str], here: dict[str, str], process: int) -> lis
 
 
 def _is_of_a_run(text: str) -> bool:
+    if _DATE.search(text) or _ID.fullmatch(text):
+        return True
     try:
         return any(first < float(text) < last for first, last in _TIMES)
     except ValueError:
-        return bool(_DATE.search(text) or _ID.fullmatch(text))
+        return False
