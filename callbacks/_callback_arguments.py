@@ -12,11 +12,12 @@ from tfopt.callbacks._running_fit import LOGGERS
 _CHANGE_NO_NUMBER = (*LOGGERS, keras.callbacks.ModelCheckpoint)
 
 
-def arguments_of_callbacks(callbacks: list[Any]) -> dict[str, str]:
+def arguments_of_callbacks(callbacks: list[Any], stateless: tuple[type, ...]) -> dict[str, str]:
     """Return the arguments of callbacks that hold them under their own names.
 
     Args:
         callbacks: The callbacks.
+        stateless: Classes whose arguments are not compared.
 
     Returns:
         Text by "EarlyStopping's patience" and the like.
@@ -24,7 +25,7 @@ def arguments_of_callbacks(callbacks: list[Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     seen: Counter[str] = Counter()
     for callback in callbacks:
-        if isinstance(callback, _CHANGE_NO_NUMBER):
+        if isinstance(callback, (*_CHANGE_NO_NUMBER, *stateless)):
             continue
         name = type(callback).__name__
         seen[name] += 1

@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from tensorflow.python.trackable.base import Trackable
 from tfopt.callbacks._optimizers_of import is_of_a_library, is_users, optimizers_of
 
@@ -119,6 +120,8 @@ def describe(value: Any, depth: int = 0) -> str:
         return _describe_function(value, deeper)
     if hasattr(type(value), "python_function"):  # a tf.function
         return deeper(value.python_function)
+    if isinstance(value, tf.Module) and is_users(value) and not isinstance(value, keras.Layer | keras.Optimizer):
+        return f"{type(value).__name__} {deeper({k: v for k, v in vars(value).items() if not k.startswith('_')})}"
     if isinstance(value, _TRACKED):
         return type(value).__name__
     if hasattr(value, "__array__"):

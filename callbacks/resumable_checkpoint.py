@@ -44,12 +44,12 @@ class ResumableCheckpoint(Callback):
 
     Start the same script again after it was killed, and it ends with the weights that it would have had, bit for bit
     (same machine, same number of threads). Kept are the variables of the model, of all its optimizers, and those in
-    attributes of the model or of what it holds; the states of Python's, NumPy's and Keras's random number generators;
-    `History`; the state of other callbacks; and the epoch, from which `tfopt.datasets.EpochBatches` finds its order.
-    Arrays that `fit` shuffles come in Keras's order if `keras.utils.set_random_seed` was called, and otherwise in an
-    order that follows from the epoch and a seed that is saved. A
-    `tf.data.Dataset` may shuffle anew in each epoch if it has a seed. What cannot be resumed is refused by name before
-    the first step.
+    attributes of the model or of what it holds; plain values that its code changes; the states of Python's, NumPy's
+    and Keras's random number generators; `History`; the state of other callbacks; and the epoch, from which
+    `tfopt.datasets.EpochBatches` finds its order. Arrays that `fit` shuffles come in Keras's order if
+    `keras.utils.set_random_seed` was called, and otherwise in an order that follows from the epoch and a seed that is
+    saved. A `tf.data.Dataset` may shuffle anew in each epoch if it has a seed. What cannot be resumed is refused by
+    name before the first step.
 
     Two generations are kept. Files are written under another name and renamed, and carry checksums: one that is
     damaged is passed over with a warning, in favour of the older one. Under `horovodrun` every rank writes and reads
@@ -65,9 +65,9 @@ class ResumableCheckpoint(Callback):
     Args:
         folder: Where to write.
         every_n_epochs: Write at the end of each n-th epoch and of the last, an integer >= 1. Default 1.
-        stateless: Callback classes of yours that have no state worth keeping; and classes of data that serve the same
-            batches in each epoch: your `PyDataset`s, and `tf.data.Dataset` for data sets that call Python
-            (`from_generator`, `py_function`).
+        stateless: Callback classes of yours that have no state worth keeping, and whose arguments can change; and
+            classes of data that serve the same batches in each epoch: your `PyDataset`s, and `tf.data.Dataset` for data
+            sets that call Python (`from_generator`, `py_function`).
         verbose: 1 (default) prints a line when training is resumed, 0 does not.
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
 
@@ -180,7 +180,7 @@ class ResumableCheckpoint(Callback):
     def _job_now(self) -> Job:
         setup = {**setup_of(self.model), **own_attributes(self.model)}
         arguments = {**data_of(self._running), **setup, "order of rows": self._order.source}
-        return Job(arguments, own_code(self.model), arguments_of_callbacks(self._others))
+        return Job(arguments, own_code(self.model), arguments_of_callbacks(self._others, self.stateless))
 
     def _trace_or_build(self) -> dict[str, Any]:
         steps = {"training": trace_step(self.model, self._running.epoch_iterator)}
@@ -249,7 +249,7 @@ class ResumableCheckpoint(Callback):
             "changed": {
                 "arguments": changed_by_training(self.model, self._job.arguments),
                 "code": own_code(self.model),
-                "callbacks": arguments_of_callbacks(self._others),
+                "callbacks": arguments_of_callbacks(self._others, self.stateless),
             },
             "process": os.getpid(),
             "variables": [[name, read(variable)] for name, variable in self._variables],
