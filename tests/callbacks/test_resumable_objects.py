@@ -14,7 +14,9 @@ import pytest
 import tensorflow as tf
 from keras import layers, optimizers
 from tfopt.callbacks import ResumableCheckpoint
+from tfopt.callbacks._layer_arguments import own_attributes
 from tfopt.callbacks._of_the_run import of_the_run
+from tfopt.callbacks._optimizer_arguments import describe
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(16, 4)).astype("float32")
@@ -363,3 +365,25 @@ def test_a_data_set_that_is_made_anew_with_another_seed_is_refused_with_advice(t
         run(2)
     keras.utils.set_random_seed(0)
     run(2)
+
+
+def test_texts_of_functions_do_not_follow_what_training_changes():
+    optimizer = optimizers.SGD(0.1)
+    texts = []
+    for seeds in (keras.random.SeedGenerator(), keras.random.SeedGenerator()):
+
+        def step(seeds=seeds):
+            return optimizer, seeds
+
+        texts.append(describe(step))
+        optimizer.learning_rate.assign(0.5)
+    assert texts[0] == texts[1]
+
+
+def test_numbered_names_of_models_are_no_difference_and_train_functions_no_attribute():
+    keras.utils.clear_session()  # so that the first has a name without a number
+    first, second = of_class(), of_class()
+    texts = own_attributes(first)
+    first.make_train_function()
+    assert texts == own_attributes(first) == own_attributes(second)
+    assert texts["layer 0 (M)'s attribute kind"] == "m for model"
