@@ -27,6 +27,16 @@ def test_fromage_vs_adam(tmp_path, capsys):
     assert f"{max(results['Fromage']):.3f}" in capsys.readouterr().out
 
 
+def test_why_did_it_diverge(tmp_path, capsys):
+    products = load("why_did_it_diverge").main(["--smoke", "--output", str(tmp_path)])
+    assert products[0.02] < 3.8 < products[0.1] < products[0.5]
+    assert products[0.5] == pytest.approx(25 * products[0.02], rel=1e-5)  # the same curvature before the first step
+    assert (tmp_path / "diagnosis.png").stat().st_size > 5_000
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1].endswith("nan")
+    assert "nan" not in "".join(printed[:-1])
+
+
 def test_large_batch_lars(tmp_path, capsys):
     example = load("large_batch_lars")
     results = example.main(["--smoke", "--output", str(tmp_path)])
