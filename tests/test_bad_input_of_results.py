@@ -45,7 +45,7 @@ def make_fit():
 
 
 FIT = make_fit()
-PLAN = planning.BatchSizePlan.of(FIT, batch_sizes=[2**k for k in range(12)], families=["sgd"], draws=20)
+PLAN = planning.plan_from_fit(FIT, batch_sizes=[2**k for k in range(12)], families=["sgd"], draws=20)
 
 
 def to_json(path):
@@ -145,8 +145,8 @@ ENTRIES = {
         {"data": (X[:0], Y[:0])},
         blamed="x",
     ),
-    "BatchSizePlan.of": Entry(
-        planning.BatchSizePlan.of,
+    "plan_from_fit": Entry(
+        planning.plan_from_fit,
         {"fit": FIT, "target_loss": None, "batch_sizes": [1, 2, 4], "families": ["sgd"], "draws": 20},
         ("largest_momentum", "level", "seed", "progress"),
     ),

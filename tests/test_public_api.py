@@ -102,6 +102,7 @@ PUBLIC = {
         "Suggestion",
         "fit_noisy_quadratic",
         "plan_batch_size",
+        "plan_from_fit",
     },
     "tfopt.relative_trust": {
         "BreakdownProfile",

@@ -26,7 +26,7 @@ from reproduction import Reproduction, start
 from tfopt.models import mlp
 
 from tfopt import datasets
-from tfopt.planning import BatchSizePlan, fit_noisy_quadratic
+from tfopt.planning import BatchSizePlan, fit_noisy_quadratic, plan_from_fit
 
 FAMILIES = ("sgd", "momentum")
 PILOTS = (0.25, 0.5, 2.0)  # Lengths, in units of the usual pilot.
@@ -95,7 +95,7 @@ def study(task: Task, run: Reproduction) -> Outcome:
         fit = replace(fit, num_examples=np.inf)  # Batches are drawn with replacement here.
         try:
             draws = run.choose(20, 100, 100)
-            return BatchSizePlan.of(fit, target, batch_sizes=sizes.tolist(), families=families, draws=draws)
+            return plan_from_fit(fit, target, batch_sizes=sizes.tolist(), families=families, draws=draws)
         except ValueError:
             return None  # The target lies below the quadratic's floor.
 

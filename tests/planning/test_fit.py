@@ -255,9 +255,9 @@ def test_a_budget_too_short_is_told_and_still_gives_a_fit(regression):
 def test_each_run_has_its_share_of_the_budget(regression, monkeypatch):
     from tfopt.planning import measurement
 
-    shares, run = [], measurement.Measurement.run
+    shares, run = [], measurement.RunMeasurer.run
     monkeypatch.setattr(
-        measurement.Measurement,
+        measurement.RunMeasurer,
         "run",
         lambda self, index, effort, seconds: shares.append(seconds) or run(self, index, effort, seconds),
     )
@@ -271,10 +271,10 @@ def test_each_run_has_its_share_of_the_budget(regression, monkeypatch):
 def test_runs_end_with_the_budget(regression, monkeypatch):
     from tfopt.planning import measurement
 
-    monkeypatch.setattr(measurement.Measurement, "_time_parts", lambda self: (1e-4, 1e-4))
-    monkeypatch.setattr(measurement.Measurement, "is_over", lambda self, seconds, budget: True)
+    monkeypatch.setattr(measurement.RunMeasurer, "_time_parts", lambda self: (1e-4, 1e-4))
+    monkeypatch.setattr(measurement.RunMeasurer, "is_over", lambda self, seconds, budget: True)
     assert fit_noisy_quadratic(models.mlp(4, (), 1, seed=0), regression, "mse", 60.0).num_runs == 4
-    monkeypatch.setattr(measurement.Measurement, "is_over", lambda self, seconds, budget: False)
+    monkeypatch.setattr(measurement.RunMeasurer, "is_over", lambda self, seconds, budget: False)
     assert fit_noisy_quadratic(models.mlp(4, (), 1, seed=0), regression, "mse", 60.0, num_runs=9).num_runs == 9
 
 

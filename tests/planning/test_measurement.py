@@ -10,7 +10,7 @@ from tfopt.models import mlp
 from tfopt.communicator import SerialCommunicator
 from tfopt.curvature import GaussNewtonOperator, Probe
 from tfopt.curvature.gradient_noise import Groups
-from tfopt.planning.measurement import FEWEST_MATVECS, SIZED_FOR, Effort, Measurement, Rows
+from tfopt.planning.measurement import FEWEST_MATVECS, SIZED_FOR, DealtRows, Effort, RunMeasurer
 
 NUM_INPUTS = 3
 
@@ -22,7 +22,7 @@ def make_data(num_rows, seed=0):
 
 
 def make_rows(probe, num_runs, are_shared=False):
-    return Rows(probe, num_runs, are_shared, np.random.default_rng(0), SerialCommunicator())
+    return DealtRows(probe, num_runs, are_shared, np.random.default_rng(0), SerialCommunicator())
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_noise_vectors_have_the_covariance_of_single_rows(linear, monkeypatch):
     covariance = np.cov(mine.T)
     vectors = []
     for seed in range(150):
-        run = Measurement(operator, rows, None, seed)._gradient_and_noise(rows.pieces(0, 99), 0)
+        run = RunMeasurer(operator, rows, None, seed)._gradient_and_noise(rows.pieces(0, 99), 0)
         _, gradient, noise, trace, num_rows = run
         vectors.append(noise)
     np.testing.assert_allclose(gradient, mine.mean(axis=0), rtol=1e-4, atol=1e-6)
@@ -107,8 +107,8 @@ def test_masses_add_up_to_squared_norms(linear):
     operator, _, _ = linear
     rows = make_rows(operator.probe, 4)
     displacement = np.array([1.0, 2.0, 3.0, 4.0])
-    run = Measurement(operator, rows, displacement, 0).run(1, Effort(4, 99))
-    _, gradient, noise, _, _ = Measurement(operator, rows, displacement, 0)._gradient_and_noise(rows.pieces(1, 99), 1)
+    run = RunMeasurer(operator, rows, displacement, 0).run(1, Effort(4, 99))
+    _, gradient, noise, _, _ = RunMeasurer(operator, rows, displacement, 0)._gradient_and_noise(rows.pieces(1, 99), 1)
     matrix = operator.over(Probe.of(rows.batches(1, 99))).to_dense()
     assert run.gradient.masses.sum() == pytest.approx(gradient @ gradient, rel=1e-4)
     assert run.noise.masses.sum() == pytest.approx(noise @ noise, rel=1e-4)
@@ -135,16 +135,16 @@ def test_masses_add_up_to_squared_norms(linear):
 )
 def test_effort_follows_from_the_time_there_is(linear, monkeypatch, seconds, expected):
     operator, _, _ = linear
-    measurement = Measurement(operator, make_rows(operator.probe, 4), None, 0)
-    monkeypatch.setattr(measurement, "_time_parts", lambda: (0.5, 0.1))
-    assert measurement.choose_effort(Effort(50, 4), seconds) == expected
+    measurer = RunMeasurer(operator, make_rows(operator.probe, 4), None, 0)
+    monkeypatch.setattr(measurer, "_time_parts", lambda: (0.5, 0.1))
+    assert measurer.choose_effort(Effort(50, 4), seconds) == expected
 
 
 def test_times_are_measured(linear):
     operator, _, _ = linear
-    measurement = Measurement(operator, make_rows(operator.probe, 4), None, 0)
+    measurer = RunMeasurer(operator, make_rows(operator.probe, 4), None, 0)
     begin = time.perf_counter()
-    parts = measurement._time_parts()
+    parts = measurer._time_parts()
     passed = time.perf_counter() - begin
     assert all(0.0 < seconds < passed for seconds in parts)
 
@@ -153,18 +153,18 @@ def test_a_run_ends_with_its_time():
     wide = keras.Sequential([keras.Input((NUM_INPUTS,)), keras.layers.Dense(40, "tanh"), keras.layers.Dense(1)])
     x, y = make_data(256)
     operator = GaussNewtonOperator(wide, "mse", x, y)
-    measurement = Measurement(operator, make_rows(operator.probe, 4), None, 0)
-    assert len(measurement.run(0, Effort(60, 99), 0.0).noise.nodes) == FEWEST_MATVECS
-    assert len(measurement.run(0, Effort(60, 99), 1e6).noise.nodes) > FEWEST_MATVECS
-    assert len(measurement.run(0, Effort(60, 99)).noise.nodes) > FEWEST_MATVECS
+    measurer = RunMeasurer(operator, make_rows(operator.probe, 4), None, 0)
+    assert len(measurer.run(0, Effort(60, 99), 0.0).noise.nodes) == FEWEST_MATVECS
+    assert len(measurer.run(0, Effort(60, 99), 1e6).noise.nodes) > FEWEST_MATVECS
+    assert len(measurer.run(0, Effort(60, 99)).noise.nodes) > FEWEST_MATVECS
 
 
 def test_the_minimum_of_some_rows_is_tried_on_others(linear):
     """By the quadratic of the second run's rows, at the minimum of the first run's."""
     operator, _, _ = linear
     rows = make_rows(operator.probe, 4)
-    measurement = Measurement(operator, rows, None, 0)
-    first, second = measurement.run(0, Effort(4, 99)), measurement.run(1, Effort(4, 99))
+    measurer = RunMeasurer(operator, rows, None, 0)
+    first, second = measurer.run(0, Effort(4, 99)), measurer.run(1, Effort(4, 99))
     assert np.isnan(first.gain_elsewhere)
     model = operator.objective.model
     weights = model.get_weights()
@@ -184,7 +184,7 @@ def test_weights_that_are_not_finite_are_refused():
     with pytest.raises(
         ValueError, match="`model` must have a finite loss and gradient on `data`. Received: a loss of n"
     ):
-        Measurement(operator, make_rows(operator.probe, 4), None, 0).check()
+        RunMeasurer(operator, make_rows(operator.probe, 4), None, 0).check()
 
 
 def test_losses_that_are_no_means_are_refused():
@@ -193,7 +193,7 @@ def test_losses_that_are_no_means_are_refused():
     loss = keras.losses.MeanSquaredError(reduction="sum")
     operator = GaussNewtonOperator(model, loss, x, y)
     with pytest.raises(ValueError, match="`loss` must be a mean over rows"):
-        Measurement(operator, make_rows(operator.probe, 4), None, 0).check()
+        RunMeasurer(operator, make_rows(operator.probe, 4), None, 0).check()
 
 
 @pytest.mark.parametrize("are_shared", [False, True])
@@ -206,14 +206,14 @@ def test_masks_in_the_rows_of_a_run_are_seen(are_shared):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
     operator = GaussNewtonOperator(model, loss, x, y, batch_size=64)
     rows = make_rows(operator.probe, 4, are_shared)
-    measurement = Measurement(operator, rows, None, 0)
-    measurement.check()  # of the first rows only
+    measurer = RunMeasurer(operator, rows, None, 0)
+    measurer.check()  # of the first rows only
     for run in range(4):
         pieces = rows.pieces(run, 99)
         if any((piece.y.numpy() == 0).any() for piece in pieces):
             with pytest.raises(ValueError, match="`loss` must be a mean over rows"):
-                measurement.run(run, Effort(2, 99))
+                measurer.run(run, Effort(2, 99))
             break
-        measurement.run(run, Effort(2, 99))
+        measurer.run(run, Effort(2, 99))
     else:
         pytest.fail("No run has had the row")

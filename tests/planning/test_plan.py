@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tfopt import models, nqm
-from tfopt.planning import BatchSizePlan, fit_noisy_quadratic, plan_batch_size, prediction
+from tfopt.planning import fit_noisy_quadratic, plan_batch_size, plan_from_fit, planner, prediction
 from tfopt.planning import plan as plan_module
 
 SIZES = [2**k for k in range(15)]
@@ -29,7 +29,7 @@ def fit():
 
 @pytest.fixture(scope="module")
 def plan(fit):
-    return BatchSizePlan.of(fit, TARGET, batch_sizes=SIZES)
+    return plan_from_fit(fit, TARGET, batch_sizes=SIZES)
 
 
 @pytest.mark.parametrize("family", ["sgd", "momentum", "ema"])
@@ -60,7 +60,7 @@ def test_predictions_are_the_best_settings_of_the_fitted_problem(plan, fit):
 
 def test_intervals_widen_with_their_level(fit):
     wide, narrow = (
-        BatchSizePlan.of(fit, TARGET, batch_sizes=SIZES, families=["sgd"], level=level).steps["sgd"]
+        plan_from_fit(fit, TARGET, batch_sizes=SIZES, families=["sgd"], level=level).steps["sgd"]
         for level in (0.95, 0.5)
     )
     assert wide.level == 0.95
@@ -68,9 +68,9 @@ def test_intervals_widen_with_their_level(fit):
 
 
 def test_finite_data_have_less_noise_at_large_batches(fit):
-    finite = BatchSizePlan.of(dataclasses.replace(fit, num_examples=8192.0), TARGET, families=["sgd"], draws=20)
+    finite = plan_from_fit(dataclasses.replace(fit, num_examples=8192.0), TARGET, families=["sgd"], draws=20)
     assert finite.batch_sizes[-1] == 8192
-    endless = BatchSizePlan.of(fit, TARGET, batch_sizes=finite.batch_sizes.tolist(), families=["sgd"], draws=20)
+    endless = plan_from_fit(fit, TARGET, batch_sizes=finite.batch_sizes.tolist(), families=["sgd"], draws=20)
     steps, more = finite.steps["sgd"].value, endless.steps["sgd"].value
     assert (steps <= more).all()
     exact = nqm.optimize(fit.problem, "sgd", [4096 / (1 - 0.5)], TARGET - fit.floor).steps
@@ -80,11 +80,11 @@ def test_finite_data_have_less_noise_at_large_batches(fit):
 
 
 def test_default_targets(fit):
-    here = BatchSizePlan.of(fit, families=["sgd"], draws=20)
+    here = plan_from_fit(fit, families=["sgd"], draws=20)
     assert here.target_loss == pytest.approx(fit.floor + 0.1 * fit.problem.initial_loss)
     assert here.batch_sizes.tolist() == [2**k for k in range(17)]
     away = dataclasses.replace(fit, is_displaced=True, loss=fit.loss * 0.5 + 0.1, gain=fit.gain * 0.5)
-    assert BatchSizePlan.of(away, families=["sgd"], draws=20).target_loss == pytest.approx(0.5 * fit.loss.mean() + 0.1)
+    assert plan_from_fit(away, families=["sgd"], draws=20).target_loss == pytest.approx(0.5 * fit.loss.mean() + 0.1)
 
 
 # --- what to train with
@@ -153,7 +153,7 @@ def test_plans_print_plot_and_export(plan, tmp_path):
 
 def test_critical_batch_sizes_beyond_the_largest(fit):
     noisy = dataclasses.replace(fit, noise=1e3 * fit.noise, sampling=0.0 * fit.sampling, loss=fit.loss + 0.1)
-    found = BatchSizePlan.of(noisy, TARGET + 0.1, batch_sizes=[1, 2, 4, 8], families=["momentum"], draws=20)
+    found = plan_from_fit(noisy, TARGET + 0.1, batch_sizes=[1, 2, 4, 8], families=["momentum"], draws=20)
     assert found.critical_batch_size["momentum"].value == math.inf
     assert "beyond the largest" in repr(found)
     assert found.to_dict()["critical_batch_size"]["momentum"]["value"] == "infinity"
@@ -168,8 +168,9 @@ def test_targets_that_few_batch_sizes_reach(fit, monkeypatch):
         found = prediction.find_best(fit, family, sizes, target, largest_momentum)
         return dataclasses.replace(found, steps=np.where(np.array(sizes) < 4, np.inf, found.steps))
 
-    monkeypatch.setattr(plan_module, "find_best", find_best)
-    found = BatchSizePlan.of(fit, TARGET, batch_sizes=[1, 2, 4, 8], families=["sgd"], draws=20)
+    for module in (planner, plan_module):
+        monkeypatch.setattr(module, "find_best", find_best)
+    found = plan_from_fit(fit, TARGET, batch_sizes=[1, 2, 4, 8], families=["sgd"], draws=20)
     assert math.isnan(found.critical_batch_size["sgd"].value)
     assert "critical batch size, sgd:          unknown" in repr(found)
     assert found.suggest().batch_size == 4
@@ -185,15 +186,15 @@ def test_minima_that_no_loss_has_are_told(fit):
     deep = dataclasses.replace(fit, loss=fit.loss - fit.floor - 1.0)
     assert deep.floor == pytest.approx(-1.0)
     with pytest.warns(UserWarning, match="minimum lies at a loss of -1: unless the model's loss can be negative"):
-        BatchSizePlan.of(deep, 0.1, families=["sgd"], draws=20)
+        plan_from_fit(deep, 0.1, families=["sgd"], draws=20)
     with (
         pytest.warns(UserWarning, match="minimum lies"),
         pytest.raises(ValueError, match="`target_loss` must be given: a tenth of the way .* train a pilot"),
     ):
-        BatchSizePlan.of(deep)
+        plan_from_fit(deep)
     there = dataclasses.replace(fit, is_displaced=True, gain=0.0 * fit.gain, loss=0.0 * fit.loss)
     with pytest.raises(ValueError, match="`target_loss` must be given: the model's loss, 0, is that of"):
-        BatchSizePlan.of(there)
+        plan_from_fit(there)
 
 
 def test_from_a_model_in_one_call():
@@ -216,9 +217,9 @@ def test_a_target_out_of_reach_does_not_lose_the_fit():
     with pytest.raises(ValueError, match="`target_loss` must lie between") as caught:
         plan_batch_size(models.mlp(4, (), 1, seed=0), (x, y), "mse", 1e3, num_runs=4, num_matvecs=5, **options)
     fit = caught.value.fit
-    assert "BatchSizePlan.of(error.fit" in caught.value.__notes__[0]
+    assert "plan_from_fit(error.fit" in caught.value.__notes__[0]
     target = 0.5 * (fit.floor + fit.quadratic_initial_loss)
-    assert BatchSizePlan.of(fit, target, **options).target_loss == target
+    assert plan_from_fit(fit, target, **options).target_loss == target
 
 
 def test_plans_are_written_where_there_is_a_folder(plan, tmp_path):
@@ -251,7 +252,7 @@ def test_plans_are_written_where_there_is_a_folder(plan, tmp_path):
 )
 def test_bad_arguments_are_named(fit, options, error, message):
     with pytest.raises(error, match=message):
-        BatchSizePlan.of(fit, **options)
+        plan_from_fit(fit, **options)
 
 
 def test_bad_arguments_are_found_before_any_work():
@@ -262,7 +263,7 @@ def test_bad_arguments_are_found_before_any_work():
     with pytest.raises(ValueError, match="`batch_sizes` must be three or more, rising, up to the 100 rows"):
         plan_batch_size("no model", (x, x[:, :1]), batch_sizes=[1, 10, 1000])
     with pytest.raises(TypeError, match="`fit` must be a result of fit_noisy_quadratic"):
-        BatchSizePlan.of(KNOWN)
+        plan_from_fit(KNOWN)
 
 
 def test_bad_batch_sizes_are_named(plan, fit):

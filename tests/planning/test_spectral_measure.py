@@ -7,7 +7,7 @@ from tfopt.planning.spectral_measure import Bins, SpectralMeasure, newton_step, 
 
 
 def spectral_measure(matrix, vector, num_matvecs):
-    return SpectralMeasure.of(run_lanczos(matrix, vector, num_matvecs), vector @ vector)
+    return SpectralMeasure.from_lanczos(run_lanczos(matrix, vector, num_matvecs), vector @ vector)
 
 
 def make_matrix(eigenvalues, seed=0):

@@ -179,8 +179,8 @@ def convergence_rate(problem: NoisyQuadratic, algorithm: Algorithm) -> np.ndarra
 def steady_state_loss(problem: NoisyQuadratic, algorithm: Algorithm, batch_size: Any) -> np.ndarray:
     """Return the expected loss after infinitely many steps.
 
-    Per direction and without an average, the loss of SGD is a c / (2 B (2 - a h)). Heavy ball has the same loss with (2
-    + 2 beta - a h) (1 - beta) / (1 + beta) in place of 2 - a h. All cases follow from the autocovariance of the
+    Per direction and without an average, the loss of SGD is a c / (2 B (2 - a h)). For heavy ball,
+    (2 + 2 beta - a h) (1 - beta) / (1 + beta) replaces 2 - a h. All cases follow from the autocovariance of the
     autoregression v(t) = f1 v(t-1) + f2 v(t-2) + e(t), filtered by the average.
 
     Args:

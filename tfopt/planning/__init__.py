@@ -13,7 +13,7 @@ from tfopt.planning.fit import fit_noisy_quadratic  # noqa: E402
 from tfopt.planning.interval import Interval  # noqa: E402
 from tfopt.planning.noisy_quadratic_fit import NoisyQuadraticFit  # noqa: E402
 from tfopt.planning.plan import BatchSizePlan, Suggestion  # noqa: E402
-from tfopt.planning.planner import plan_batch_size  # noqa: E402
+from tfopt.planning.planner import plan_batch_size, plan_from_fit  # noqa: E402
 
 __all__ = [
     "BatchSizePlan",
@@ -22,4 +22,5 @@ __all__ = [
     "Suggestion",
     "fit_noisy_quadratic",
     "plan_batch_size",
+    "plan_from_fit",
 ]

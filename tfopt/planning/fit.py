@@ -20,10 +20,10 @@ from tfopt.planning.measurement import (
     LARGEST_BATCH,
     SIZED_FOR,
     SMALLEST_CURVATURE,
+    DealtRows,
     Effort,
-    Measurement,
-    Rows,
-    Run,
+    RunMeasurer,
+    RunResult,
     flatten,
 )
 from tfopt.planning.noisy_quadratic_fit import NoisyQuadraticFit
@@ -137,15 +137,15 @@ def fit_noisy_quadratic(
     examples = check_examples(num_examples, operator.num_rows)
     # Runs share all rows if the data are all rows of the training, and few enough.
     are_shared = examples == operator.num_rows <= num_rows_per_run
-    rows = Rows(probe, num_runs, are_shared, rng, operator.communicator)
+    rows = DealtRows(probe, num_runs, are_shared, rng, operator.communicator)
     displacement = None if initial_weights is None else _displacement(operator, initial_weights)
-    measurement = Measurement(operator, rows, displacement, seed)
+    measurer = RunMeasurer(operator, rows, displacement, seed)
     with Progress("fitting a noisy quadratic", progress) as bar:
         bar.show("compiling")
-        measurement.check()
+        measurer.check()
         wanted = max(num_rows_per_run // (rows.batch_size * operator.communicator.size), 1)
         effort = Effort(num_matvecs, min(wanted, rows.num_batches))
-        runs = _measure(measurement, effort, num_runs, begin, budget_seconds, bar)
+        runs = _measure(measurer, effort, num_runs, begin, budget_seconds, bar)
     seconds = time.perf_counter() - begin
     if budget_seconds is not None and seconds > 1.5 * budget_seconds + 1.0:
         warnings.warn(
@@ -157,26 +157,26 @@ def fit_noisy_quadratic(
 
 
 def _measure(
-    measurement: Measurement, effort: Effort, num_runs: int, begin: float, budget: float | None, bar: Progress
-) -> list[Run]:
+    measurer: RunMeasurer, effort: Effort, num_runs: int, begin: float, budget: float | None, bar: Progress
+) -> list[RunResult]:
     share = slowest = None if budget is None else 0.0
     if budget is not None:
         left = max(budget - (time.perf_counter() - begin), 0.0)
-        share, effort = left / SIZED_FOR, measurement.choose_effort(effort, left)
-    runs: list[Run] = []
+        share, effort = left / SIZED_FOR, measurer.choose_effort(effort, left)
+    runs: list[RunResult] = []
     for index in range(num_runs):
         start = time.perf_counter()
         bar.show(f"run {index + 1} of {num_runs}")
-        runs.append(measurement.run(index, effort, share))
+        runs.append(measurer.run(index, effort, share))
         if budget is not None and len(runs) >= FEWEST_RUNS:
             slowest = max(slowest or 0.0, time.perf_counter() - start)
-            if measurement.is_over(time.perf_counter() - begin + slowest, budget):
+            if measurer.is_over(time.perf_counter() - begin + slowest, budget):
                 break
     return runs
 
 
 def _assemble(
-    runs: list[Run], operator: CurvatureOperator, examples: float, is_displaced: bool, num_bins: int, begin: float
+    runs: list[RunResult], operator: CurvatureOperator, examples: float, is_displaced: bool, num_bins: int, begin: float
 ) -> NoisyQuadraticFit:
     bins = Bins.around([measure for run in runs for measure in run.measures], num_bins, SMALLEST_CURVATURE)
     filled = [[bins.fill(measure) for measure in (run.counts, run.noise, run.start)] for run in runs]

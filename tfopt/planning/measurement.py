@@ -41,7 +41,7 @@ class Effort:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunResult:
     """The measured values of one run. Measures are of a matrix's spectrum, see `SpectralMeasure`.
 
     Attributes:
@@ -73,7 +73,7 @@ class Run:
         return self.counts, self.noise, self.gradient, self.start
 
 
-class Rows:
+class DealtRows:
     """All rows of this rank in shuffled pieces of equal size, and the share of each run.
 
     Attributes:
@@ -140,10 +140,12 @@ class Rows:
         return [join(pieces[at : at + each]) for at in range(0, len(pieces), each)]
 
 
-class Measurement:
+class RunMeasurer:
     """Measures runs within a time limit; `displacement` is first weights minus the model's, of shape (n,), or None."""
 
-    def __init__(self, operator: CurvatureOperator, rows: Rows, displacement: np.ndarray | None, seed: int) -> None:
+    def __init__(
+        self, operator: CurvatureOperator, rows: DealtRows, displacement: np.ndarray | None, seed: int
+    ) -> None:
         self._operator, self._rows, self._displacement, self._seed = operator, rows, displacement, seed
         self._ranks = operator.communicator
         self._previous_step: np.ndarray | None = None
@@ -178,7 +180,7 @@ class Measurement:
         slowest = np.max(self._ranks.allgather_object(np.median(seconds, axis=1), "seconds"), axis=0)
         return float(slowest[0]), float(slowest[1])
 
-    def run(self, index: int, effort: Effort, seconds: float | None = None) -> Run:
+    def run(self, index: int, effort: Effort, seconds: float | None = None) -> RunResult:
         """Measure run `index`, in about `seconds`, or longer for the fewest products; None sets no time limit."""
         pieces = self._rows.pieces(index, effort.num_batches)
         operator = self._operator.over(Probe.of(self._rows.batches(index, effort.num_batches)))
@@ -197,11 +199,11 @@ class Measurement:
             for number, (name, vector) in enumerate(vectors.items(), start=1):
                 end = None if seconds is None else begin + number / len(vectors) * seconds
                 result = run_lanczos(operator, vector, effort.num_matvecs, self._clock(end))
-                found[name] = SpectralMeasure.of(result, float(vector @ vector))
+                found[name] = SpectralMeasure.from_lanczos(result, float(vector @ vector))
                 if name == "gradient" and result is not None:
                     self._previous_step = newton_step(result, float(np.linalg.norm(vector)), SMALLEST_CURVATURE)
         found.setdefault("start", found["gradient"])
-        return Run(
+        return RunResult(
             **found,
             gain_elsewhere=gain_elsewhere,
             num_rows=num_rows,

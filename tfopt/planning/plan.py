@@ -2,8 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -11,10 +10,9 @@ import numpy as np
 
 from tfopt import _plotting, _state_file, nqm
 from tfopt._checks import check_choice, check_integer, check_path
-from tfopt._progress import Progress
 from tfopt.planning.interval import Interval, describe
 from tfopt.planning.noisy_quadratic_fit import NoisyQuadraticFit
-from tfopt.planning.prediction import check_options, check_target, find_best, intervals
+from tfopt.planning.prediction import find_best
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -74,55 +72,6 @@ class BatchSizePlan:
     critical_batch_size: dict[str, Interval]
     noise_scale: Interval
     largest_momentum: float
-
-    @classmethod
-    def of(
-        cls,
-        fit: NoisyQuadraticFit,
-        target_loss: float | None = None,
-        *,
-        batch_sizes: Sequence[int] | None = None,
-        families: Sequence[str] = ("sgd", "momentum", "ema"),
-        largest_momentum: float = 0.9,
-        level: float = 0.9,
-        draws: int = 100,
-        seed: int = 0,
-        progress: bool | None = None,
-    ) -> "BatchSizePlan":
-        """Plan from a fit, with arguments as for `plan_batch_size`.
-
-        Args:
-            fit: A result of `fit_noisy_quadratic`.
-            target_loss: The loss to reach.
-            batch_sizes: B.
-            families: Kinds of algorithms.
-            largest_momentum: Largest momentum to try.
-            level: Confidence level of the intervals.
-            draws: Number of draws of runs with replacement.
-            seed: Seed of the draws.
-            progress: Whether to show progress.
-
-        Returns:
-            The plan.
-
-        Raises:
-            TypeError: An argument has the wrong type.
-            ValueError: An argument is out of its range; the message says in which range the target must be.
-        """
-        if not isinstance(fit, NoisyQuadraticFit):
-            raise TypeError(f"`fit` must be a result of fit_noisy_quadratic. Received: {fit!r}")
-        sizes, families = check_options(batch_sizes, families, largest_momentum, level, draws, seed, fit.num_examples)
-        target = check_target(target_loss, fit)
-        curves, steps, critical = {}, {}, {}
-        with Progress(f"steps to a loss of {target:.4g}", progress) as bar:
-            for family in families:
-                bar.show(family)
-                best = find_best(fit, family, sizes, target, largest_momentum)
-                curves[family] = replace(best, batch_size=sizes.astype(np.float64), target_loss=target)
-                bar.show(f"{family}, intervals")
-                steps[family], critical[family] = intervals(fit, best, sizes, target, level, draws, seed)
-        scale = fit.interval(lambda part: part.noise_scale, level, max(draws, 100), seed)
-        return cls(fit, target, sizes, curves, steps, critical, scale, largest_momentum)
 
     @property
     def families(self) -> tuple[str, ...]:

@@ -1,16 +1,24 @@
-"""From a Keras model to a plan: fit, then search."""
+"""From a Keras model to a plan: a fit, then a search."""
 
 import math
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
+import numpy as np
 
-from tfopt._checks import check_number
+from tfopt._checks import as_items, check_choice, check_integer, check_number, check_shape
+from tfopt._progress import Progress
 from tfopt.communicator import check_communicator
+from tfopt.nqm.algorithm import FAMILIES
 from tfopt.planning.fit import check_examples, fit_noisy_quadratic, make_probe
+from tfopt.planning.noisy_quadratic_fit import NoisyQuadraticFit
 from tfopt.planning.plan import BatchSizePlan
-from tfopt.planning.prediction import check_options
+from tfopt.planning.prediction import find_best, intervals
+
+LARGEST_PLANNED = 2**16
 
 
 def plan_batch_size(
@@ -61,7 +69,7 @@ def plan_batch_size(
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: An argument is out of its range, or the model or the data cannot be measured. If the target is out
-            of the fit's range, the error holds the fit in its attribute `fit`, for `BatchSizePlan.of`.
+            of the fit's range, the error holds the fit in its attribute `fit`, for `plan_from_fit`.
         RuntimeError: The matrix's products are wrong, see `tfopt.curvature.GaussNewtonOperator`.
 
     Example:
@@ -76,16 +84,16 @@ def plan_batch_size(
         True
         >>> model.compile(plan.make_optimizer(batch_size=64), loss="mse")
     """
-    check_options(batch_sizes, families, largest_momentum, level, draws, seed, math.inf)
+    _check_options(batch_sizes, families, largest_momentum, level, draws, seed, math.inf)
     if target_loss is not None:
         check_number("target_loss", target_loss)
     probe = make_probe(data, seed)
     ranks = check_communicator(fit_options.get("communicator"))
     examples = check_examples(fit_options.get("num_examples"), sum(ranks.allgather_object(probe.num_rows, "rows")))
-    check_options(batch_sizes, families, largest_momentum, level, draws, seed, examples)
+    _check_options(batch_sizes, families, largest_momentum, level, draws, seed, examples)
     fit = fit_noisy_quadratic(model, probe, loss, budget_seconds, seed=seed, progress=progress, **fit_options)
     try:
-        return BatchSizePlan.of(
+        return plan_from_fit(
             fit,
             target_loss,
             batch_sizes=batch_sizes,
@@ -98,5 +106,123 @@ def plan_batch_size(
         )
     except ValueError as error:
         error.fit = fit  # type: ignore[attr-defined]
-        error.add_note("The error keeps the fit: BatchSizePlan.of(error.fit, target_loss=...) plans from it.")
+        error.add_note("The error keeps the fit: plan_from_fit(error.fit, target_loss=...) plans from it.")
         raise
+
+
+def plan_from_fit(
+    fit: NoisyQuadraticFit,
+    target_loss: float | None = None,
+    *,
+    batch_sizes: Sequence[int] | None = None,
+    families: Sequence[str] = ("sgd", "momentum", "ema"),
+    largest_momentum: float = 0.9,
+    level: float = 0.9,
+    draws: int = 100,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> BatchSizePlan:
+    """Predict steps to a target loss for every batch size, from a noisy quadratic that is already fitted.
+
+    Args:
+        fit: A result of `fit_noisy_quadratic`.
+        target_loss: The training loss to reach, as for `plan_batch_size`. None (default) means the model's loss at the
+            fit if the fit had `initial_weights`; otherwise a tenth of the way up from the quadratic's floor to its
+            loss at the fit.
+        batch_sizes: B, distinct integers >= 1, in rising order, three or more. None (default) means all powers of two
+            up to the fit's N, or 65,536.
+        families: Kinds of algorithms, as for `plan_batch_size`. Default ("sgd", "momentum", "ema").
+        largest_momentum: Largest momentum to try, in [0, 1). Default 0.9.
+        level: Confidence level of the intervals, in (0, 1). Default 0.9.
+        draws: Number of draws of the fit's runs with replacement, an integer >= 20. Default 100.
+        seed: Seed of the draws, an integer >= 0. Default 0.
+        progress: Whether to show a progress bar; None (default) shows it in a terminal.
+
+    Returns:
+        The plan.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of its range; the message says in which range the target must be.
+
+    Example:
+        >>> plan_from_fit(fit, target_loss=0.1).suggest()  # doctest: +SKIP
+    """
+    if not isinstance(fit, NoisyQuadraticFit):
+        raise TypeError(f"`fit` must be a result of fit_noisy_quadratic. Received: {fit!r}")
+    sizes, families = _check_options(batch_sizes, families, largest_momentum, level, draws, seed, fit.num_examples)
+    target = _check_target(target_loss, fit)
+    curves, steps, critical = {}, {}, {}
+    with Progress(f"steps to a loss of {target:.4g}", progress) as bar:
+        for family in families:
+            bar.show(family)
+            best = find_best(fit, family, sizes, target, largest_momentum)
+            curves[family] = replace(best, batch_size=sizes.astype(np.float64), target_loss=target)
+            bar.show(f"{family}, intervals")
+            steps[family], critical[family] = intervals(fit, best, sizes, target, level, draws, seed)
+    scale = fit.interval(lambda part: part.noise_scale, level, max(draws, 100), seed)
+    return BatchSizePlan(fit, target, sizes, curves, steps, critical, scale, largest_momentum)
+
+
+def _check_options(
+    batch_sizes: Any, families: Any, largest_momentum: Any, level: Any, draws: Any, seed: Any, num_examples: float
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Check the arguments that do not depend on the fit; return the batch sizes, and each family once."""
+    # `num_examples` is infinite as long as the number of rows is unknown.
+    expected = f"be a list of {', '.join(map(repr, FAMILIES))}"
+    families = as_items("families", families, expected)
+    if not families:
+        raise ValueError(f"`families` must {expected}. Received: an empty one")
+    for family in families:
+        check_choice("families", family, FAMILIES)
+    check_number("largest_momentum", largest_momentum, minimum=0.0, maximum=1.0, exclusive_maximum=True)
+    check_number("level", level, minimum=0.0, maximum=1.0, exclusive_minimum=True, exclusive_maximum=True)
+    check_integer("draws", draws, minimum=20)
+    check_integer("seed", seed, minimum=0)
+    if batch_sizes is None:
+        most = int(min(num_examples, LARGEST_PLANNED))
+        sizes = 2 ** np.arange(most.bit_length())
+    else:
+        sizes = np.array(check_shape("batch_sizes", batch_sizes))
+    if len(sizes) < 3 or (np.diff(sizes) <= 0).any() or sizes[-1] > num_examples:
+        raise ValueError(
+            f"`batch_sizes` must be three or more, rising, up to the {num_examples:g} rows of the data. "
+            f"Received: {sizes.tolist()}"
+        )
+    return sizes, tuple(dict.fromkeys(families))
+
+
+def _check_target(target_loss: Any, fit: NoisyQuadraticFit) -> float:
+    """Return the target, or a default for None, if the fitted quadratic passes it; raise ValueError otherwise."""
+    floor, start, here = fit.floor, fit.quadratic_initial_loss, float(fit.loss.mean())
+    if floor < -0.5 * here < 0.0:  # A floor slightly below zero may be chance.
+        warnings.warn(
+            f"The fitted quadratic's minimum lies at a loss of {floor:.3g}: unless the model's loss can be negative, "
+            "the quadratic overestimates the possible gain, and predicts too few steps. Fit after a longer pilot that "
+            "does not end at a spike of the loss",
+            stacklevel=3,
+        )
+    if target_loss is None:
+        target_loss = here if fit.is_displaced else floor + 0.1 * (start - floor)
+        if target_loss < 0.0 < here:
+            raise ValueError(
+                f"`target_loss` must be given: a tenth of the way up from the fitted quadratic's minimum, {floor:.4g}, "
+                f"would be {target_loss:.4g}. Or train a pilot, and pass the weights before it as `initial_weights`"
+            )
+        if fit.is_displaced and here <= floor:
+            raise ValueError(
+                f"`target_loss` must be given: the model's loss, {here:.4g}, is that of the fitted quadratic's "
+                "minimum, which training reaches only in the limit"
+            )
+    check_number("target_loss", target_loss)
+    if not floor < target_loss < start:
+        hint = (
+            "Fit after a longer pilot, at a lower loss"
+            if target_loss <= floor
+            else "It is reached before the first step. Choose a lower target"
+        )
+        raise ValueError(
+            f"`target_loss` must lie between the fitted quadratic's floor, {floor:.4g}, and its loss where training "
+            f"starts, {start:.4g}. Received: target_loss={target_loss:.4g}. {hint}"
+        )
+    return float(target_loss)

@@ -24,7 +24,7 @@ class SpectralMeasure:
     masses: np.ndarray
 
     @classmethod
-    def of(cls, result: Tridiagonal | None, square: float) -> "SpectralMeasure":
+    def from_lanczos(cls, result: Tridiagonal | None, square: float) -> "SpectralMeasure":
         """Return Gauss's quadrature from Lanczos's iteration from v, where `square` is |v|^2; None means v = 0."""
         # Exact for polynomials up to degree 2 m - 1 (Golub and Meurant, "Matrices, moments and quadrature", 2010,
         # chapter 6).

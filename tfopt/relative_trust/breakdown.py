@@ -83,8 +83,8 @@ def deep_relative_trust(relative_perturbations: Any) -> float:
 def largest_safe_step(depth: int, angle: float = 0.0) -> float:
     """Return (1 + cos theta)^(1 / L) - 1: smaller relative steps of every layer lower the loss, if the model holds.
 
-    Under deep relative trust a step of relative size eta in each of L layers changes the gradient by at most (1 +
-    eta)^L - 1. The loss falls as long as that is less than cos theta.
+    Under deep relative trust a step of relative size eta in each of L layers changes the gradient by at most
+    (1 + eta)^L - 1. The loss falls as long as that is less than cos theta.
 
     Args:
         depth: Number of layers (L), an integer >= 1.
