@@ -66,7 +66,7 @@ def shrunk_descent(variable: Any, gradient: Tensor, rate: Tensor, shrinkage: Ten
 def momentum_descent(
     variable: Any, velocity: Any, gradient: Tensor, rate: Tensor, momentum: float, nesterov: bool
 ) -> None:
-    """Assign m <- momentum * m - rate * g; w <- w + m (Nesterov: w + momentum * m - rate * g); m None: plain descent."""
+    """Assign m <- momentum * m - rate * g; w <- w + m (Nesterov: w + momentum * m - rate * g); m may be None."""
     import tensorflow as tf
 
     if velocity is None:

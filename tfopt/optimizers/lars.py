@@ -275,7 +275,7 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
     def _length_and_denominator(
         self, weight_norm: Tensor, divisor_norm: Tensor, floor: Tensor, learning_rate: Tensor, decay: float
     ) -> tuple[Tensor, Tensor]:
-        """Return the scalars learning_rate * trust_coefficient * |w| and the divisor of u: their quotient is u's rate."""
+        """Return learning_rate * trust_coefficient * |w| and the divisor of u (scalars): their quotient is u's rate."""
         denominator = divisor_norm + self.epsilon
         if self.denominator == "sum":
             denominator = denominator + decay * weight_norm
