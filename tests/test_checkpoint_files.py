@@ -173,7 +173,7 @@ def test_a_sealed_file_that_is_no_checkpoint_is_passed_over(tmp_path):
         _state_file.write(tmp_path / f"epoch-{epochs:06d}.rank-0-of-1.npz", content)
     (found,), said = read_on_all(tmp_path, 1)
     assert found["epoch"] == 1
-    assert all("it is no checkpoint of a training" in text for text in said)
+    assert all("it is not a checkpoint of a training" in text for text in said)
     assert len(said) == 2
 
 
