@@ -222,7 +222,7 @@ def measured_on_ranks(ranks, optimizer, mode, folder, by_steps):
     ]
     runs = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about steps_per_execution, and callbacks unknown to the checkpoint
+        warnings.simplefilter("ignore")  # about steps_per_execution, and about unknown callbacks
         for callbacks in ([], [*loggers, *table.values()]):  # the first run has no callback that could change the model
             model = callback_table.model_at_its_start(optimizer, mode, DistributedOptimizer)
             first = [BroadcastVariables(), AverageMetrics()]
