@@ -171,7 +171,7 @@ def prediction_table(one: dict, two: dict, network: Network) -> str:
 def faults_table(result: dict) -> str:
     """Return a Markdown table of the effects of killed ranks, from `faults.json`."""
     lines = [
-        "| example | kills | ended, naming the rank | went on to the same bits | until the end: median s | longest |",
+        "| example | kills | ended and named the rank | resumed to the same bits | median s to the end | longest s |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for job in sorted({kill["job"] for kill in result["kills"]}):

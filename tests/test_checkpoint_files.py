@@ -102,7 +102,7 @@ def test_a_damaged_file_is_passed_over_by_all(tmp_path):
     found, said = read_on_all(tmp_path, 2)
     assert found == [{"epoch": 1, "rank": rank} for rank in range(2)]
     assert len(said) == 1
-    assert "Passing over a damaged checkpoint" in said[0]
+    assert "Ignoring a damaged checkpoint" in said[0]
 
 
 @pytest.mark.parametrize("ahead", [0, 1])
@@ -158,7 +158,7 @@ def test_what_cannot_be_read_stays_and_is_no_generation(tmp_path):
     write(tmp_path, 0, 1, 2, size=1)
     damage(tmp_path, 0, 2)
     files = CheckpointFiles(tmp_path, Threads(1).rank(0), "a test")
-    with pytest.warns(UserWarning, match="Passing over a damaged checkpoint"):
+    with pytest.warns(UserWarning, match="Ignoring a damaged checkpoint"):
         assert files.read_newest()["epoch"] == 1
     left = []
     for epochs in (3, 5, 2):
@@ -173,7 +173,7 @@ def test_a_sealed_file_that_is_no_checkpoint_is_passed_over(tmp_path):
         _state_file.write(tmp_path / f"epoch-{epochs:06d}.rank-0-of-1.npz", content)
     (found,), said = read_on_all(tmp_path, 1)
     assert found["epoch"] == 1
-    assert all("it is no checkpoint of a training" in text for text in said)
+    assert all("it is not a checkpoint of a training" in text for text in said)
     assert len(said) == 2
 
 
@@ -315,12 +315,12 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(_folder_lock.fcntl, "flock", refuse)
-    with pytest.warns(UserWarning, match=r"cannot be locked \(.*not supported\): nobody notices"):
+    with pytest.warns(UserWarning, match=r"cannot be locked \(.*not supported\). A second training .* not be detected"):
         opened(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_named():
-    with pytest.raises(ValueError, match="must be one that can be written. Received: folder='/proc/self/task'"):
+    with pytest.raises(ValueError, match="`folder` must be writable. Received: folder='/proc/self/task'"):
         opened(Path("/proc/self/task"))
 
 
@@ -329,7 +329,7 @@ def test_a_folder_that_cannot_be_written_is_named():
     [
         (lambda path: path.symlink_to(path.parent / "elsewhere"), "is a link"),
         (lambda path: path.mkdir(), "is a directory"),
-        (os.mkfifo, "is no plain file"),
+        (os.mkfifo, "is no regular file"),
     ],
     ids=["link", "directory", "pipe"],
 )

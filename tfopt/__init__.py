@@ -1,18 +1,18 @@
 """tfopt: layer-wise optimizers and training diagnostics for Keras 3.
 
-Sub-packages are imported on first use, so that `import tfopt` costs nothing and does not start TensorFlow:
+Sub-packages are imported on first use, so that `import tfopt` is fast and does not start TensorFlow:
 
 * `tfopt.optimizers`: `Fromage`, `LARS` and learning-rate schedules for `model.compile`.
-* `tfopt.callbacks`: Keras callbacks that record what happens to a network while it trains, and resume it.
-* `tfopt.distributed`: data-parallel training with Horovod; `tfopt.communicator`: what its processes say to each other.
+* `tfopt.callbacks`: Keras callbacks that record what happens in a network during training, and resume training.
+* `tfopt.distributed`: data-parallel training with Horovod; `tfopt.communicator`: sums and broadcasts between processes.
 * `tfopt.curvature`: Hessian and Gauss-Newton matrices of a model, their extreme eigenvalues, density and trace.
 * `tfopt.relative_trust`: how far a gradient can be trusted along a step.
-* `tfopt.nqm`: the noisy quadratic model: which batch size, learning rate, momentum and schedule reach a loss first.
-* `tfopt.planning`: the same for a Keras model: the noisy quadratic fitted to it, and a batch size to train it with.
+* `tfopt.nqm`: the noisy quadratic model: the batch size, learning rate, momentum and schedule that reach a loss first.
+* `tfopt.planning`: the noisy quadratic model fitted to a Keras model, and a batch size for training it.
 * `tfopt.bregman`: trains Dense networks without gradients, by exact block minimisation, on one rank or many.
-* `tfopt.numerics`: norms that survive zeros, half precision and extreme magnitudes, for optimizers of your own.
-* `tfopt.models`: a zoo of Keras models.
-* `tfopt.datasets`: real and synthetic data, split and standardised the same way every time.
+* `tfopt.numerics`: norms that are exact for zeros, half precision and extreme magnitudes, for your own optimizers.
+* `tfopt.models`: a collection of Keras models.
+* `tfopt.datasets`: real and synthetic data, always split and standardised in the same way.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""What callbacks carry from one epoch to the next, so that training can be resumed."""
+"""The state that callbacks keep from one epoch to the next, which is needed to resume training."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import keras
 
 from tfopt import _state_file
 
-# What Keras's own callbacks carry from one epoch to the next.
+# The attributes that Keras's own callbacks keep from one epoch to the next.
 STATE_OF: dict[type, tuple[str, ...]] = {
     keras.callbacks.CSVLogger: ("keys",),
     keras.callbacks.EarlyStopping: ("best", "wait", "stopped_epoch", "best_epoch", "best_weights"),
@@ -20,32 +20,18 @@ STATE_OF: dict[type, tuple[str, ...]] = {
 }
 if hasattr(keras.callbacks, "OrbaxCheckpoint"):
     STATE_OF[keras.callbacks.OrbaxCheckpoint] = (*STATE_OF[keras.callbacks.ModelCheckpoint], "_total_batches_seen")
-# These change no number of a training, so one can be added or left out when training is resumed.
+# Loggers do not influence training, so they may be added or removed when training is resumed.
 _LOGGERS = (keras.callbacks.CSVLogger, keras.callbacks.History, keras.callbacks.TensorBoard)
-_OWN = "state of its own"  # of a subclass of Keras's that has methods too
+_OWN = "state of its own"  # key for subclasses of Keras's callbacks that also have `get_state`
 
 
 def has_methods(callback: Any) -> bool:
-    """Return whether a callback can say what to keep.
-
-    Args:
-        callback: The callback.
-
-    Returns:
-        Whether it has `get_state` and `set_state`.
-    """
+    """Return whether a callback has the methods `get_state` and `set_state`."""
     return hasattr(callback, "get_state") and hasattr(callback, "set_state")
 
 
 def get_state(callback: Any) -> dict[str, Any] | None:
-    """Return the state of a callback.
-
-    Args:
-        callback: A callback of Keras, of tfopt, or of the user's.
-
-    Returns:
-        The state; None if it has none, now or ever.
-    """
+    """Return the state of a callback of Keras, of tfopt or of the user; None if it never has one."""
     own = callback.get_state() if has_methods(callback) else None
     names = _names_of(callback)
     if not names:
@@ -55,17 +41,7 @@ def get_state(callback: Any) -> dict[str, Any] | None:
 
 
 def states_of(callbacks: Sequence[Any]) -> list[list[Any]]:
-    """Return the states of callbacks.
-
-    Args:
-        callbacks: The callbacks.
-
-    Returns:
-        Pairs of name and state, of those that have one. The name is that of the class, and of what is monitored.
-
-    Raises:
-        TypeError: A state holds something that cannot be kept.
-    """
+    """Return pairs [name, state] of the callbacks that have a state; the name is class and monitored quantity."""
     found = []
     for callback in callbacks:
         if (state := get_state(callback)) is not None:
@@ -82,33 +58,19 @@ def states_of(callbacks: Sequence[Any]) -> list[list[Any]]:
 
 
 def check_states(callbacks: Sequence[Any], kept: list[list[Any]], folder: Path) -> None:
-    """Check that states which were kept are those of these callbacks, in whatever order.
-
-    Args:
-        callbacks: The callbacks.
-        kept: What `states_of` has returned.
-        folder: Where it was kept, for the message.
-
-    Raises:
-        ValueError: They are of other callbacks.
-    """
+    """Check that the result of `states_of` kept in a folder is of these callbacks, in any order, loggers aside."""
     loggers = {cls.__name__ for cls in _LOGGERS} | {_describe(item) for item in callbacks if isinstance(item, _LOGGERS)}
     here, there = ([name for name, _ in pairs if name not in loggers] for pairs in (states_of(callbacks), kept))
     if sorted(here) != sorted(there):
         raise ValueError(
             f"The checkpoint in {folder} holds the state of the callbacks {there}, but `fit` has {here}. Pass the same "
-            "ones, or delete the folder to begin anew"
+            "callbacks, or delete the folder to start again"
         )
 
 
 def set_states(callbacks: Sequence[Any], kept: list[list[Any]]) -> None:
-    """Give callbacks their states back.
-
-    Args:
-        callbacks: The callbacks.
-        kept: What `states_of` has returned.
-    """
-    states: dict[tuple[str, int], Any] = {}  # by name, and by place among those of this name
+    """Set the states of callbacks from the result of `states_of`."""
+    states: dict[tuple[str, int], Any] = {}  # by name, and by index among the callbacks of this name
     for name, state in kept:
         states[name, sum(name == known for known, _ in states)] = state
     seen: Counter[str] = Counter()
@@ -118,7 +80,7 @@ def set_states(callbacks: Sequence[Any], kept: list[list[Any]]) -> None:
         name = _describe(callback)
         state = states.get((name, seen[name]))
         seen[name] += 1
-        if state is not None:  # which a logger that is new has not
+        if state is not None:  # a logger that was added has no state
             _set_state(callback, state)
 
 
@@ -128,20 +90,13 @@ def _set_state(callback: Any, state: dict[str, Any]) -> None:
     if has_methods(callback) and (own := state.get(_OWN) if _names_of(callback) else state) is not None:
         callback.set_state(own)
     if isinstance(callback, keras.callbacks.TensorBoard) and callback.update_freq != "epoch":
-        # The step of summaries that are written before the first batch: it was set to 0 when training began.
+        # The beginning of training has set to 0 the step of summaries that are written before the first batch.
         callback._pop_writer()
         callback._push_writer(callback._train_writer, callback._global_train_batch)
 
 
 def refuse_overwriting_loggers(callbacks: Sequence[Any]) -> None:
-    """Refuse loggers that would lose what they have written.
-
-    Args:
-        callbacks: The callbacks.
-
-    Raises:
-        ValueError: There is one.
-    """
+    """Raise an error if a CSVLogger would overwrite its file when training is resumed."""
     for callback in callbacks:
         if isinstance(callback, keras.callbacks.CSVLogger) and not callback.append:
             raise ValueError("CSVLogger would empty its file when training is resumed: use CSVLogger(..., append=True)")

@@ -1,4 +1,4 @@
-"""The newest checkpoints of a training, one file for each rank, of which two generations are kept."""
+"""The newest checkpoints of a training, one file for each rank. Two generations are kept."""
 
 import re
 import secrets
@@ -19,11 +19,11 @@ class CheckpointFiles:
     """The checkpoints in a folder.
 
     Args:
-        folder: The folder; need not exist yet.
-        communicator: The job's processes.
-        owner: Who asks, for messages.
-        is_running: Returns whether the training is still running, for trainings that do not call `close` where they
-            end in an error; None (default) for those that always do.
+        folder: The folder, which need not exist yet.
+        communicator: The job's communicator.
+        owner: The name of the writer, for messages and for the check that checkpoints are its own.
+        is_running: Returns whether the training is still running, if a training that ends in an error does not call
+            `close`. None (default) if `close` is always called.
     """
 
     def __init__(
@@ -35,15 +35,11 @@ class CheckpointFiles:
         self._unreadable: set[int] = set()
 
     def open(self) -> None:
-        """Make the folder, lock it against other trainings, and check that it can be written; all ranks call this.
-
-        Raises:
-            ValueError: It cannot be made or written, another training has it, or a directory has a checkpoint's name.
-        """
+        """Make the folder, lock it against other trainings, and check that it is writable; all ranks call this."""
         rank = self._communicator.rank
         job = self._communicator.allgather_object(secrets.token_hex(16), f"{self._owner} opens its folder")[0]
         before = self._lock
-        # Rank 0 before the others, so that they find its lock where they share the folder.
+        # Rank 0 is first, so that the others find its lock if they share the folder.
         try:
             in_agreement(self._communicator, lambda: self._open(job) if rank == 0 else None)
             in_agreement(self._communicator, lambda: self._open(job) if rank > 0 else None)
@@ -54,7 +50,7 @@ class CheckpointFiles:
             raise
 
     def close(self) -> None:
-        """Let other trainings have the folder."""
+        """Release the folder for other trainings."""
         if self._lock is not None:
             self._lock.release()
 
@@ -63,7 +59,7 @@ class CheckpointFiles:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(
-                f"`folder` must be one that can be made. Received: folder={str(self.folder)!r}: {error}"
+                f"`folder` must be a folder that can be created. Received: folder={str(self.folder)!r}: {error}"
             ) from error
 
     def _open(self, job: str) -> None:
@@ -79,15 +75,13 @@ class CheckpointFiles:
         try:
             lock.acquire(is_first=self._communicator.rank == 0)
             self._lock = lock
-            # What was being written when a process was killed.
+            # A process that was killed while it wrote a file has left a partial file.
             for path in self.folder.glob(f"*.{self._suffix}*{_state_file.PARTIAL}"):
                 path.unlink()
             _state_file.write(trial, {})
             trial.unlink()
         except OSError as error:
-            raise ValueError(
-                f"`folder` must be one that can be written. Received: folder={str(self.folder)!r}: {error}"
-            ) from error
+            raise ValueError(f"`folder` must be writable. Received: folder={str(self.folder)!r}: {error}") from error
 
     @property
     def _suffix(self) -> str:
@@ -97,26 +91,17 @@ class CheckpointFiles:
         return self.folder / f"epoch-{epochs:06d}.{self._suffix}.npz"
 
     def _epochs(self) -> list[int]:
-        """Return the epochs of this rank's files, in order."""
+        """Return the epochs of this rank's files in ascending order."""
         found = [_NAME.fullmatch(path.name) for path in self.folder.glob(f"epoch-*.{self._suffix}.npz")]
         epochs = {int(match[1]) for match in found if match}
         return sorted(epoch for epoch in epochs if self._path(epoch).is_file())
 
     def write(self, epochs: int, state: dict[str, Any]) -> None:
-        """Write this rank's checkpoint, and remove those older than the one before.
-
-        Args:
-            epochs: How many epochs are done.
-            state: What to write.
-
-        Raises:
-            NotWrittenError: The file cannot be written.
-            ValueError: The folder was deleted, and another training has it now.
-        """
+        """Write this rank's checkpoint after a number of epochs, and remove all but two generations."""
         if self._lock is not None:
             if not self.folder.is_dir():
                 warnings.warn(
-                    f"{self.folder} was deleted during training, with the checkpoints in it: it is made anew",
+                    f"{self.folder} was deleted during training, with the checkpoints in it. It is created again",
                     stacklevel=2,
                 )
                 self._make()
@@ -124,26 +109,18 @@ class CheckpointFiles:
         path = self._path(epochs)
         _state_file.write(path, {"owner": self._owner, "name": path.name, "state": state})
         self._unreadable.discard(epochs)
-        # What could not be read is no generation. It stays, since it may be readable elsewhere.
+        # A file that cannot be read does not count as a generation. It stays, because another machine may read it.
         for old in [there for there in self._epochs() if there not in self._unreadable][:-_GENERATIONS]:
             self._path(old).unlink(missing_ok=True)
 
     def read_newest(self) -> dict[str, Any] | None:
-        """Read the newest checkpoint that is whole on every rank.
-
-        Returns:
-            This rank's state; None if there is no checkpoint.
-
-        Raises:
-            ValueError: The checkpoints are of another number of ranks or of another owner, or none is whole on every
-                rank.
-        """
+        """Return this rank's state from the newest checkpoint that is complete on every rank; None if there is none."""
         sizes, foreign = self._sizes(), self._foreign()
         whole, unreadable = self._whole()
         if self._communicator.rank == 0:
             for name in foreign:
                 warnings.warn(
-                    f"Passing over {self.folder / name}: no checkpoint has such a name. It stays as it is", stacklevel=2
+                    f"Ignoring {self.folder / name}: checkpoints have other names. The file is kept", stacklevel=2
                 )
         found_here = (whole, sizes, self._epochs(), unreadable)
         everybody = self._communicator.allgather_object(found_here, f"{self._owner} before training")
@@ -158,15 +135,15 @@ class CheckpointFiles:
             if self._communicator.rank == 0:
                 warnings.warn(
                     f"Training was cut off while its first checkpoint in {self.folder} was written, before all "
-                    "ranks had done so: it begins anew",
+                    "ranks had written theirs. It starts again",
                     stacklevel=2,
                 )
             return None
-        passed = "; ".join(dict.fromkeys(text for *_, texts in everybody for text in texts))
+        damaged = "; ".join(dict.fromkeys(text for *_, texts in everybody for text in texts))
         raise ValueError(
             f"No epoch in {self.folder} has a whole checkpoint on every rank: by rank, there are "
-            f"{[epochs for epochs, *_ in everybody]}. {f'Passed over: {passed}. ' if passed else ''}"
-            "Bring back whole files from a copy; or move these elsewhere, or delete the folder, to begin anew"
+            f"{[epochs for epochs, *_ in everybody]}. {f'Damaged: {damaged}. ' if damaged else ''}"
+            "Restore the files from a copy; or move these elsewhere, or delete the folder, to start again"
         )
 
     def _sizes(self) -> list[int]:
@@ -174,12 +151,12 @@ class CheckpointFiles:
         return sorted({int(match[3]) for match in found if match})
 
     def _foreign(self) -> list[str]:
-        # Names that look like those of checkpoints, such as copies have. All other files are nobody's business.
+        # These names look like names of checkpoints, as names of copies do. All other files are ignored.
         names = sorted(path.name for path in self.folder.glob("epoch-*.npz"))
         return [name for name in names if not _NAME.fullmatch(name)]
 
     def _whole(self) -> tuple[list[int], list[str]]:
-        """Return the epochs of this rank's whole files, and what is wrong with the others, about which it warns."""
+        """Return the epochs of this rank's readable files, and error texts of the others, with a warning for each."""
         whole, unreadable = [], []
         for epochs in self._epochs():
             try:
@@ -188,14 +165,14 @@ class CheckpointFiles:
             except _state_file.DamagedFileError as error:
                 self._unreadable.add(epochs)
                 unreadable.append(str(error))
-                warnings.warn(f"Passing over a damaged checkpoint: {error}", stacklevel=3)
+                warnings.warn(f"Ignoring a damaged checkpoint: {error}", stacklevel=3)
         return whole, unreadable
 
     def _content(self, epochs: int) -> dict[str, Any]:
         path = self._path(epochs)
         content = _state_file.read(path)
         if not isinstance(content, dict) or not {"owner", "name", "state"} <= content.keys():
-            raise _state_file.DamagedFileError(f"{path}: it is no checkpoint of a training")
+            raise _state_file.DamagedFileError(f"{path}: it is not a checkpoint of a training")
         if content["name"] != path.name:
             raise _state_file.DamagedFileError(f"{path}: it was written as {content['name']}, and renamed")
         return content
@@ -207,11 +184,11 @@ class CheckpointFiles:
             if size in found:
                 raise ValueError(
                     f"{self.folder} holds checkpoints of a job of {size} ranks, and of {jobs}. Received: a job of "
-                    f"{size} ranks. Move the files of the training that is not to go on out of the folder"
+                    f"{size} ranks. Move the files of one of the two trainings out of the folder"
                 )
             raise ValueError(
-                f"The checkpoints in {self.folder} were written by {jobs}. Received: a job of {size} ranks. Start as "
-                "many ranks; or move the files elsewhere, or delete the folder, to begin anew"
+                f"The checkpoints in {self.folder} were written by {jobs}. Received: a job of {size} ranks. Start the "
+                "same number of ranks; or move the files elsewhere, or delete the folder, to start again"
             )
 
     def _read(self, epochs: int, whole: list[int]) -> dict[str, Any]:
@@ -219,15 +196,15 @@ class CheckpointFiles:
         if content["owner"] != self._owner:
             raise ValueError(
                 f"The checkpoints in {self.folder} were written by {content['owner']}. Received: the same folder for "
-                f"{self._owner}. Pass another one, or delete it to begin anew"
+                f"{self._owner}. Pass another folder, or delete this one to start again"
             )
-        # What is newer was not written by all ranks, and must not meet what they write from here on.
+        # Newer files were not written by all ranks. They must not mix with the files that the ranks write from now on.
         for newer in (there for there in whole if there > epochs):
             self._path(newer).unlink(missing_ok=True)
         return content["state"]
 
 
 def _was_cut_off_at_the_first(whole: list[list[int]], files: list[list[int]]) -> bool:
-    # Some ranks have one file, of the same epoch and whole, and the others none: no checkpoint was ever complete.
+    # If some ranks have one undamaged file of the same epoch, and the others none, no checkpoint was ever complete.
     epochs = {epoch for there in files for epoch in there}
     return whole == files and [] in files and len(epochs) == 1

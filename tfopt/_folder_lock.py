@@ -1,4 +1,4 @@
-"""One training at a time in a folder, whatever happens to the process that trains."""
+"""A lock that allows one training at a time in a folder, and that ends with the process that trains."""
 
 import contextlib
 import errno
@@ -17,8 +17,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 NAME = "training.lock"
-# Seconds for another process of this job to write its name into the file that it has just locked, and for one that was
-# forked by a process that has ended to let go.
+# Seconds to wait until another process of this job has written its name into the file that it has just locked, or until
+# a process that was forked by the former holder, which has ended, releases the lock.
 _PATIENCE = 5.0
 _HELD: "list[FolderLock]" = []
 
@@ -26,16 +26,16 @@ _HELD: "list[FolderLock]" = []
 class FolderLock:
     """A lock on a folder, which the processes of one job share.
 
-    It is a lock on an open file: the system takes it away when the process ends, in whatever way. The file says who
-    has it. Across hosts it holds where the file system passes locks on, as NFS does; on one that knows no locks a
-    warning says so.
+    The lock is on an open file: the operating system removes it when the process ends, for any reason. The file says
+    which process holds it. The lock works across hosts if the file system supports locks, as NFS does. If the file
+    system does not, a warning says so.
 
     Args:
         folder: The folder, which must exist.
-        job: What distinguishes this job from others.
-        owner: Who asks, for messages.
-        is_running: Returns whether the training that asks is still running, for those that can end in an error
-            without a word; None (default) if it always releases its lock.
+        job: A string that distinguishes this job from others.
+        owner: The name of the writer, for messages.
+        is_running: Returns whether the training that holds the lock is still running, if the training can end in an
+            error without a call of `release`. None (default) if it always releases its lock.
     """
 
     def __init__(self, folder: Path, job: str, owner: str, is_running: Callable[[], bool] | None = None) -> None:
@@ -43,14 +43,7 @@ class FolderLock:
         self._descriptor: int | None = None
 
     def acquire(self, is_first: bool = True) -> None:
-        """Take the lock, unless another process of this job has it.
-
-        Args:
-            is_first: Whether no other process of the job has been here.
-
-        Raises:
-            ValueError: Another training has it, or it is no file.
-        """
+        """Take the lock, unless another process of this job has it; `is_first` says that no process of the job has."""
         if fcntl is None:
             self._warn("this system has no file locks")
             return
@@ -69,13 +62,13 @@ class FolderLock:
                     self._warn(str(error))
                 elif is_first or not self._is_held_by_this_job():
                     if self._holder_has_ended() and time.monotonic() < deadline:
-                        time.sleep(0.05)  # a process that it has forked lets go as soon as it runs
+                        time.sleep(0.05)  # a process that the holder has forked releases the lock as soon as it runs
                         continue
                     raise ValueError(self._refusal()) from error
                 return
             if self._is_still_there(descriptor):
                 break
-            os.close(descriptor)  # the one who had it has removed the file meanwhile
+            os.close(descriptor)  # the former holder has removed the file in the meantime
         content = {"host": socket.gethostname(), "pid": os.getpid(), "job": self._job}
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(content).encode(), 0)
@@ -83,21 +76,18 @@ class FolderLock:
         _HELD.append(self)
 
     def renew(self) -> None:
-        """Take the lock again if its file was deleted, with its folder or alone; another training may have it by now.
-
-        Raises:
-            ValueError: Another training has it.
-        """
+        """Take the lock again if its file was deleted; ValueError if another training has it by now."""
         if self._descriptor is not None and not self._is_still_there(self._descriptor):
             self._let_go()
             self.acquire()
 
     def release(self) -> None:
-        """Give the lock back, if this process has it."""
+        """Release the lock if this process holds it."""
         if self._descriptor is not None:
             with contextlib.suppress(OSError):
                 if self._is_still_there(self._descriptor):
-                    self._path.unlink()  # while it is locked: whoever has opened it by now notices and opens a new one
+                    # The file is still locked. A process that has already opened it notices this and opens a new file.
+                    self._path.unlink()
             self._let_go()
 
     def _let_go(self) -> None:
@@ -108,7 +98,7 @@ class FolderLock:
 
     def _check_that_it_can_be_a_file(self) -> None:
         if self._path.is_symlink() or (self._path.exists() and not self._path.is_file()):
-            kind = "a link" if self._path.is_symlink() else "a directory" if self._path.is_dir() else "no plain file"
+            kind = "a link" if self._path.is_symlink() else "a directory" if self._path.is_dir() else "no regular file"
             raise ValueError(
                 f"{self._path} is {kind}. Received: a folder in which {self._owner} locks a file of this name. Move it "
                 "elsewhere, or pass another folder"
@@ -152,19 +142,19 @@ class FolderLock:
         holder = self._holder()
         return (
             f"Another training writes its checkpoints into {self._path.parent}: process {holder.get('pid', 'unknown')} "
-            f"on host {holder.get('host', 'unknown')}. End it, or pass another folder to {self._owner}"
+            f"on host {holder.get('host', 'unknown')}. End that process, or pass another folder to {self._owner}"
         )
 
     def _warn(self, reason: str) -> None:
         warnings.warn(
-            f"{self._path.parent} cannot be locked ({reason}): nobody notices if a second training writes its "
-            "checkpoints there",
+            f"{self._path.parent} cannot be locked ({reason}). A second training that writes checkpoints there would "
+            "not be detected. Start only one",
             stacklevel=2,
         )
 
 
 def _let_go_of_all() -> None:
-    # A forked process shares the locks of its parent, and would keep them when the parent is killed.
+    # A forked process shares the locks of its parent, and would hold them after the parent was killed.
     for lock in list(_HELD):
         lock._let_go()
 

@@ -1,4 +1,4 @@
-"""Names that tell a model's variables apart."""
+"""Unique names for the variables of a model."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -6,14 +6,7 @@ from typing import Any
 
 
 def unique_paths(variables: Iterable[Any]) -> list[str]:
-    """Return the paths of variables; of those with the same path the second is called `path (2)`, and so on.
-
-    Args:
-        variables: Keras variables.
-
-    Returns:
-        Their names, in the same order.
-    """
+    """Return the paths of Keras variables in order; the second variable with a path is named `path (2)`, etc."""
     names = []
     seen: Counter[str] = Counter()
     for variable in variables:

@@ -1,4 +1,4 @@
-"""Figures and tables: matplotlib and pandas, imported only when something is drawn or tabulated."""
+"""Figures and tables. Matplotlib and pandas are imported only when a figure or table is made."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -6,24 +6,13 @@ if TYPE_CHECKING:
     import matplotlib.axes
     import pandas
 
-# Distinguishable for colour-blind readers (Okabe and Ito) and, with the line styles, in black and white.
+# Colour-blind readers can distinguish these colours (Okabe and Ito); the line styles help in black and white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 LINE_STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 
 
 def get_axes(ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
-    """Return the axes given, or new ones; both cycle through colours and line styles together.
-
-    Args:
-        ax: Axes, or None.
-
-    Returns:
-        Axes to draw into.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-        TypeError: `ax` is something else.
-    """
+    """Return the given axes, or new ones for None, with colours and line styles that change together."""
     try:
         import matplotlib.pyplot as plt
         from cycler import cycler
@@ -40,18 +29,7 @@ def get_axes(ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes"
 
 
 def make_dataframe(columns: dict[str, Any], index: Any = None) -> "pandas.DataFrame":
-    """Make a table of columns.
-
-    Args:
-        columns: The columns by name.
-        index: The rows' names; None for numbers.
-
-    Returns:
-        The table.
-
-    Raises:
-        ImportError: pandas is not installed.
-    """
+    """Return a table of columns by name; `index` names the rows, and None numbers them."""
     try:
         import pandas
     except ImportError as error:

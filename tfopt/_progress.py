@@ -1,4 +1,4 @@
-"""A line that says how far a long search is."""
+"""A progress line for a long search."""
 
 import sys
 from types import TracebackType
@@ -6,11 +6,11 @@ from typing import Any
 
 
 class Progress:
-    """A spinner with the seconds passed and a word on where the work is; gone when it is done.
+    """A spinner with the elapsed seconds and the current stage, which disappears at the end.
 
     Args:
-        title: What is being done.
-        enabled: Whether to show it; None does if standard error is a terminal.
+        title: The name of the search.
+        enabled: Whether to show it. None shows it if standard error is a terminal.
     """
 
     def __init__(self, title: str, enabled: bool | None) -> None:
@@ -33,11 +33,7 @@ class Progress:
         return self
 
     def show(self, where: str) -> None:
-        """Say where the work is.
-
-        Args:
-            where: A few words.
-        """
+        """Show the current stage, in a few words."""
         if self._bar is not None:
             self._bar.update(self._task, description=f"{self._title}; {where}")
 

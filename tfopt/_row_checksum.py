@@ -1,4 +1,4 @@
-"""Checksums by which arrays are known again without reading very large ones as a whole."""
+"""Checksums that recognise arrays again without reading very large arrays completely."""
 
 import zlib
 from typing import Any
@@ -6,20 +6,13 @@ from typing import Any
 import keras
 import numpy as np
 
-_LARGEST = 2**26  # bytes of one array that are read
-_FEWEST = 64  # rows
+_LARGEST = 2**26  # bytes of one array to read at most
+_FEWEST = 64  # rows to read at least
 
 
 def checksum_of(arrays: Any) -> int:
-    """Return a checksum of the shape, type and rows of arrays: of all rows, or of some where they are many.
-
-    Args:
-        arrays: An array of NumPy or TensorFlow, or what NumPy can make one of, with one row per sample; also sparse or
-            ragged; or a tuple, list or dictionary of such.
-
-    Returns:
-        A number from 0 to 2^32 - 1.
-    """
+    """Return a checksum in [0, 2^32) of shape, dtype and rows (some rows if large) of an array or a nest of arrays."""
+    # Each array has one row per sample: of NumPy or TensorFlow, convertible to NumPy, sparse or ragged.
     checksum = 0
     for array in keras.tree.flatten(arrays):
         checksum = _checksum_of_one(array, checksum)
@@ -29,14 +22,14 @@ def checksum_of(arrays: Any) -> int:
 def _checksum_of_one(array: Any, checksum: int) -> int:
     checksum = zlib.crc32(str(getattr(array, "shape", type(array).__name__)).encode(), checksum)
     for part in _dense_parts(array):
-        rows = part[_places(part)] if part.ndim else part
+        rows = part[_row_indices(part)] if part.ndim else part
         checksum = zlib.crc32(f"{part.shape} {part.dtype}".encode(), checksum)
         content = str(rows.tolist()).encode() if rows.dtype.hasobject else np.ascontiguousarray(rows).tobytes()
         checksum = zlib.crc32(content, checksum)
     return checksum
 
 
-def _places(array: np.ndarray) -> Any:
+def _row_indices(array: np.ndarray) -> Any:
     num_rows = len(array)
     if array.nbytes <= _LARGEST:
         return slice(None)
@@ -46,9 +39,9 @@ def _places(array: np.ndarray) -> Any:
 
 def _dense_parts(array: Any) -> list[np.ndarray]:
     names = (
-        ("data", "indices", "indptr", "row", "col"),  # SciPy's
-        ("values", "indices"),  # TensorFlow's sparse ones
-        ("flat_values", "nested_row_splits"),  # TensorFlow's ragged ones
+        ("data", "indices", "indptr", "row", "col"),  # of SciPy's sparse matrices
+        ("values", "indices"),  # of TensorFlow's sparse tensors
+        ("flat_values", "nested_row_splits"),  # of TensorFlow's ragged tensors
     )
     if hasattr(array, "__array__"):
         return [np.asarray(array)]

@@ -1,4 +1,4 @@
-"""Nested state (dictionaries, lists, numbers, strings, arrays) in one file that is either whole or refused."""
+"""Nested state (dictionaries, lists, numbers, strings, arrays) in one file, which is complete or refused."""
 
 import contextlib
 import errno
@@ -16,37 +16,27 @@ import numpy as np
 
 _COLLECTIONS: dict[str, Any] = {"__tuple__": tuple, "__set__": set, "__frozenset__": frozenset}
 _MARKS = ("__array__", "__objects__", "__bytes__", "__complex__", "__items__", "__deque__", *_COLLECTIONS)
-_SEAL = b"tfopt2 sha256 "  # before the checksum, at the end of each file; its number is that of the format
+_SEAL = b"tfopt2 sha256 "  # precedes the checksum at the end of each file; 2 is the version of the format
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-PARTIAL = ".partial"  # what the names of files end in that are being written
+PARTIAL = ".partial"  # end of the name of a file while it is written
 
 
 class DamagedFileError(Exception):
-    """The file is not whole."""
+    """The file is damaged."""
 
 
 class NotWrittenError(OSError):
-    """The file was not written; the one before it is as it was."""
+    """The file was not written. A file that was there before is unchanged."""
 
 
 class NoRoomError(NotWrittenError):
-    """There is no room for the file."""
+    """There is not enough space for the file."""
 
 
 def write(path: Path, state: Any) -> None:
-    """Write state to a file: first under another name, and renamed when it is safe on the disk.
-
-    The file is NumPy's `.npz`, followed by the SHA-256 checksum of all of it.
-
-    Args:
-        path: Where to.
-        state: Numbers, strings, bytes, booleans, None, arrays and tensors (which come back as arrays), and
-            dictionaries, lists, tuples, sets and deques of them.
-
-    Raises:
-        TypeError: It contains something else.
-        NotWrittenError: The file cannot be written.
-    """
+    """Write a state as NumPy's `.npz` plus its SHA-256 checksum, under another name until it is safely on disk."""
+    # A state has numbers, strings, bytes, booleans, None, arrays and tensors (which `read` returns as arrays), and
+    # dictionaries, lists, tuples, sets and deques of these.
     arrays: dict[str, np.ndarray] = {}
     text = np.frombuffer(json.dumps(_pack(state, arrays)).encode(), np.uint8)
     with _replacing(path, 0o600, sum(array.nbytes for array in arrays.values()) + text.nbytes) as stream:
@@ -55,37 +45,20 @@ def write(path: Path, state: Any) -> None:
 
 
 def check(state: Any) -> None:
-    """Check that `write` could write a state.
-
-    Args:
-        state: The same.
-
-    Raises:
-        TypeError: It contains something else.
-    """
+    """Raise TypeError if `write` cannot write this state."""
     _pack(state, {})
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Write a file under another name, which is renamed when all of it is safe on the disk.
-
-    Args:
-        path: The file. Its permissions are those that new files have.
-
-    Yields:
-        The stream to write to.
-
-    Raises:
-        NotWrittenError: It cannot be written: the disk is full, say.
-    """
+    """Yield a stream for a file with default permissions, which is renamed to `path` when it is safely on disk."""
     with _replacing(path, 0o666, 0) as stream:
         yield stream
 
 
 @contextlib.contextmanager
 def _replacing(path: Path, mode: int, num_bytes: int) -> Iterator[BinaryIO]:
-    # Nobody can guess the name and put a link there; and where there is a file or link of that name, this fails.
+    # The name cannot be guessed, so nobody can put a link there; if a file or link has this name, `open` fails.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}{PARTIAL}")
     try:
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), mode)
@@ -108,27 +81,25 @@ def _replacing(path: Path, mode: int, num_bytes: int) -> Iterator[BinaryIO]:
 
 def _not_written(path: Path, num_bytes: int, error: OSError) -> NotWrittenError:
     kind, needed = NotWrittenError, f" {num_bytes} bytes are needed," if num_bytes else ""
-    advice = "Make room, or choose another folder"
+    advice = "Free space, or choose another folder"
     if error.errno in _FULL:
         kind = NoRoomError
         free = shutil.disk_usage(path.parent).free
         why = f"The disk or quota of {path.parent} is full:{needed} {free} bytes are free there."
     elif error.errno == errno.EFBIG:
         kind, advice = NoRoomError, "Raise the limit (`ulimit -f`), or choose another folder"
-        why = f"Files in {path.parent} must not be as large for this process:{needed} and the limit is lower."
+        why = f"A file in {path.parent} is too large for this process:{needed} and the limit is lower."
     elif not path.parent.is_dir():
-        why, advice = f"The folder {path.parent} is gone.", "Let it stay while a program writes there"
+        why, advice = f"The folder {path.parent} no longer exists.", "Keep it while a program writes there"
     elif path.is_dir():
         why, advice = f"{path} is a directory.", "Move it elsewhere"
     else:
         why, advice = f"{path.parent} cannot be written: {error}.", "Choose another folder"
-    return kind(
-        error.errno, f"{why} {path.name} was not written, and the files written before are as they were. {advice}"
-    )
+    return kind(error.errno, f"{why} {path.name} was not written, and earlier files are unchanged. {advice}")
 
 
 def _sync_folder(folder: Path) -> None:
-    # The new name, too, must be on the disk. Some file systems cannot do this for folders.
+    # The new name must be on the disk too. Some file systems do not support this for folders.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -138,30 +109,22 @@ def _sync_folder(folder: Path) -> None:
 
 
 def read(path: Path) -> Any:
-    """Read back what `write` has written, after its checksum has been compared.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The state. Arrays have the dtypes that they had.
-
-    Raises:
-        DamagedFileError: The file was cut off or changed, is no file of this kind, or cannot be read.
-    """
+    """Return the state that `write` has written, with the same dtypes, after a comparison of the checksum."""
     try:
         with path.open("rb") as stream:
             if not _has_right_seal(stream):
-                raise DamagedFileError("its checksum is missing or wrong: it was cut off or changed, or is another's")
+                raise DamagedFileError(
+                    "its checksum is missing or wrong: it was cut off or changed, or has another format"
+                )
             with np.load(stream, allow_pickle=False) as arrays:
                 contents = {name: arrays[name] for name in arrays.files}
         return _unpack(json.loads(contents["__state__"].tobytes().decode()), contents)
-    except Exception as error:  # whatever the content is, it is not what `write` has written
+    except Exception as error:  # of any kind: `write` has not written this content
         raise DamagedFileError(f"{path}: {error}") from error
 
 
 def _has_right_seal(stream: BinaryIO) -> bool:
-    # Compares the checksum at the end of a file with its content, and goes back to the beginning.
+    # This compares the checksum at the end of a file with its content, and then rewinds the stream.
     length = max(0, stream.seek(0, os.SEEK_END) - len(_SEAL) - hashlib.sha256().digest_size)
     stream.seek(length)
     is_right = stream.read() == _seal_of(stream, length)
@@ -170,7 +133,7 @@ def _has_right_seal(stream: BinaryIO) -> bool:
 
 
 def _seal_of(stream: BinaryIO, length: int) -> bytes:
-    """Return what must stand behind the first bytes of a file; the stream is behind them afterwards."""
+    """Return the bytes that must follow the first `length` bytes of a file; the stream is then behind these."""
     digest = hashlib.sha256()
     stream.seek(0)
     while length > 0 and (block := stream.read(min(length, 1 << 20))):
@@ -180,8 +143,8 @@ def _seal_of(stream: BinaryIO, length: int) -> bytes:
 
 
 def _pack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
-    # JSON holds numbers, strings, lists and dictionaries with string keys. Everything else gets a mark. The bytes of
-    # arrays go aside.
+    # JSON holds numbers, strings, lists and dictionaries with string keys. Every other type gets a mark. The bytes of
+    # arrays are stored separately.
     if value is None or isinstance(value, bool | int | float | str):
         return value if not isinstance(value, np.generic) else _pack(np.asarray(value), arrays)
     if isinstance(value, list):
@@ -199,7 +162,7 @@ def _pack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
         return {"__complex__": [value.real, value.imag]}
     if isinstance(value, bytes):
         return {"__bytes__": _pack(np.frombuffer(value, np.uint8), arrays)}
-    if hasattr(value, "__array__") and not isinstance(value, type):  # of NumPy, or a tensor
+    if hasattr(value, "__array__") and not isinstance(value, type):  # arrays of NumPy, and tensors
         return _pack_array(value, arrays)
     raise TypeError(f"A checkpoint cannot hold {value!r} of type {type(value).__name__}")
 
@@ -214,7 +177,7 @@ def _pack_under(key: str, value: Any, arrays: dict[str, np.ndarray]) -> Any:
 def _pack_array(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     try:
         array = np.asarray(value)
-    except Exception as error:  # a tensor that has no value, say
+    except Exception as error:  # for example, of a tensor that has no value
         raise TypeError(f"A checkpoint cannot hold {value!r} of type {type(value).__name__}") from error
     if array.dtype.names or isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"A checkpoint cannot hold an array of type {type(value).__name__} and dtype {array.dtype}")
@@ -223,7 +186,7 @@ def _pack_array(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     name = f"array{len(arrays)}"
     arrays[name] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    # The names of text and of moments lack their lengths and units; the codes of half precision lack what it is.
+    # `dtype.name` lacks the length of text and the unit of times; `dtype.str` does not tell bfloat16 from raw bytes.
     dtype = array.dtype.str if array.dtype.kind in "SUmM" else array.dtype.name
     return {"__array__": [name, dtype, list(array.shape)]}
 

@@ -1,3 +1,3 @@
-"""The version of tfopt, in one place."""
+"""The version of tfopt."""
 
 __version__ = "0.1.0"

@@ -1,7 +1,8 @@
-"""What the processes of one job say to each other: sums, means, broadcasts; and nothing at all in a single process.
+"""Sums, means and broadcasts between the processes of one job. In a job of one process they return their arguments.
 
-The data-parallel parts of tfopt take `communicator=None`, which means `current()`: Horovod's under `horovodrun`, a
-serial one otherwise. Only `tfopt.distributed` knows Horovod; it registers its communicator here when it is needed.
+The data-parallel parts of tfopt take `communicator=None`, which means `current()`: Horovod's communicator under
+`horovodrun`, and a serial one otherwise. Only `tfopt.distributed` imports Horovod. It registers its communicator here
+when a job needs it.
 """
 
 import importlib
@@ -13,19 +14,21 @@ from tfopt._checks import check_integer
 
 __all__ = ["Communicator", "SerialCommunicator", "current"]
 
-# A launcher tells each process by one of these how many there are: horovodrun, Open MPI's mpirun, MPICH's.
+# Launchers set one of these to the number of processes: horovodrun, Open MPI's mpirun, MPICH's mpirun.
 LAUNCHER_VARIABLES = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
-_PROVIDER = "tfopt.distributed.horovod_communicator"  # imported by name, on demand: imports go down only
+_PROVIDER = (
+    "tfopt.distributed.horovod_communicator"  # imported by name when needed, because imports must point to lower layers
+)
 _factories: dict[str, Callable[[], "Communicator"]] = {}
 _current: dict[int, "Communicator"] = {}
 
 
 class Communicator(Protocol):
-    """One process's view of its job.
+    """The communicator of one process of a job.
 
-    Every process of the job must call the same methods in the same order with tensors of the same shapes and dtypes.
-    All methods but `allgather_object`, `barrier` and `join` work inside `tf.function` as well as outside.
+    Every process of the job must call the same methods in the same order, with tensors of the same shapes and dtypes.
+    All methods except `allgather_object`, `barrier` and `join` also work inside `tf.function`.
 
     Attributes:
         rank: Number of this process, from 0.
@@ -42,17 +45,17 @@ class Communicator(Protocol):
 
     @property
     def bytes_reduced(self) -> int:
-        """Bytes that this process has handed over to be summed or averaged, those inside `tf.function` included."""
+        """Bytes of this process that were summed or averaged so far, inside `tf.function` too."""
 
     def allreduce_sum(self, tensors: Sequence[Any], name: str = "sum") -> list[Any]:
-        """Add tensors up over all processes.
+        """Sum tensors over all processes.
 
         Args:
             tensors: A list of tensors, of any shapes and numeric dtypes.
-            name: A word that says what is reduced, for messages.
+            name: A word for error messages that says what is summed.
 
         Returns:
-            The sums, in the same order, the same on every process.
+            The sums, in the same order, equal on every process.
         """
 
     def allreduce_mean(self, tensors: Sequence[Any], name: str = "mean") -> list[Any]:
@@ -63,52 +66,52 @@ class Communicator(Protocol):
             name: As in `allreduce_sum`.
 
         Returns:
-            The means, in the same order, the same on every process.
+            The means, in the same order, equal on every process.
         """
 
     def allgather(self, tensor: Any, name: str = "gather") -> Any:
-        """Join tensors along their first axis, which may have a different length on each process.
+        """Concatenate the tensors of all processes along the first axis, whose length may differ between processes.
 
         Args:
             tensor: A tensor with at least one axis.
             name: As in `allreduce_sum`.
 
         Returns:
-            The tensors of all processes one after the other, in the order of ranks.
+            The concatenated tensors, in the order of ranks.
         """
 
     def allgather_object(self, item: Any, name: str = "object") -> list[Any]:
         """Collect one Python object from each process.
 
         Args:
-            item: Something that can be pickled.
-            name: A few words that say what is collected; processes that collect different things raise ValueError.
+            item: An object that can be pickled.
+            name: A few words that say what is collected. If the names differ between processes, all raise ValueError.
 
         Returns:
             The objects, in the order of ranks.
         """
 
     def broadcast(self, tensors: Sequence[Any], root_rank: int = 0, name: str = "broadcast") -> list[Any]:
-        """Hand out the tensors of one process to all.
+        """Send the tensors of one process to all processes.
 
         Args:
             tensors: A list of tensors.
-            root_rank: Whose tensors to hand out.
+            root_rank: Rank of the process that sends its tensors. Default 0.
             name: As in `allreduce_sum`.
 
         Returns:
-            The root's tensors, in the same order.
+            The tensors of that process, in the same order.
         """
 
     def barrier(self) -> None:
-        """Wait until every process has come here."""
+        """Wait until every process has called this method."""
 
     def join(self) -> None:
-        """Wait until every process has come here, taking part with zeros in the reductions of those that have not."""
+        """Wait until all processes call this; until then, contribute zeros to the reductions of the others."""
 
 
 class SerialCommunicator:
-    """The communicator of a job of one process: everything comes back as it is.
+    """The communicator of a job of one process, whose methods return their arguments.
 
     Example:
         >>> import tensorflow as tf
@@ -120,70 +123,26 @@ class SerialCommunicator:
 
     rank = 0
     size = 1
-    bytes_reduced = 0  # nothing leaves the process
+    bytes_reduced = 0  # this process sends nothing
 
     def allreduce_sum(self, tensors: Sequence[Any], name: str = "sum") -> list[Any]:
-        """Return the tensors.
-
-        Args:
-            tensors: A list of tensors.
-            name: Not used.
-
-        Returns:
-            The same tensors.
-        """
+        """Return the tensors, a list with any shapes and numeric dtypes; `name` has no effect."""
         return check_tensors("tensors", tensors)
 
     def allreduce_mean(self, tensors: Sequence[Any], name: str = "mean") -> list[Any]:
-        """Return the tensors.
-
-        Args:
-            tensors: A list of tensors with floating-point dtypes.
-            name: Not used.
-
-        Returns:
-            The same tensors.
-        """
+        """Return the tensors, a list with any shapes and floating-point dtypes; `name` has no effect."""
         return check_tensors("tensors", tensors, floating=True)
 
     def allgather(self, tensor: Any, name: str = "gather") -> Any:
-        """Return the tensor.
-
-        Args:
-            tensor: A tensor with at least one axis.
-            name: Not used.
-
-        Returns:
-            The same tensor.
-
-        Raises:
-            ValueError: The tensor is a scalar.
-        """
+        """Return the tensor, which must have at least one axis, or ValueError is raised; `name` has no effect."""
         return check_axis(tensor)
 
     def allgather_object(self, item: Any, name: str = "object") -> list[Any]:
-        """Return the object in a list.
-
-        Args:
-            item: Anything.
-            name: Not used.
-
-        Returns:
-            A list of one.
-        """
+        """Return any object in a list of one; `name` has no effect."""
         return [item]
 
     def broadcast(self, tensors: Sequence[Any], root_rank: int = 0, name: str = "broadcast") -> list[Any]:
-        """Return the tensors.
-
-        Args:
-            tensors: A list of tensors.
-            root_rank: Must be 0.
-            name: Not used.
-
-        Returns:
-            The same tensors.
-        """
+        """Return the tensors, a list; `root_rank` must be 0, and `name` has no effect."""
         check_integer("root_rank", root_rank, minimum=0, maximum=0)
         return check_tensors("tensors", tensors)
 
@@ -195,17 +154,7 @@ class SerialCommunicator:
 
 
 def check_communicator(communicator: Any) -> "Communicator":
-    """Check an argument `communicator`, and replace None by `current()`.
-
-    Args:
-        communicator: What came.
-
-    Returns:
-        The communicator.
-
-    Raises:
-        TypeError: This is none.
-    """
+    """Return the argument `communicator`, or `current()` for None; other objects raise TypeError."""
     if communicator is None:
         return current()
     if not all(hasattr(communicator, name) for name in ("rank", "size")):
@@ -217,18 +166,7 @@ def check_communicator(communicator: Any) -> "Communicator":
 
 
 def check_axis(tensor: Any) -> Any:
-    """Check that a tensor can be joined with others along its first axis.
-
-    Args:
-        tensor: What came as `tensor`.
-
-    Returns:
-        The tensor.
-
-    Raises:
-        TypeError: This is no tensor of numbers.
-        ValueError: It is a scalar.
-    """
+    """Return a numeric tensor with at least one axis; a scalar raises ValueError."""
     (tensor,) = check_tensors("tensor", [tensor])
     if tensor.shape.rank == 0:
         raise ValueError("`tensor` must have at least one axis. Received: a scalar")
@@ -236,19 +174,7 @@ def check_axis(tensor: Any) -> Any:
 
 
 def check_tensors(name: str, tensors: Any, floating: bool = False) -> list[Any]:
-    """Check that an argument is a list of tensors, and make them TensorFlow's.
-
-    Args:
-        name: The argument's name, for the message.
-        tensors: What came.
-        floating: Whether integers are refused.
-
-    Returns:
-        A list of tensors.
-
-    Raises:
-        TypeError: This is not a list, or an element is no tensor, sparse, or of a wrong dtype.
-    """
+    """Return a list of dense numeric tensors as TensorFlow's; `floating` refuses integers."""
     import tensorflow as tf
 
     if not isinstance(tensors, list | tuple):
@@ -264,24 +190,12 @@ def check_tensors(name: str, tensors: Any, floating: bool = False) -> list[Any]:
 
 
 def register(name: str, factory: Callable[[], Communicator]) -> None:
-    """Make a way to build the communicator of a launched job known; for `tfopt.distributed`.
-
-    Args:
-        name: Its name.
-        factory: Returns the communicator.
-    """
+    """Register a function that returns the communicator of a launched job, by name, for `tfopt.distributed`."""
     _factories[name] = factory
 
 
 def launched_size() -> int:
-    """Return the number of processes that the launcher says it has started.
-
-    Returns:
-        The number; 1 without a launcher.
-
-    Raises:
-        ValueError: A launcher's variable is not a positive integer.
-    """
+    """Return the number of processes that the launcher says it has started; 1 without a launcher."""
     for variable in LAUNCHER_VARIABLES:
         value = os.environ.get(variable, "")
         if value:
@@ -301,11 +215,12 @@ def current() -> Communicator:
 
     Returns:
         Horovod's communicator if a launcher (`horovodrun`, or `mpirun` with a Horovod that was built with MPI) has
-        started more than one process, a serial one otherwise.
+        started more than one process; otherwise a serial one.
 
     Raises:
         ImportError: A launcher has started several processes, and Horovod cannot be imported.
-        RuntimeError: Horovod sees another number of processes than the launcher.
+        RuntimeError: Horovod reports another number of processes than the launcher.
+        ValueError: The launcher's environment variable is not a positive integer.
 
     Example:
         >>> current().size
@@ -318,7 +233,7 @@ def current() -> Communicator:
             communicator = _factories["horovod"]()
             if communicator.size != size:
                 raise RuntimeError(
-                    f"The launcher says that it has started {size} processes, but Horovod sees {communicator.size}. "
+                    f"The launcher has started {size} processes, but Horovod sees {communicator.size}. "
                     "A Horovod without MPI does not understand mpirun: use horovodrun, or rebuild it with "
                     "HOROVOD_WITH_MPI=1 python -m tfopt.distributed.build_horovod"
                 )

@@ -1,4 +1,4 @@
-"""Norms that survive zeros, half precision and extreme magnitudes, on every Keras backend."""
+"""Norms that are exact for zeros, half precision and extreme magnitudes, on every Keras backend."""
 
 import math
 from collections.abc import Sequence
@@ -11,31 +11,31 @@ Tensor = Any
 
 
 def accumulation_dtype(dtype: Any) -> str:
-    """Name the floating-point type in which a tensor's norms and steps are computed.
+    """Return the floating-point type for the norms and steps of a tensor.
 
     Args:
         dtype: The tensor's dtype.
 
     Returns:
-        "float32" for half-precision types, whose squares overflow or lose all digits; the dtype itself otherwise.
+        "float32" for half-precision types, whose squares overflow or lose all digits; otherwise the dtype itself.
     """
     name = backend.standardize_dtype(dtype)
     return "float32" if name in ("float16", "bfloat16") else name
 
 
 def densify(gradient: Tensor, shape: Sequence[int]) -> Tensor:
-    """Turn a sparse gradient into a dense tensor, adding up rows that occur more than once.
+    """Convert a sparse gradient to a dense tensor, and sum the rows that occur more than once.
 
-    The gradient of an embedding lists a row as often as its token occurs in the batch. Squaring the listed values
-    without adding up the repeats first gives the norm of something that is not the gradient.
+    The gradient of an embedding lists one row for each occurrence of a token in the batch. A norm of the listed values
+    without this sum is not the norm of the gradient.
 
     Args:
         gradient: A tensor, a `tf.IndexedSlices`, or a `keras.Variable`.
-        shape: The variable's shape. A gradient does not always know it: it gets lost when Keras undoes the scaling of a
-            loss, and under `tf.distribute`.
+        shape: The shape of the variable. It is needed because a gradient can lose its shape when Keras undoes the
+            scaling of a loss, and under `tf.distribute`.
 
     Returns:
-        A dense tensor of this shape; in `accumulation_dtype` if rows were added up.
+        A dense tensor of this shape, in `accumulation_dtype` if rows were summed.
     """
     if backend.backend() == "tensorflow":
         import tensorflow as tf
@@ -47,18 +47,18 @@ def densify(gradient: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def norm(x: Tensor) -> Tensor:
-    """Return the Frobenius norm of a tensor: never overflows or underflows if the norm itself can be represented.
+    """Return the Frobenius norm of a tensor, without overflow or underflow if the norm itself can be represented.
 
-    Squares of float32 numbers neither overflow nor underflow in float64, so the sum is taken there. Where float64 is
-    not to be had (JAX in its default setting) or is the tensor's own type, entries are divided by the largest one
-    first, which costs one more pass over the data.
+    Squares of float32 numbers cannot overflow or underflow in float64, so the sum is computed there. Where float64 is
+    not available (JAX with default settings) or is the tensor's own type, the entries are first divided by the largest
+    one, which costs one more pass over the data.
 
     Args:
         x: Tensor of any shape and floating dtype.
 
     Returns:
-        A scalar tensor in `accumulation_dtype(x.dtype)`: 0 for a tensor of zeros or without entries, NaN where an entry
-        is infinite or NaN.
+        A scalar tensor in `accumulation_dtype(x.dtype)`: 0 for a tensor of zeros or without entries, NaN if an entry is
+        infinite or NaN.
     """
     dtype = accumulation_dtype(x.dtype)
     x = ops.convert_to_tensor(x)
@@ -68,7 +68,7 @@ def norm(x: Tensor) -> Tensor:
         result = ops.cast(ops.sqrt(_sum_of_squares(ops.cast(x, "float64"))), dtype)
     else:
         result = _scaled_norm(ops.cast(x, dtype))
-    return result + 0.0 * result  # infinity becomes NaN
+    return result + 0.0 * result  # changes infinity to NaN
 
 
 def _scaled_norm(x: Tensor) -> Tensor:
@@ -78,11 +78,9 @@ def _scaled_norm(x: Tensor) -> Tensor:
 
 
 def _sum_of_squares(x: Tensor) -> Tensor:
-    """Sum the squares in two stages, over groups of 8 and then over the groups.
-
-    XLA runs a reduction on several threads only when its result is large; on a CPU the two stages are three times
-    faster than one. The `relu` in between keeps XLA from merging them again.
-    """  # noqa: DOC201
+    """Return the sum of squares as a scalar, in two stages: over groups of 8, and then over the groups."""
+    # XLA runs a reduction on several threads only if its result is large: on a CPU two stages are three times faster
+    # than one. The `relu` between the stages keeps XLA from merging them.
     size = math.prod(x.shape)
     if size % 8 or size < 4096:
         return ops.sum(ops.square(x))
@@ -94,12 +92,12 @@ def is_inside_xla() -> bool:
     """Return whether TensorFlow is tracing a function that XLA will compile.
 
     Returns:
-        Whether it is; False on other backends.
+        A bool; always False on other backends.
     """
     if backend.backend() != "tensorflow":
         return False
     import tensorflow as tf
-    from tensorflow.python.ops import control_flow_util  # the only place where TensorFlow tells
+    from tensorflow.python.ops import control_flow_util  # TensorFlow has no public function for this
 
     if tf.executing_eagerly():
         return False

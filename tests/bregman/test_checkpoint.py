@@ -58,7 +58,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path):
     train(tmp_path / "parts", "penalty", epochs=5)
     newest = tmp_path / "parts" / "epoch-000005.rank-0-of-1.npz"
     newest.write_bytes(newest.read_bytes()[:1000])
-    with pytest.warns(UserWarning, match="Passing over a damaged checkpoint"):
+    with pytest.warns(UserWarning, match="Ignoring a damaged checkpoint"):
         again = train(tmp_path / "parts", "penalty")
     assert again == whole
 

@@ -148,7 +148,7 @@ def test_a_damaged_file_is_passed_over_for_the_older_one(tmp_path, damage):
             "changed": content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :],
         }[damage]
     )
-    with pytest.warns(UserWarning, match="Passing over a damaged checkpoint: .*epoch-000005"):
+    with pytest.warns(UserWarning, match="Ignoring a damaged checkpoint: .*epoch-000005"):
         again = train(tmp_path / "broken")
     assert again == whole
 
@@ -361,7 +361,9 @@ def test_another_number_of_batches_is_refused(tmp_path):
 
 
 def test_a_folder_that_cannot_be_made_is_named():
-    with pytest.raises(ValueError, match="`folder` must be one that can be made. Received: folder='/proc/nothing'"):
+    with pytest.raises(
+        ValueError, match="`folder` must be a folder that can be created. Received: folder='/proc/nothing'"
+    ):
         fit([ResumableCheckpoint("/proc/nothing")])
 
 
@@ -406,7 +408,7 @@ def test_files_that_are_all_damaged_are_an_error(tmp_path):
         pytest.warns(UserWarning, match="damaged"),
         pytest.raises(
             ValueError,
-            match=r"No epoch in .* has a whole .*Passed over: .*epoch-000001.*epoch-000002.*delete the folder",
+            match=r"No epoch in .* has a whole .*Damaged: .*epoch-000001.*epoch-000002.*delete the folder",
         ),
     ):
         train(tmp_path)

@@ -283,7 +283,7 @@ def test_a_higgs_cache_of_another_file_is_named(name, higgs_rows, tmp_path):
         others.append(higgs_rows[:20])
     for other in others:
         np.save(tmp_path / "HIGGS.npy", np.ascontiguousarray(other))
-        with pytest.raises(ValueError, match=rf"HIGGS.npy was made from another file than {name} beside it"):
+        with pytest.raises(ValueError, match=rf"HIGGS.npy was not made from {name} beside it"):
             datasets.load("higgs", data_dir=tmp_path)
 
 
@@ -382,11 +382,11 @@ def test_higgs_caches_of_other_kinds_are_named(higgs_rows, tmp_path, monkeypatch
     assert data.x_train.dtype == np.float32
     for content in (whole[:-1], whole[: -29 * 4], whole[:60], whole + b"0", b"label,lepton pT\n", b"\x80\x04K\x01."):
         cache.write_bytes(content)
-        with pytest.raises(ValueError, match=r"HIGGS.npy is damaged.*Delete it: it is made anew"):
+        with pytest.raises(ValueError, match=r"HIGGS.npy is damaged.*Delete it: it is rebuilt"):
             datasets.load("higgs", data_dir=tmp_path)
     with cache.open("wb") as sink:
         np.savez(sink, rows=higgs_rows)
-    with pytest.raises(ValueError, match="HIGGS.npy is no array but a NpzFile"):
+    with pytest.raises(ValueError, match="HIGGS.npy must hold one array. Received: a NpzFile"):
         datasets.load("higgs", data_dir=tmp_path)
 
 
@@ -464,13 +464,13 @@ def test_higgs_like_is_its_written_formula():
         ({"test_fraction": 0}, ValueError, "`test_fraction` must be"),
         ({"test_fraction": 1.0}, ValueError, "`test_fraction` must be"),
         ({"validation_fraction": -0.1}, ValueError, "`validation_fraction` must be"),
-        ({"test_fraction": 1e-4}, ValueError, "`test_fraction` leaves a part"),
-        ({"validation_fraction": 0.9999}, ValueError, "`validation_fraction` leaves a part"),
+        ({"test_fraction": 1e-4}, ValueError, "`test_fraction` must leave"),
+        ({"validation_fraction": 0.9999}, ValueError, "`validation_fraction` must leave"),
         ({"standardize": "no"}, TypeError, "`standardize` must be True or False"),
-        ({"data_dir": "/x"}, ValueError, "`data_dir` must be a path and goes with 'higgs'"),
+        ({"data_dir": "/x"}, ValueError, "`data_dir` must be a path and applies only to 'higgs'"),
         ({"name": "higgs", "data_dir": 3}, ValueError, "`data_dir` must be a path"),
         ({"seed": 2**32}, ValueError, "`seed` must be an integer >= 0 and <= 4294967295"),
-        ({"num_rows": 500}, ValueError, "`num_rows` goes with"),
+        ({"num_rows": 500}, ValueError, "`num_rows` applies only to"),
         ({"name": "higgs_like", "num_rows": 3}, ValueError, "`num_rows` must be an integer >= 100"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What training without gradients must do, written from the equations in plain NumPy, float64."""
+"""Reference results of training without gradients, written from the equations in plain NumPy float64."""
 
 import math
 
@@ -17,7 +17,7 @@ ACTIVATIONS = {
     "gelu": lambda z: 0.5 * z * (1 + erf(z / math.sqrt(2))),
 }
 
-# Loss of one row of outputs z with targets y.
+# The loss of one row of outputs z with targets y.
 LOSSES = {
     "squared": lambda z, y: np.sum((z - y) ** 2),
     "unit_hinge": lambda z, y: np.sum(np.where(y > 0.5, np.maximum(1 - z, 0), np.maximum(z, 0))),
@@ -32,10 +32,10 @@ def pre_activation_cost(h, z, a, m, gamma, beta):
 
 
 def lowest_pre_activation_cost(h, a, m, gamma, beta):
-    """The global minimum over one entry: a fine grid, and Brent's method from its lowest point."""
+    """The global minimum for one entry: a fine grid, then Brent's method from the lowest grid point."""
     radius = math.sqrt(gamma / beta) * abs(a - h(np.array(m))) + 1e-9
     grid = np.linspace(m - radius, m + radius, 40_001)
-    if radius > 20:  # finer where activations bend
+    if radius > 20:  # a finer grid where activations are curved
         grid = np.concatenate([grid, np.linspace(-20, 20, 40_001)])
     grid.sort()
     costs = pre_activation_cost(h, grid, a, m, gamma, beta)
@@ -52,7 +52,7 @@ def output_cost(loss, z, y, u, beta):
 
 
 def lowest_output_cost(loss, y, u, beta):
-    """The minimum over one row. All losses are convex; the kinked ones separate into single outputs."""
+    """The minimum for one row. All losses are convex, and those with kinks separate into single outputs."""
     if loss in ("unit_hinge", "hinge", "binary", "squared"):
         total = 0.0
         for target, start in zip(y, u, strict=True):
@@ -113,9 +113,9 @@ def paper(x, y, weights, z, a, beta, gamma, sweeps):
 
 
 def admm_of_one_layer(x, y, z, beta, step, order, sweeps):
-    """The classical method of multipliers for min sum (z - y)^2 subject to Z = X W: all W and Z it passes through.
+    """The classical method of multipliers for min sum (z - y)^2 subject to Z = X W: W, Z and lambda after each sweep.
 
-    The Lagrangian is loss(Z) + <lambda, Z - X W> + beta |Z - X W|^2: the update of W sees lambda.
+    The Lagrangian is loss(Z) + <lambda, Z - X W> + beta |Z - X W|^2, so the update of W depends on lambda.
     """
     multiplier = np.zeros_like(z)
     weights, history = None, []
@@ -131,7 +131,7 @@ def admm_of_one_layer(x, y, z, beta, step, order, sweeps):
 
 
 def restarted_sweep(x, y, weights, beta, gamma, ridge, weight_decay, relaxation):
-    """One sweep over one block from a forward pass, ReLU and squared loss; weights have their bias as the last row."""
+    """One sweep over one block from a forward pass, ReLU and squared loss; the last row of weights is the bias."""
     z, a = [], [x]
     for k, w in enumerate(weights):
         z.append(with_ones(a[-1]) @ w)

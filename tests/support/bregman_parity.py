@@ -1,4 +1,4 @@
-"""Training without gradients on ranks with unequal shards, for comparison with one process that has all rows."""
+"""Training without gradients on ranks with unequal shards, compared with one process that has all rows."""
 
 import keras
 import numpy as np
@@ -16,10 +16,10 @@ CASES = {
     "penalty": {"preset": "penalty"},
     "jacobi": {"preset": "penalty", "update": "jacobi", "initialization": "gaussian"},
     "admm": {"preset": "admm", "multiplier_step": 1, "ridge": 0.01},
-    # Targets and inputs in units of their own, whose statistics are those of all ranks.
+    # Inputs and targets have different units; their statistics must be those of all ranks.
     "regression": {"loss": "mse"},
     "flattened table": {"loss": "mse", "inputs": (3, 2)},
-    # Untrained weights that are not drawn again, in units of their own.
+    # The weights are untrained and are kept; inputs and targets have different units.
     "copied": {"loss": "mse", "is_copied": True},
 }
 SUBJECTS = {}
@@ -43,7 +43,7 @@ def make_regression_data():
 
 
 def shard_of(data, ranks):
-    # Rank r has about (r + 1) times the rows of rank 0.
+    # Rank r has about (r + 1) times as many rows as rank 0.
     shares = np.cumsum([0, *range(1, ranks.size + 1)]) * len(data[0]) // (ranks.size * (ranks.size + 1) // 2)
     return [part[shares[ranks.rank] : shares[ranks.rank + 1]] for part in data]
 
@@ -59,7 +59,7 @@ def make_trainer(
 ):
     keras.config.set_dtype_policy("float64")
     try:
-        # Ranks begin with different weights: those of rank 0 count.
+        # The ranks begin with different weights, and the weights of rank 0 are used.
         model = models.mlp(inputs, widths, 3, seed=ranks.rank)
         if is_copied and ranks.rank == 0:
             model.set_weights(models.mlp(inputs, widths, 3, seed=7).get_weights())
@@ -78,7 +78,7 @@ def train(case, ranks):
 
 
 def measure(ranks):
-    """Train under the callbacks that measure: each rank's rows are its probe."""
+    """Train with the measuring callbacks; each rank's rows are its probe."""
     trainer = make_trainer(ranks)
     x, y = shard_of(make_data(), ranks)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -104,7 +104,7 @@ def parity(ranks, folder):
 
 @subject
 def bytes_reduced(ranks, folder):
-    """Of one sweep, for two numbers of rows and three widths; in chunks of one shape, which compile once."""
+    """The bytes of one sweep, for two numbers of rows and three widths; all chunks have one shape, to compile once."""
     found = {}
     for preset, widths in (("restarted", (9,)), ("penalty", (2, 5, 9))):
         for width in widths:

@@ -1,4 +1,4 @@
-"""Every exported callback, every optimizer, every way to run a step: one row or column for each."""
+"""A table of every exported callback, every optimizer and every way to run a step."""
 
 import functools
 
@@ -26,7 +26,7 @@ Y = X[:, :2] ** 2
 OPTIMIZERS = {"adam": lambda: keras.optimizers.Adam(0.01), "fromage": Fromage, "lars": LARS}
 MODES = {"eager": {"run_eagerly": True}, "graph": {}, "steps_per_execution": {"steps_per_execution": 3}}
 
-# name -> how to make it, with the probe and a folder
+# Name -> function that makes the callback from the probe and a folder.
 CALLBACKS = {
     "AverageMetrics": lambda probe, folder: AverageMetrics(),
     "BroadcastVariables": lambda probe, folder: BroadcastVariables(),
@@ -40,7 +40,7 @@ CALLBACKS = {
     "WarmupLearningRate": lambda probe, folder: WarmupLearningRate(epochs=1, initial_fraction=1.0),
     "WeightNorms": lambda probe, folder: WeightNorms(),
 }
-# What they write into the logs of each epoch.
+# The logs that the callbacks write in each epoch.
 LOGGED = {
     "Convexity": ["convexity/loss", "convexity/curvature_along_gradient", "hessian/lambda_min", "convexity/seconds"],
     "GradientBreakdown": ["breakdown/relative_gradient_breakdown", "breakdown/descent_bound", "breakdown/seconds"],
@@ -52,10 +52,10 @@ _STATES = {"epochs": [0, 7, 14, 21], "steps": [0, 4, 8, 12, 16, 20, 21], "steps 
 
 
 def expected_steps(name, mode):
-    """Which steps a callback must have measured."""
+    """The steps that a callback must have measured."""
     in_threes = mode == "steps_per_execution"
     key = "epochs" if not name.endswith("by steps") else "steps of 3" if in_threes else "steps"
-    if name.startswith("GradientBreakdown"):  # of the step that led there
+    if name.startswith("GradientBreakdown"):  # it measures the step that led to the state
         return [3 if in_threes else 1, *_STATES[key][1:]]
     return _STATES[key] if name.split()[0] in ("Convexity", "GradientNoiseScale", "WeightNorms") else None
 
@@ -90,7 +90,7 @@ def _traced_once(optimizer, mode, wrap):
 
 
 def model_at_its_start(optimizer, mode, wrap=_plain):
-    """The same model for every callback, set back, since tracing its step takes longer than any callback."""
+    """The same model for every callback, reset to its first values, because tracing takes longer than any callback."""
     model, initial = _traced_once(optimizer, mode, wrap)
     for variable, value in zip(variables_of(model), initial, strict=True):
         variable.assign(value)
@@ -98,7 +98,7 @@ def model_at_its_start(optimizer, mode, wrap=_plain):
 
 
 def fit(model, callbacks, x=X, y=Y, batch_size=BATCH_SIZE):
-    """Train; return the history and everything that has a value."""
+    """Train; return the history and the values of all variables."""
     options = {"batch_size": batch_size, "epochs": EPOCHS, "verbose": 0, "shuffle": False}
     history = model.fit(x, y, callbacks=callbacks, **options).history
     return history, [np.array(v) for v in variables_of(model)]

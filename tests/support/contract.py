@@ -1,7 +1,7 @@
-"""The contract: one case is an optimizer in some setting under some feature of Keras, against its equations.
+"""The contract: one case is an optimizer in some setting with one feature of Keras, compared with its equations.
 
-Class of optimizer x execution x dtype is covered in full, and setting x feature; the other factors are spread over
-these so that every pair of values of any two factors occurs.
+All combinations of class, execution and dtype occur, and all of setting and feature. The other factors are distributed
+over these cases so that every pair of values of any two factors occurs.
 """
 
 import functools
@@ -15,16 +15,16 @@ import tensorflow as tf
 from optimizer_table import CLASSES
 from prescribed_gradients import SHAPES, make_data, make_gradients, make_model, mean_of_outputs
 
-EPOCHS = 3  # of each of the two fits, before and after the round trip
+EPOCHS = 3  # in each of the two fits, before and after the round trip
 EXECUTIONS = ("eager", "graph", "xla")
 DTYPES = ("float32", "float16", "bfloat16", "mixed_float16")
 GRADIENTS = ("dense", "sparse")
 FEATURES = ("plain", "schedule", "plateau", "clipping", "ema", "accumulation", "frozen")
 ROUND_TRIPS = ("none", "keras", "weights", "checkpoint", "pickle")
-# The expected weights are rounded to the variable's type after each step, so half precision needs little more slack
-# than float32: now and then a weight falls on the other side of a rounding boundary.
+# The expected weights are rounded to the variable's type after each step, so half precision needs tolerances little
+# larger than float32: a few weights are rounded in the other direction.
 TOLERANCES = {"float32": 1e-5, "mixed_float16": 1e-5, "float16": 5e-4, "bfloat16": 2e-3}
-# Keras itself clips and averages in the variable's type, step after step.
+# Keras clips and averages in the variable's type in each step.
 KERAS_TOLERANCES = {**TOLERANCES, "float16": 1e-2, "bfloat16": 3e-2}
 
 
@@ -53,8 +53,7 @@ def combinations_of(values, size):
 def make_cases(optimizers):
     """One case for each class x execution x dtype, and for each other setting x feature.
 
-    Each takes those values of the other factors that bring most pairs, and among those most triples, that have not
-    occurred yet.
+    Each case takes those values of the other factors that add the most new pairs, and among those the most new triples.
     """
     seen, cases = set(), []
 
@@ -113,7 +112,7 @@ def compile_model(model, optimizer, case):
 
 @functools.cache
 def make_batches(sparse):
-    """One row a batch."""
+    """Batches of one row."""
     data = make_data()[1]
     inputs = {name: values.astype("int32" if name == "rows" else "float32") for name, values in data.items()}
     if not sparse:
@@ -177,7 +176,7 @@ ROUND_TRIP = {
 
 
 def expect(row, case):
-    """What the equations give, step by step, in float64."""
+    """The weights from the equations, step by step, in float64."""
     compute_dtype = {"mixed_float16": "float16"}.get(case.dtype, case.dtype)
     variable_dtype = {"mixed_float16": "float32"}.get(case.dtype, case.dtype)
     weights, data = make_data()
@@ -186,7 +185,7 @@ def expect(row, case):
     names = [name for name in steps[0] if case.feature != "frozen" or name != "kernel"]
 
     def stored(arrays):
-        """What is left of the values in a variable."""
+        """The values after rounding to the variable's type."""
         tensors = [keras.ops.cast(keras.ops.cast(a.astype("float32"), variable_dtype), "float64") for a in arrays]
         return [keras.ops.convert_to_numpy(tensor) for tensor in tensors] if variable_dtype != "float32" else arrays
 
@@ -203,7 +202,7 @@ def expect(row, case):
             if case.feature == "schedule":
                 rate *= 0.5 ** (num_steps / 5)
             elif case.feature == "plateau":
-                # Each fit's first epoch counts as an improvement, every later one as none: the rate falls after it.
+                # The first epoch of each fit counts as an improvement, later ones do not: the rate falls after them.
                 rate *= 0.1 ** sum(1 for earlier in range(epoch) if earlier % EPOCHS > 0)
             num_steps += 1
             if case.feature == "accumulation":

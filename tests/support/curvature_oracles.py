@@ -1,4 +1,4 @@
-"""Hessians and Gauss-Newton matrices in float64, by extrapolated differences of first derivatives that Keras computes.
+"""Hessians and Gauss-Newton matrices in float64, by extrapolated differences of first derivatives from Keras.
 
 Nothing of `tfopt.curvature` is used: the model is called as a user would call it, and differentiated once.
 """
@@ -23,7 +23,7 @@ def gradient(model, loss, x, y, variables, training):
 
 
 def derivative(function, variables, step=4e-3, levels=4):
-    """Columns of the derivative of a function of the variables: Richardson's extrapolation of central differences."""
+    """The derivative of a function of the variables, by columns: Richardson's extrapolation of central differences."""
     original = [np.asarray(v) for v in variables]
     sizes = np.cumsum([0] + [value.size for value in original])
     columns = []
@@ -51,7 +51,7 @@ def hessian(model, loss, x, y, variables=None, training=False):
 
 
 def jacobian(outputs, variables):
-    """Of a function that returns an array of shape (rows, k): shape (rows, k, n)."""
+    """The Jacobian of a function that returns an array of shape (rows, k), with shape (rows, k, n)."""
     shape = outputs().shape
     return derivative(lambda: outputs().reshape(-1), variables).reshape(*shape, -1)
 
@@ -96,7 +96,7 @@ def layer(kind, *arguments, **options):
     return lambda dtype: kind(*arguments, dtype=dtype, **options)
 
 
-# name -> how to make the model in a dtype, how to make inputs, whether batch normalisation is in it
+# Name -> function that makes the model in a dtype, and the kind of inputs.
 KINDS = {
     "dense": (sequential((3,), dense(4, activation="tanh"), dense(2)), "floats"),
     "conv": (
@@ -137,7 +137,7 @@ KINDS = {
 
 
 def make(kind, dtype="float64", rows=6):
-    """A model of a kind with random weights, the same in each dtype, and data for it."""
+    """A model of one kind with random weights that are equal in each dtype, and data for it."""
     build, inputs = KINDS[kind]
     rng = np.random.default_rng(0)
     model = build(dtype)

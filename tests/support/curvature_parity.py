@@ -1,4 +1,4 @@
-"""What is measured of a model's curvature on one rank's rows, or on all rows in one process."""
+"""Measurements of a model's curvature on the rows of one rank, or on all rows in one process."""
 
 import keras
 import numpy as np
@@ -7,7 +7,7 @@ from tfopt.curvature import GaussNewtonOperator, HessianOperator, extremal_eigen
 
 
 def make_rows(size):
-    """Rows for all ranks, 3 for the first and 6 for each other, and where each rank's begin."""
+    """Rows for all ranks, 3 for the first and 6 for each other, and the index where the rows of each rank begin."""
     x = np.random.default_rng(5).normal(size=(6 * size - 3, 4)).astype("float32")
     return x, x.sum(axis=1, keepdims=True), [0, *range(3, 6 * size, 6)]
 
@@ -41,11 +41,7 @@ def measure(x, y, communicator):
 
 
 def make_noisy_rows():
-    """Make 600 rows of a linear regression.
-
-    Returns:
-        Inputs of shape (600, 4) and targets of shape (600, 1), float32.
-    """
+    """600 rows of a linear regression: inputs of shape (600, 4) and targets of shape (600, 1), float32."""
     rng = np.random.default_rng(1)
     x = rng.normal(size=(600, 4))
     y = x.sum(axis=1, keepdims=True) + rng.normal(size=(600, 1))

@@ -1,4 +1,4 @@
-"""Reads back what was written for TensorBoard."""
+"""Reads the event files of TensorBoard."""
 
 from collections import defaultdict
 
@@ -7,7 +7,7 @@ import tensorflow as tf
 
 
 def read_scalars(folder):
-    """Of all event files in a folder and below: tag -> {step: value}."""
+    """The scalars in all event files in a folder and below: tag -> {step: value}."""
     found = defaultdict(dict)
     for path in sorted(folder.rglob("events.out.tfevents.*")):
         for record in tf.data.TFRecordDataset(str(path)):

@@ -1,6 +1,6 @@
 """Tiny networks of (leaky) ReLUs in exact rational arithmetic, from the equations of arXiv 1810.12805.
 
-Numbers are `fractions.Fraction`, matrices are NumPy arrays of them: nothing is rounded, and nothing overflows.
+Numbers are `fractions.Fraction` and matrices are NumPy arrays of them, so there is no rounding and no overflow.
 """
 
 from fractions import Fraction
@@ -32,7 +32,7 @@ def outputs(weights, x, patterns):
 
 
 def hessian(weights, x, y, slope, l2):
-    """Of the mean of (f - y)^2 over rows and targets, plus l2 |W|^2, on the piece where the weights are.
+    """The Hessian of the mean of (f - y)^2 over rows and targets, plus l2 |W|^2, on the piece with these weights.
 
     The output is linear in each matrix: a derivative is the output with a unit matrix in place of that matrix.
     """
@@ -51,7 +51,7 @@ def hessian(weights, x, y, slope, l2):
     found = np.full((len(places), len(places)), Fraction(0))
     for i, (layer, _) in enumerate(places):
         for j in range(i + 1):
-            products = first[i] * first[j] + 0 * residuals  # of the targets' shape
+            products = first[i] * first[j] + 0 * residuals  # this gives the shape of the targets
             if places[j][0] != layer:
                 products = products + residuals * derivative(places[i], places[j])
             found[i, j] = found[j, i] = 2 * np.sum(products) / residuals.size
@@ -60,7 +60,7 @@ def hessian(weights, x, y, slope, l2):
 
 
 def is_bounded_below(matrix, theta):
-    """Whether no eigenvalue of a symmetric matrix is below theta, by exact elimination."""
+    """Whether all eigenvalues of a symmetric matrix are >= theta, by exact elimination."""
     rest = matrix - Fraction(theta) * np.eye(len(matrix), dtype=int)
     while len(rest):
         pivot, column = rest[0, 0], rest[1:, 0]

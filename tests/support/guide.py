@@ -1,4 +1,4 @@
-"""The optimizer of the guide `docs/write_an_optimizer.md`, taken from the page itself, and its equations."""
+"""The optimizer of the guide `docs/write_an_optimizer.md`, read from the page, and its equations."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from optimizer_oracles import norm
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "write_an_optimizer.md"
 
 
-# Defines `Lamb` here, so that it can be pickled: the first code block of the page.
+# The first code block of the page defines `Lamb`. It must be defined in a module, so that it can be pickled.
 exec(compile(re.search(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)[1], str(PAGE), "exec"))
 
 

@@ -1,4 +1,4 @@
-"""Starts `horovodrun` with limits that hold on a slow machine under load."""
+"""Starts `horovodrun` with time limits that hold on a slow machine under load."""
 
 import os
 import subprocess
@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 TIMEOUT = 3600  # seconds for a whole job
-# A rank that waits for another one longer than the last limit ends the job, so that a stall is a failure and not a
-# wait. The limits are far beyond what is needed: ranks import TensorFlow and trace at different speeds.
+# If a rank waits longer than the last limit for another rank, the job ends, so that a stall makes the test fail. The
+# limits are far larger than necessary, because ranks import TensorFlow and trace at different speeds.
 ENVIRONMENT = {
     "TF_NUM_INTRAOP_THREADS": "1",
     "TF_NUM_INTEROP_THREADS": "2",
@@ -20,9 +20,10 @@ ENVIRONMENT = {
 
 
 def horovodrun(size, *command, hosts=None, before=(), path=(), **environment):
-    """Run a command of Python on ranks; return the finished process, with all that was printed in `stdout`.
+    """Run a Python command on ranks; return the finished process, with all its output in `stdout`.
 
-    `hosts` are Horovod's; None for this machine. `before` stands before the launcher, `path` at the head of PATH.
+    `hosts` are Horovod's arguments for hosts; None means this machine. `before` precedes the launcher on the command
+    line, and `path` is put in front of PATH.
     """
     folders = [*map(str, path), str(Path(sys.executable).parent), os.environ["PATH"]]
     hosts = ["-H", f"localhost:{size}"] if hosts is None else hosts

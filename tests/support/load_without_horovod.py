@@ -1,4 +1,4 @@
-"""Loads what two ranks have saved, in a process that cannot import Horovod, and trains on."""
+"""Loads the files that two ranks have saved, in a process that cannot import Horovod, and continues training."""
 
 import sys
 
@@ -28,7 +28,7 @@ def main(folder):
     checkpoint.restore(tf.train.latest_checkpoint(folder)).assert_existing_objects_matched()
     for model in (loaded, fresh, restored):
         assert type(model.optimizer) is tfopt.optimizers.LARS
-        # The learning rate of `fresh` and `restored` comes from the file as well.
+        # The learning rate of `fresh` and `restored` also comes from the file.
         for variable, value in zip([*model.variables, *model.optimizer.variables], expected, strict=True):
             np.testing.assert_array_equal(np.asarray(variable), value)
         model.fit(x, y, verbose=0)

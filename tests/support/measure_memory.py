@@ -1,4 +1,4 @@
-"""Prints, for numbers of rows, what training held at its peak and what the formula says; a process of its own."""
+"""Prints measured peak memory of training and the formula's prediction, by number of rows, in its own process."""
 
 import ctypes
 import gc
@@ -21,7 +21,7 @@ def status(name):
 
 
 def give_back():
-    """What is free goes back to the system, and no longer counts."""
+    """Return free memory to the system, so that it is not counted."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 
@@ -32,17 +32,17 @@ def train(num_rows, preset, **options):
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((num_rows, 24), dtype=np.float32), rng.integers(0, 4, num_rows)
     give_back()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # this resets the peak
     trainer.fit(x, y, epochs=2, verbose=0)
     return trainer.expected_memory(num_rows), x.nbytes + y.nbytes
 
 
-CASES = [("restarted", {"num_blocks": 1}), ("admm", {"state_dtype": "float16"})]  # the second needs more
+CASES = [("restarted", {"num_blocks": 1}), ("admm", {"state_dtype": "float16"})]  # the second case needs more memory
 
 
 def main():
     for preset, options in CASES:
-        train(4000, preset, **options)  # what compilation takes, once
+        train(4000, preset, **options)  # allocates the memory that compilation needs once
     give_back()
     base, found = status("VmRSS"), []
     for preset, options in CASES:

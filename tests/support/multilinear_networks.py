@@ -1,7 +1,7 @@
 """Networks of (leaky) ReLUs without biases in NumPy float64, from the equations of arXiv 1810.12805.
 
-On a fixed activation pattern output and loss are polynomials in the weights, so their derivatives can be had from
-complex steps, to all digits.
+On a fixed activation pattern output and loss are polynomials in the weights, so complex steps give their derivatives to
+full precision.
 """
 
 import itertools
@@ -40,7 +40,7 @@ def losses(weights, x, y, slope):
 
 
 def gradient(weights, x, y, slopes, decay):
-    """Of l(W) + decay/2 |W|^2, by backpropagation; one vector. The weights may be complex."""
+    """The gradient of l(W) + decay/2 |W|^2 by backpropagation, as one vector. The weights may be complex."""
     inputs = [x]
     for weight, slope in zip(weights[:-1], slopes, strict=True):
         inputs.append((inputs[-1] @ weight) * slope)
@@ -62,7 +62,7 @@ def _steps(weights):
 
 
 def hessian(weights, x, y, slope, decay):
-    """Of l(W) + decay/2 |W|^2."""
+    """The Hessian of l(W) + decay/2 |W|^2."""
     slopes = slopes_of(weights, x, slope)
     return np.stack([gradient(moved, x, y, slopes, decay).imag / STEP for _, moved in _steps(weights)], axis=1)
 

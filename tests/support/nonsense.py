@@ -1,4 +1,4 @@
-"""Nonsense for arguments: public callables must name the argument, or work."""
+"""Invalid values for arguments: public callables must raise an error that names the argument, or accept the value."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,22 +61,22 @@ NONSENSE = st.one_of(NUMBERS, ARRAYS, OTHERS)
 
 @dataclass(frozen=True)
 class Entry:
-    """A public callable with arguments that are right."""
+    """A public callable with valid arguments."""
 
     function: Any
     arguments: dict[str, Any]
-    also: tuple[str, ...] = ()  # optional arguments to replace, beside those above
+    also: tuple[str, ...] = ()  # optional arguments that are also replaced
     fixed: dict[str, Any] = field(default_factory=dict)
-    blamed: str = ""  # an argument that is wrong on purpose, so that nothing is computed: either error will do
+    blamed: str = ""  # an argument that is invalid on purpose, so that nothing is computed; an error may name either
 
 
 def cases(entries):
-    """All pairs of an entry's name and one of its arguments."""
+    """All pairs of the name of an entry and one of its arguments."""
     return [(name, argument) for name, entry in entries.items() for argument in (*entry.arguments, *entry.also)]
 
 
 def assert_right(entry):
-    """The arguments are right before one is replaced, but for the one that is wrong on purpose."""
+    """Check that the arguments are valid before one is replaced, except the one that is invalid on purpose."""
     if entry.blamed:
         with pytest.raises(ValueError, match=f"`{entry.blamed}`"):
             entry.function(**entry.arguments, **entry.fixed)
@@ -85,7 +85,7 @@ def assert_right(entry):
 
 
 def assert_named_or_works(entry, argument):
-    """Replace an argument by nonsense, many times: nothing but ValueError and TypeError, whose message names it."""
+    """Replace an argument by many invalid values: only ValueError and TypeError may occur, and must name it."""
 
     @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
     @given(value=NONSENSE)

@@ -1,10 +1,10 @@
-"""The noisy quadratic model written from its equations, in NumPy float64, one step at a time."""
+"""The noisy quadratic model, written from its equations in NumPy float64, one step at a time."""
 
 import numpy as np
 
 
 def step_matrices(curvature, learning_rate, momentum=0.0, nesterov=False, ema_decay=0.0, preconditioner_power=0.0):
-    """Return A and b of z' = A z + b e for z = (theta, velocity, average) ; e is the gradient's noise."""
+    """Return A and b of z' = A z + b e for z = (theta, velocity, average), where e is the noise of the gradient."""
     step = learning_rate * curvature**-preconditioner_power
     theta, velocity, average = np.eye(3)
     gradient = curvature * theta

@@ -1,4 +1,4 @@
-"""Fromage and LARS transcribed from their equations, in plain NumPy and float64. Knows nothing of tfopt or Keras."""
+"""Fromage and LARS written from their equations in plain NumPy float64, without tfopt and Keras."""
 
 import numpy as np
 
@@ -30,7 +30,7 @@ class FromageOracle:
 class LarsOracle:
     """v <- m v + eta ratio (g + wd w); w <- w - v (with Nesterov w - (m v + eta ratio (g + wd w))).
 
-    The |w| in the numerator of the ratio is at least `norm_floor` in variables that are zero now or were at the start.
+    The |w| in the numerator of the ratio is at least `norm_floor` for variables that are zero now or were at the start.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The table of optimizers under contract: one row brings an optimizer under every test that reads the table."""
+"""The table of optimizers under contract. Every test that reads the table covers an optimizer with a row here."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The same training in one process and on several ranks: what differs is only who computes which rows."""
+"""The same training in one process and on several ranks, which differ only in the rows of each process."""
 
 import keras
 import numpy as np
@@ -7,7 +7,7 @@ from tfopt.datasets import EpochBatches
 from tfopt.optimizers import LARS, Fromage
 
 NUM_ROWS, GLOBAL_BATCH, EPOCHS = 60, 12, 2  # 12 rows divide by 2 and by 3 ranks
-VOCABULARY = 10_000  # as float64 or float32 too large to be averaged as a dense table without asking
+VOCABULARY = 10_000  # in float64 and float32 the table is too large to be averaged as a dense one by default
 OPTIMIZERS = {
     "sgd": lambda **kwargs: keras.optimizers.SGD(**{"learning_rate": 0.05, **kwargs}, momentum=0.9),
     "adam": lambda **kwargs: keras.optimizers.Adam(**{"learning_rate": 0.01, **kwargs}),
@@ -15,7 +15,7 @@ OPTIMIZERS = {
     "lars": lambda **kwargs: LARS(**{"learning_rate": 0.5, **kwargs}, weight_decay=1e-3),
 }
 EXECUTIONS = {"eager": {"run_eagerly": True}, "many_steps": {"steps_per_execution": 3}}
-# Every optimizer with every feature; mixtures of features and other executions with one of them.
+# Every optimizer occurs with every feature. Mixtures of features and other executions occur with one optimizer each.
 FEATURES = ("plain", "clipping", "accumulation", "overflow", "sparse", "schedule")
 CASES = [f"{optimizer}-{feature}" for optimizer in OPTIMIZERS for feature in FEATURES]
 MIXTURES = ["lars-overflow_accumulation", "sgd-float32", "lars-eager", "sgd-many_steps"]
@@ -23,7 +23,7 @@ CASES += MIXTURES
 
 
 def cases(num_ranks):
-    """All cases on two ranks; on more, those without mixtures."""
+    """All cases on two ranks; on more ranks, the cases without mixtures."""
     return [case for case in CASES if num_ranks == 2 or case not in MIXTURES]
 
 
@@ -32,7 +32,7 @@ def make_data(feature):
     x = rng.normal(size=(NUM_ROWS, 4))
     y = np.tanh(x[:, :1] - x[:, 1:2]) + 0.1 * rng.normal(size=(NUM_ROWS, 1))
     if feature.startswith("overflow"):
-        y[17] = 6e4  # one row, so one rank, whose gradients overflow in half precision, once in each epoch
+        y[17] = 6e4  # one row, and so one rank, has gradients that overflow in half precision once per epoch
     if feature == "sparse":
         return [x, rng.permutation(VOCABULARY)[:NUM_ROWS, None].astype("int32")], y
     return x, y
@@ -64,7 +64,7 @@ def make_optimizer(case):
     }
     optimizer = OPTIMIZERS[name](**features.get(feature, dict)())
     if feature.startswith("overflow"):
-        # A small scale that grows, so that it is the row and not the scale that overflows first.
+        # The scale starts small and grows, so that the first overflow comes from the row and not from the scale.
         return keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=2.0**8, dynamic_growth_steps=3)
     return optimizer
 

@@ -1,4 +1,4 @@
-"""A Keras model whose gradients are its inputs: what any feature of compile and fit does to a step can be computed.
+"""A Keras model whose gradients are its inputs, so that the effect of any feature of compile and fit can be computed.
 
 The loss is the mean over the batch of sum(w * c), with c from the data, so the gradient of w is the mean of c.
 """
@@ -46,7 +46,7 @@ def mean_of_outputs(y_true, y_pred):
 
 
 def make_data(seed=0):
-    """Initial weights, and the data that prescribe NUM_STEPS gradients; small enough not to overflow float16."""
+    """Initial weights, and data that prescribe NUM_STEPS gradients, small enough not to overflow float16."""
     rng = np.random.default_rng(seed)
     shapes = {**SHAPES, "table": TABLE_SHAPE}
     weights = {name: 0.3 * rng.standard_normal(shape) for name, shape in shapes.items()}
@@ -74,7 +74,7 @@ def make_model(sparse, weights):
 
 
 def make_gradients(data, sparse, dtype):
-    """The gradients of each step, after rounding to the type that the model computes in."""
+    """The gradients of each step, rounded to the type in which the model computes."""
 
     def rounded(values):
         return keras.ops.convert_to_numpy(ops.cast(ops.cast(values.astype("float32"), dtype), "float64"))

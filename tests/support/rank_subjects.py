@@ -1,4 +1,4 @@
-"""What subjects of ranks are: functions of the communicator and a folder, whose results are saved by rank."""
+"""Subjects of ranks: functions of the communicator and a folder, whose results are saved by rank."""
 
 import keras
 import numpy as np
@@ -15,7 +15,7 @@ def subject(function):
 
 
 def misuse(function):
-    """A subject that must end in an error on every rank, whose class and message are saved."""
+    """A subject that must end in an error on every rank; the class and the message of the error are saved."""
 
     def catch(ranks, folder):
         try:
@@ -41,7 +41,7 @@ def make_model(seed=0, **options):
 
 
 class TwoOptimizers(keras.Model):
-    """Trains its kernel by an optimizer of its own, and its bias by the one of `compile`."""
+    """A model that trains its kernel with its own optimizer, and its bias with the optimizer of `compile`."""
 
     def __init__(self, own):
         super().__init__()

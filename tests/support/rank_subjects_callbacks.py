@@ -1,4 +1,4 @@
-"""Callbacks on ranks, those that measure too, with what they need: shards, saved models."""
+"""Callbacks on ranks, with measuring callbacks and what they need: shards and saved models."""
 
 import csv
 import warnings
@@ -53,7 +53,7 @@ def equal_starts(ranks, folder):
 
 @subject
 def unfrozen_on_all_ranks(ranks, folder):
-    """By steps and by epochs, with rows of each rank's own."""
+    """By steps and by epochs, with different rows on each rank."""
 
     class Unfreeze(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
@@ -78,7 +78,7 @@ def unfrozen_on_all_ranks(ranks, folder):
 
 @subject
 def optimizers_of_its_own(ranks, folder):
-    """Their states are handed out too."""
+    """The states of a model's own optimizers are broadcast too."""
     model = TwoOptimizers(DistributedOptimizer(keras.optimizers.SGD(0.1, momentum=0.9)))
     model.dense.build((None, 4))
     model.built = True
@@ -187,14 +187,14 @@ def a_fit_on_unequal_shards(ranks, folder):
     return [np.asarray(part).tolist() for part in parts]
 
 
-# --- callbacks that measure
+# --- measuring callbacks
 
 
 @subject
 def every_callback(ranks, folder):
-    """All callbacks at once under each optimizer and way to run a step.
+    """All callbacks together with each optimizer and each way to run a step.
 
-    Those that measure by steps too are there once for each optimizer and for each way.
+    Callbacks that measure by steps take part once for each optimizer and once for each way.
     """
     results = {}
     for row, optimizer in enumerate(callback_table.OPTIMIZERS):
@@ -222,8 +222,8 @@ def measured_on_ranks(ranks, optimizer, mode, folder, by_steps):
     ]
     runs = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of steps_per_execution, and of the checkpoint's unknown callbacks
-        for callbacks in ([], [*loggers, *table.values()]):  # the first on a model that no callback has touched
+        warnings.simplefilter("ignore")  # about steps_per_execution, and about unknown callbacks
+        for callbacks in ([], [*loggers, *table.values()]):  # the first run has no callback that could change the model
             model = callback_table.model_at_its_start(optimizer, mode, DistributedOptimizer)
             first = [BroadcastVariables(), AverageMetrics()]
             last = [checkpoint] * bool(callbacks)
@@ -250,7 +250,7 @@ def measured_on_ranks(ranks, optimizer, mode, folder, by_steps):
 
 @subject
 def noise_between_ranks(ranks, folder):
-    """Against the gradients themselves; the model stands still, so that they are those of any step."""
+    """A comparison with the gradients themselves; the weights are constant, so every step has the same gradients."""
     rng = np.random.default_rng(ranks.rank)
     x, y = rng.normal(size=(12, 4)).astype("float32"), rng.normal(size=(12, 1)).astype("float32")
     results = {}
@@ -259,12 +259,12 @@ def noise_between_ranks(ranks, folder):
         try:
             model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, kernel_initializer="ones")])
             model.compile(DistributedOptimizer(keras.optimizers.SGD(0.0), **options), "mse", jit_compile=False)
-            fit(model, (x, y), batch_size=3)  # compiles a step that does not watch
+            fit(model, (x, y), batch_size=3)  # compiles a step without measurement
             noise = GradientNoiseScale(local_batch_size=None if name == "plain" else 3)
             before = ranks.bytes_reduced
             fit(model, (x, y), batch_size=3, epochs=2, callbacks=[BroadcastVariables(), noise])
             results[name] = {**noise.history, "bytes": ranks.bytes_reduced - before}
-            if name == "plain":  # a second training, in other batches, is as new
+            if name == "plain":  # a second training in other batches must equal a first one
                 measured = []
                 for callback in (noise, GradientNoiseScale()):
                     fit(model, (x, y), batch_size=6, callbacks=[BroadcastVariables(), callback])

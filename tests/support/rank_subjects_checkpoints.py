@@ -1,4 +1,4 @@
-"""Training that was interrupted on ranks."""
+"""Interrupted training on ranks."""
 
 import warnings
 
@@ -17,7 +17,7 @@ from tfopt.distributed import DistributedOptimizer
 
 
 def checkpointed(ranks, folder, epochs, stop_after=None):
-    """Train with dropout, a plateau and a shuffled order; perhaps be interrupted in the middle of an epoch."""
+    """Train with dropout, a plateau and a shuffled order; with `stop_after`, interrupt in the middle of an epoch."""
 
     class Interrupt(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
@@ -39,7 +39,7 @@ def checkpointed(ranks, folder, epochs, stop_after=None):
         BroadcastVariables(communicator=ranks),
         AverageMetrics(communicator=ranks),
         plateau,
-        GradientNoiseScale(every_n_epochs=2, communicator=ranks),  # of steps before and after the interruption
+        GradientNoiseScale(every_n_epochs=2, communicator=ranks),  # uses steps before and after the interruption
         ResumableCheckpoint(folder, stateless=[Interrupt], communicator=ranks),
         Interrupt(),
     ]

@@ -50,7 +50,7 @@ def other_collectives(ranks, folder):
 
 @subject
 def joining(ranks, folder):
-    """The first rank makes fewer sums than the last; the others see zeros in its place, again and again."""
+    """The first rank calls fewer sums than the last; the others receive zeros in its place, several times."""
     sums = []
     for _ in range(3):
         for _ in range(ranks.rank + 1):
@@ -61,10 +61,10 @@ def joining(ranks, folder):
 
 @subject
 def order_in_graphs(ranks, folder):
-    """Operations of the same name whose operands are ready in another order on each rank."""
+    """Operations of the same name whose operands are ready in a different order on each rank."""
 
     def late(value, is_late):
-        # A long way round, on one of the ranks.
+        # One of the ranks computes its operand in a long loop.
         count = tf.constant(200_000 if is_late else 1)
         body = lambda i, x: (i + 1, x + 0.0)  # noqa: E731
         return tf.while_loop(lambda i, _: i < count, body, [0, tf.convert_to_tensor(value)])[1]
@@ -91,7 +91,7 @@ def order_in_graphs(ranks, folder):
 
     @tf.function(autograph=False)
     def apart():
-        # Nothing but the loop's counter connects the turns.
+        # Only the counter of the loop connects its iterations.
         array = tf.TensorArray(tf.float32, 20)
         body = lambda i, a: (i + 1, a.write(i, ranks.allreduce_sum([tf.cast(i, tf.float32)])[0]))  # noqa: E731
         return tf.while_loop(lambda i, _: i < 20, body, [0, array], parallel_iterations=10)[1].stack()

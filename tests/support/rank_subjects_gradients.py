@@ -1,4 +1,4 @@
-"""Averaged gradients, and training on ranks against one process."""
+"""Averaged gradients, and training on ranks compared with one process."""
 
 import keras
 import numpy as np
@@ -52,7 +52,7 @@ def sparse_means(ranks, folder):
 
 @subject
 def several_tables(ranks, folder):
-    """Embedding gradients that are averaged as whole tables, beside each other and a dense one."""
+    """Embedding gradients that are averaged as whole tables, together with each other and with a dense gradient."""
     tables = [keras.Variable(np.zeros((2000, 16), "float32")) for _ in range(2)]
     other = keras.Variable(np.zeros(3, "float32"))
     optimizer = DistributedOptimizer(keras.optimizers.SGD(1.0))
@@ -88,7 +88,7 @@ def compressed_means(ranks, folder):
 
 @subject
 def repeated_tokens(ranks, folder):
-    """Adam on an embedding whose tokens repeat, against Adam on the dense mean gradient."""
+    """Adam on an embedding with repeated tokens, compared with Adam on the dense mean gradient."""
     tokens = np.array([[1, 2, 1, 1], [2, 2, 3, 1]])[[ranks.rank % 2]]
     table = keras.layers.Embedding(5, 2, embeddings_initializer="ones")
     table.build()
@@ -108,7 +108,7 @@ def repeated_tokens(ranks, folder):
 
 @subject
 def overwritten_variables(ranks, folder):
-    """Float8 layers hand over a variable's next value in place of a gradient: rank 0's counts."""
+    """Float8 layers pass the next value of a variable in place of a gradient; the value of rank 0 is used."""
     plain, scale = keras.Variable(np.ones(2)), keras.Variable(np.ones(3))
     scale.overwrite_with_gradient = True
     optimizer = DistributedOptimizer(keras.optimizers.SGD(1.0))

@@ -1,4 +1,4 @@
-"""What must end in a clear error on every rank."""
+"""Misuse that must end in a clear error on every rank."""
 
 import warnings
 
@@ -30,13 +30,13 @@ def a_measurement_on_one_rank(ranks, folder):
 
 @misuse
 def a_sum_over_rows(ranks, folder):
-    """Each rank has one batch, so that none sees by itself that the loss depends on how rows are cut."""
+    """Each rank has one batch, so no rank alone can detect that the loss depends on the split of rows into batches."""
     HessianOperator(make_model(), keras.losses.MeanSquaredError(reduction="sum"), *make_data(8))
 
 
 @misuse
 def masks_that_differ_between_ranks(ranks, folder):
-    """Each rank's rows have one length, so that only together they are no mean."""
+    """The rows of each rank have one length, so the loss is not a mean only over all ranks."""
     x, y = np.random.default_rng(ranks.rank).normal(size=(8, 4, 2)), np.zeros((8, 4), int)
     x[:, 3 - ranks.rank :] = 0.0
     model = keras.Sequential([keras.Input((4, 2)), keras.layers.Masking(), keras.layers.Dense(3, "softmax")])
@@ -64,7 +64,7 @@ def a_certificate_that_one_rank_refuses(ranks, folder):
     try:
         fit(model, (x, tf.zeros((4, 1))), callbacks=[BroadcastVariables(), Convexity(probe, certificate=True)])
     except NotCoveredError as error:
-        raise ValueError(str(error)) from None  # which it is a kind of
+        raise ValueError(str(error)) from None  # NotCoveredError is a ValueError
 
 
 @misuse

@@ -1,8 +1,7 @@
 """Trains the table of optimizers on two logical CPUs under MirroredStrategy and on one device, and saves both.
 
-Also what the callbacks that measure say to two devices.
-
-A process of its own, because logical devices must be configured before TensorFlow starts.
+It also saves the errors of the measuring callbacks on two devices. It needs its own process, because logical devices
+must be configured before TensorFlow starts.
 """
 
 import sys
@@ -15,10 +14,10 @@ from tfopt.callbacks import Convexity, GradientBreakdown, GradientNoiseScale
 
 from tfopt.optimizers import LARS, Fromage
 
-# What Keras itself does around the step, with one row of each class.
+# One row of each class also tests what Keras does around a step.
 CASES = [(name, "plain") for name in WAYS_TO_STEP] + list(zip(CLASSES, ("schedule", "ema", "schedule"), strict=True))
 MEASUREMENTS = (Convexity, GradientBreakdown, GradientNoiseScale)
-NUM_ROWS, WIDTH = 32, 2100  # 8 x 2100 entries: large enough for the fused kernels, where there is one device
+NUM_ROWS, WIDTH = 32, 2100  # 8 x 2100 entries: large enough for the fused kernels on one device
 
 
 def make_model(optimizer):
@@ -38,12 +37,12 @@ def train(model):
     x = rng.integers(0, 5, (NUM_ROWS, 4))
     y = x.sum(axis=1, keepdims=True) / 10 - 0.8
     model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
-    # EMA is read after `fit`, which puts it in place.
+    # `fit` ends by copying the EMA into the weights.
     return [np.array(w) for w in model.get_weights()]
 
 
 def exclude_in_each_replica(optimizer):
-    """Exclude one of two variables in every replica, as Keras's own tests do: the second call comes after `build`."""
+    """Exclude one of two variables in every replica, as Keras's own tests do; the second call follows `build`."""
     decayed, excluded = keras.Variable([2.0]), keras.Variable([3.0], name="excluded")
 
     def step():
@@ -56,7 +55,7 @@ def exclude_in_each_replica(optimizer):
 
 
 def main(path):
-    keras.config.set_floatx("float64")  # what is left then is not rounding
+    keras.config.set_floatx("float64")  # differences then are not due to rounding
     cpus = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2)
     results = {}
@@ -76,10 +75,10 @@ def main(path):
         two = train(model)
         for index, (a, b) in enumerate(zip(one, two, strict=True)):
             results[f"{name}/{feature}/one/{index}"], results[f"{name}/{feature}/two/{index}"] = a, b
-    # Not by collective operations, whose keys the strategies above have used.
+    # This avoids collective operations, because the strategies above have used their keys.
     sums = tf.distribute.ReductionToOneDevice()
     with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=sums).scope():
-        # Without a gradient LARS decays as plain descent does.
+        # If the gradient is zero, LARS decays like plain gradient descent.
         results["excluded/lars"] = exclude_in_each_replica(LARS(0.1, momentum=0.0, weight_decay=0.5))
         results["excluded/sgd"] = exclude_in_each_replica(keras.optimizers.SGD(0.1, weight_decay=0.5))
         results["excluded/fromage"] = exclude_in_each_replica(Fromage(0.1, weight_decay=0.5)) * np.sqrt(1.01)

@@ -1,4 +1,4 @@
-"""Runs the table of optimizers on the backend that KERAS_BACKEND names, and saves what comes out.
+"""Runs the table of optimizers on the backend that KERAS_BACKEND names, and saves the results.
 
 KERAS_BACKEND=torch python tests/support/run_on_backend.py /tmp/results.npz
 """
@@ -14,7 +14,7 @@ from tfopt.optimizers import LARS, Fromage
 
 
 def train_model(optimizer):
-    keras.utils.set_random_seed(0)  # imports TensorFlow where it is installed, and so does `fit`
+    keras.utils.set_random_seed(0)  # this imports TensorFlow if it is installed, and so does `fit`
     rng = np.random.default_rng(0)
     x = rng.standard_normal((64, 6)).astype("float32")
     y = (x[:, :1] > 0).astype("float32")
@@ -24,7 +24,7 @@ def train_model(optimizer):
 
 
 def exclude_late(optimizer):
-    """What late exclusions end in: outside TensorFlow, Keras matches names with the last part of a path."""
+    """The outcome of late exclusions: outside TensorFlow, Keras matches names with the last part of a path."""
     variables = [keras.Variable([1.0, 2.0], name=name) for name in ("kernel", "bias")]
     optimizer.exclude_from_weight_decay(var_names=["bias$"])
     optimizer.build(variables)

@@ -1,6 +1,6 @@
-"""What each of N ranks does in the tests of `tfopt.distributed`; started once for each N.
+"""The work of each of N ranks in the tests of `tfopt.distributed`. It is started once for each N.
 
-What each subject returns, or the error that it raises, is saved by rank.
+The result of each subject, or the error that it raises, is saved by rank.
 """
 
 import gc
@@ -25,7 +25,7 @@ from rank_subjects import SUBJECTS
 from tfopt import communicator as communicators
 
 SUBJECTS |= bregman_parity.SUBJECTS
-# In which a third rank would show nothing that two do not: several models, or several fits, of the same kind.
+# A third rank would show nothing new in these subjects: they train several models, or several times, of one kind.
 ON_TWO_RANKS = {
     "every_callback",
     "resumed",
@@ -41,7 +41,7 @@ def main(folder):
     gc.freeze()  # as in conftest.py
     gc.set_threshold(50_000, 20, 100)
     ranks = communicators.current()
-    if ranks.size > 2:  # on two ranks graphs are optimised as for users
+    if ranks.size > 2:  # on two ranks graphs are optimised, as they are for users
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     report = {}
     for name, function in SUBJECTS.items():

@@ -1,7 +1,7 @@
-"""Trains with Keras, then without gradients; the last rank may die in one of them. Started anew, both go on.
+"""Trains with Keras, then without gradients; the last rank may die in one of the two. A new start resumes both.
 
-Arguments: a folder, and who dies: "keras", "bregman" or "raises" (bad data on the last rank), or "nobody", who compares
-with training that was never disturbed.
+Arguments: a folder, and what dies: "keras", "bregman", "raises" (bad data on the last rank), or "nobody", which
+compares the result with uninterrupted training.
 """
 
 import os
@@ -30,7 +30,7 @@ EPOCHS = 5
 
 
 class Die(keras.callbacks.Callback):
-    """In the middle of the fourth epoch; a file tells the moment, by the clock that all processes share."""
+    """Ends the process in the middle of the fourth epoch, and writes the time of the clock that processes share."""
 
     def __init__(self, note):
         super().__init__()
@@ -53,7 +53,7 @@ class Die(keras.callbacks.Callback):
 
 
 class BadRows(EpochBatches):
-    """Batches that one rank cannot read to their end."""
+    """Batches that one rank cannot read completely."""
 
     def __getitem__(self, index):
         if IS_LAST and index == 3:

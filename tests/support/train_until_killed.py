@@ -1,4 +1,4 @@
-"""Trains with checkpoints, and dies by SIGKILL at the epoch that it is told; started anew, it goes on."""
+"""Trains with checkpoints, and kills itself with SIGKILL at a given epoch; a new start resumes the training."""
 
 import os
 import signal

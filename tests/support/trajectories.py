@@ -1,4 +1,4 @@
-"""Runs an optimizer over a fixed sequence of gradients, and the oracle beside it."""
+"""Runs an optimizer on a fixed sequence of gradients, and the oracle with the same gradients."""
 
 import keras
 import numpy as np
@@ -10,14 +10,14 @@ NUM_STEPS = 12
 
 
 def make_problem(seed=0, num_steps=NUM_STEPS):
-    """Initial weights and the gradients of each step, float64, the same for every optimizer."""
+    """Initial weights and the gradients of each step, float64, equal for every optimizer."""
     rng = np.random.default_rng(seed)
     weights = [0.3 * rng.standard_normal(shape) for shape in SHAPES.values()]
     names = list(SHAPES)
     weights[names.index("bias")][:] = 0.0
     gradients = []
     for step in range(num_steps):
-        # Lengths differ between variables and steps, so that a wrong norm cannot cancel.
+        # Lengths differ between variables and steps, so that the error of a wrong norm cannot cancel.
         scales = 10.0 ** rng.uniform(-3, 2, len(names))
         gradients.append([scale * rng.standard_normal(w.shape) for scale, w in zip(scales, weights, strict=True)])
         gradients[step][names.index("still")][:] = 0.0
@@ -29,7 +29,7 @@ def make_variables(weights, dtype):
 
 
 def values(variable):
-    """A Keras variable's values as an array of its own."""
+    """A copy of a Keras variable's values as an array."""
     return np.array(keras.ops.convert_to_numpy(variable.value))
 
 
@@ -52,7 +52,7 @@ def compiled(optimizer, execution):
 
 
 def run_oracle(oracle, weights, gradients, learning_rate, dtype="float32"):
-    """The oracle on what the optimizer really gets: the same numbers, rounded to the optimizer's type first."""
+    """Run the oracle with the optimizer's real inputs: the same numbers, first rounded to the optimizer's type."""
     learning_rates = learning_rate if callable(learning_rate) else lambda step: learning_rate
 
     def rounded(arrays):
@@ -68,7 +68,7 @@ def run_oracle(oracle, weights, gradients, learning_rate, dtype="float32"):
 
 
 def relative_errors(actual, expected):
-    """|actual - expected| / |expected| of each variable."""
+    """|actual - expected| / |expected| for each variable."""
     return [
         np.linalg.norm((a - e).ravel()) / max(np.linalg.norm(e.ravel()), 1e-300)
         for a, e in zip(actual, expected, strict=True)

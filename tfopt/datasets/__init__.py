@@ -1,4 +1,4 @@
-"""Data sets: loaded, split, standardised and shuffled the same way every time."""
+"""Data sets that are always loaded, split, standardised and shuffled in the same way."""
 
 from tfopt.datasets.epoch_batches import EpochBatches
 from tfopt.datasets.higgs_like import make_higgs_like

@@ -1,4 +1,4 @@
-"""Batches whose order is a function of the seed and the epoch, split over ranks."""
+"""Batches in an order that depends only on the seed and the epoch, split over ranks."""
 
 from typing import Any
 
@@ -11,30 +11,30 @@ from tfopt.communicator import Communicator, check_communicator
 
 
 class EpochBatches(keras.utils.PyDataset):
-    """Arrays in batches for `fit`, shuffled anew in each epoch in an order that only the seed and the epoch decide.
+    """Arrays in batches for `fit`, shuffled in each epoch; only the seed and the epoch determine the order.
 
-    So training that is interrupted and resumed (`tfopt.callbacks.ResumableCheckpoint`) sees the batches that it would
-    have seen, and N ranks together see the batches of one process: of each batch, rank r of N takes the r-th of N equal
-    parts. What is left of the last batch when it does not divide by N, fewer than N rows, is left out on all ranks.
+    Training that is interrupted and resumed (`tfopt.callbacks.ResumableCheckpoint`) sees the same batches as training
+    without interruption. N ranks together see the batches of one process: rank r of N takes the r-th of N equal parts
+    of each batch. If the last batch does not divide by N, its remaining rows, fewer than N, are left out on all ranks.
 
-    Call `fit(batches, shuffle=False)`: by default Keras shuffles the order of the batches once more.
+    Call `fit(batches, shuffle=False)`: by default Keras shuffles the order of the batches again.
 
     Args:
         x: Array with one row per sample, or a tuple, list or dictionary of such arrays.
-        y: Targets in the same form; None for none.
-        sample_weight: One weight per sample; None for none.
-        batch_size: Rows in a batch, of all ranks together; an integer >= the number of ranks. Default 32.
+        y: Targets in the same form. None (default) for no targets.
+        sample_weight: One weight per sample. None (default) for no weights.
+        batch_size: Rows in a batch, counted over all ranks; an integer >= the number of ranks. Default 32.
         seed: An integer >= 0. Default 0.
-        shuffle: Whether to shuffle; False keeps the order of the arrays. Default True.
-        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
+        shuffle: Whether to shuffle. False keeps the order of the arrays. Default True.
+        communicator: The job's communicator. None (default) means `tfopt.communicator.current()`.
 
     Attributes:
-        epoch: The epoch whose order is next, or being served. `fit` moves it on, and so do `evaluate` and `predict` of
+        epoch: The epoch that is next or in progress, from 0. `fit` advances it, and so do `evaluate` and `predict` with
             the same object: see `start_at`.
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: Arrays have different numbers of rows; there is not a row for each rank; or an argument is out of
+        ValueError: The arrays have different numbers of rows, there are fewer rows than ranks, or an argument is out of
             its range.
 
     Example:
@@ -95,10 +95,10 @@ class EpochBatches(keras.utils.PyDataset):
         return tuple(keras.tree.map_structure(lambda array: array[rows], arrays) for arrays in self._arrays)
 
     def order(self, epoch: int) -> np.ndarray:
-        """Return the order in which an epoch goes through the rows.
+        """Return the order of the rows in an epoch.
 
         Args:
-            epoch: Its number, from 0.
+            epoch: Number of the epoch, from 0.
 
         Returns:
             A permutation of the row numbers, of shape (num_rows,).
@@ -109,25 +109,25 @@ class EpochBatches(keras.utils.PyDataset):
 
     @property
     def checksums(self) -> dict[str, int]:
-        """Checksums by "x", "y" and "sample_weight", to know the data again: of large arrays, of some rows."""
+        """Checksums by "x", "y" and "sample_weight", to recognise the data; for large arrays, of some rows only."""
         return {name: checksum_of(part) for name, part in zip(("x", "y", "sample_weight"), self._arrays, strict=False)}
 
     def start_at(self, epoch: int) -> None:
-        """Make an epoch the next one.
+        """Set the next epoch.
 
         Args:
-            epoch: Its number, from 0.
+            epoch: Number of the epoch, from 0.
         """
         self.epoch = check_integer("epoch", epoch, minimum=0)
         self._order = None
 
     def on_epoch_begin(self) -> None:
-        """Fix the order; called by Keras."""
+        """Fix the order of the rows. Keras calls this."""
         self._order = self.order(self.epoch)
         self._is_serving = True
 
     def on_epoch_end(self) -> None:
-        """Move on to the next epoch; called by Keras, which also calls it once before the first one."""
+        """Advance to the next epoch. Keras calls this, also once before the first epoch, which then has no effect."""
         if self._is_serving:
             self._is_serving = False
             self.start_at(self.epoch + 1)

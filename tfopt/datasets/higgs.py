@@ -1,4 +1,4 @@
-"""The HIGGS data set, read from its text file once and kept in a form that maps into memory."""
+"""The HIGGS data set, parsed from its text file once and cached as an array that maps into memory."""
 
 import gzip
 import itertools
@@ -11,39 +11,27 @@ from pathlib import Path
 import numpy as np
 
 _NUM_FEATURES = 28
-_NUM_TEST_ROWS = 500_000  # the last rows of HIGGS.csv are its customary test set
+_NUM_TEST_ROWS = 500_000  # by convention the last rows of HIGGS.csv are the test set
 _FEWEST_ROWS = 8
 _CHUNK_ROWS = 200_000
-_LAST_BYTES = 10_000  # of a text, more than a row has
+_LAST_BYTES = 10_000  # read at the end of a text file; no row is longer
 _EXPECTED = f"expected a label 0 or 1 and {_NUM_FEATURES} finite numbers"
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def read_higgs(data_dir: str | os.PathLike | None, num_rows: int | None) -> Arrays:
-    """Read HIGGS, from the cache if there is one.
-
-    The last 500,000 rows are for testing (of a shorter file, the last quarter).
-
-    Args:
-        data_dir: The folder with HIGGS.csv or HIGGS.csv.gz, of which the newer one counts; the parsed rows are cached
-            there as HIGGS.npy, which is made anew when the text is newer.
-        num_rows: How many training rows to use; None for all.
-
-    Returns:
-        Training inputs and labels, then those for testing.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: A file is damaged or holds something else, or fewer rows than asked for.
-    """
+    """Return x (n, 28) and y (n,) of `num_rows` (None: all) training rows, then of the test rows; caches the rows."""
+    # `data_dir` holds HIGGS.csv or HIGGS.csv.gz (the newer one is used) and the cache, HIGGS.npy, which is rebuilt when
+    # the text is newer. The last 500,000 rows are for testing; in a shorter file, the last quarter.
     folder = Path(data_dir) if data_dir is not None else Path.home() / ".tfopt" / "datasets"
     cache = folder / "HIGGS.npy"
     sources = [path for path in (folder / "HIGGS.csv", folder / "HIGGS.csv.gz") if path.exists()]
     if not sources and not cache.exists():
         raise FileNotFoundError(
             f"'higgs' needs HIGGS.csv or HIGGS.csv.gz in {folder}: 11,000,000 rows of a label and 28 features, "
-            "from the UCI Machine Learning Repository (data set HIGGS). Or pass `data_dir=`, or use 'higgs_like'."
+            "from the UCI Machine Learning Repository (data set HIGGS). Put the file there, pass `data_dir=`, or use "
+            "'higgs_like'."
         )
     source = max(sources, key=lambda path: path.stat().st_mtime, default=None)
     is_new = source is not None and (not cache.exists() or cache.stat().st_mtime < source.stat().st_mtime)
@@ -62,15 +50,15 @@ def read_higgs(data_dir: str | os.PathLike | None, num_rows: int | None) -> Arra
 
 
 def _open_cache(cache: Path) -> np.ndarray:
-    advice = "Delete it: it is made anew from HIGGS.csv or HIGGS.csv.gz"
+    advice = "Delete it: it is rebuilt from HIGGS.csv or HIGGS.csv.gz"
     try:
         rows = np.load(cache, mmap_mode="r")
     except PermissionError:
         raise
-    except Exception as error:  # NumPy's reader of headers raises errors of many kinds
+    except Exception as error:  # NumPy raises errors of many kinds for a damaged header
         raise ValueError(f"{cache} is damaged ({type(error).__name__}: {error}). {advice}") from error
     if not isinstance(rows, np.memmap):
-        raise ValueError(f"{cache} is no array but a {type(rows).__name__}. {advice}")
+        raise ValueError(f"{cache} must hold one array. Received: a {type(rows).__name__}. {advice}")
     if rows.ndim != 2 or rows.shape[1] != _NUM_FEATURES + 1 or len(rows) < _FEWEST_ROWS or rows.dtype != np.float32:
         raise ValueError(
             f"{cache} must hold {_FEWEST_ROWS} or more rows of {_NUM_FEATURES + 1} float32 numbers, a label and "
@@ -83,10 +71,10 @@ def _open_cache(cache: Path) -> np.ndarray:
 
 
 def _check_is_of(rows: np.ndarray, source: Path, cache: Path) -> None:
-    """Check that a cache begins as the text beside it does, and, where that is quick to find out, ends like it.
+    """Check that a cache begins like the text file beside it and, if the text is not compressed, ends like it.
 
     Raises:
-        ValueError: It does not: it was made from another file.
+        ValueError: The rows differ, so the cache was made from another file.
     """
     first = next(_read_chunks(source, _FEWEST_ROWS), np.empty((0, _NUM_FEATURES + 1), np.float32))
     is_same = np.array_equal(rows[: len(first)], first)
@@ -97,27 +85,23 @@ def _check_is_of(rows: np.ndarray, source: Path, cache: Path) -> None:
         is_same = np.array_equal(rows[-1:], _parse_rows(last, source, len(rows)))
     if not is_same:
         raise ValueError(
-            f"{cache} was made from another file than {source.name} beside it: their rows differ. Delete one of them"
+            f"{cache} was not made from {source.name} beside it: their rows differ. Delete one of the two files"
         )
 
 
 def _read_rows(rows: np.ndarray, start: int, stop: int, cache: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return features and labels of some rows, checked chunk by chunk.
-
-    Raises:
-        ValueError: A row is not a label and 28 finite numbers; the message names the row.
-    """
+    """Return features (n, 28) float32 and labels (n,) int64 of rows start to stop; refuse bad rows by number."""
     x, y = np.empty((stop - start, _NUM_FEATURES), np.float32), np.empty(stop - start, np.int64)
     for first in range(start, stop, _CHUNK_ROWS):
         chunk = rows[first : min(first + _CHUNK_ROWS, stop)]
         bad = _bad_rows(chunk)
         if bad.any():
             raise ValueError(
-                f"{cache}, row {first + 1 + int(np.argmax(bad)):,}: {_EXPECTED}. Delete the file: it is made anew from "
+                f"{cache}, row {first + 1 + int(np.argmax(bad)):,}: {_EXPECTED}. Delete the file: it is rebuilt from "
                 "HIGGS.csv or HIGGS.csv.gz"
             )
-        place = slice(first - start, first - start + len(chunk))
-        x[place], y[place] = chunk[:, 1:], chunk[:, 0]
+        target = slice(first - start, first - start + len(chunk))
+        x[target], y[target] = chunk[:, 1:], chunk[:, 0]
     return x, y
 
 
@@ -126,11 +110,7 @@ def _bad_rows(rows: np.ndarray) -> np.ndarray:
 
 
 def _parse_higgs(source: Path, cache: Path, chunk_rows: int = _CHUNK_ROWS) -> None:
-    """Stream the text into a .npy file: written under another name and renamed when complete.
-
-    Raises:
-        ValueError: The file is not what HIGGS looks like; the message names the row.
-    """
+    """Stream the text into a .npy file, which is written under another name and renamed when it is complete."""
     from rich.progress import Progress
 
     columns = _NUM_FEATURES + 1
@@ -154,28 +134,20 @@ def _parse_higgs(source: Path, cache: Path, chunk_rows: int = _CHUNK_ROWS) -> No
 
 
 def _read_chunks(source: Path, chunk_rows: int) -> Iterator[np.ndarray]:
-    """Yield the rows in order, checked.
-
-    Raises:
-        ValueError: A row is not a label and 28 finite numbers, or the file is cut off.
-    """
+    """Yield the rows in order, in arrays of shape (chunk_rows or fewer, 29), after checking them."""
     first_row, lines = 1, _read_lines(source)
     while chunk := list(itertools.islice(lines, chunk_rows)):
         yield _parse_rows(chunk, source, first_row)
         first_row += len(chunk)
-        if not chunk[-1].endswith("\n"):  # its last number may be the beginning of a longer one
+        if not chunk[-1].endswith("\n"):  # the last number may be cut off, and a shorter number is valid too
             raise ValueError(
                 f"{source} is damaged or cut off: row {first_row - 1:,} has no line break at its end. If the file is "
-                "whole, add one"
+                "complete, add a line break"
             )
 
 
 def _read_lines(source: Path) -> Iterator[str]:
-    """Yield the lines with their breaks, without blank ones at the end of the file.
-
-    Raises:
-        ValueError: The file cannot be read to its end.
-    """
+    """Yield the lines with their line breaks, without blank lines at the end of the file."""
     num_blank = 0
     with gzip.open(source, "rt") if source.suffix == ".gz" else source.open() as lines:
         try:

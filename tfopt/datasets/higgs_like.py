@@ -1,4 +1,4 @@
-"""A synthetic stand-in for HIGGS: 28 features, a weak linear signal, and a strong one that takes a network to find."""
+"""A synthetic replacement for HIGGS: 28 features, a weak linear signal, and a strong signal that needs a network."""
 
 import numpy as np
 
@@ -9,8 +9,8 @@ def make_higgs_like(num_rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarra
     """Draw rows of the synthetic data set.
 
     Seven objects k = 0..6 each have a momentum p_k = exp(u_k / 2), a direction eta_k = u_{7+k} and an angle
-    phi_k = pi tanh(0.8 u_{14+k}), with u standard normal. Seven features are derived from the others, the masses of
-    neighbouring pairs (k, k+1 mod 7):
+    phi_k = pi tanh(0.8 u_{14+k}), with u standard normal. The last seven features are derived from these: the masses
+    of neighbouring pairs (k, k+1 mod 7),
 
         m_k^2 = p_k p_{k+1} (cosh(eta_k - eta_{k+1}) - cos(phi_k - phi_{k+1})) + 0.01
 
@@ -19,15 +19,16 @@ def make_higgs_like(num_rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarra
         s = 0.75 (u_0 - u_1 + 0.7 u_7 - 0.5 u_14) + 0.8 (u_8 u_9 - u_2 u_15)
             + 2.6 (b_0 + b_2 + b_4 - b_1 - b_3 - b_5),     b_k = exp(-2 (log m_k - 0.3)^2)
 
-    The first bracket is what a linear classifier can see (about 64% right); the products and the resonances b_k it
-    cannot. The best possible classifier is right on about 81%.
+    A linear classifier can use the first bracket (accuracy about 64%), but not the products and the resonances b_k.
+    The best possible classifier has an accuracy of about 81%.
 
     Args:
-        num_rows: Number of rows.
-        seed: Seed of the generator.
+        num_rows: Number of rows, an integer >= 1.
+        seed: Seed of the generator, an integer >= 0. Default 0.
 
     Returns:
-        Features, float32 of shape `(num_rows, 28)` in the order p, eta, phi, m; and labels 0 or 1, int64.
+        Features, float32 of shape `(num_rows, 28)` in the order p, eta, phi, m; and labels 0 or 1, int64 of shape
+        `(num_rows,)`.
     """
     check_integer("num_rows", num_rows, minimum=1)
     check_integer("seed", seed, minimum=0)

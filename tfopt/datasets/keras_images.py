@@ -1,4 +1,4 @@
-"""The image sets of `keras.datasets`, read from its folder of downloads and checked: Keras checks little of them."""
+"""The image sets of `keras.datasets`, read from Keras's download folder and checked, because Keras checks little."""
 
 import gzip
 import http.client
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-# What `keras.datasets` leaves in its folder of downloads.
+# These files are in the download folder after `keras.datasets` has loaded a set.
 _FILES = {
     "mnist": "mnist.npz",
     "fashion_mnist": "the folder fashion-mnist with its four files *-ubyte.gz",
@@ -19,26 +19,14 @@ _NUM_TRAIN_ROWS = {"mnist": 60_000, "fashion_mnist": 60_000, "cifar10": 50_000, 
 
 
 def read_keras_images(name: str, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Read one of Keras's image sets; Keras downloads it if it is not there.
-
-    Args:
-        name: "mnist", "fashion_mnist", "cifar10" or "cifar100".
-        num_classes: How many classes it has.
-
-    Returns:
-        Training inputs in [0, 1] with channels last, and labels; then those for testing.
-
-    Raises:
-        FileNotFoundError: The files are not there and cannot be downloaded.
-        ValueError: Files are damaged, cut off, or hold something else.
-    """
+    """Return x (n, height, width, channels) float32 in [0, 1] and y (n,) int64 for training, then for testing."""
     import keras
 
     folder = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "datasets"
     put = f"Put {_FILES[name]} into {folder}, as keras.datasets.{name}.load_data() leaves it on a machine with access"
     try:
         train, test = getattr(keras.datasets, name).load_data()
-    except Exception as error:  # of many kinds, where an array or a pickle is damaged
+    except Exception as error:  # a damaged array or pickle raises errors of many kinds
         if _is_of_files_that_are_missing(error):
             raise FileNotFoundError(
                 f"{name!r} is not on disk and could not be downloaded ({error}). {put} to the internet."
@@ -50,17 +38,18 @@ def read_keras_images(name: str, num_classes: int) -> tuple[np.ndarray, np.ndarr
         found = f"{len(x):,} images and {len(y):,} labels up to {max(y.max(initial=0), 0)}"
         if not len(x) == len(y) == expected or y.max() >= num_classes:
             raise ValueError(
-                f"{name!r} is damaged or cut off on disk: its part for {part} must have {expected:,} images, and as "
-                f"many labels below {num_classes}. Received: {found}. {put} to the internet."
+                f"{name!r} is damaged or cut off on disk: its {part} part must have {expected:,} images, and as many "
+                f"labels below {num_classes}. Received: {found}. {put} to the internet."
             )
     return (*_scaled(*train), *_scaled(*test))
 
 
 def _is_of_files_that_are_missing(error: Exception) -> bool:
-    """Return whether an error is of a download, or of a file that cannot be opened, and not of what it holds."""
+    """Return whether an error is of a download or of opening a file, and not of the content of a file."""
     if isinstance(error, gzip.BadGzipFile):
         return False
-    return type(error) is Exception or isinstance(error, OSError | http.client.HTTPException)  # Keras raises the first
+    # Keras raises a plain Exception if a download fails.
+    return type(error) is Exception or isinstance(error, OSError | http.client.HTTPException)
 
 
 def _scaled(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,8 @@
-"""Data sets: loaded, split and standardised the same way every time.
+"""Data sets that are always loaded, split and standardised in the same way.
 
-`load(name)` returns a `Dataset`. Two ship with scikit-learn and are always there (`digits`, `breast_cancer`); four come
-through `keras.datasets` (`mnist`, `fashion_mnist`, `cifar10`, `cifar100`), which downloads them once; `higgs` is read
-from a local file; `higgs_like` is synthetic.
+`load(name)` returns a `Dataset`. `digits` and `breast_cancer` are part of scikit-learn. `mnist`, `fashion_mnist`,
+`cifar10` and `cifar100` come from `keras.datasets`, which downloads them once. `higgs` is read from a local file, and
+`higgs_like` is synthetic.
 """
 
 import math
@@ -34,16 +34,16 @@ NAMES = tuple(_NUM_CLASSES)
 class Dataset:
     """Arrays for training, validation and testing.
 
-    Inputs are float32 with one example per row, labels integers in [0, num_classes).
+    Inputs are float32 with one example per row. Labels are integers in [0, num_classes).
 
     Attributes:
         name: Name of the data set.
         x_train: Inputs, shape `(num_train, *input_shape)`.
         y_train: Labels, shape `(num_train,)`.
-        x_validation: Inputs held out of the training part; no rows unless asked for.
-        y_validation: Their labels.
+        x_validation: Inputs held out of the training part. They have no rows unless a validation part was requested.
+        y_validation: Labels of `x_validation`.
         x_test: Inputs for testing.
-        y_test: Their labels.
+        y_test: Labels of `x_test`.
         num_classes: Number of classes.
     """
 
@@ -96,28 +96,28 @@ def load(
 ) -> Dataset:
     """Load a data set, split it and standardise it.
 
-    Splits keep the shares of the classes and depend on `seed` only. Mean and standard deviation are taken from the
-    training part only: for each feature of a table, for each colour channel of images.
+    Splits keep the fractions of the classes and depend only on `seed`. Mean and standard deviation are those of the
+    training part only: one pair per feature of a table, one pair per colour channel of images.
 
     Args:
         name: One of `tfopt.datasets.NAMES`.
-        seed: Seed of the splits, and of `higgs_like`'s rows.
-        test_fraction: Share of the rows used for testing, in (0, 1). Default 0.25. The image sets and `higgs` come with
-            a test part of their own and do not use it.
-        validation_fraction: Share of the training part held out for validation, in [0, 1). Default 0.
-        standardize: Whether to subtract the mean and divide by the standard deviation.
-        data_dir: For `higgs`: the folder that holds HIGGS.csv or HIGGS.csv.gz, default `~/.tfopt/datasets`. The parsed
-            rows are cached beside it as `HIGGS.npy`.
-        num_rows: For `higgs`: how many training rows to use, default all. For `higgs_like`: how many rows to make, for
-            training and testing together, default 200,000.
+        seed: Seed of the splits, and of the rows of `higgs_like`; an integer >= 0 and < 2^32. Default 0.
+        test_fraction: Fraction of the rows used for testing, in (0, 1). Default 0.25. The image sets and `higgs` have a
+            test part already and ignore it.
+        validation_fraction: Fraction of the training part held out for validation, in [0, 1). Default 0.
+        standardize: Whether to subtract the mean and divide by the standard deviation. Default True.
+        data_dir: For `higgs`: the folder that holds HIGGS.csv or HIGGS.csv.gz, and the cache `HIGGS.npy` of the parsed
+            rows. None (default) means `~/.tfopt/datasets`.
+        num_rows: For `higgs`: the number of training rows to use; None (default) means all. For `higgs_like`: the total
+            number of rows for training and testing; None (default) means 200,000. An integer >= 100.
 
     Returns:
         The data.
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: An unknown name, an argument out of its range, or files that are damaged or hold something else.
-        FileNotFoundError: The data are not on disk and cannot be downloaded; the message says what goes where.
+        ValueError: The name is unknown, an argument is out of its range, or files are damaged or have other content.
+        FileNotFoundError: The data are not on disk and cannot be downloaded. The message says which file goes where.
 
     Example:
         >>> load("digits")
@@ -130,10 +130,10 @@ def load(
     check_number("validation_fraction", validation_fraction, minimum=0, maximum=1, exclusive_maximum=True)
     if num_rows is not None:
         if not name.startswith("higgs"):
-            raise ValueError(f"`num_rows` goes with 'higgs' and 'higgs_like'. Received: name={name!r}")
+            raise ValueError(f"`num_rows` applies only to 'higgs' and 'higgs_like'. Received: name={name!r}")
         num_rows = check_integer("num_rows", num_rows, minimum=100)
     if data_dir is not None and (name != "higgs" or not isinstance(data_dir, (str, os.PathLike))):
-        raise ValueError(f"`data_dir` must be a path and goes with 'higgs'. Received: {data_dir=}, {name=}")
+        raise ValueError(f"`data_dir` must be a path and applies only to 'higgs'. Received: {data_dir=}, {name=}")
     if name == "higgs":
         x_train, y_train, x_test, y_test = read_higgs(data_dir, num_rows)
     elif name == "higgs_like":
@@ -160,14 +160,14 @@ def _split(x: np.ndarray, y: np.ndarray, name: str, fraction: float, seed: int) 
     smallest = len(np.unique(y)) / len(y)  # both parts hold at least as many rows as there are classes
     if not smallest <= fraction <= 1 - smallest:
         raise ValueError(
-            f"`{name}` leaves a part of the {len(y):,} rows without some class. Received: {name}={fraction}"
+            f"`{name}` must leave a row of each class in both parts of the {len(y):,} rows. Received: {name}={fraction}"
         )
     return train_test_split(x, y, test_size=fraction, random_state=seed, stratify=y)
 
 
 def _fit_standardisation(x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the map to mean 0 and standard deviation 1 on `x`; what is constant there is only shifted."""
-    axes = tuple(range(x.ndim - 1))  # images: one mean for each channel
+    """Return the map that gives `x` mean 0 and standard deviation 1; constant features are only shifted."""
+    axes = tuple(range(x.ndim - 1))  # for images, this gives one mean per channel
     mean = x.mean(axis=axes, dtype=np.float64)
     deviation = np.sqrt(np.maximum(np.square(x, dtype=np.float64).mean(axis=axes) - mean**2, 0.0))
     deviation = np.where(deviation > 1e-7 * np.maximum(np.abs(mean), 1.0), deviation, 1.0)

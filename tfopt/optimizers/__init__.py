@@ -1,7 +1,7 @@
-"""Keras 3 optimizers that step relative to the size of each layer.
+"""Keras 3 optimizers whose steps are relative to the size of each layer.
 
-`Fromage` and `LARS` are `keras.optimizers.Optimizer`s; importing this module registers them, so that models saved with
-them load without `custom_objects`.
+`Fromage` and `LARS` are `keras.optimizers.Optimizer`s. Importing this module registers them, so models that were saved
+with them load without `custom_objects`.
 """
 
 from tfopt._checks import check_keras_3

@@ -1,4 +1,4 @@
-"""Clipping of sparse gradients by their own norm."""
+"""Clipping of sparse gradients by the norm of the dense gradient."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,11 +9,11 @@ from tfopt.numerics import densify
 
 
 class ClipsWholeGradients:
-    """Mixed into a Keras optimizer, clips a sparse gradient as the dense one that it stands for.
+    """Mixin for Keras optimizers that converts sparse gradients to dense ones before Keras clips them.
 
-    The gradient of an embedding lists a row as often as its token occurs in the batch. Keras takes the norm of what is
-    listed, and clips its entries, before anybody has added up the repeats: the norm of something that is not the
-    gradient. Write it before Keras's class, as in `class Mine(ClipsWholeGradients, keras.optimizers.Optimizer)`.
+    The gradient of an embedding lists one row for each occurrence of a token in the batch. Keras clips these rows and
+    computes their norm without adding up the rows of the same token. That norm is not the norm of the gradient. Write
+    the mixin before Keras's class, as in `class Mine(ClipsWholeGradients, keras.optimizers.Optimizer)`.
     """
 
     clipnorm: float | None
@@ -22,17 +22,17 @@ class ClipsWholeGradients:
     _trainable_variables: list[Any]
 
     def apply(self, grads: Iterable[Any], trainable_variables: Iterable[Any] | None = None) -> None:
-        """Update the variables, each from its gradient.
+        """Update each variable with its gradient.
 
         Args:
             grads: One gradient for each variable: a tensor, a `tf.IndexedSlices`, or None.
-            trainable_variables: The variables; None for those that the optimizer was built with.
+            trainable_variables: The variables. None means the variables that the optimizer was built with.
         """
         gradients = list(grads)
         variables = None if trainable_variables is None else list(trainable_variables)
         if self.clipnorm or self.global_clipnorm or self.clipvalue:
             targets = self._trainable_variables if variables is None else variables
-            if len(gradients) == len(targets):  # Keras says so if not
+            if len(gradients) == len(targets):  # otherwise Keras raises an error
                 gradients = [_added_up(gradient, target) for gradient, target in zip(gradients, targets, strict=True)]
         super().apply(gradients, variables)
 

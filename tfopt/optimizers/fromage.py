@@ -24,27 +24,28 @@ class Fromage(ClipsWholeGradients, keras.optimizers.Optimizer):
         w <- (w - eta * (|w| / |g|) * g) / sqrt(1 + eta^2)      where |w| > 0 and |g| > 0
         w <- (w - eta * g) / sqrt(1 + eta^2)                    otherwise
 
-    The norms are Frobenius norms of one variable; biases and normalisation scales are treated like kernels. The
-    division by sqrt(1 + eta^2) keeps norms from growing: where the gradient is orthogonal to the weights, as it is in
-    layers followed by a normalisation, |w| stays constant.
+    The norms are Frobenius norms of one variable. Biases and normalisation scales are treated like kernels. The
+    division by sqrt(1 + eta^2) keeps norms from growing: if the gradient is orthogonal to the weights, as in layers
+    followed by a normalisation, |w| stays constant.
 
-    What this means in use:
+    In practice:
 
-    * The learning rate is a relative change per step and needs little tuning; 0.01 is a good first value everywhere.
-    * The gradient's length does not matter: clipping it or scaling the loss changes nothing. The exception is a
-      variable that is zero, such as a new bias: its first step is a plain one, as long as the gradient. With targets in
-      large units (1e5) it can make the loss explode: standardise targets.
-    * At a fixed learning rate the weights never come to rest: they keep moving by about eta, relatively, around a
-      minimum. Lower it on a plateau (`keras.callbacks.ReduceLROnPlateau`) or by a schedule.
-    * `weight_decay` is Keras's decoupled decay. It shrinks weights before the step and so works against a constant
-      relative step; Fromage bounds norms by itself.
-    * A gradient with an infinite or NaN entry makes its whole variable NaN, so that it shows in the loss at once
+    * The learning rate is a relative change per step and needs little tuning. Start with 0.01.
+    * The length of the gradient has no effect, so clipping and loss scaling change nothing. The exception is a variable
+      that is all zero, such as a new bias: its first step is a plain gradient step. With targets in large units (1e5)
+      this step can make the loss explode. Standardise the targets.
+    * At a fixed learning rate the weights do not converge: they keep moving around a minimum by a relative amount of
+      about eta per step. Lower the rate on a plateau (`keras.callbacks.ReduceLROnPlateau`) or with a schedule.
+    * `weight_decay` is Keras's decoupled decay. It shrinks the weights before the step, which works against a constant
+      relative step. Fromage does not need it, because it bounds the norms.
+    * If an entry of a gradient is infinite or NaN, its whole variable becomes NaN, so the loss shows it at once
       (`keras.callbacks.TerminateOnNaN`). Under mixed float16 precision Keras skips such steps.
 
     Args:
-        learning_rate: Relative size of a step, a number >= 0, a `LearningRateSchedule`, or a callable. Default 0.01.
-        p_bound: None, or a number > 0. After each step a variable's norm is capped at `p_bound` times its norm when the
-            optimizer was built. Variables that were zero then, such as biases, are not capped (they could never move).
+        learning_rate: Relative size of a step: a number >= 0, a `LearningRateSchedule`, or a callable. Default 0.01.
+        p_bound: None (default), or a number > 0. After each step, the norm of a variable is limited to `p_bound` times
+            its norm at the time when the optimizer was built. Variables that were zero then, such as biases, have no
+            limit (with a limit of 0 they could never move).
         **kwargs: Arguments of `keras.optimizers.Optimizer`: `weight_decay`, `clipnorm`, `use_ema`,
             `gradient_accumulation_steps`, `name` and others.
 
@@ -70,11 +71,11 @@ class Fromage(ClipsWholeGradients, keras.optimizers.Optimizer):
 
     @property
     def p_bound(self) -> float | None:
-        """The cap on each norm as a multiple of its initial value; fixed, because it decides which state exists."""
+        """The limit of each norm as a multiple of its initial value; read-only, because it determines the state."""
         return self._p_bound
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Remember the initial norm of each variable if norms are to be capped.
+        """Create the state, and store the initial norm of each variable if `p_bound` is set.
 
         Args:
             variables: The model's trainable variables.
@@ -101,12 +102,13 @@ class Fromage(ClipsWholeGradients, keras.optimizers.Optimizer):
 
         Args:
             var_list: None, or a list of variables.
-            var_names: None, or a list of regular expressions: on paths with TensorFlow, on bare names elsewhere.
+            var_names: None, or a list of regular expressions, searched for in variable paths on TensorFlow and in bare
+                names on other backends.
 
         Raises:
-            TypeError: An argument is no list of its kind.
-            ValueError: A name is no regular expression; or the optimizer is built, and the call names a variable that
-                decays.
+            TypeError: `var_list` is not a list of variables, or `var_names` is not a list of strings.
+            ValueError: A string is not a regular expression, or the optimizer is already built and the call names a
+                variable that decays.
         """
         exclude(self, var_list, var_names)
 
@@ -139,7 +141,7 @@ class Fromage(ClipsWholeGradients, keras.optimizers.Optimizer):
         weight_square, gradient_square = _fused.sum_of_squares(variable), _fused.sum_of_squares(gradient)
         rate = learning_rate * trust_ratio(ops.sqrt(weight_square), ops.sqrt(gradient_square))
         eta_square = ops.square(learning_rate)
-        # sqrt(1 + eta^2) - 1, written so that a small eta keeps its digits.
+        # This is sqrt(1 + eta^2) - 1 in a form without cancellation for small eta.
         shrinkage = eta_square / (1.0 + ops.sqrt(1.0 + eta_square))
         ops.cond(
             _fused.is_safe(rate, weight_square, gradient_square),
@@ -150,7 +152,7 @@ class Fromage(ClipsWholeGradients, keras.optimizers.Optimizer):
             self.assign(variable, self._capped(ops.convert_to_tensor(variable), variable))
 
     def _capped(self, weights: Tensor, variable: Any) -> Tensor:
-        """Return the new weights of a variable, scaled down to its largest norm if they exceed it."""
+        """Return the new weights of a variable, scaled down to its norm limit if their norm exceeds it."""
         if self.p_bound is None:
             return weights
         limit = self.p_bound * ops.convert_to_tensor(self._initial_norms[self._get_variable_index(variable)])
@@ -168,7 +170,7 @@ class Fromage(ClipsWholeGradients, keras.optimizers.Optimizer):
 
 
 def _value_now(function: Callable[[Any], Tensor], variable: Any) -> float:
-    """Return the value of a function of a variable at once, even while TensorFlow traces the first training step."""
+    """Return a scalar function of a variable as a float at once, even while TensorFlow traces the first step."""
     if keras.backend.backend() != "tensorflow":
         return float(ops.convert_to_numpy(function(variable)))
     import tensorflow as tf

@@ -19,7 +19,7 @@ from tfopt.optimizers.trust_ratio import is_defined, matches, path_of, trusted_s
 
 @keras.saving.register_keras_serializable(package="tfopt")
 class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
-    r"""Momentum SGD with a learning rate of its own for each variable, in proportion to the variable's norm.
+    r"""Momentum SGD with a separate learning rate for each variable, proportional to the norm of the variable.
 
     For a variable w with gradient g (Algorithm 1 of the paper; lambda is `weight_decay`, m is `momentum`):
 
@@ -28,51 +28,52 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
         v    <- m * v + learning_rate * ratio * u
         w    <- w - v
 
-    and with `nesterov=True` the last line is w <- w - (m * v + learning_rate * ratio * u), with the new v.
+    With `nesterov=True` the last line is w <- w - (m * v + learning_rate * ratio * u), with the new v.
 
-    The norms are Frobenius norms of one variable. LARS was made for very large batches, together with a warm-up and a
+    The norms are Frobenius norms of one variable. LARS was designed for very large batches, with a warm-up and a
     polynomial decay of the learning rate: see `tfopt.optimizers.schedules.PolynomialDecayWithWarmup`.
 
     A variable that starts at zero, such as a bias, has no norm that could set its rate. The paper's ratio is 1 there: a
-    plain gradient step at a rate of 1 to 32, kept up by the momentum, which blows up losses that are sums. Here the |w|
-    in front of the fraction is at least `norm_floor` in variables that are all zero at their first step, and in others
-    while they are all zero. So their steps too are short, and do not depend on the gradient's length. Measured: an
-    autoencoder whose loss is summed over pixels and rows does not rise, kernels and low-rank adapters that start at
-    zero learn, also after a long warm-up. `norm_floor=0` is the paper's rule.
+    plain gradient step at a rate of 1 to 32, repeated by the momentum, which makes losses that are sums explode. Here
+    the |w| before the fraction is at least `norm_floor` for variables that are all zero at their first step, and for
+    other variables while they are all zero. Their steps are then short too, and do not depend on the length of the
+    gradient. Measured: the loss of an autoencoder, summed over pixels and rows, does not rise; kernels and low-rank
+    adapters that start at zero learn, also after a long warm-up. `norm_floor=0` is the paper's rule.
 
-    Libraries differ in three things, which are arguments here:
+    Libraries differ in three ways, which are arguments here:
 
-    * `denominator="sum"` divides by |g| + lambda * |w| + epsilon as printed in the paper; `denominator="norm"` by
-      |g + lambda * w| + epsilon, as TensorFlow's Model Garden and optax do (there the ratio is 1 where that norm is 0).
-    * `clip=True` is LARC: the rate of an adapted variable becomes min(ratio, learning_rate), so that LARS can only slow
-      a variable down. A variable whose ratio is 1 because a norm is zero keeps the plain learning rate.
-    * Which variables are adapted and decayed: all of them by default, as in the paper. Many recipes leave out biases
-      and normalisation layers: `layer_adaptation_exclude="vectors", weight_decay_exclude="vectors"`.
+    * `denominator="sum"` divides by |g| + lambda * |w| + epsilon, as printed in the paper. `denominator="norm"` divides
+      by |g + lambda * w| + epsilon, as TensorFlow's Model Garden and optax do (the ratio is 1 where that norm is 0).
+    * `clip=True` is LARC: the rate of an adapted variable becomes min(ratio, learning_rate), so LARS can only reduce
+      the rate of a variable. A variable whose ratio is 1 because a norm is zero keeps the plain learning rate.
+    * By default all variables are adapted and decayed, as in the paper. Many recipes exclude biases and normalisation
+      layers: `layer_adaptation_exclude="vectors", weight_decay_exclude="vectors"`.
 
-    Variables that are excluded from adaptation take steps as long as the learning rate says, and LARS's learning rates
-    are large.
+    Variables that are excluded from adaptation take plain steps with the full learning rate. Learning rates for LARS
+    are large, so these steps can be too long.
 
-    A gradient with an infinite or NaN entry makes its whole variable NaN, so that it shows in the loss at once
-    (`keras.callbacks.TerminateOnNaN`); in a variable excluded from adaptation, the entry itself. Under mixed float16
-    precision Keras skips such steps.
+    If an entry of a gradient is infinite or NaN, its whole variable becomes NaN, so the loss shows it at once
+    (`keras.callbacks.TerminateOnNaN`). In a variable excluded from adaptation only that entry becomes NaN. Under mixed
+    float16 precision Keras skips such steps.
 
     Args:
-        learning_rate: A number >= 0, a `LearningRateSchedule`, or a callable. The default 1.0 goes with the default
+        learning_rate: A number >= 0, a `LearningRateSchedule`, or a callable. The default 1.0 fits the default
             `trust_coefficient`: a step of 0.001 |w| before momentum. The paper's large-batch runs use 9 to 32.
-        momentum: Number in [0, 1). Default 0.9. Fixed once the optimizer exists, because 0 needs no state.
+        momentum: Number in [0, 1). Default 0.9. It cannot change later, because 0 needs no state.
         trust_coefficient: Number > 0, the relative length of a step at learning rate 1. Default 0.001.
-        weight_decay: Number >= 0, coupled: it is part of the gradient and of the ratio, unlike Keras's `weight_decay`.
+        weight_decay: Number >= 0. It is coupled: part of the gradient and of the ratio, unlike Keras's `weight_decay`.
             Default 0.
         epsilon: Number >= 0, added to the denominator. Default 0.
         nesterov: Whether to use Nesterov's momentum. Default False.
         denominator: "sum" or "norm", see above. Default "sum".
         clip: Whether to clip the rate as in LARC, see above. Default False.
-        layer_adaptation_exclude: None, a list of regular expressions searched for in `variable.path`, or "vectors" for
-            all variables of rank <= 1. Variables excluded here take plain momentum steps (ratio 1, not clipped).
-        weight_decay_exclude: The same, for variables without weight decay.
-        norm_floor: Number >= 0, the least norm that a variable which started at zero counts as, see above. Default 1;
-            for targets in small units (1e-4) their standard deviation, or the loss stays far above their variance;
-            0 takes the paper's plain steps from zero. Fixed once the optimizer exists, because 0 needs no state.
+        layer_adaptation_exclude: None (default), a list of regular expressions searched for in `variable.path`, or
+            "vectors" for all variables of rank <= 1. Excluded variables take plain momentum steps (ratio 1, not
+            clipped).
+        weight_decay_exclude: The same, for variables without weight decay. Default None.
+        norm_floor: Number >= 0, the minimum norm used for a variable that started at zero, see above. Default 1. For
+            targets in small units (1e-4), use their standard deviation; otherwise the loss stays far above their
+            variance. 0 takes the paper's plain steps from zero. It cannot change later, because 0 needs no state.
         **kwargs: Arguments of `keras.optimizers.Optimizer`: `clipnorm`, `use_ema`, `gradient_accumulation_steps`,
             `name` and others.
 
@@ -128,22 +129,22 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
 
     @property
     def momentum(self) -> float:
-        """The decay of the velocity; fixed, because it decides which state exists."""
+        """The decay of the velocity; read-only, because it determines the state."""
         return self._momentum
 
     @property
     def norm_floor(self) -> float:
-        """The least norm of a variable that started at zero; fixed, because it decides which state exists."""
+        """The minimum norm of a variable that started at zero; read-only, because it determines the state."""
         return self._norm_floor
 
     @property
     def layer_adaptation_exclude(self) -> Sequence[str] | str:
-        """Which variables take plain momentum steps; fixed, because it is looked up when the optimizer is built."""
+        """Which variables take plain momentum steps; read-only, because `build` reads it once."""
         return self._layer_adaptation_exclude
 
     @property
     def weight_decay_exclude(self) -> Sequence[str] | str:
-        """Which variables are not decayed; fixed, because it is looked up when the optimizer is built."""
+        """Which variables do not decay; read-only, because `build` reads it once."""
         return self._weight_decay_exclude
 
     def build(self, variables: Sequence[Any]) -> None:
@@ -155,7 +156,7 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
         if self.built:
             return
         super().build(variables)
-        # Here and not in `update_step`, which on TensorFlow receives a variable without a path.
+        # This cannot be done in `update_step`: on TensorFlow it receives a variable without a path.
         self._is_adapted = tuple(not matches(v, self.layer_adaptation_exclude) for v in variables)
         self._is_decayed = tuple(self._takes_weight_decay(v) for v in variables)
         if self.momentum:
@@ -167,16 +168,17 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
             )
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
-        """Exclude variables from weight decay, as Keras's optimizers do; `weight_decay_exclude` is saved, this is not.
+        """Exclude variables from weight decay, as Keras's optimizers do. These exclusions are not saved with the model.
 
         Args:
             var_list: None, or a list of variables.
-            var_names: None, or a list of regular expressions: on paths with TensorFlow, on bare names elsewhere.
+            var_names: None, or a list of regular expressions, searched for in variable paths on TensorFlow and in bare
+                names on other backends.
 
         Raises:
-            TypeError: An argument is no list of its kind.
-            ValueError: A name is no regular expression; or the optimizer is built, and the call names a variable that
-                decays.
+            TypeError: `var_list` is not a list of variables, or `var_names` is not a list of strings.
+            ValueError: A string is not a regular expression, or the optimizer is already built and the call names a
+                variable that decays.
         """
         exclude(self, var_list, var_names)
 
@@ -189,7 +191,7 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
         dtype = numerics.accumulation_dtype(variable.dtype)
         if dtype == keras.backend.standardize_dtype(variable.dtype):
             return self.add_variable_from_reference(variable, name="velocity")
-        # In half precision a velocity would lose its small entries: they are about a thousandth of the weights.
+        # Entries of a velocity are about a thousandth of the weights. Half precision would lose the small ones.
         return self.add_variable(
             shape=variable.shape,
             dtype=dtype,
@@ -198,7 +200,7 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
         )
 
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
-        """Do nothing: the decay is part of the gradient here, and Keras's decoupled one must not come on top."""
+        """Do nothing: here the decay is part of the gradient, so Keras must not also apply its decoupled decay."""
 
     def update_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
         """Take one step on one variable.
@@ -227,7 +229,7 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
         update = _decayed(gradient, variable, decay)
         squares = [_fused.sum_of_squares(variable), _fused.sum_of_squares(self._divisor_tensor(gradient, update))]
         weight_norm, divisor_norm = (ops.sqrt(square) for square in squares)
-        # The wrong numbers that zero or extreme norms give here are not used: `is_safe` sends them the plain way.
+        # Zero or extreme norms give wrong numbers here. `is_safe` detects them, and the plain update is used instead.
         floor = self._floor_of(index)
         length, denominator = self._length_and_denominator(weight_norm, divisor_norm, floor, learning_rate, decay)
         rate = length / denominator
@@ -243,7 +245,7 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
         ops.cond(_fused.is_safe(rate, *squares), fused, plain)
 
     def _step(self, gradient: Tensor, variable: Any, learning_rate: Tensor, index: int) -> Tensor:
-        """Return learning_rate * ratio * u."""
+        """Return the step learning_rate * ratio * u of one variable, shaped like the variable."""
         decay = self._decay_of(index)
         w = ops.cast(variable, learning_rate.dtype)
         g = ops.cast(gradient, learning_rate.dtype)
@@ -273,17 +275,17 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
     def _length_and_denominator(
         self, weight_norm: Tensor, divisor_norm: Tensor, floor: Tensor, learning_rate: Tensor, decay: float
     ) -> tuple[Tensor, Tensor]:
-        """Return learning_rate * trust_coefficient * |w| and what u is divided by; their quotient is the rate of u."""
+        """Return learning_rate * trust_coefficient * |w| and the divisor of u (scalars): their quotient is u's rate."""
         denominator = divisor_norm + self.epsilon
         if self.denominator == "sum":
             denominator = denominator + decay * weight_norm
         length = self.trust_coefficient * ops.maximum(weight_norm, floor)
-        if self.clip:  # min(ratio, learning_rate), both sides times the denominator
+        if self.clip:  # this is min(ratio, learning_rate) with both sides multiplied by the denominator
             return ops.minimum(length, learning_rate * denominator), denominator
         return learning_rate * length, denominator
 
     def _descend(self, variable: Any, velocity: Any, step: Tensor) -> None:
-        """Move by -step, through the velocity where there is one. The velocity kept is -v, as in Keras's SGD."""
+        """Move the variable by -step, through the velocity if there is one; it is stored as -v, as in Keras's SGD."""
         change = -step
         if velocity is not None:
             m = self.momentum * ops.convert_to_tensor(velocity) - step
@@ -296,9 +298,10 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
         """Build an optimizer from its configuration.
 
         Args:
-            config: What `get_config` returned. One without `norm_floor` is older than that argument, and means the
-                rule that such an optimizer followed, `norm_floor=0`: it has no state for another.
-            custom_objects: The user's own classes by name, such as a learning rate schedule's.
+            config: The result of `get_config`. A configuration without `norm_floor` is older than that argument. It
+                means `norm_floor=0`, the rule at that time: its saved state has no floors.
+            custom_objects: The user's own classes by name, such as the class of a learning rate schedule; None for
+                none.
 
         Returns:
             The optimizer.

@@ -1,7 +1,7 @@
-"""The least norm that a variable counts as when its rate is set, for variables that start at zero.
+"""The minimum norm that sets the rate of a variable that starts at zero, and so has no norm of its own yet.
 
-Such a variable has no norm of its own yet. Each has a scalar in the optimizer's state, which holds its floor: the first
-step notes `norm_floor` there if all entries are zero, and 0 if not.
+The optimizer's state holds one scalar per variable, its floor. The first step sets it to `norm_floor` if all entries of
+the variable are zero, and to 0 otherwise.
 """
 
 from typing import Any
@@ -16,42 +16,20 @@ UNDECIDED = -1.0
 
 
 def add_floor(optimizer: Any, variable: Any) -> Any:
-    """Add a variable's floor to the state of an optimizer.
-
-    Args:
-        optimizer: The optimizer, while it is being built.
-        variable: One of its variables.
-
-    Returns:
-        A scalar `keras.Variable`, undecided: while the first step is traced, weights may have no values yet.
-    """
+    """Add a variable's floor to an optimizer's state: an undecided scalar `keras.Variable` in float32 or better."""
     dtype = numerics.accumulation_dtype(variable.dtype)
+    # The weights may have no values yet while the first step is traced, so the floor cannot be set here.
     initializer = keras.initializers.Constant(UNDECIDED)
     return optimizer.add_variable(shape=(), dtype=dtype, initializer=initializer, name="norm_floor")
 
 
 def current_floor(noted: Any, norm_floor: float, weight_norm: Tensor | None = None) -> Tensor:
-    """Return the least norm that a variable counts as in this step.
-
-    Args:
-        noted: Its floor in the state.
-        norm_floor: Number > 0, the floor of variables that are zero.
-        weight_norm: Scalar tensor |w|; None if it is known not to be zero.
-
-    Returns:
-        A scalar tensor: `norm_floor` where |w| is zero, now or at the first step; 0 elsewhere.
-    """
+    """Return a scalar: `norm_floor` (> 0) if |w| is 0 now or was at the first step, else 0; |w| is None if not 0."""
     floor = ops.relu(ops.convert_to_tensor(noted))
     return floor if weight_norm is None else ops.where(ops.equal(weight_norm, 0.0), norm_floor, floor)
 
 
 def note_floor(optimizer: Any, noted: Any, floor: Tensor) -> None:
-    """Decide, at the first step, about a variable's floor in all later ones.
-
-    Args:
-        optimizer: The optimizer.
-        noted: The variable's floor in the state, changed in place if it is undecided.
-        floor: Scalar tensor from `current_floor`.
-    """
+    """Set a variable's floor to a scalar from `current_floor` if it is undecided, as it is at the first step."""
     before = ops.convert_to_tensor(noted)
     optimizer.assign(noted, ops.where(ops.less(before, 0.0), floor, before))

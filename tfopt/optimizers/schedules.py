@@ -1,4 +1,4 @@
-"""Learning-rate schedules of the large-batch recipes."""
+"""Learning-rate schedules for training with large batches."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from tfopt.numerics import Tensor, accumulation_dtype
 
 @keras.saving.register_keras_serializable(package="tfopt")
 class PolynomialDecayWithWarmup(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up to a peak, then polynomial decay: the schedule that LARS is used with.
+    """Linear warm-up to a peak, then polynomial decay: the schedule that is commonly used with LARS.
 
     With T_w = `warmup_steps` and T = `decay_steps`, the rate at step t is
 
@@ -19,7 +19,7 @@ class PolynomialDecayWithWarmup(keras.optimizers.schedules.LearningRateSchedule)
         end + (peak - end) * (1 - (t - T_w) / T)^power              T_w <= t < T_w + T
         end                                                         afterwards
 
-    The decay counts from the end of the warm-up, where both parts equal the peak: a run of N steps in all takes
+    The decay starts at the end of the warm-up, where both formulas give the peak. For a run of N steps in total, set
     `decay_steps = N - warmup_steps`. Steps are batches; under gradient accumulation Keras counts micro-batches.
 
     Args:
@@ -27,8 +27,8 @@ class PolynomialDecayWithWarmup(keras.optimizers.schedules.LearningRateSchedule)
         decay_steps: Number of steps from the peak to the end, an integer >= 1.
         warmup_steps: Number of steps from the initial rate to the peak, an integer >= 0. Default 0.
         power: Exponent of the decay, a number > 0. Default 2, as in the paper.
-        initial_learning_rate: The rate at step 0 if there is a warm-up. Default 0.
-        end_learning_rate: The rate at the end and ever after. Default 0.
+        initial_learning_rate: The rate at step 0 if there is a warm-up, a number >= 0. Default 0.
+        end_learning_rate: The rate at the end of the decay and afterwards, a number >= 0. Default 0.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -66,9 +66,9 @@ class PolynomialDecayWithWarmup(keras.optimizers.schedules.LearningRateSchedule)
             step: The number of steps taken so far, an integer or a scalar tensor.
 
         Returns:
-            A scalar tensor in Keras's default float type, or float32 if that is half precision.
+            A scalar tensor in Keras's default float type, or in float32 if that type is half precision.
         """
-        dtype = accumulation_dtype(keras.config.floatx())  # float16 cannot count beyond 65,504
+        dtype = accumulation_dtype(keras.config.floatx())  # the largest float16 number is 65,504
         step = ops.cast(step, dtype)
         decayed = ops.clip((step - self.warmup_steps) / self.decay_steps, 0.0, 1.0)
         rate = self.end_learning_rate + (self.learning_rate - self.end_learning_rate) * ops.power(

@@ -1,4 +1,4 @@
-"""The physics that layer-wise optimizers share: a step whose length is set by the size of the layer it moves."""
+"""The trust ratio that layer-wise optimizers share: the length of a step depends on the norm of the layer."""
 
 import re
 from collections.abc import Sequence
@@ -9,16 +9,8 @@ from tfopt.numerics import Tensor
 
 
 def is_defined(weight_norm: Tensor, update_norm: Tensor) -> Tensor:
-    """Tell whether a trust ratio exists: neither the weights nor the update are all zero.
-
-    Args:
-        weight_norm: Scalar tensor |w|.
-        update_norm: Scalar tensor |u|.
-
-    Returns:
-        A scalar boolean tensor. If either norm is NaN it is True, so that non-finite values make the whole step NaN.
-    """
-    return ops.not_equal(ops.sign(weight_norm) * ops.sign(update_norm), 0.0)  # NaN differs from 0
+    """Return a scalar boolean: no norm (scalars |w|, |u|) is 0; True for NaN, which then makes the step NaN."""
+    return ops.not_equal(ops.sign(weight_norm) * ops.sign(update_norm), 0.0)  # NaN is not equal to 0
 
 
 def trust_ratio(weight_norm: Tensor, update_norm: Tensor) -> Tensor:
@@ -26,7 +18,7 @@ def trust_ratio(weight_norm: Tensor, update_norm: Tensor) -> Tensor:
 
     Args:
         weight_norm: Scalar tensor |w|.
-        update_norm: Scalar tensor |u|, the norm of the update before it is scaled.
+        update_norm: Scalar tensor |u|, the norm of the update before scaling.
 
     Returns:
         A scalar tensor.
@@ -45,49 +37,43 @@ def trust_ratio(weight_norm: Tensor, update_norm: Tensor) -> Tensor:
 def trusted_step(
     update: Tensor, learning_rate: Tensor, trusted_length: Tensor, denominator: Tensor, defined: Tensor
 ) -> Tensor:
-    """Scale an update to a length that the layer can bear, without overflow on the way.
+    """Scale an update to the length that the trust ratio gives, without overflow in intermediate results.
 
-    Evaluates `learning_rate * ratio * update` as `length * (update / denominator)`: a ratio itself can overflow where
-    the step that it stands for is harmless.
+    The step `learning_rate * ratio * update` is computed as `length * (update / denominator)`, because the ratio can
+    overflow even if the step does not.
 
     Args:
-        update: Tensor u, the direction to go in.
-        learning_rate: Scalar tensor; the rate of the plain step taken where the ratio is not defined.
-        trusted_length: Scalar tensor; learning rate times trust coefficient times |w|.
-        denominator: Scalar tensor that `update` is divided by.
-        defined: Scalar boolean tensor, from `is_defined`.
+        update: Tensor u, the direction of the step.
+        learning_rate: Scalar tensor, the rate of the plain step where the ratio is not defined.
+        trusted_length: Scalar tensor, learning rate times trust coefficient times |w|.
+        denominator: Scalar tensor, the divisor of `update`.
+        defined: Scalar boolean tensor from `is_defined`.
 
     Returns:
-        The step, a tensor shaped like `update`: `trusted_length * update / denominator`, or `learning_rate * update`.
+        A tensor shaped like `update`: `trusted_length * update / denominator` where `defined`, otherwise
+        `learning_rate * update`.
     """
     length = ops.where(defined, trusted_length, learning_rate)
     return length * (update / ops.where(defined, denominator, ops.ones_like(denominator)))
 
 
 def matches(variable: object, patterns: Sequence[str] | str) -> bool:
-    """Tell whether a variable is selected by its path or its rank.
+    """Return whether regular expressions, or the word "vectors", select a variable.
 
     Args:
         variable: A `keras.Variable`.
-        patterns: Regular expressions, searched for in the variable's path; or "vectors", which selects all variables of
-            rank 1 and less: biases, and the scales and offsets of normalisation layers.
+        patterns: Regular expressions, searched for in the path of the variable; or "vectors", which selects all
+            variables of rank <= 1: biases, and the scales and offsets of normalisation layers.
 
     Returns:
         Whether the variable is selected.
     """
     if isinstance(patterns, str):
         return len(variable.shape) <= 1  # type: ignore[attr-defined]
-    path = path_of(variable).removesuffix(":0")  # of TensorFlow's names, so that "bias$" matches them too
+    path = path_of(variable).removesuffix(":0")  # names of TensorFlow end in ":0", which "bias$" would not match
     return any(re.search(pattern, path) for pattern in patterns)
 
 
 def path_of(variable: object) -> str:
-    """Name a variable in full.
-
-    Args:
-        variable: A `keras.Variable`, or a variable of the backend.
-
-    Returns:
-        Its path, or its name if it has no path.
-    """
+    """Return the path of a variable of Keras or of the backend, or its name if it has no path."""
     return str(getattr(variable, "path", None) or getattr(variable, "name", ""))
