@@ -1,9 +1,9 @@
 """Why did this training diverge? The curvature before the first step already says so.
 
-The script trains one network on digits by SGD with momentum 0.9 at three learning rates, with the callback Convexity. It
-draws the loss, and the learning rate times the largest eigenvalue of the Hessian. On a quadratic loss, steps diverge
+The script trains one network on digits by SGD with momentum 0.9 at three learning rates, with the callback Convexity.
+It draws the loss, and the learning rate times the largest eigenvalue of the Hessian. On a quadratic loss, steps diverge
 where that product is above 2 (1 + momentum) = 3.8. Expect the largest rate to begin eight times above the limit, and to
-diverge within 15 steps; the middle rate begins above the limit too, and the curvature falls before its loss rises.
+diverge within 15 steps. The middle rate begins above the limit too, but the curvature falls before the loss rises.
 
 Run `python examples/why_did_it_diverge.py`; it takes half a minute on two cores.
 """
