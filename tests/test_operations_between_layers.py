@@ -168,3 +168,15 @@ def test_callbacks_log_what_they_log_of_the_same_network_made_of_layers(pair, tm
         assert "joins" in convexity.certificate_refused or "not a layer" in convexity.certificate_refused
         logs.append({name: values[-1] for name, values in history.items() if not name.endswith("seconds")})
     assert logs[0] == pytest.approx(logs[1], rel=1e-3, abs=1e-6, nan_ok=True)
+
+
+def test_convexity_logs_all_but_the_certificate_of_operations():
+    model = MODELS["divide"][0]()
+    model.compile(keras.optimizers.SGD(0.01), "mse", jit_compile=False)
+    insisting = Convexity((X, Y), eigenvalues=False, self_check=False, certificate=True)
+    with pytest.raises(NotCoveredError, match="the operation 'true_divide.*' .TrueDivide. is not a layer"):
+        model.fit(X, Y, verbose=0, callbacks=[insisting])
+    convexity = Convexity((X, Y), eigenvalues=False, self_check=False)
+    history = model.fit(X, Y, verbose=0, callbacks=[convexity]).history
+    assert np.isfinite(history["convexity/curvature_along_gradient"]).all()
+    assert "'true_divide" in convexity.certificate_refused
