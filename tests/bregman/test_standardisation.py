@@ -250,7 +250,8 @@ def test_weights_that_were_set_fit_targets_of_any_unit(preset):
 def test_outputs_are_matched_by_least_squares(use_bias):
     y = 30 + 5 * F
     model = make_model(use_bias=use_bias)
-    model.set_weights([20 * RNG.standard_normal(w.shape) for w in model.get_weights()])
+    model.set_weights([RNG.standard_normal(w.shape) for w in model.get_weights()])
+    model.layers[-1].kernel.assign(20 * model.layers[-1].kernel)
     begin, z = Begin(X), predict(model, X)
     for k in range(2):
         inputs = np.stack([z[:, k], np.full(len(z), float(use_bias))], axis=1)
@@ -365,6 +366,44 @@ def test_weights_that_may_be_of_another_task_are_kept_with_a_word(unit, origin):
         fit(x, LABELS, "sparse_categorical_crossentropy", model, epochs=1, callbacks=[begin])
     model.set_weights(weights)
     np.testing.assert_allclose(begin.predictions, predict(model, x), rtol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def after_a_second_fit():
+    return fit(X, F, model=fit(X, F, epochs=5)[0], epochs=8)[1]["loss"][-1]
+
+
+@pytest.mark.parametrize(
+    ("unit", "origin"),
+    [(1e-6, 0.0), (1e-2, 0.0), (100.0, 0.0), (1e4, 0.0), (1.0, 100.0), (1e3, 1e4)],
+)
+def test_weights_that_were_learnt_in_another_unit_can_learn_again(unit, origin, after_a_second_fit):
+    """In the unit of the second fit the first layer is linear or constant, so that nothing else would be learnt."""
+    model, _ = fit(origin + unit * X, F, epochs=5)
+    with pytest.warns(UserWarning, match="does not fit the unit or the origin .* Its weights are scaled .* convert"):
+        history = fit(X, F, model=model, epochs=8)[1]
+    assert history["loss"][-1] < 1.3 * after_a_second_fit
+
+
+def test_a_model_that_predicts_in_another_unit_of_the_targets_is_kept_with_a_word():
+    model, _ = fit(X, F, epochs=5)
+    y = predict(model, X)
+    model.set_weights([30.0 * w for w in model.get_weights()])  # The outputs of a ReLU network keep their shape.
+    model.layers[-1].bias.assign(30.0 * model.layers[-1].bias)
+    begin = Begin(X)
+    with pytest.warns(UserWarning, match="predicts hardly better than a constant. Its weights are kept"):
+        fit(X, y, model=model, epochs=1, callbacks=[begin])
+    np.testing.assert_allclose(begin.predictions, y, atol=1e-9)
+
+
+@pytest.mark.parametrize("targets", ["F", "noise", "rare", "sharp"])
+def test_a_second_fit_on_other_rows_warns_of_nothing(targets):
+    """Warnings are errors in tests. Some of these targets cannot be learnt, and the model predicts them badly."""
+    noise = np.random.default_rng(1).standard_normal((90, 2))
+    y = {"F": F, "noise": noise, "rare": np.maximum(F - 1.5, 0), "sharp": np.sin(20 * X[:, :2])}[targets]
+    model = make_model()
+    for rows in (slice(45), slice(45, 90)):
+        fit(X[rows], y[rows], model=model, epochs=6)
 
 
 def test_a_gaussian_start_does_not_look_at_the_first_layer():

@@ -367,6 +367,13 @@ FIT_ERRORS = [
     ({"x": X, "y": None}, ValueError, "`y` must be given"),
     ({"x": X, "y": Y + 1}, ValueError, "`y` must be labels 0 to 9. Received: values from 1 to 10"),
     ({"x": X, "y": np.zeros((len(X), 3))}, ValueError, r"`y` must have the shape \(rows,\) or \(rows, 10\)"),
+    ({"x": [[1.0, 2.0], [1.0]], "y": Y}, ValueError, "`x` must be an array, or a list of rows of equal length"),
+    ({"x": X, "y": [[1], [1, 2]]}, ValueError, "`y` must be an array, or a list of rows of equal length.*: a list"),
+    (
+        {"x": [[1.0], [1.0, 2.0]], "y": Y, "validation_split": 0.5},
+        ValueError,
+        "`x` must be an array, or a list of rows",
+    ),
     ({"x": X, "y": Y.astype(str)}, TypeError, "`y` must hold numbers"),
     ({"x": X.astype(str), "y": Y}, TypeError, "`x` must hold numbers"),
     ({"x": X.astype(object), "y": Y}, TypeError, "`x` must hold numbers. Received: dtype object: convert it by"),

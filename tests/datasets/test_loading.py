@@ -253,6 +253,8 @@ def test_higgs_can_be_cut_to_fewer_rows(tmp_path):
         (lambda rows: np.where(np.arange(40)[:, None] == 7, np.nan, rows), r"row 8: expected a label 0 or 1"),
         (lambda rows: rows + 0.5, r"row 1: expected a label 0 or 1"),
         (lambda rows: rows[:3], "holds 3 rows"),
+        (lambda rows: np.vstack([np.arange(29), rows]), "row 1: .* Received: the numbers of the columns, as pandas"),
+        (lambda rows: np.vstack([1 + np.arange(29), rows]), "row 1: .* Received: the numbers of the columns"),
     ],
 )
 def test_bad_higgs_files_are_named_and_leave_no_cache(spoil, message, higgs_rows, tmp_path):
@@ -360,6 +362,10 @@ def test_damaged_higgs_files_are_named(higgs_rows, tmp_path):
             "HIGGS.npy, row 8: expected a l",
         ),
         (lambda rows: np.where(np.arange(40)[:, None] == 39, np.float32(np.inf), rows), "HIGGS.npy, row 40: expected"),
+        (
+            lambda rows: np.vstack([np.arange(29, dtype=np.float32), rows]),
+            "HIGGS.npy, row 1: .* numbers of the columns",
+        ),
         (lambda rows: rows + np.float32(0.5), r"row 1: expected a label 0 or 1"),
         (lambda rows: rows[:, ::-1], r"row 1: expected a label 0 or 1"),
         (lambda rows: rows.astype(object), "is damaged"),

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tfopt.bregman.losses import Loss
 from tfopt.bregman.network import DenseChain
 
-__all__ = ["check_arrays", "make_targets"]
+__all__ = ["as_array", "check_arrays", "make_targets"]
 
 
 def check_arrays(x: Any, y: Any, chain: DenseChain, loss: Loss, names: tuple[str, str] = ("x", "y")) -> tuple[Any, Any]:
@@ -25,8 +25,7 @@ def check_arrays(x: Any, y: Any, chain: DenseChain, loss: Loss, names: tuple[str
         raise TypeError(f"`{x_name}` must be an array or a tf.data.Dataset. Received: {type(x).__name__}")
     elif y is None:
         raise ValueError(f"`{y_name}` must be given when `{x_name}` is an array. Received: {y_name}=None")
-    x = x if isinstance(x, np.memmap) else np.asarray(x)
-    y = y if isinstance(y, np.memmap) else np.asarray(y)
+    x, y = as_array(x_name, x), as_array(y_name, y)
     expected = tuple(chain.model.input_shape[1:])
     for name, part in ((x_name, x), (y_name, y)):
         if part.dtype.kind not in "fiub":
@@ -43,6 +42,18 @@ def check_arrays(x: Any, y: Any, chain: DenseChain, loss: Loss, names: tuple[str
         )
     _check_targets(y, chain.widths[-1], loss, y_name)
     return x, y
+
+
+def as_array(name: str, part: Any) -> np.ndarray:
+    """Return an array of what was passed; memory-mapped arrays stay memory-mapped."""
+    if isinstance(part, np.memmap):
+        return part
+    try:
+        return np.asarray(part)
+    except ValueError as error:  # The message of NumPy names no argument.
+        raise ValueError(
+            f"`{name}` must be an array, or a list of rows of equal length. Received: a {type(part).__name__}, {error}"
+        ) from error
 
 
 def _matches(shape: tuple[int, ...], expected: tuple[Any, ...]) -> bool:

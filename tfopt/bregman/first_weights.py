@@ -36,7 +36,10 @@ _SMALLEST_DRAWN, _LARGEST_DRAWN = 0.01, 100.0
 # In a first layer that can learn, the pre-activations of most units have a standard deviation in this range. Their mean
 # is at most _LARGEST_MEAN standard deviations from 0.
 _SMALLEST_SPREAD, _LARGEST_SPREAD, _LARGEST_MEAN = 0.3, 2.0, 3.0
-_WORSE, _HOPELESS = math.log(1.2), math.log(10.0)
+# Logarithms of factors: how far a layer is outside these ranges, or further outside than in another reading.
+_WORSE, _BAD, _HOPELESS = math.log(1.2), math.log(4.0), math.log(10.0)
+# Losses as multiples of a constant's. Even a first layer of the wrong unit can predict a little better than a constant.
+_HARDLY_BETTER, _USEFUL = 0.9, 0.5
 
 
 def choose_first_weights(problem: Problem, rows: Rows) -> Weights:
@@ -53,42 +56,74 @@ def choose_first_weights(problem: Problem, rows: Rows) -> Weights:
     if not first and is_used and len(given) > 1:
         weights = _choose_reading(weights, rows.standardisation.to_training(given, (True, last)), problem, rows)
     if problem.loss.is_quadratic and not last:
-        weights = match_outputs(weights, chain.architecture, rows, ranks)
+        weights = _matched(weights, problem, rows)
     return weights
 
 
 def _choose_reading(as_given: Weights, for_unit_rows: Weights, problem: Problem, rows: Rows) -> Weights:
     # If the origin or the unit of the inputs is so far off that the first layer cannot learn, read its weights as if an
-    # initializer had drawn them. If the weights are only worse, they may come from another task: keep them. A model
-    # that predicts has been trained: keep its weights too.
+    # initializer had drawn them. If it cannot learn then either, its weights were learnt in another unit or origin:
+    # scale them. If the weights are only worse, they may come from another task: keep them. A model that predicts has
+    # been trained: keep its weights too, even if its outputs have another unit than the targets.
     varies = ~rows.standardisation.is_constant
-    loss_of_reading = _badness(*as_given[0], varies) - _badness(*for_unit_rows[0], varies)
-    if loss_of_reading < _WORSE or _predicts(as_given, problem, rows):
+    found, if_reread = _badness(*as_given[0], varies), _badness(*for_unit_rows[0], varies)
+    if found - if_reread < _WORSE and found < _BAD:
         return as_given
-    is_hopeless = loss_of_reading > _HOPELESS
-    what_is_done = "Its weights are " + (
-        "read as for inputs of mean 0 and standard deviation 1" if is_hopeless else "kept"
-    )
+    constant = _loss_of_zeros(as_given, problem, rows)
+    if _loss(as_given, problem, rows) < _HARDLY_BETTER * constant:
+        return as_given
+    weights, what_is_done = as_given, "kept"
+    if found - if_reread > _HOPELESS:
+        weights, what_is_done = for_unit_rows, "read as for inputs of mean 0 and standard deviation 1"
+    if _badness(*weights[0], varies) > _HOPELESS:
+        weights = [_with_unit_spread(*weights[0], varies), *weights[1:]]
+        what_is_done = "scaled so that its outputs have a standard deviation of 1, and larger biases are set to 0"
+    if problem.loss.is_quadratic and weights is not as_given:
+        as_it_is, changed = (_loss(_matched(each, problem, rows), problem, rows) for each in (as_given, weights))
+        if as_it_is < _USEFUL * min(constant, changed):
+            weights, what_is_done = as_given, "kept"
     warnings.warn(
         f"The first Dense layer, {problem.chain.layers[0].name!r}, does not fit the unit or the origin of these "
-        "inputs: its outputs vary too little or too much between rows, and the model predicts no better than a "
-        f"constant. {what_is_done}. If they are not trained, build the model again, or standardise the inputs",
+        "inputs: its outputs vary too little or too much between rows, and the model predicts hardly better than a "
+        f"constant. Its weights are {what_is_done}. If they were trained on inputs in another unit, convert these "
+        "inputs to it. If they are not trained, build the model again, or standardise the inputs",
         stacklevel=7,  # The caller of `fit`.
     )
-    return for_unit_rows if is_hopeless else as_given
+    return weights
 
 
-def _predicts(weights: Weights, problem: Problem, rows: Rows) -> bool:
+def _matched(weights: Weights, problem: Problem, rows: Rows) -> Weights:
+    return match_outputs(weights, problem.chain.architecture, rows, problem.communicator)
+
+
+def _loss(weights: Weights, problem: Problem, rows: Rows) -> float:
+    return problem.evaluation(rows, weights, with_metrics=False)[0]
+
+
+def _loss_of_zeros(weights: Weights, problem: Problem, rows: Rows) -> float:
+    # Return the loss of outputs of zero: for standardised targets, of their mean.
     kernel, bias = weights[-1]
-    constant = [*weights[:-1], (tf.zeros_like(kernel), tf.zeros_like(bias))]
-    found, limit = (problem.evaluation(rows, each, with_metrics=False)[0] for each in (weights, constant))
-    return found < limit
+    return _loss([*weights[:-1], (tf.zeros_like(kernel), tf.zeros_like(bias))], problem, rows)
+
+
+def _with_unit_spread(kernel: Any, bias: Any, varies: np.ndarray) -> tuple[Any, Any]:
+    # Scale a kernel so that pre-activations on rows of unit 1 have a standard deviation of 1 in the median unit. Set
+    # biases to 0 that keep a unit on one side of its kink.
+    spreads = _spreads(kernel, varies)
+    scale = 1.0 / np.median(spreads)
+    is_near = np.abs(bias.numpy()) <= _LARGEST_MEAN * scale * spreads
+    return kernel * tf.cast(scale, kernel.dtype), bias * tf.cast(is_near, bias.dtype)
+
+
+def _spreads(kernel: Any, varies: np.ndarray) -> np.ndarray:
+    # Standard deviations of the pre-activations on rows of unit 1, of uncorrelated inputs.
+    return np.sqrt(np.sum(kernel.numpy()[varies].astype(np.float64) ** 2, axis=0))
 
 
 def _badness(kernel: Any, bias: Any, varies: np.ndarray) -> float:
     # Return the logarithm of the factor by which pre-activations on rows of unit 1 are too large, too small, or too far
     # from 0.
-    spreads = np.sqrt(np.sum(kernel.numpy()[varies].astype(np.float64) ** 2, axis=0))
+    spreads = _spreads(kernel, varies)
     spread = float(np.median(spreads))
     if spread == 0.0:
         return 0.0  # A kernel of zeros is equally good in any unit.

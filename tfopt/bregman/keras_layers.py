@@ -18,7 +18,9 @@ CAN_BE_TRAINED = (
 
 def refusal(layer: Any, why: str) -> str:
     """Return a message that a layer cannot be trained, and which layers can; `why` follows the layer's name."""
-    return f"The layer {layer.name!r} ({type(layer).__name__}) {why}. {CAN_BE_TRAINED}"
+    is_operation = isinstance(layer, keras.Operation) and not isinstance(layer, keras.layers.Layer)
+    kind = "operation" if is_operation else "layer"
+    return f"The {kind} {layer.name!r} ({type(layer).__name__}) {why}. {CAN_BE_TRAINED}"
 
 
 def check_dense(layer: Any, before: list[Any]) -> None:

@@ -86,6 +86,8 @@ class DenseChain:
         for layer in _chain_of(model):
             if isinstance(layer, keras.layers.InputLayer):
                 continue
+            if not isinstance(layer, keras.layers.Layer | InputCast):
+                raise ValueError(refusal(layer, "is not a layer, such as keras.layers.Rescaling or keras.layers.ReLU"))
             if isinstance(layer, InputCast):
                 if not dense:
                     preparation.append(layer)

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tfopt._agreement import check_agreement, in_agreement
 from tfopt._checkpoint_files import CheckpointFiles
 from tfopt._checks import check_folder, check_integer, check_keras_3, check_number
+from tfopt.bregman.arrays import as_array
 from tfopt.bregman.engine import Problem
 from tfopt.bregman.evaluation import Evaluation
 from tfopt.bregman.keras_loss import read_loss
@@ -279,7 +279,7 @@ def _split(x: Any, y: Any, share: Any, validation_data: Any) -> tuple[Part, Part
         return Part(x, y), None
     if isinstance(x, tf.data.Dataset) or y is None:
         raise ValueError("`validation_split` needs arrays. Pass `validation_data` with a tf.data.Dataset")
-    x, y = (part if isinstance(part, np.ndarray) else np.asarray(part) for part in (x, y))
+    x, y = as_array("x", x), as_array("y", y)
     if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
         return Part(x, y), None  # `check_arrays` refuses these shapes.
     held_out = int(len(x) * share)

@@ -57,6 +57,7 @@ def read_network(model: Any) -> list[Any]:
     _check_layer(model, f"the model {model.name!r} ({type(model).__name__})")
     for layer in _chain(model):
         name = f"the layer {layer.name!r} ({type(layer).__name__})"
+        _check_is_layer(layer)
         _check_layer(layer, name)
         if type(layer) is keras.layers.InputLayer:
             rank = len(layer.batch_shape)
@@ -79,6 +80,16 @@ def read_network(model: Any) -> list[Any]:
 def dense_layers(steps: list[Any]) -> list[Any]:
     """Return the Dense layers among the steps of `read_network`."""
     return [step for step in steps if type(step) is keras.layers.Dense]
+
+
+def _check_is_layer(operation: Any) -> None:
+    # Functions of keras.ops and operators on Keras's tensors are operations between layers.
+    if not isinstance(operation, keras.layers.Layer):
+        raise NotCoveredError(
+            f"the operation {operation.name!r} ({type(operation).__name__}) is not a layer. If it only changes the "
+            "inputs, apply it to the data, outside the model. In place of a function such as keras.ops.relu, use a "
+            "layer such as keras.layers.ReLU"
+        )
 
 
 def _check_layer(layer: Any, name: str) -> None:
@@ -136,10 +147,10 @@ def _chain(model: Any) -> Iterator[Any]:
     tensors = list(model.outputs)
     while tensors:
         if len(tensors) > 1:
-            raise NotCoveredError(f"the layer {layers[-1].name!r} joins {len(tensors)} tensors")
+            raise NotCoveredError(f"{layers[-1].name!r} ({type(layers[-1]).__name__}) joins {len(tensors)} tensors")
         layer, node, _ = tensors[0]._keras_history
         if any(layer is other for other in layers):
-            raise NotCoveredError(f"the layer {layer.name!r} is used twice")
+            raise NotCoveredError(f"{layer.name!r} ({type(layer).__name__}) is used twice")
         layers.append(layer)
         tensors = layer._inbound_nodes[node].input_tensors
     return reversed(layers)

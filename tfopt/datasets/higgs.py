@@ -16,6 +16,8 @@ _FEWEST_ROWS = 8
 _CHUNK_ROWS = 200_000
 _LAST_BYTES = 10_000  # read at the end of a text file; no row is longer
 _EXPECTED = f"expected a label 0 or 1 and {_NUM_FEATURES} finite numbers"
+# Without `header=None` or `header=False` pandas writes the numbers of the columns, which look like a row.
+_HEADER = "the numbers of the columns, as pandas writes them. Delete this row, or write the file with header=False"
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -94,6 +96,8 @@ def _read_rows(rows: np.ndarray, start: int, stop: int, cache: Path) -> tuple[np
     x, y = np.empty((stop - start, _NUM_FEATURES), np.float32), np.empty(stop - start, np.int64)
     for first in range(start, stop, _CHUNK_ROWS):
         chunk = rows[first : min(first + _CHUNK_ROWS, stop)]
+        if first == 0 and _is_header(chunk[0]):
+            raise ValueError(f"{cache}, row 1: {_EXPECTED}. Received: {_HEADER}")
         bad = _bad_rows(chunk)
         if bad.any():
             raise ValueError(
@@ -103,6 +107,10 @@ def _read_rows(rows: np.ndarray, start: int, stop: int, cache: Path) -> tuple[np
         target = slice(first - start, first - start + len(chunk))
         x[target], y[target] = chunk[:, 1:], chunk[:, 0]
     return x, y
+
+
+def _is_header(row: np.ndarray) -> bool:
+    return bool((np.diff(row) == 1).all())
 
 
 def _bad_rows(rows: np.ndarray) -> np.ndarray:
@@ -171,6 +179,8 @@ def _parse_rows(lines: list[str], source: Path, first_row: int) -> np.ndarray:
         rows = np.loadtxt(lines, delimiter=",", dtype=np.float32, ndmin=2, comments=None)
     except ValueError as error:
         raise ValueError(f"{source}, rows from {first_row:,} on: {expected}. {error}") from error
+    if first_row == 1 and _is_header(rows[0]):
+        raise ValueError(f"{source}, row 1: {expected}. Received: {_HEADER}")
     bad = _bad_rows(rows)
     if bad.any():
         raise ValueError(f"{source}, row {first_row + int(np.argmax(bad)):,}: {expected}")
