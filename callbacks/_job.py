@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tfopt.callbacks._dataset_order import description_of, sources_of
 from tfopt.callbacks._layer_arguments import layer_arguments, own_attributes, shorten, trainable_flags
-from tfopt.callbacks._optimizer_arguments import arguments_of, describe, learning_rates
+from tfopt.callbacks._optimizer_arguments import arguments_of, describe
 from tfopt.callbacks._optimizers_of import is_of_a_library
 from tfopt.callbacks._running_fit import RunningFit
 
@@ -61,32 +61,39 @@ def data_of(running: RunningFit) -> dict[str, str]:
     return {name: shorten(describe(value)) for name, value in found.items() if value is not None}
 
 
-def changed_by_training(model: Any) -> dict[str, str]:
-    """Return those arguments that training itself may change.
+def changed_by_training(model: Any, began: dict[str, str]) -> dict[str, str]:
+    """Return those arguments that training has changed without compiling the model again.
 
     Args:
         model: The model.
+        began: Those that it began with.
 
     Returns:
         Text by the names that `setup_of` and `own_attributes` use.
     """
-    return {**learning_rates(arguments_of(model)), **own_attributes(model)}
+    now = {**arguments_of(model), **_loss_arguments(model), **layer_arguments(model), **own_attributes(model)}
+    return {name: text for name, text in now.items() if began.get(name) != text}
 
 
-def differences(there: dict[str, str], here: dict[str, str], changed: dict[str, str]) -> list[str]:
+def differences(
+    there: dict[str, str], here: dict[str, str], changed: dict[str, str], is_living: bool = False
+) -> list[str]:
     """Return in what two trainings differ.
 
     Args:
         there: The arguments with which the one that is to go on began.
         here: Those of the other one.
         changed: Those that the first had changed when it was saved, which the other may have too.
+        is_living: Whether the other has the objects of the first, so that what training changes can be anything.
 
     Returns:
         A text for each, with both values; where there are many, the last one says how many.
     """
     names = [*there, *(name for name in here if name not in there)]
     differing = [name for name in names if there.get(name) != here.get(name)]
-    differing = [name for name in differing if name not in changed or here.get(name) != changed[name]]
+    differing = [
+        name for name in differing if name not in changed or not (is_living or here.get(name) == changed[name])
+    ]
     # An attribute that has become no plain value, such as a list of arrays that is gathered, cannot be compared.
     differing = [name for name in differing if "'s attribute " not in name or (name in there and name in here)]
     texts = [f"{name} was {there.get(name)}, is {here.get(name)}" for name in differing]
@@ -136,24 +143,27 @@ def _writes_files(dataset: Any) -> bool:
 
 def _loss_arguments(model: Any) -> dict[str, str]:
     compiled = getattr(model, "_compile_loss", None)
-    given = {"loss": getattr(model, "loss", None), "loss_weights": getattr(compiled, "_user_loss_weights", None)}
-    return {name: shorten(_describe_loss(value)) for name, value in given.items() if value is not None}
+    weights = getattr(compiled, "_user_loss_weights", None)
+    given = {**_losses("loss", getattr(model, "loss", None)), "loss_weights": weights}
+    return {name: shorten(describe(value)) for name, value in given.items() if value is not None}
 
 
-def _describe_loss(loss: Any) -> str:
-    if isinstance(loss, dict):
-        return f"{{{', '.join(f'{key}: {_describe_loss(loss[key])}' for key in sorted(loss, key=str))}}}"
-    if isinstance(loss, list | tuple):
-        return f"[{', '.join(map(_describe_loss, loss))}]"
+def _losses(name: str, loss: Any) -> dict[str, Any]:
+    """Return losses, and each attribute of those of the user's classes by itself, which their calls may change."""
+    if isinstance(loss, dict | list | tuple):
+        items = loss.items() if isinstance(loss, dict) else enumerate(loss)
+        return {key: value for place, item in items for key, value in _losses(f"{name}[{place!r}]", item).items()}
     if not isinstance(loss, keras.losses.Loss):
-        return describe(loss)
+        return {name: loss}
     # Its attributes, since Keras leaves arguments such as Huber's delta out of the config; and the user's own code.
-    is_users = not is_of_a_library(type(loss).__module__)
+    held = {**{key: value for key, value in vars(loss).items() if not key.startswith("_")}, **_given_to(loss)}
+    if is_of_a_library(type(loss).__module__):
+        return {name: f"{type(loss).__name__} {describe(held)}"}
     keras_own = vars(keras.losses.Loss())
-    held = {
-        name: value
-        for name, value in vars(loss).items()
-        if not name.startswith("_") or (is_users and name not in keras_own)
-    }
-    code = f" {describe(type(loss).call)}" if is_users else ""
-    return f"{type(loss).__name__} {describe(held | getattr(loss, '_fn_kwargs', {}))}{code}"
+    held |= {key: value for key, value in vars(loss).items() if key not in keras_own}
+    attributes = {f"{name}'s attribute {key}": value for key, value in held.items() if key != "name"}
+    return {name: f"{type(loss).__name__} {describe(type(loss).call)}", **attributes}
+
+
+def _given_to(loss: Any) -> dict[str, Any]:
+    return getattr(loss, "_fn_kwargs", {})

@@ -19,7 +19,7 @@ _PLAIN = (bool, int, float, str, np.bool_, np.integer, np.floating)
 _OF_KERAS = frozenset({
     *("autocast", "built", "compiled", "loss", "name", "seed", "stop_evaluating", "stop_predicting", "stop_training"),
     *("call_signature_parameters", "steps_per_execution", "supports_jit", "supports_masking", "trainable"),
-    "unrolled_steps_per_execution",
+    *("predict_function", "test_function", "train_function", "unrolled_steps_per_execution"),
 })
 
 
@@ -64,31 +64,21 @@ def own_attributes(model: Any) -> dict[str, str]:
         Text by "layer 0 (VAE)'s attribute beta" and the like.
     """
     names = {part.name for part in _parts(model) if hasattr(part, "name")}
-    automatic = re.compile("|".join(sorted(map(re.escape, names), key=len, reverse=True)))
-    return {  # without names, which Keras numbers anew for each model in a process
-        f"{label}'s attribute {name}": shorten(automatic.sub("name", describe(value)))
+    return {
+        f"{label}'s attribute {name}": shorten(_without_numbers(describe(value), names))
         for label, part in _labelled(model)
         if not is_of_a_library(type(part).__module__)
         for name, value in {**_own_constants(type(part)), **_held_by(part)}.items()
     }
 
 
-def own_code(model: Any) -> dict[str, str]:
-    """Return what the methods of the user's classes compute.
-
-    Args:
-        model: The model.
-
-    Returns:
-        Text by "Own.call" and the like.
-    """
-    classes = {cls for part in _parts(model) for cls in type(part).__mro__ if not is_of_a_library(cls.__module__)}
-    return {
-        f"{cls.__qualname__}.{name}": describe(function)
-        for cls in sorted(classes, key=lambda cls: cls.__qualname__)
-        for name, function in vars(cls).items()
-        if isinstance(function, types.FunctionType) and name not in ("__init__", "build", "get_config")
-    }
+def _without_numbers(text: str, names: set[str]) -> str:
+    """Return a text without the numbers of layers' names, which Keras counts on for each model in a process."""
+    numbered = sorted(filter(re.compile(r"_[0-9]+$").search, names), key=len, reverse=True)
+    if not numbered:
+        return text
+    pattern = rf"(?<![A-Za-z0-9])(?:{'|'.join(map(re.escape, numbered))})(?![A-Za-z0-9])"
+    return re.sub(pattern, lambda found: found[0].rpartition("_")[0], text)
 
 
 def shorten(text: str) -> str:

@@ -11,8 +11,18 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tfopt.callbacks._optimizers_of import is_of_a_library, optimizers_of
+from tensorflow.python.trackable.base import Trackable
+from tfopt.callbacks._optimizers_of import is_of_a_library, is_users, optimizers_of
 
+# What training changes. Variables, layers and optimizers are compared by themselves, not where a function uses them.
+_TRACKED = (
+    keras.Variable,
+    Trackable,
+    keras.Layer,
+    keras.Optimizer,
+    keras.callbacks.Callback,
+    keras.random.SeedGenerator,
+)
 _MOST_ENTRIES = 1000  # of arrays that are written out
 _DEEPEST = 6
 
@@ -32,18 +42,6 @@ def arguments_of(model: Any) -> dict[str, str]:
     return found
 
 
-def learning_rates(arguments: dict[str, str]) -> dict[str, str]:
-    """Return the learning rates among arguments, which training itself can change.
-
-    Args:
-        arguments: What `arguments_of` has returned.
-
-    Returns:
-        The part of it.
-    """
-    return {name: text for name, text in arguments.items() if name.endswith("'s learning_rate")}
-
-
 def _arguments(name: str, optimizer: Any, model: Any) -> dict[str, str]:
     while (inner := getattr(optimizer, "inner_optimizer", None)) is not None:
         optimizer = inner
@@ -57,7 +55,22 @@ def _arguments(name: str, optimizer: Any, model: Any) -> dict[str, str]:
     if callable(rate) and not isinstance(rate, keras.Variable):
         config["learning_rate"] = rate  # Keras writes functions down with the line on which they stand
     config["class"] = type(optimizer).__name__
+    config |= {key: value for key, value in _own_constants(optimizer).items() if key not in config}
     return {f"{name}'s {key}": describe(value) for key, value in config.items() if key != "name" and value is not None}
+
+
+@functools.cache
+def _names_of_keras() -> frozenset[str]:
+    return frozenset(vars(keras.optimizers.SGD(name="plain")))
+
+
+def _own_constants(optimizer: Any) -> dict[str, Any]:
+    """Return what an optimizer of a user's class holds, which its config may lack."""
+    if not is_users(optimizer):
+        return {}
+    kinds = (bool, int, float, str, np.ndarray, np.generic, list, tuple, dict, types.FunctionType)
+    held = {name: value for name, value in vars(optimizer).items() if name not in _names_of_keras()}
+    return {name: value for name, value in held.items() if isinstance(value, kinds) and not name.startswith("_self_")}
 
 
 def _arguments_of_several(name: str, optimizer: Any, model: Any) -> dict[str, str]:
@@ -105,8 +118,12 @@ def describe(value: Any, depth: int = 0) -> str:
         return f"{value.__qualname__} of {deeper(value.__self__)}"
     if isinstance(value, types.FunctionType):
         return _describe_function(value, deeper)
-    if isinstance(value, keras.Variable | tf.Variable | keras.Layer | keras.callbacks.Callback):
-        return type(value).__name__  # training changes what is in them
+    if hasattr(type(value), "python_function"):  # a tf.function
+        return deeper(value.python_function)
+    if isinstance(value, tf.Module) and is_users(value) and not isinstance(value, keras.Layer | keras.Optimizer):
+        return f"{type(value).__name__} {deeper({k: v for k, v in vars(value).items() if not k.startswith('_')})}"
+    if isinstance(value, _TRACKED):
+        return type(value).__name__
     if hasattr(value, "__array__"):
         try:
             array = np.asarray(value)
@@ -130,10 +147,14 @@ def _describe_function(function: types.FunctionType, deeper: Callable[[Any], str
 
 
 def _describe_object(value: Any, depth: int) -> str:
+    held = getattr(value, "__dict__", {})
     try:
-        return describe(value.get_config(), depth + 1)
+        config = value.get_config()
     except Exception:  # there is no such method, or it says that there is no config
-        return describe(getattr(value, "__dict__", {}), depth + 1)
+        return describe(held, depth + 1)
+    if isinstance(value, keras.optimizers.schedules.LearningRateSchedule) and is_users(value):
+        config = {**held, **config}  # which may lack some
+    return describe(config, depth + 1)
 
 
 def _checksum(code: types.CodeType) -> str:

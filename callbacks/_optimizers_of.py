@@ -63,8 +63,10 @@ def parts_of(name: str, thing: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(thing, list | tuple):
         for number, value in enumerate(thing):
             yield f"{name}[{number}]", value
-    elif isinstance(thing, types.MethodType):
+    elif isinstance(thing, types.MethodType | staticmethod | classmethod):
         yield name, thing.__func__
+    elif isinstance(thing, property):
+        yield name, thing.fget
     elif isinstance(thing, types.FunctionType):
         yield from _used_from_outside(name, thing)
     elif isinstance(thing, functools.partial):
@@ -93,19 +95,52 @@ def _used_from_outside(name: str, function: types.FunctionType) -> Iterator[tupl
     """Yield the globals and closed-over variables that a function of the user's reads."""
     if is_of_a_library(function.__module__):
         return
+    for variable, cell in closed_over(function):
+        yield f"{variable} in {name}", cell.cell_contents
+    for variable in globals_of(function):
+        yield f"{variable} in {name}", function.__globals__[variable]
+    yield name, getattr(function, "__wrapped__", None)
+
+
+def closed_over(function: types.FunctionType) -> Iterator[tuple[str, types.CellType]]:
+    """Yield the closed-over variables of a function, each with its cell, of those that have a value."""
     for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
         try:
-            yield f"{variable} in {name}", cell.cell_contents
+            cell.cell_contents  # noqa: B018
         except ValueError:  # not assigned yet
             continue
+        yield variable, cell
+
+
+def globals_of(function: types.FunctionType) -> Iterator[str]:
+    """Yield the names of the globals that a function reads, also in functions that it defines."""
     codes = deque([function.__code__])
     while codes:
         code = codes.popleft()
         codes.extend(const for const in code.co_consts if isinstance(const, types.CodeType))
         for instruction in dis.get_instructions(code):
             if instruction.opname == "LOAD_GLOBAL" and instruction.argval in function.__globals__:
-                yield f"{instruction.argval} in {name}", function.__globals__[instruction.argval]
-    yield name, getattr(function, "__wrapped__", None)
+                yield instruction.argval
+
+
+def things_of(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield a model and everything that it and its code use, but no plain values and variables.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Pairs of where it is, which is the same in another process that builds the same model, and the thing; each once.
+    """
+    seen = {id(model)}
+    waiting: deque[tuple[str, Any]] = deque([("model", model)])
+    while waiting:
+        name, thing = waiting.popleft()
+        yield name, thing
+        for child_name, child in parts_of(name, thing):
+            if not isinstance(child, (*_PLAIN, keras.Variable, keras.callbacks.Callback)) and id(child) not in seen:
+                seen.add(id(child))
+                waiting.append((child_name, child))
 
 
 def is_users(thing: Any) -> bool:

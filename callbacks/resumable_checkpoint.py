@@ -1,15 +1,19 @@
 """Checkpoints from which training goes on as if it had never been interrupted, bit for bit."""
 
+import os
 import warnings
 import weakref
 from pathlib import Path
 from typing import Any
 
 from tfopt.callbacks._callback import Callback
+from tfopt.callbacks._callback_arguments import arguments_of_callbacks
 from tfopt.callbacks._dataset_order import DatasetOrder
 from tfopt.callbacks._job import changed_by_training, data_of, differences, setup_of
-from tfopt.callbacks._layer_arguments import own_attributes, own_code
-from tfopt.callbacks._plain_attributes import PlainAttributes
+from tfopt.callbacks._job_comparison import Job, check_job, check_variables, warn_about_job
+from tfopt.callbacks._layer_arguments import own_attributes
+from tfopt.callbacks._own_code import own_code
+from tfopt.callbacks._plain_state import PlainState
 from tfopt.callbacks._random_state import random_state, set_random_state
 from tfopt.callbacks._resumability import check_callbacks, check_data, check_validation, functions_in
 from tfopt.callbacks._row_order import RowOrder
@@ -32,8 +36,7 @@ from tfopt._checkpoint_files import CheckpointFiles
 from tfopt._checks import as_items, check_folder, check_integer
 from tfopt.communicator import Communicator, check_communicator
 
-_OWN = ". Attributes that change no number, such as a time or a run's id, may begin with an underscore"
-_PHASES = "Two phases of a training (layers unfrozen, compiled again) are two `fit`s with a folder for each. "
+_TRAINED: weakref.WeakSet[Any] = weakref.WeakSet()  # models with which this process has begun a training
 
 
 class ResumableCheckpoint(Callback):
@@ -41,12 +44,12 @@ class ResumableCheckpoint(Callback):
 
     Start the same script again after it was killed, and it ends with the weights that it would have had, bit for bit
     (same machine, same number of threads). Kept are the variables of the model, of all its optimizers, and those in
-    attributes of the model or of what it holds; the states of Python's, NumPy's and Keras's random number generators;
-    `History`; the state of other callbacks; and the epoch, from which `tfopt.datasets.EpochBatches` finds its order.
-    Arrays that `fit` shuffles come in Keras's order if `keras.utils.set_random_seed` was called, and otherwise in an
-    order that follows from the epoch and a seed that is saved. A
-    `tf.data.Dataset` may shuffle anew in each epoch if it has a seed. What cannot be resumed is refused by name before
-    the first step.
+    attributes of the model or of what it holds; plain values that its code changes; the states of Python's, NumPy's
+    and Keras's random number generators; `History`; the state of other callbacks; and the epoch, from which
+    `tfopt.datasets.EpochBatches` finds its order. Arrays that `fit` shuffles come in Keras's order if
+    `keras.utils.set_random_seed` was called, and otherwise in an order that follows from the epoch and a seed that is
+    saved. A `tf.data.Dataset` may shuffle anew in each epoch if it has a seed. What cannot be resumed is refused by
+    name before the first step.
 
     Two generations are kept. Files are written under another name and renamed, and carry checksums: one that is
     damaged is passed over with a warning, in favour of the older one. Under `horovodrun` every rank writes and reads
@@ -62,9 +65,9 @@ class ResumableCheckpoint(Callback):
     Args:
         folder: Where to write.
         every_n_epochs: Write at the end of each n-th epoch and of the last, an integer >= 1. Default 1.
-        stateless: Callback classes of yours that have no state worth keeping; and classes of data that serve the same
-            batches in each epoch: your `PyDataset`s, and `tf.data.Dataset` for data sets that call Python
-            (`from_generator`, `py_function`).
+        stateless: Callback classes of yours that have no state worth keeping, and whose arguments can change; and
+            classes of data that serve the same batches in each epoch: your `PyDataset`s, and `tf.data.Dataset` for data
+            sets that call Python (`from_generator`, `py_function`).
         verbose: 1 (default) prints a line when training is resumed, 0 does not.
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
 
@@ -113,10 +116,10 @@ class ResumableCheckpoint(Callback):
         self._running = RunningFit([])
         self._order, self._dataset_order = RowOrder(None), DatasetOrder(None, None)
         self._variables: list[tuple[str, Any]] = []
-        self._attributes = PlainAttributes(None)
-        self._arguments: dict[str, str] = {}
+        self._plain = PlainState(None)
+        self._job = Job({}, {}, {})
         self._program: Any = None
-        self._functions: dict[str, str] = {}
+        self._functions: dict[str, str] | None = None
         weakref.finalize(self, self._files.close)  # after a `fit` that an exception has ended
 
     def set_model(self, model: Any) -> None:
@@ -154,9 +157,9 @@ class ResumableCheckpoint(Callback):
         self._variables = variables_of(self.model, steps, self.communicator)
         in_agreement(self.communicator, lambda: self._check_steps(steps))
         in_agreement(self.communicator, lambda: states_of(self._others))  # which raises for what cannot be saved
-        self._arguments = in_agreement(self.communicator, self._arguments_now)
+        self._job = in_agreement(self.communicator, self._job_now)
         self._program = getattr(self.model, "train_function", None)
-        self._attributes = PlainAttributes(self.model)
+        self._plain = PlainState(self.model)
         self._functions = functions_in(self._others)
         self._files.open()
         try:
@@ -164,6 +167,7 @@ class ResumableCheckpoint(Callback):
             if state is not None:
                 in_agreement(self.communicator, lambda: self._check(state))
                 self._restore(state)
+            _TRAINED.add(self.model)
         except BaseException:
             self._files.close()
             raise
@@ -173,9 +177,10 @@ class ResumableCheckpoint(Callback):
         check_data(self._running.epoch_iterator, self.stateless)
         check_validation(self._running, self.stateless)
 
-    def _arguments_now(self) -> dict[str, str]:
+    def _job_now(self) -> Job:
         setup = {**setup_of(self.model), **own_attributes(self.model)}
-        return {**data_of(self._running), **setup, "order of rows": self._order.source}
+        arguments = {**data_of(self._running), **setup, "order of rows": self._order.source}
+        return Job(arguments, own_code(self.model), arguments_of_callbacks(self._others, self.stateless))
 
     def _trace_or_build(self) -> dict[str, Any]:
         steps = {"training": trace_step(self.model, self._running.epoch_iterator)}
@@ -230,21 +235,25 @@ class ResumableCheckpoint(Callback):
         """
         self.model._initial_epoch = None
         self._running = RunningFit([])
-        self._variables, self._attributes = [], PlainAttributes(None)
+        self._variables, self._plain = [], PlainState(None)
         self._files.close()
 
     def _state(self, epoch: int) -> dict[str, Any]:
         self._check_that_none_is_new()
         self._follow_compiling()
-        self._warn_of_states_in_functions()
+        self._warn_of_lost_states()
         return {
             "epochs": epoch + 1,
             "stopped": bool(self.model.stop_training),
-            "arguments": self._arguments,
-            "changed": changed_by_training(self.model),
-            "code": own_code(self.model),
+            "job": vars(self._job),
+            "changed": {
+                "arguments": changed_by_training(self.model, self._job.arguments),
+                "code": own_code(self.model),
+                "callbacks": arguments_of_callbacks(self._others, self.stateless),
+            },
+            "process": os.getpid(),
             "variables": [[name, read(variable)] for name, variable in self._variables],
-            "attributes": self._attributes.get_state(),
+            "attributes": self._plain.get_state(),
             "random": random_state(),
             "order": self._order.seed,
             "order of the data set": self._dataset_order.state(),
@@ -256,22 +265,8 @@ class ResumableCheckpoint(Callback):
         return [callback for callback in self._running.callbacks if callback is not self]
 
     def _check(self, state: dict[str, Any]) -> None:
-        found, expected = [text for text, _ in state["variables"]], [text for text, _ in self._variables]
-        changes = "; ".join(differences(state["arguments"], self._arguments, state["changed"]))
-        phases = _PHASES * any(word in changes for word in ("'s trainable was", "loss was", "optimizer's class was"))
-        if found != expected:
-            first = next((pair for pair in zip(found, expected, strict=False) if pair[0] != pair[1]), ("fewer", "more"))
-            raise ValueError(
-                f"The checkpoint in {self.folder} belongs to another model or optimizer: it has {len(found)} "
-                f"variables, this one {len(expected)}; the first that differs is {first[0]} there and {first[1]} here. "
-                f"{f'Beside that, {changes}. ' if changes else ''}{phases}Delete the folder to begin anew"
-            )
-        if changes:
-            raise ValueError(
-                f"The checkpoint in {self.folder} was written with other arguments, so training cannot go on as if it "
-                f"had not been interrupted: {changes}. {phases}Change them back, or delete the folder to begin anew"
-                f"{_OWN * (chr(39) + 's attribute ' in changes)}"
-            )
+        check_variables(self.folder, state, [name for name, _ in self._variables], self._job, self.model in _TRAINED)
+        check_job(self.folder, state, self._job, self.model in _TRAINED)
         if state["epochs"] < self._running.initial_epoch and not state["stopped"]:
             raise ValueError(
                 f"The checkpoint in {self.folder} has {state['epochs']} epochs, and this training would begin after "
@@ -279,21 +274,12 @@ class ResumableCheckpoint(Callback):
                 "the checkpoint knows its epoch"
             )
         check_states(self._others, state["callbacks"], self.folder)
-        self._warn_about(state)
-
-    def _warn_about(self, state: dict[str, Any]) -> None:
-        there, here = state["code"], own_code(self.model)
-        if changed := sorted(name for name in {*there, *here} if there.get(name) != here.get(name)):
-            warnings.warn(
-                f"The checkpoint in {self.folder} was written with other code in {', '.join(changed)}. If that "
-                "computes something else, training does not go on as if it had not been interrupted",
-                stacklevel=4,
-            )
+        warn_about_job(self.folder, state, self._job, self.model in _TRAINED)
         if state["epochs"] > (self.parameters.get("epochs") or state["epochs"]):
             warnings.warn(
                 f"The checkpoint in {self.folder} has {state['epochs']} epochs, more than `fit` is to have. Received: "
                 f"epochs={self.parameters['epochs']}. The model is the one after {state['epochs']} epochs",
-                stacklevel=4,
+                stacklevel=3,
             )
 
     def _follow_compiling(self) -> None:
@@ -302,24 +288,34 @@ class ResumableCheckpoint(Callback):
         if program is self._program:
             return  # layers that are frozen without compiling have no effect
         self._program, setup = program, setup_of(self.model)
-        if changes := differences(self._arguments, {**self._arguments, **setup}, changed_by_training(self.model)):
-            self._arguments = {**self._arguments, **setup}
+        rates = {name: text for name, text in setup.items() if name.endswith("'s learning_rate")}
+        if changes := differences(self._job.arguments, {**self._job.arguments, **setup}, rates):
+            self._job.arguments = {**self._job.arguments, **setup}
             warnings.warn(
                 f"The model was compiled again while it was trained: {'; '.join(changes)}. Checkpoints from now on can "
                 "be resumed only by a script that does so before `fit`. Train in two `fit`s, with a folder for each",
                 stacklevel=3,
             )
 
-    def _warn_of_states_in_functions(self) -> None:
+    def _warn_of_lost_states(self) -> None:
+        if self._functions is None:
+            return
+        if lost := self._plain.lost():
+            warnings.warn(
+                f"The code of this training uses {', '.join(lost)}, which training changes, and which cannot be saved: "
+                "after a restart it begins anew. Keep numbers, arrays, collections of them, or random number "
+                "generators of NumPy or Python there",
+                stacklevel=3,
+            )
         now = functions_in(self._others)
         changed = [name for name, text in now.items() if text != self._functions.get(name)]
-        if changed and self._functions:
+        if changed:
             warnings.warn(
                 f"What {', '.join(changed)} holds has changed in training, and is not saved: after a restart it begins "
                 "anew. Let it follow from the epoch, or write a callback with get_state() and set_state(state)",
                 stacklevel=3,
             )
-        self._functions = {}
+        self._functions = None
 
     def _check_that_none_is_new(self) -> None:
         known = {id(variable) for _, variable in self._variables}
@@ -335,11 +331,16 @@ class ResumableCheckpoint(Callback):
     def _restore(self, state: dict[str, Any]) -> None:
         for (_, variable), (_, value) in zip(self._variables, state["variables"], strict=True):
             variable.assign(value)
-        self._attributes.set_state(state["attributes"])
+        if missing := self._plain.set_state(state["attributes"]):
+            warnings.warn(
+                f"The checkpoint in {self.folder} holds what training had changed in {', '.join(missing)}, which are "
+                "no more: training does not go on as if it had not been interrupted, if that matters",
+                stacklevel=3,
+            )
         set_states(self._others, state["callbacks"])
         self._order.seed = state["order"]
         self._dataset_order.restore(state["order of the data set"])
-        self._arguments = state["arguments"]  # of the training as it began
+        self._job = Job(**state["job"])  # of the training as it began
         set_random_state(state["random"])
         epochs = self.parameters.get("epochs") or 0
         self.model._initial_epoch = epochs if state["stopped"] else min(state["epochs"], epochs)

@@ -347,7 +347,8 @@ def test_other_arguments_are_refused(tmp_path):
         run(epochs=2, loss=keras.losses.MeanSquaredError(reduction="sum"))
     # A learning rate that training itself has changed is no other argument.
     halve = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
-    model.fit(batches, shuffle=False, epochs=3, verbose=0, callbacks=[halve, checkpoint])
+    with pytest.warns(UserWarning, match="LearningRateScheduler's schedule was None, is "):
+        model.fit(batches, shuffle=False, epochs=3, verbose=0, callbacks=[halve, checkpoint])
     model.fit(batches, shuffle=False, epochs=4, verbose=0, callbacks=[checkpoint])
     assert model.history.epoch == [0, 1, 2, 3]
 

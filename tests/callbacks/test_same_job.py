@@ -209,7 +209,7 @@ MODELS = {
     "loss_class": (
         P(compiled, loss=Powered(2)),
         P(compiled, loss=Powered(3)),
-        "loss was .*_power: 2.*, is .*_power: 3",
+        "loss's attribute _power was 2, is 3",
     ),
     "names": (
         lambda: compiled(Named(), layers.Dropout(0.1)),

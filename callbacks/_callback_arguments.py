@@ -1,0 +1,62 @@
+"""The arguments of callbacks that decide how training goes, as text that is the same in every process."""
+
+import inspect
+from collections import Counter
+from typing import Any
+
+import keras
+from tfopt.callbacks._layer_arguments import shorten
+from tfopt.callbacks._optimizer_arguments import describe
+from tfopt.callbacks._running_fit import LOGGERS
+
+_CHANGE_NO_NUMBER = (*LOGGERS, keras.callbacks.ModelCheckpoint)
+
+
+def arguments_of_callbacks(callbacks: list[Any], stateless: tuple[type, ...]) -> dict[str, str]:
+    """Return the arguments of callbacks that hold them under their own names.
+
+    Args:
+        callbacks: The callbacks.
+        stateless: Classes whose arguments are not compared.
+
+    Returns:
+        Text by "EarlyStopping's patience" and the like.
+    """
+    found: dict[str, str] = {}
+    seen: Counter[str] = Counter()
+    for callback in callbacks:
+        if isinstance(callback, (*_CHANGE_NO_NUMBER, *stateless)):
+            continue
+        name = type(callback).__name__
+        seen[name] += 1
+        label = name if seen[name] == 1 else f"{name} number {seen[name]}"
+        names = [key for key in inspect.signature(type(callback).__init__).parameters if key not in ("self", "verbose")]
+        held = {key: vars(callback)[key] for key in names if key in vars(callback)}
+        found |= {f"{label}'s {key}": shorten(describe(value)) for key, value in held.items() if _counts(value)}
+    return found
+
+
+def other_arguments(there: dict[str, str], later: dict[str, str], here: dict[str, str]) -> list[str]:
+    """Return in which arguments callbacks differ from those that have written a checkpoint.
+
+    Args:
+        there: Those with which training began.
+        later: The same, when it was saved: some change while they work.
+        here: Those of the callbacks that go on.
+
+    Returns:
+        A text for each, with both values.
+    """
+    both = [name for name in there if name in here]
+    schedules = [name for name in {**there, **here} if name not in both and name.startswith("LearningRateScheduler")]
+    return [
+        f"{name} was {there.get(name)}, is {here.get(name)}"
+        for name in [*both, *schedules]
+        if here.get(name) not in (there.get(name), later.get(name))
+    ]
+
+
+def _counts(value: Any) -> bool:
+    if isinstance(value, str):
+        return "/" not in value  # a path
+    return callable(value) or value is None or isinstance(value, bool | int | float)

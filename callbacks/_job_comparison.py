@@ -1,0 +1,128 @@
+"""Whether the job that has written a checkpoint is the one that is to go on from it."""
+
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tfopt.callbacks._callback_arguments import other_arguments
+from tfopt.callbacks._job import differences
+from tfopt.callbacks._of_the_run import of_the_run
+
+_PHASES = "Two phases of a training (layers unfrozen, compiled again) are two `fit`s with a folder for each. "
+_SEEDS = (
+    "A data set that is made anew gets another seed from tf.random: call keras.utils.set_random_seed(...) before it is "
+    "made, or use shuffle(..., seed=...). "
+)
+_UNDERSCORE = ". Attributes that change no number, such as a time or a run's id, may begin with an underscore"
+_PUBLIC = re.compile("'s attribute [^_]")
+
+
+@dataclass
+class Job:
+    """What a training has begun with, as text by names for messages.
+
+    Attributes:
+        arguments: Data, layers, loss, optimizers, and attributes of the user's layers.
+        code: What the user's functions compute.
+        callbacks: The arguments of callbacks.
+    """
+
+    arguments: dict[str, str]
+    code: dict[str, str]
+    callbacks: dict[str, str]
+
+
+def check_variables(folder: Path, state: dict[str, Any], expected: list[str], job: Job, is_living: bool) -> None:
+    """Refuse a checkpoint of other variables.
+
+    Args:
+        folder: Where it is.
+        state: What it holds.
+        expected: The names of the variables that there are.
+        job: The job that is to go on.
+        is_living: Whether this process has trained the same model before.
+
+    Raises:
+        ValueError: They are others.
+    """
+    found = [text for text, _ in state["variables"]]
+    if found == expected:
+        return
+    changes = "; ".join(_changes(state, job, is_living)[0])
+    first = next((pair for pair in zip(found, expected, strict=False) if pair[0] != pair[1]), ("fewer", "more"))
+    raise ValueError(
+        f"The checkpoint in {folder} belongs to another model or optimizer: it has {len(found)} variables, this one "
+        f"{len(expected)}; the first that differs is {first[0]} there and {first[1]} here. "
+        f"{f'Beside that, {changes}. ' if changes else ''}{_advice_on(changes)}Delete the folder to begin anew"
+    )
+
+
+def check_job(folder: Path, state: dict[str, Any], job: Job, is_living: bool) -> None:
+    """Refuse a checkpoint of other arguments.
+
+    Args:
+        folder: Where it is.
+        state: What it holds.
+        job: The job that is to go on.
+        is_living: Whether this process has trained the same model before.
+
+    Raises:
+        ValueError: They are others.
+    """
+    changes = "; ".join(_changes(state, job, is_living)[0])
+    if changes:
+        raise ValueError(
+            f"The checkpoint in {folder} was written with other arguments, so training cannot go on as if it had not "
+            f"been interrupted: {changes}. {_advice_on(changes)}Change them back, or delete the folder to begin anew"
+            f"{_UNDERSCORE * bool(_PUBLIC.search(changes))}"
+        )
+
+
+def warn_about_job(folder: Path, state: dict[str, Any], job: Job, is_living: bool) -> None:
+    """Warn about what may compute something else: code, arguments of callbacks, and attributes that look like times.
+
+    Args:
+        folder: Where the checkpoint is.
+        state: What it holds.
+        job: The job that is to go on.
+        is_living: Whether this process has trained the same model before.
+    """
+    there, later, here = state["job"]["code"], state["changed"]["code"], job.code
+    names = sorted(name for name in {*there, *here} if here.get(name) not in (there.get(name), later.get(name)))
+    if changed := [name for name in names if not (is_living and there.get(name) != later.get(name))]:
+        warnings.warn(
+            f"The checkpoint in {folder} was written with other code in {', '.join(changed)}. If that computes "
+            "something else, training does not go on as if it had not been interrupted",
+            stacklevel=5,
+        )
+    if changes := other_arguments(state["job"]["callbacks"], state["changed"]["callbacks"], job.callbacks):
+        warnings.warn(
+            f"The checkpoint in {folder} was written with other arguments of callbacks: {'; '.join(changes)}. Training "
+            "does not go on as if it had not been interrupted",
+            stacklevel=5,
+        )
+    if changes := _changes(state, job, is_living)[1]:
+        warnings.warn(
+            f"Attributes are not those of the run that has written the checkpoint in {folder}: {'; '.join(changes)}. "
+            "They are taken for times, or for ids of a process or a run, that change no number. If their names begin "
+            "with an underscore, they are not compared",
+            stacklevel=5,
+        )
+
+
+def _changes(state: dict[str, Any], job: Job, is_living: bool) -> tuple[list[str], list[str]]:
+    """Return in what two jobs differ, and in what only as two runs of one do."""
+    there, here = state["job"]["arguments"], job.arguments
+    of_run = of_the_run(there, here, state["process"])
+    both = []
+    for of_a_run in (False, True):
+        pair = ({key: text for key, text in job.items() if (key in of_run) == of_a_run} for job in (there, here))
+        both.append(differences(*pair, state["changed"]["arguments"], is_living))
+    return both[0], both[1]
+
+
+def _advice_on(changes: str) -> str:
+    is_phase = any(word in changes for word in ("'s trainable was", "loss was", "optimizer's class was"))
+    return _PHASES * is_phase + _SEEDS * ("data set was " in changes and "Shuffle{" in changes)

@@ -1,0 +1,271 @@
+"""Numbers in plain Python objects that a model and its code use: steps that run eagerly, and callbacks, change them."""
+
+import functools
+import io
+import random
+import sys
+import types
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tfopt.callbacks._optimizers_of import closed_over, globals_of, is_of_a_library, is_users, things_of
+
+_LARGEST = 1 << 24  # bytes of an array; what is larger is data
+_NUMBERS = (bool, int, float, complex, str, bytes, type(None), np.generic)
+_MAKING = ("__init__", "build", "get_config", "from_config")
+_KERAS_OWN = (
+    *(keras.layers.Layer, keras.optimizers.Optimizer, keras.optimizers.schedules.LearningRateSchedule),
+    *(keras.losses.Loss, keras.regularizers.Regularizer, keras.constraints.Constraint),
+)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a value is, and how another one gets there."""
+
+    value: Any
+    assign: Callable[[Any], None]
+
+
+class PlainState:
+    """Keeps what training changes in attributes of a model and of what it holds, and in variables that its code uses.
+
+    Attributes are those of layers, optimizers, losses and the like, and of objects of the user's classes. Variables
+    are globals and closed-over ones, named in the functions and methods of the user's that the model reaches.
+
+    Args:
+        model: The model, before training.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._before = {name: _digest(place.value) for name, place in _places(model).items()}
+        self._restored: set[str] = set()  # which need not change again
+
+    def get_state(self) -> list[list[Any]]:
+        """Return what has changed: name, value, and what kind of value it is."""
+        return [
+            [name, *_packed(place.value)]
+            for name, place in _places(self._model).items()
+            if _can_be_saved(place.value) and (name in self._restored or self._before.get(name) != _digest(place.value))
+        ]
+
+    def set_state(self, state: list[list[Any]]) -> list[str]:
+        """Change them as they were changed.
+
+        Returns:
+            The names of those that are no more.
+        """
+        places, owners = _places(self._model), dict(_owners(self._model))
+        self._restored = {name for name, _, _ in state}
+        missing = []
+        for name, value, kind in state:
+            value = tf.constant(value) if kind == "tensor" else value
+            path, _, attribute = name.rpartition(".")
+            if name in places:
+                places[name].assign(value)
+            elif path in owners and kind != "generator":  # an attribute that training has made
+                setattr(owners[path], attribute, value)
+            else:
+                missing.append(name)
+        return missing
+
+    def lost(self) -> list[str]:
+        """Return the names of what has changed and cannot be saved, and of iterators, which may have changed."""
+        places = {name: place for name, place in _places(self._model).items() if not _can_be_saved(place.value)}
+        return [
+            name
+            for name, place in places.items()
+            if isinstance(place.value, Iterator) or self._before.get(name) != _digest(place.value)
+        ]
+
+
+def _places(model: Any) -> dict[str, _Place]:
+    found: dict[str, _Place] = {}
+    seen: set[tuple[int, str]] = set()
+    for path, thing in things_of(model):
+        if isinstance(thing, types.FunctionType):
+            if computes(thing):
+                _add_outside(found, seen, path, thing)
+        elif _is_owner(thing):
+            counts = _is_state if is_users(thing) else _can_be_saved  # Keras's own lists come and go
+            for attribute, value in vars(thing).items():
+                if attribute not in _names_of_keras() and not attribute.startswith("_self_") and counts(value):
+                    found[f"{path}.{attribute}"] = _place(value, functools.partial(setattr, thing, attribute))
+            for cls in filter(_is_own, type(thing).__mro__):
+                _add(found, seen, cls.__qualname__, vars(cls), functools.partial(setattr, cls), id(cls))
+    return found
+
+
+def _add_outside(found: dict[str, _Place], seen: set[tuple[int, str]], path: str, function: types.FunctionType) -> None:
+    """Add the variables from outside that a function uses, and what is kept in the function itself."""
+    names = {name: function.__globals__[name] for name in globals_of(function)}
+    _add(found, seen, function.__module__, names, function.__globals__.__setitem__, id(function.__globals__))
+    for variable, cell in closed_over(function):
+        _add(
+            found,
+            seen,
+            path,
+            {variable: cell.cell_contents},
+            lambda _, value, cell=cell: setattr(cell, "cell_contents", value),
+            id(cell),
+        )
+    _add(found, seen, path, vars(function), functools.partial(setattr, function))
+
+
+def _add(
+    found: dict[str, _Place],
+    seen: set[tuple[int, str]],
+    path: str,
+    values: Any,
+    assign: Callable[[str, Any], None],
+    owner: int | None = None,
+) -> None:
+    for name, value in values.items():
+        key = (id(values) if owner is None else owner, name)
+        if key in seen or name.startswith("__") or not _is_state(value):
+            continue
+        seen.add(key)
+        found[f"{name} in {path}"] = _place(value, functools.partial(_refill, value, functools.partial(assign, name)))
+
+
+def _place(value: Any, assign: Callable[[Any], None]) -> _Place:
+    return _Place(value, functools.partial(_set_generator, value) if _is_generator(value) else assign)
+
+
+def _refill(old: Any, assign: Callable[[Any], None], new: Any) -> None:
+    """Give a variable a value; what is mutable stays the same object, because other names may mean it too."""
+    if isinstance(old, list | deque) and isinstance(new, list | deque):
+        old.clear()
+        old.extend(new)
+    elif isinstance(old, dict | set) and isinstance(new, dict | set):
+        old.clear()
+        old.update(new)
+    elif isinstance(old, np.ndarray) and old.shape == np.shape(new) and old.flags.writeable:
+        old[...] = new
+    else:
+        assign(new)
+
+
+def _owners(model: Any) -> Iterator[tuple[str, Any]]:
+    return ((path, thing) for path, thing in things_of(model) if _is_owner(thing))
+
+
+def _is_owner(thing: Any) -> bool:
+    if not hasattr(thing, "__dict__") or isinstance(thing, types.FunctionType | types.MethodType):
+        return False
+    return isinstance(thing, _KERAS_OWN) or (is_users(thing) and not is_installed(type(thing).__module__))
+
+
+def _is_own(cls: type) -> bool:
+    return not is_of_a_library(cls.__module__) and not is_installed(cls.__module__)
+
+
+def is_installed(module: str | None) -> bool:
+    """Return whether a module was installed, as an experiment tracker is, whose numbers and times must not come back.
+
+    Args:
+        module: Its name.
+
+    Returns:
+        Whether it was.
+    """
+    path = getattr(sys.modules.get(module or ""), "__file__", None) or ""
+    return any(f"{name}-packages" in path for name in ("site", "dist"))
+
+
+def computes(function: types.FunctionType) -> bool:
+    """Return whether a function is the user's, and not one that makes an object.
+
+    Args:
+        function: The function.
+
+    Returns:
+        Whether a step may call it, and its author can change it.
+    """
+    module = function.__module__
+    return not (is_of_a_library(module) or is_installed(module) or function.__name__ in _MAKING)
+
+
+@functools.cache
+def _names_of_keras() -> frozenset[str]:
+    # What Keras itself keeps in its models. With names, because Keras counts what has none.
+    model = keras.Model(name="plain")
+    model.compile(optimizer=None, loss="mse")
+    return frozenset(vars(model)) | {"built", "history", "stop_training", "trainable"}
+
+
+def _is_state(value: Any) -> bool:
+    """Return whether a value can be one that training changes."""
+    if isinstance(value, list | deque | dict | set) or _is_generator(value):
+        return True
+    if isinstance(value, Iterator):
+        return not isinstance(value, io.IOBase) and not type(value).__module__.startswith("keras.")
+    return _is_plain(value)
+
+
+def _can_be_saved(value: Any) -> bool:
+    return _is_generator(value) or _is_plain(value)
+
+
+def _is_generator(value: Any) -> bool:
+    kinds = (random.Random, np.random.Generator, np.random.RandomState)
+    return isinstance(value, kinds) and not isinstance(value, random.SystemRandom)
+
+
+def _state_of(generator: Any) -> Any:
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    return generator.bit_generator.state if isinstance(generator, np.random.Generator) else generator.get_state()
+
+
+def _set_generator(generator: Any, state: Any) -> None:
+    if isinstance(generator, random.Random):
+        generator.setstate(state)
+    elif isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    else:
+        generator.set_state(state)
+
+
+def _packed(value: Any) -> tuple[Any, str]:
+    if _is_generator(value):
+        return _state_of(value), "generator"
+    return (value.numpy(), "tensor") if _is_tensor(value) else (value, "")
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, _NUMBERS) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, list | tuple | set | deque):
+        return all(_is_plain(item) for item in value) and len(value) < _LARGEST
+    if isinstance(value, np.ndarray):
+        return not value.dtype.hasobject and not value.dtype.names and value.nbytes <= _LARGEST
+    return isinstance(value, _NUMBERS) or _is_tensor(value)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, tf.Tensor) and hasattr(value, "numpy")  # not one of a graph, which has no value
+
+
+def _digest(value: Any) -> str:
+    if isinstance(value, np.ndarray) or _is_tensor(value):
+        array = np.asarray(value)
+        return f"{type(value)} {array.shape} {array.dtype} {zlib.crc32(array.tobytes())}"
+    if _is_generator(value):
+        return repr(_state_of(value))
+    if isinstance(value, Iterator):
+        return ""
+    if isinstance(value, list | deque | dict | set) and not _is_plain(value):
+        return f"{len(value)} things"
+    if isinstance(value, dict):
+        return str([(key, _digest(item)) for key, item in value.items()])
+    if isinstance(value, list | tuple | deque):
+        return str([_digest(item) for item in value])
+    return repr(value)
