@@ -1,88 +1,45 @@
 """The order in which a `tf.data.Dataset` serves its rows, where it shuffles them anew in each epoch."""
 
-import tempfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
-# Those that draw the seeds of all their sources when an epoch begins, and draw no more before it ends.
-_DRAW_AT_ONCE = (
+# Those that read each source in one go, so that what it draws for an epoch does not depend on when it is asked.
+_IN_ONE_GO = (
     "_AssertCardinalityDataset",
     "_BatchDataset",
+    "CacheDataset",
+    "_ConcatenateDataset",
     "_FilterDataset",
+    "_FlatMapDataset",
+    "_GroupByWindowDataset",
+    "_InterleaveDataset",
     "_MapDataset",
     "_OptionsDataset",
     "_PaddedBatchDataset",
     "_ParallelBatchDataset",
+    "_ParallelInterleaveDataset",
     "_ParallelMapDataset",
     "_PrefetchDataset",
     "_RebatchDataset",
+    "_RepeatDataset",
     "_RestructuredDataset",
+    "_ScanDataset",
     "_ShardDataset",
+    "_ShuffleDataset",
     "_SkipDataset",
     "_TakeDataset",
+    "_TakeWhileDataset",
     "_UnbatchDataset",
+    "_UniqueDataset",
+    "_WindowDataset",
     "_ZipDataset",
 )
-
-
-class DatasetOrder:
-    """Keeps the states of the generators from which shuffled data sets draw the order of each epoch.
-
-    An iterator that has served no row shows that state to TensorFlow's checkpoints. Keras makes one at the end of each
-    epoch, so that nothing more is drawn than without this class; for data of unknown size, one is made when `fit`
-    begins, which draws once.
-
-    Args:
-        epoch_iterator: What hands out the batches of a `fit`, or None.
-        validation: What `fit` validates by: a data set, or anything else.
-    """
-
-    def __init__(self, epoch_iterator: Any, validation: Any) -> None:
-        dataset = getattr(epoch_iterator, "_distributed_dataset", None)
-        self._dataset = dataset if is_shuffled(dataset) else None
-        self._epoch_iterator = epoch_iterator
-        self._own: dict[str, Any] = {}
-        if self._dataset is not None and epoch_iterator.num_batches is None:
-            self._own["training"] = iter(self._dataset)
-        if is_shuffled(validation) and validation is not dataset:
-            self._own["validation"] = iter(validation)
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Return the state, to be saved between two epochs.
-
-        Returns:
-            Compressed bytes, by the ending of the file's name; nothing where no data set shuffles anew.
-        """
-        iterators = dict(self._own)
-        if self._dataset is not None and "training" not in iterators:
-            iterators["training"] = self._epoch_iterator._current_iterator
-        if not iterators:
-            return {}
-        with tempfile.TemporaryDirectory() as folder:
-            tf.train.Checkpoint(**iterators).write(str(Path(folder) / "order"))
-            files = {path.suffix: path.read_bytes() for path in Path(folder).iterdir()}
-        return {suffix: np.frombuffer(zlib.compress(content, 1), np.uint8) for suffix, content in files.items()}
-
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Let the next epoch be shuffled as if training had not been interrupted.
-
-        Args:
-            state: From `state`, of the same data sets.
-        """
-        iterators = dict(self._own)
-        if self._dataset is not None:
-            iterators.setdefault("training", iter(self._dataset))
-        if not iterators or not state:
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            for suffix, content in state.items():
-                (Path(folder) / f"order{suffix}").write_bytes(zlib.decompress(content.tobytes()))
-            tf.train.Checkpoint(**iterators).read(str(Path(folder) / "order")).assert_consumed()
+# Those that may leave off before a source ends, and those that draw again, or keep rows, only if it comes to its end.
+_LEAVING_OFF = ("_TakeDataset", "_TakeWhileDataset", "_ZipDataset")
+_DRAWING_LATE = ("CacheDataset", "_ConcatenateDataset", "_RepeatDataset")
 
 
 def parts_of(dataset: Any) -> Iterator[Any]:
@@ -141,26 +98,30 @@ def sources_of(dataset: Any) -> Iterator[Any]:
         yield dataset
 
 
-def why_lost(dataset: Any) -> str | None:
+def why_lost(dataset: Any, leaves_off: bool = False) -> str | None:
     """Return why the order of a data set cannot be saved.
 
     Args:
         dataset: A `tf.data.Dataset`.
+        leaves_off: Whether each epoch has an iterator of its own, which is dropped before it comes to the end.
 
     Returns:
         A clause; None for an order that can be saved, or that is always the same.
     """
     for part in parts_of(dataset):
         kind = type(part).__name__
-        below = [source for source in parts_of(part) if source is not part and shuffles_anew(source)]
         if shuffles_anew(part) and kind != "_ShuffleDataset":
             return f"a {kind.strip('_')} draws anew in each epoch"
         if not all(map(_has_seed, parts_of(part))):
             return "no seed is set, so that its order is another one in each run"
-        if below and shuffles_anew(part):
-            return "one `shuffle` stands behind another"
-        if below and kind not in _DRAW_AT_ONCE:
+        late = [source for source in parts_of(part) if type(source).__name__ in _DRAWING_LATE and is_shuffled(source)]
+        if is_shuffled(part) and kind not in _IN_ONE_GO:
             return f"a {kind.strip('_')} stands behind `shuffle`"
+        if late and (leaves_off or kind in _LEAVING_OFF):
+            by = f"a {kind.strip('_')}" if kind in _LEAVING_OFF else "`validation_steps`"
+            return (
+                f"a {type(late[0]).__name__.strip('_')} stands behind `shuffle`, and {by} may leave off before its end"
+            )
     return None
 
 

@@ -45,7 +45,7 @@ class PlainState:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._before = {name: _digest(place.value) for name, place in _places(model).items()}
+        self._before = {name: digest(place.value) for name, place in _places(model).items()}
         self._restored: set[str] = set()  # which need not change again
 
     def get_state(self) -> list[list[Any]]:
@@ -53,7 +53,7 @@ class PlainState:
         return [
             [name, *_packed(place.value)]
             for name, place in _places(self._model).items()
-            if _can_be_saved(place.value) and (name in self._restored or self._before.get(name) != _digest(place.value))
+            if _can_be_saved(place.value) and (name in self._restored or self._before.get(name) != digest(place.value))
         ]
 
     def set_state(self, state: list[list[Any]]) -> list[str]:
@@ -82,7 +82,7 @@ class PlainState:
         return [
             name
             for name, place in places.items()
-            if isinstance(place.value, Iterator) or self._before.get(name) != _digest(place.value)
+            if isinstance(place.value, Iterator) or self._before.get(name) != digest(place.value)
         ]
 
 
@@ -151,6 +151,26 @@ def _refill(old: Any, assign: Callable[[Any], None], new: Any) -> None:
         old[...] = new
     else:
         assign(new)
+
+
+def outside_of(cls: type, functions: list[Any]) -> dict[str, Any]:
+    """Return the variables from outside that functions of a user's class use, and those of the class itself.
+
+    Args:
+        cls: The class.
+        functions: Its functions; what is none is not looked at.
+
+    Returns:
+        Values that can be a state, by where they are.
+    """
+    found: dict[str, _Place] = {}
+    seen: set[tuple[int, str]] = set()
+    for function in functions:
+        if isinstance(function, types.FunctionType) and computes(function):
+            _add_outside(found, seen, function.__qualname__, function)
+    for owner in filter(_is_own, cls.__mro__):
+        _add(found, seen, owner.__qualname__, vars(owner), functools.partial(setattr, owner), id(owner))
+    return {name: place.value for name, place in found.items()}
 
 
 def _owners(model: Any) -> Iterator[tuple[str, Any]]:
@@ -254,7 +274,15 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, tf.Tensor) and hasattr(value, "numpy")  # not one of a graph, which has no value
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """Return text by which a value can be compared with what it was before.
+
+    Args:
+        value: A plain value or a collection; of other things the text does not show what is in them.
+
+    Returns:
+        The text.
+    """
     if isinstance(value, np.ndarray) or _is_tensor(value):
         array = np.asarray(value)
         return f"{type(value)} {array.shape} {array.dtype} {zlib.crc32(array.tobytes())}"
@@ -265,7 +293,7 @@ def _digest(value: Any) -> str:
     if isinstance(value, list | deque | dict | set) and not _is_plain(value):
         return f"{len(value)} things"
     if isinstance(value, dict):
-        return str([(key, _digest(item)) for key, item in value.items()])
+        return str([(key, digest(item)) for key, item in value.items()])
     if isinstance(value, list | tuple | deque):
-        return str([_digest(item) for item in value])
+        return str([digest(item) for item in value])
     return repr(value)

@@ -6,7 +6,8 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.random.seed_generator import global_seed_generator
+from keras.src.backend.common import global_state
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
 from tensorflow.python.eager import context
 
 
@@ -16,11 +17,12 @@ def random_state() -> dict[str, Any]:
     Returns:
         What `set_random_state` takes.
     """
-    generator = global_seed_generator()  # first of all: where there is none yet, it is seeded by Python's
+    # Where there is none yet, it stays so: a new one would be seeded by Python's.
+    generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
     return {
         "python": random.getstate(),
         "numpy": np.random.get_state(),  # noqa: NPY002  the generator that other people's code draws from
-        "keras": keras.ops.convert_to_numpy(generator.state.value),
+        "keras": None if generator is None else keras.ops.convert_to_numpy(generator.state.value),
         "tensorflow": _eager_state(),
     }
 
@@ -31,7 +33,10 @@ def set_random_state(state: dict[str, Any]) -> None:
     Args:
         state: What `random_state` has returned.
     """
-    global_seed_generator().state.assign(state["keras"])
+    if state["keras"] is None:
+        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, None)
+    else:
+        global_seed_generator().state.assign(state["keras"])
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])  # noqa: NPY002
     if state["tensorflow"] is not None:

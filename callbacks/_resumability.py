@@ -31,39 +31,64 @@ _STATELESS = (
     keras.callbacks.RemoteMonitor,
     keras.callbacks.TerminateOnNaN,
 )
-_REFUSED = {
-    keras.callbacks.BackupAndRestore: "both would restore the model",
-    keras.callbacks.SwapEMAWeights: "it swaps weights behind the checkpoint's back",
-}
 _ADVICE = "Use tfopt.datasets.EpochBatches(x, y, batch_size=...), whose order follows from its seed and the epoch"
 
 
-def check_callbacks(callbacks: list[Any], checkpoint: Any, stateless: tuple[type, ...]) -> None:
-    """Refuse callbacks whose state would be lost, by name.
+def check_callbacks(callbacks: list[Any]) -> None:
+    """Refuse callbacks whose work would be undone, by name.
 
     Args:
         callbacks: The callbacks of a `fit`, in their order.
-        checkpoint: The one among them that saves.
-        stateless: Classes whose state need not be kept.
 
     Raises:
-        ValueError: One has a state that cannot be saved.
+        ValueError: There is one.
     """
     refuse_overwriting_loggers(callbacks)
     for callback in callbacks:
-        name = type(callback).__name__
-        # A subclass of one of Keras's may have a state of its own.
-        if callback is checkpoint or type(callback) in _STATELESS or isinstance(callback, stateless):
-            continue
-        for cls, reason in _REFUSED.items():
-            if isinstance(callback, cls):
-                raise ValueError(f"ResumableCheckpoint does not work together with {name}: {reason}")
-        if type(callback) not in STATE_OF and not has_methods(callback):
-            warnings.warn(
-                f"ResumableCheckpoint does not know the callback {name}: if it has a state, that is not saved. Give it "
-                f"methods get_state() and set_state(state), or pass stateless=[{name}]",
-                stacklevel=3,
+        if isinstance(callback, keras.callbacks.BackupAndRestore):
+            raise ValueError(
+                f"ResumableCheckpoint does not work together with {type(callback).__name__}: both would restore the "
+                "model. ResumableCheckpoint does all that it does; leave it out"
             )
+
+
+def check_averages(callbacks: list[Any], state: dict[str, Any], epochs: int | None) -> None:
+    """Refuse to go on behind the last epoch of a training in which averages took the place of weights for good.
+
+    Args:
+        callbacks: The callbacks.
+        state: Of the checkpoint.
+        epochs: How many epochs this training is to have.
+
+    Raises:
+        ValueError: The weights from which training would go on are lost.
+    """
+    swaps = any(isinstance(c, keras.callbacks.SwapEMAWeights) and c.swap_on_epoch for c in callbacks)
+    if swaps and not state["stopped"] and state["planned"] == state["epochs"] < (epochs or 0):
+        raise ValueError(
+            f"SwapEMAWeights(swap_on_epoch=True) has put averages in the place of the weights after the last epoch, "
+            f"{state['epochs']}, so training cannot go on from there to {epochs} epochs. Delete the folder to begin "
+            "anew, with all epochs from the start"
+        )
+
+
+def unknown_among(callbacks: list[Any], stateless: tuple[type, ...]) -> list[Any]:
+    """Return callbacks whose state is not saved, if they have one.
+
+    Args:
+        callbacks: Callbacks.
+        stateless: Classes whose state need not be kept.
+
+    Returns:
+        Those that are not known. A subclass of one of Keras's may have a state of its own.
+    """
+    return [
+        callback
+        for callback in callbacks
+        if type(callback) not in (*_STATELESS, *STATE_OF)
+        and not isinstance(callback, stateless)
+        and not has_methods(callback)
+    ]
 
 
 def functions_in(callbacks: list[Any]) -> dict[str, str]:
@@ -117,11 +142,17 @@ def check_data(epoch_iterator: Any, stateless: tuple[type, ...]) -> None:
     if kind in ("TorchDataLoaderAdapter", "GrainDatasetAdapter"):
         _check_unknown(getattr(adapter, "_dataloader", None) or getattr(adapter, "_dataset", None), stateless)
     steps = getattr(epoch_iterator, "steps_per_epoch", None)
-    # Where they are all batches, Keras draws an epoch's order before the checkpoint of the one before.
-    if steps is not None and (steps != adapter.num_batches or is_shuffled(getattr(adapter, "_dataset", None))):
+    goes_on = kind == "TFDatasetAdapter" or (kind == "ArrayDataAdapter" and not adapter._shuffle)
+    if steps is not None and steps != adapter.num_batches and not goes_on:
         raise ValueError(
-            "With `steps_per_epoch` an epoch goes on where the one before has ended, and that position cannot be "
-            "saved. Leave `steps_per_epoch` out"
+            "With `steps_per_epoch` an epoch goes on where the one before has ended, and that position is saved for a "
+            "tf.data.Dataset and for arrays with shuffle=False. Leave `steps_per_epoch` out"
+        )
+    moves = kind == "TFDatasetAdapter" and (steps is not None or is_shuffled(adapter._dataset))
+    if moves and not isinstance(epoch_iterator._distributed_dataset, tf.data.Dataset):
+        raise ValueError(
+            "The tf.data.Dataset is spread over devices, where its position cannot be saved. Leave "
+            f"`steps_per_epoch` out, and shuffle(..., reshuffle_each_iteration=False). {_ADVICE}"
         )
 
 
@@ -136,7 +167,7 @@ def check_validation(running: RunningFit, stateless: tuple[type, ...]) -> None:
         ValueError: They do, and a callback would decide otherwise.
     """
     try:
-        _check_validation_data(running.validation, stateless)
+        _check_validation_data(running, stateless)
     except ValueError as error:
         text = f"The validation data cannot be resumed: {error}"
         deciding = [type(callback).__name__ for callback in running.callbacks if _decides_by_validation(callback)]
@@ -145,9 +176,10 @@ def check_validation(running: RunningFit, stateless: tuple[type, ...]) -> None:
         warnings.warn(f"{text}. After a restart, numbers with val_ will be other ones", stacklevel=3)
 
 
-def _check_validation_data(data: Any, stateless: tuple[type, ...]) -> None:
+def _check_validation_data(running: RunningFit, stateless: tuple[type, ...]) -> None:
+    data = running.validation
     if isinstance(data, tf.data.Dataset):
-        _check_dataset(data, stateless)
+        _check_dataset(data, stateless, leaves_off=running.validation_steps is not None)
     elif isinstance(data, keras.utils.PyDataset):
         _check_py_dataset(data, stateless)
     elif isinstance(data, types.GeneratorType):
@@ -181,8 +213,8 @@ def _check_py_dataset(data: Any, stateless: tuple[type, ...]) -> None:
         )
 
 
-def _check_dataset(dataset: Any, stateless: tuple[type, ...]) -> None:
-    if reason := why_lost(dataset):
+def _check_dataset(dataset: Any, stateless: tuple[type, ...], leaves_off: bool = False) -> None:
+    if reason := why_lost(dataset, leaves_off):
         raise ValueError(
             f"The order in which the tf.data.Dataset is shuffled cannot be saved: {reason}. Seeds come from "
             "keras.utils.set_random_seed(...) before the data set is made, or shuffle(..., seed=...). Operations such "

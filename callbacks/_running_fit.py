@@ -28,7 +28,8 @@ class RunningFit:
         class_weight: As it was given to `fit`.
         sample_weight: The same.
         validation: The inputs of the validation data, which are all of them where these are no arrays.
-        initial_epoch: As it was given to `fit`.
+        validation_steps: As it was given to `fit`.
+        initial_epoch: The same.
     """
 
     callbacks: list[keras.callbacks.Callback]
@@ -36,6 +37,7 @@ class RunningFit:
     class_weight: dict[int, float] | None = None
     sample_weight: Any = None
     validation: Any = None
+    validation_steps: int | None = None
     initial_epoch: int = 0
 
 
@@ -138,7 +140,7 @@ def find_running_fit(callback: keras.callbacks.Callback) -> RunningFit:
         if callbacks is None and isinstance(caller, CallbackList) and callback in caller.callbacks:
             callbacks = list(caller.callbacks)
         if callbacks is not None and frame.f_code.co_name == "fit" and "epoch_iterator" in frame.f_locals:
-            names = ("epoch_iterator", "class_weight", "sample_weight", "initial_epoch")
+            names = ("epoch_iterator", "class_weight", "sample_weight", "validation_steps", "initial_epoch")
             given: dict[str, Any] = {name: frame.f_locals.get(name) for name in names}
             return RunningFit(callbacks, **given, validation=frame.f_locals.get("val_x"))
     return RunningFit(callbacks or [callback])

@@ -46,8 +46,8 @@ def variables_of(
     seen = _counters_of(communicator)
     once = []
     for name, variable in named:
-        if _key(variable) not in seen:
-            seen.add(_key(variable))
+        if key_of(variable) not in seen:
+            seen.add(key_of(variable))
             once.append((name, variable))
     return once
 
@@ -89,8 +89,8 @@ def check_step(step: str, graph: Any, variables: list[tuple[str, Any]], communic
     Raises:
         ValueError: It changes another variable, an iterator or a table, or draws random numbers from a hidden state.
     """
-    saved = {_key(variable) for _, variable in variables} | _counters_of(communicator)
-    missing = [variable for variable in changed_variables(graph) if _key(variable) not in saved]
+    saved = {key_of(variable) for _, variable in variables} | _counters_of(communicator)
+    missing = [variable for variable in changed_variables(graph) if key_of(variable) not in saved]
     if missing:
         raise ValueError(
             f"The {step} step changes {', '.join(f'the variable {describe(variable)}' for variable in missing)}, "
@@ -110,7 +110,7 @@ def check_step(step: str, graph: Any, variables: list[tuple[str, Any]], communic
 
 
 def _counters_of(communicator: Any) -> set[int]:
-    return {_key(value) for value in getattr(communicator, "__dict__", {}).values() if isinstance(value, tf.Variable)}
+    return {key_of(value) for value in getattr(communicator, "__dict__", {}).values() if isinstance(value, tf.Variable)}
 
 
 def _used_by(graph: Any) -> Iterator[Any]:
@@ -122,7 +122,15 @@ def _used_by(graph: Any) -> Iterator[Any]:
             yield variable
 
 
-def _key(variable: Any) -> int:
+def key_of(variable: Any) -> int:
+    """Return a number by which a variable is known, whether it is Keras's or the one of TensorFlow in it.
+
+    Args:
+        variable: A variable of Keras or TensorFlow.
+
+    Returns:
+        The number, while the variable is alive.
+    """
     inside = variable.value if isinstance(variable, keras.Variable) else variable
     try:
         return id(inside.handle)

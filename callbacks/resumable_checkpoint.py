@@ -8,14 +8,21 @@ from typing import Any
 
 from tfopt.callbacks._callback import Callback
 from tfopt.callbacks._callback_arguments import arguments_of_callbacks
-from tfopt.callbacks._dataset_order import DatasetOrder
+from tfopt.callbacks._data_position import DataPosition
 from tfopt.callbacks._job import changed_by_training, data_of, differences, setup_of
 from tfopt.callbacks._job_comparison import Job, check_job, check_variables, warn_about_job
 from tfopt.callbacks._layer_arguments import own_attributes
 from tfopt.callbacks._own_code import own_code
 from tfopt.callbacks._plain_state import PlainState
 from tfopt.callbacks._random_state import random_state, set_random_state
-from tfopt.callbacks._resumability import check_callbacks, check_data, check_validation, functions_in
+from tfopt.callbacks._resumability import (
+    check_averages,
+    check_callbacks,
+    check_data,
+    check_validation,
+    functions_in,
+    unknown_among,
+)
 from tfopt.callbacks._row_order import RowOrder
 from tfopt.callbacks._running_fit import (
     RunningFit,
@@ -29,6 +36,7 @@ from tfopt.callbacks._still_running import StillRunning
 from tfopt.callbacks._traced_step import trace_step
 from tfopt.callbacks._traced_validation import trace_validation
 from tfopt.callbacks._training_state import check_step, read, variables_of
+from tfopt.callbacks._unknown_callbacks import UnknownCallbacks
 
 from tfopt._agreement import in_agreement
 from tfopt._callback_state import check_states, set_states, states_of
@@ -114,12 +122,14 @@ class ResumableCheckpoint(Callback):
         self._still_running = StillRunning(self)
         self._files = CheckpointFiles(self.folder, self.communicator, "ResumableCheckpoint", self._still_running)
         self._running = RunningFit([])
-        self._order, self._dataset_order = RowOrder(None), DatasetOrder(None, None)
+        self._order, self._position = RowOrder(None), DataPosition(None, None)
         self._variables: list[tuple[str, Any]] = []
         self._plain = PlainState(None)
         self._job = Job({}, {}, {})
         self._program: Any = None
         self._functions: dict[str, str] | None = None
+        self._unknown = UnknownCallbacks([], [])
+        self._is_order_lost = False
         weakref.finalize(self, self._files.close)  # after a `fit` that an exception has ended
 
     def set_model(self, model: Any) -> None:
@@ -152,8 +162,9 @@ class ResumableCheckpoint(Callback):
         self._still_running.begin()
         in_agreement(self.communicator, self._check_callbacks_and_data)
         self._order = RowOrder(self._running.epoch_iterator)
-        self._dataset_order = DatasetOrder(self._running.epoch_iterator, self._running.validation)
+        self._position = in_agreement(self.communicator, self._position_now)
         steps = self._trace_or_build()
+        self._position.rewind()
         self._variables = variables_of(self.model, steps, self.communicator)
         in_agreement(self.communicator, lambda: self._check_steps(steps))
         in_agreement(self.communicator, lambda: states_of(self._others))  # which raises for what cannot be saved
@@ -161,6 +172,9 @@ class ResumableCheckpoint(Callback):
         self._program = getattr(self.model, "train_function", None)
         self._plain = PlainState(self.model)
         self._functions = functions_in(self._others)
+        self._unknown = UnknownCallbacks(
+            unknown_among(self._others, self.stateless), [variable for _, variable in self._variables]
+        )
         self._files.open()
         try:
             state = self._files.read_newest()
@@ -173,9 +187,12 @@ class ResumableCheckpoint(Callback):
             raise
 
     def _check_callbacks_and_data(self) -> None:
-        check_callbacks(self._running.callbacks, self, self.stateless)
+        check_callbacks(self._running.callbacks)
         check_data(self._running.epoch_iterator, self.stateless)
         check_validation(self._running, self.stateless)
+
+    def _position_now(self) -> DataPosition:
+        return DataPosition(self._running.epoch_iterator, self._running.validation)
 
     def _job_now(self) -> Job:
         setup = {**setup_of(self.model), **own_attributes(self.model)}
@@ -236,6 +253,7 @@ class ResumableCheckpoint(Callback):
         self.model._initial_epoch = None
         self._running = RunningFit([])
         self._variables, self._plain = [], PlainState(None)
+        self._position, self._unknown = DataPosition(None, None), UnknownCallbacks([], [])
         self._files.close()
 
     def _state(self, epoch: int) -> dict[str, Any]:
@@ -244,6 +262,7 @@ class ResumableCheckpoint(Callback):
         self._warn_of_lost_states()
         return {
             "epochs": epoch + 1,
+            "planned": self.parameters.get("epochs"),
             "stopped": bool(self.model.stop_training),
             "job": vars(self._job),
             "changed": {
@@ -256,7 +275,7 @@ class ResumableCheckpoint(Callback):
             "attributes": self._plain.get_state(),
             "random": random_state(),
             "order": self._order.seed,
-            "order of the data set": self._dataset_order.state(),
+            "position in the data": self._position.state(),
             "callbacks": states_of(self._others),
         }
 
@@ -274,6 +293,7 @@ class ResumableCheckpoint(Callback):
                 "the checkpoint knows its epoch"
             )
         check_states(self._others, state["callbacks"], self.folder)
+        check_averages(self._others, state, self.parameters.get("epochs"))
         warn_about_job(self.folder, state, self._job, self.model in _TRAINED)
         if state["epochs"] > (self.parameters.get("epochs") or state["epochs"]):
             warnings.warn(
@@ -298,6 +318,20 @@ class ResumableCheckpoint(Callback):
             )
 
     def _warn_of_lost_states(self) -> None:
+        for name, changed in self._unknown.changed().items():
+            warnings.warn(
+                f"ResumableCheckpoint does not know the callback {name}: training has changed {', '.join(changed)} "
+                "there, which is not saved. Give it methods get_state() and set_state(state), or pass "
+                f"stateless=[{name}]",
+                stacklevel=3,
+            )
+        if self._position.lost() and not self._is_order_lost:
+            self._is_order_lost = True
+            warnings.warn(
+                "A tf.data.Dataset is shuffled in front of `cache`, and that was filled more than once: after a "
+                "restart, training may go through other rows. Read the whole of it in each epoch, or shuffle behind it",
+                stacklevel=3,
+            )
         if self._functions is None:
             return
         if lost := self._plain.lost():
@@ -339,13 +373,15 @@ class ResumableCheckpoint(Callback):
             )
         set_states(self._others, state["callbacks"])
         self._order.seed = state["order"]
-        self._dataset_order.restore(state["order of the data set"])
         self._job = Job(**state["job"])  # of the training as it began
-        set_random_state(state["random"])
         epochs = self.parameters.get("epochs") or 0
+        is_over = state["stopped"] or state["epochs"] >= epochs
+        read_again = self._position.restore(state["position in the data"], is_over)
+        set_random_state(state["random"])
         self.model._initial_epoch = epochs if state["stopped"] else min(state["epochs"], epochs)
         if state["stopped"]:
             self.model.stop_training = True
         if self.verbose and self.communicator.rank == 0:
             why = ", where training was stopped" * state["stopped"]
-            print(f"Resuming after epoch {state['epochs']}{why} from {self.folder}")
+            again = f"; {read_again} batches were read again, to go on behind them" * bool(read_again)
+            print(f"Resuming after epoch {state['epochs']}{why} from {self.folder}{again}")

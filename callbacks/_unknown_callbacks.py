@@ -1,0 +1,66 @@
+"""Callbacks that cannot say what to keep: whether they have a state is seen from what changes in them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+from tfopt.callbacks._optimizers_of import is_users
+from tfopt.callbacks._plain_state import digest, outside_of
+from tfopt.callbacks._training_state import key_of, read
+
+from tfopt._callback_state import get_state
+
+_KERAS_OWN = frozenset({*vars(keras.callbacks.Callback()), "_model", "_params"})
+
+
+class UnknownCallbacks:
+    """Notices what some callbacks change in themselves, in their classes, and in variables that their code uses.
+
+    Args:
+        callbacks: Those whose state is not saved, or only the part of it that Keras's own class has.
+        saved: Variables that are saved anyway.
+    """
+
+    def __init__(self, callbacks: list[Any], saved: list[Any]) -> None:
+        self._callbacks = callbacks
+        self._saved = {key_of(variable) for variable in saved}
+        self._before = [self._values_of(callback) for callback in callbacks]
+
+    def changed(self) -> dict[str, list[str]]:
+        """Return which attributes and variables have changed, by the class of the callback; each callback once."""
+        found: dict[str, list[str]] = {}
+        for place, callback in enumerate(self._callbacks):
+            before, now = self._before[place], self._values_of(callback)
+            names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+            if names:
+                found.setdefault(type(callback).__name__, []).extend(names)
+                self._before[place] = now
+        return found
+
+    def _values_of(self, callback: Any) -> dict[str, str]:
+        kept = {*_KERAS_OWN, *(get_state(callback) or {})}
+        found = {name: value for name, value in vars(callback).items() if name not in kept}
+        functions = [value for cls in type(callback).__mro__ for value in vars(cls).values()]
+        outside = {name: value for name, value in outside_of(type(callback), functions).items() if name not in kept}
+        return {name: "".join(self._texts_of(value, set())) for name, value in {**outside, **found}.items()}
+
+    def _texts_of(self, value: Any, seen: set[int]) -> Iterator[str]:
+        """Yield text that changes when a value does, with what it holds."""
+        if id(value) in seen:
+            return
+        seen.add(id(value))
+        variables = [value] if isinstance(value, keras.Variable | tf.Variable) else []
+        if isinstance(value, keras.layers.Layer | keras.Metric | keras.optimizers.Optimizer):
+            variables = value.variables
+        if variables or isinstance(value, keras.layers.Layer):
+            yield from (digest(read(variable)) for variable in variables if key_of(variable) not in self._saved)
+        elif isinstance(value, list | tuple | dict):
+            yield digest(value)
+            for item in value.values() if isinstance(value, dict) else value:
+                yield from self._texts_of(item, seen) if hasattr(item, "__dict__") else ()
+        elif hasattr(value, "__dict__") and is_users(value) and not callable(value):
+            for item in vars(value).values():
+                yield from self._texts_of(item, seen)
+        else:
+            yield digest(value)
