@@ -60,7 +60,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("num_rows", [7, 48, 100, 500, 4000, 8000])
+@pytest.mark.parametrize("num_rows", [7, 48, 100, 500, 997, 4000, 8000])
 def test_all_rows_are_in_every_run(num_rows, form):
     x, y = make_data(num_rows)
     model = mlp(NUM_INPUTS, (), 1, seed=0)
