@@ -16,34 +16,6 @@ from tfopt.relative_trust import StepMeter
 BOTH = pytest.mark.parametrize("operator", [HessianOperator, GaussNewtonOperator])
 
 
-def make_upsampling(interpolation, activation="tanh"):
-    return keras.Sequential([
-        keras.Input((4, 4, 2)),
-        keras.layers.Conv2D(3, 3, activation=activation),
-        keras.layers.UpSampling2D(interpolation=interpolation, name="up"),
-        keras.layers.Conv2D(2, 3, activation=activation),
-        keras.layers.Flatten(),
-        keras.layers.Dense(1),
-    ])
-
-
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
-@BOTH
-def test_bilinear_upsampling_is_refused_by_name(operator, activation):
-    x, y = np.random.default_rng(0).normal(size=(6, 4, 4, 2)).astype("float32"), np.ones((6, 1))
-    matrix = operator(make_upsampling("bilinear", activation), "mse", x, y)
-    for _ in range(2):  # and not only the first time
-        with pytest.raises(
-            RuntimeError, match=r"ResizeBilinearGrad \(in .*\) for zero.*up \(UpSampling2D, .*'bilinear'\)"
-        ):
-            matrix @ np.ones(matrix.shape[0])
-    with pytest.raises(RuntimeError, match="cannot differentiate this model.*ResizeBicubicGrad"):
-        operator(make_upsampling("bicubic", activation), "mse", x, y).to_dense()
-    assert operator(make_upsampling("nearest", activation), "mse", x, y).to_dense().shape == matrix.shape
-    unchecked = operator(make_upsampling("bilinear", activation), "mse", x, y, self_check=False)
-    assert np.isfinite(unchecked @ np.ones(matrix.shape[0])).all()
-
-
 @keras.saving.register_keras_serializable(package="tests")
 class Stopped(keras.layers.Layer):
     """The square, of which the second derivative is lost."""
@@ -105,6 +77,68 @@ def test_deep_and_kinked_models_pass_the_check(build):
     x, y = rng.normal(size=(20, *model.input_shape[1:])).astype("float32"), rng.integers(0, 3, 20)
     matrix = HessianOperator(model, keras.losses.SparseCategoricalCrossentropy(from_logits=True), x, y)
     assert np.isfinite(matrix @ np.ones(matrix.shape[0])).all()
+
+
+# --- losses that compare rows
+
+
+def by_differences(model, loss, x, y, vector, step=1e-5):
+    """Product of the Hessian and a vector, by central differences of plain gradients."""
+    values = [variable.numpy() for variable in model.trainable_variables]
+    ends = np.cumsum([value.size for value in values])[:-1]
+    found = []
+    for sign in (1.0, -1.0):
+        for variable, value, part in zip(model.trainable_variables, values, np.split(vector, ends), strict=True):
+            variable.assign(value + sign * step * part.reshape(value.shape))
+        with tf.GradientTape() as tape:
+            value = loss(y, model(x))
+        parts = tape.gradient(value, [variable.value for variable in model.trainable_variables])
+        found.append(np.concatenate([part.numpy().ravel() for part in parts]))
+    for variable, value in zip(model.trainable_variables, values, strict=True):
+        variable.assign(value)
+    return (found[0] - found[1]) / (2.0 * step)
+
+
+def supervised_contrast(y_true, y_pred):
+    """Mean over the pairs of one class; not a number where there are none."""
+    y_true = tf.reshape(y_true, [-1])
+    same = tf.eye(tf.shape(y_pred)[0], dtype=y_pred.dtype)
+    pairs = tf.cast(y_true[:, None] == y_true, y_pred.dtype) - same
+    logits = tf.matmul(y_pred, y_pred, transpose_b=True) - 9.0 * same
+    return -tf.reduce_sum(pairs * tf.nn.log_softmax(logits), axis=-1) / tf.reduce_sum(pairs, axis=-1)
+
+
+@pytest.mark.parametrize("name", ["circle", "supervised contrast"])
+@BOTH
+def test_losses_of_pairs_are_checked_on_rows_that_have_some(name, operator):
+    """Eight rows from all over the batch have no two of one class."""
+    keras.config.set_dtype_policy("float64")
+    x, y = np.random.default_rng(0).normal(size=(16, 3)), np.arange(16) // 2
+    chosen = np.linspace(0, 15, 8).astype(int)
+    assert len(set(y[chosen])) == 8
+    layers = [keras.layers.Dense(4, activation="tanh"), keras.layers.Dense(3), keras.layers.UnitNormalization()]
+    model = keras.Sequential([keras.Input((3,)), *layers])
+    loss = keras.losses.Circle(gamma=8.0, dtype="float64") if name == "circle" else supervised_contrast
+    vector = np.random.default_rng(1).normal(size=model.count_params())
+    if operator is HessianOperator:
+        whole = loss if name == "circle" else lambda y, z: tf.reduce_mean(loss(y, z))
+        found = operator(model, loss, x, y) @ vector
+        np.testing.assert_allclose(found, by_differences(model, whole, x, y, vector), rtol=1e-4, atol=1e-5)
+    else:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(?s).*may have negative eigenvalues")  # which is true of such losses
+            assert np.isfinite(operator(model, loss, x, y) @ vector).all()
+
+
+@BOTH
+def test_what_is_not_finite_says_on_which_rows(operator):
+    x, y = make_data()
+    x[20] = 0.0
+    function, _ = FUNCTIONS["norm"]
+    text = refused(operator, make_applied(function), "mse", x, y)
+    assert "not finite at the model's weights, on all rows together" in text
+    text = refused(operator, make_applied(function), "mse", np.zeros_like(x), y)
+    assert "not finite at the model's weights, on 24 rows of the first batch, of 24," in text
 
 
 # --- the whole family of wrong derivatives
@@ -476,9 +510,9 @@ def test_a_cast_to_half_precision_is_a_warning_at_most(operator):
 
 
 def makers():
-    x = np.random.default_rng(0).normal(size=(64, 4, 4, 2)).astype("float32")
-    y = np.ones((64, 1), "float32")
-    model = make_upsampling("bilinear")
+    x, y = np.random.default_rng(0).normal(size=(64, 3)).astype("float32"), np.ones((64, 4), "float32")
+    layers = [keras.layers.Dense(4), Applied(FUNCTIONS["fake quantisation"][0]), keras.layers.Dense(4)]
+    model = keras.Sequential([keras.Input((3,)), *layers])
     model.compile("sgd", "mse")
 
     def convexity(**options):

@@ -10,7 +10,8 @@ from tfopt.models import mlp
 from tfopt.communicator import SerialCommunicator
 from tfopt.curvature import GaussNewtonOperator, Probe
 from tfopt.curvature.gradient_noise import Groups
-from tfopt.planning.measurement import FEWEST_MATVECS, SIZED_FOR, DealtRows, Effort, RunMeasurer
+from tfopt.planning.dealt_rows import DealtRows
+from tfopt.planning.measurement import FEWEST_MATVECS, SIZED_FOR, Effort, RunMeasurer
 
 NUM_INPUTS = 3
 
@@ -37,59 +38,16 @@ def linear():
     return operator, x, gradients.astype(np.float64)
 
 
-@pytest.mark.parametrize(
-    ("num_rows", "batch_size", "num_runs"), [(1000, 512, 8), (64, 512, 8), (5000, 64, 4), (97, 20, 4)]
-)
-def test_runs_have_rows_of_their_own(num_rows, batch_size, num_runs):
-    numbers = np.arange(num_rows)[:, None]
-    rows = make_rows(Probe(numbers, batch_size=batch_size), num_runs)
-    seen = [np.concatenate([p.x.numpy() for p in rows.pieces(run, 99)]) for run in range(num_runs)]
-    everything = np.concatenate(seen).ravel()
-    assert len(set(everything)) == len(everything)  # no row twice
-    assert len(everything) > 0.7 * num_rows
-    sizes = {p.num_rows for run in range(num_runs) for p in rows.pieces(run, 99)}
-    assert sizes == {rows.piece_size}
-    assert rows.piece_size % rows.group_size == 0
-    # Batches for products have the same rows, and one size.
-    batches = rows.batches(1, 99)
-    np.testing.assert_array_equal(np.concatenate([b.x.numpy() for b in batches]), seen[1])
-    assert len({b.num_rows for b in batches}) == 1
-    assert batches[0].num_rows <= 512
-    assert len(rows.batches(1, 1)) == 1
-    assert len(rows.batches(1, 99)) == rows.num_batches
-    assert batches[0].num_rows == rows.batch_size
-
-
-def test_runs_share_all_rows_where_they_may():
-    numbers = np.arange(1000)[:, None]
-    rows = make_rows(Probe(numbers), 8, are_shared=True)
-    for run in range(8):
-        mine = np.concatenate([p.x.numpy() for p in rows.pieces(run, 999)]).ravel()
-        assert 950 <= len(set(mine)) == len(mine)
-        batches = np.concatenate([b.x.numpy() for b in rows.batches(run, 999)]).ravel()
-        np.testing.assert_array_equal(batches, mine)
-    # The same rows, but not in the same groups.
-    first, second = (rows.pieces(run, 999)[0].x.numpy().ravel() for run in (0, 1))
-    assert len(set(first) & set(second)) < len(first)
-
-
-def test_too_few_rows_are_refused():
-    with pytest.raises(ValueError, match=r"`data` must have at least 8 rows for each of 8 runs.* Received: 63 rows"):
-        make_rows(Probe(np.zeros((63, 1))), 8)
-    with pytest.raises(ValueError, match=r"`data` must have batches of equal size and two rows or more.*can be cut"):
-        make_rows(Probe(iter([np.zeros((1, 1))] * 60 + [np.zeros((8, 1))]), num_batches=61), 8)
-
-
 def test_noise_vectors_have_the_covariance_of_single_rows(linear, monkeypatch):
     monkeypatch.setattr(Groups, "check", lambda *_: None)  # 150 times the same
     operator, x, gradients = linear
     rows = make_rows(operator.probe, 4)
-    picked = np.concatenate([piece.x.numpy() for piece in rows.pieces(0, 99)])
+    picked = np.concatenate([batch.x.numpy() for batch in rows.batches(0, 99)])
     mine = gradients[[int(np.flatnonzero((x == row).all(axis=1))[0]) for row in picked]]
     covariance = np.cov(mine.T)
     vectors = []
     for seed in range(150):
-        run = RunMeasurer(operator, rows, None, seed)._gradient_and_noise(rows.pieces(0, 99), 0)
+        run = RunMeasurer(operator, rows, None, seed)._gradient_and_noise(rows.batches(0, 99), 0)
         _, gradient, noise, trace, num_rows = run
         vectors.append(noise)
     np.testing.assert_allclose(gradient, mine.mean(axis=0), rtol=1e-4, atol=1e-6)
@@ -108,7 +66,7 @@ def test_masses_add_up_to_squared_norms(linear):
     rows = make_rows(operator.probe, 4)
     displacement = np.array([1.0, 2.0, 3.0, 4.0])
     run = RunMeasurer(operator, rows, displacement, 0).run(1, Effort(4, 99))
-    _, gradient, noise, _, _ = RunMeasurer(operator, rows, displacement, 0)._gradient_and_noise(rows.pieces(1, 99), 1)
+    _, gradient, noise, _, _ = RunMeasurer(operator, rows, displacement, 0)._gradient_and_noise(rows.batches(1, 99), 1)
     matrix = operator.over(Probe.of(rows.batches(1, 99))).to_dense()
     assert run.gradient.masses.sum() == pytest.approx(gradient @ gradient, rel=1e-4)
     assert run.noise.masses.sum() == pytest.approx(noise @ noise, rel=1e-4)
@@ -207,10 +165,9 @@ def test_masks_in_the_rows_of_a_run_are_seen(are_shared):
     operator = GaussNewtonOperator(model, loss, x, y, batch_size=64)
     rows = make_rows(operator.probe, 4, are_shared)
     measurer = RunMeasurer(operator, rows, None, 0)
-    measurer.check()  # of the first rows only
     for run in range(4):
-        pieces = rows.pieces(run, 99)
-        if any((piece.y.numpy() == 0).any() for piece in pieces):
+        batches = rows.batches(run, 99)
+        if any((batch.y.numpy() == 0).any() for batch in batches):
             with pytest.raises(ValueError, match="`loss` must be a mean over rows"):
                 measurer.run(run, Effort(2, 99))
             break

@@ -19,14 +19,17 @@ from keras.src.ops.operation import Operation
 from keras.src.utils.python_utils import is_default
 from tensorflow.python.autograph.core import ag_ctx
 from tensorflow.python.eager.polymorphic_function import autograph_util, polymorphic_function
-from tensorflow.python.ops import gen_nn_ops, nn_impl, nn_ops
+from tensorflow.python.ops import gen_image_ops, gen_nn_ops, nn_impl, nn_ops
 
 from tfopt.curvature.calls_in_fit import CallsInFit
+from tfopt.curvature.linear_resizing import resize_by_matrices
 from tfopt.curvature.model_checks import NotBuiltError
 from tfopt.curvature.precision import policy_to_measure
 from tfopt.curvature.softmax_targets import with_check
 from tfopt.curvature.stand_ins import StandIns
 
+# Operations that are linear in an image, and have a first derivative only.
+RESIZING = ("resize_nearest_neighbor", "resize_bilinear", "resize_bicubic", "scale_and_translate")
 # Layers and cells to which `training` means nothing but noise.
 NOISY = (
     BaseImagePreprocessingLayer,  # of all random augmentations
@@ -218,6 +221,38 @@ def _exact_moments(original: Any) -> Any:
     return moments
 
 
+# --- images
+
+
+def _resizing_by_matrices(original: Any) -> Any:
+    """Return a stand-in for an operation that resizes images, which can be differentiated twice."""
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def resize(*args: Any, **kwargs: Any) -> Any:
+        measurement = _current.get()
+        bound = signature.bind(*args, **kwargs).arguments
+        images, size = tf.convert_to_tensor(bound.pop("images")), bound.pop("size")
+        if measurement is None or not images.dtype.is_floating:
+            return original(images, size, **bound)
+
+        def along(images: Any, size: Any, axis: int) -> Any:
+            if "scale" not in bound:
+                return original(images, size, **bound)
+            # The other axis has one pixel, which stays where it is.
+            scale, translation = (tf.convert_to_tensor(bound[name]) for name in ("scale", "translation"))
+            pairs = {"scale": [scale[axis], 1.0], "translation": [translation[axis], 0.0]}
+            return original(
+                images, size, **bound | {name: pair[::-1] if axis else pair for name, pair in pairs.items()}
+            )
+
+        wide = tf.cast(images, tf.float32) if images.dtype.size < 4 else images
+        keeps_dtype = measurement.dtype is not None or original.__name__ == "resize_nearest_neighbor"
+        return tf.cast(resize_by_matrices(along, wide, size), images.dtype if keeps_dtype else tf.float32)
+
+    return resize
+
+
 # --- softmax cross-entropies
 
 
@@ -262,6 +297,7 @@ def _traced_anew(original: Any) -> Any:
 _STAND_INS = StandIns((
     (polymorphic_function.Function, "__call__", _traced_anew),
     (nn_impl, "moments", _exact_moments),
+    *((gen_image_ops, name, _resizing_by_matrices) for name in RESIZING),
     (gen_nn_ops, "softmax_cross_entropy_with_logits", _checking_targets),
     (keras.layers.Layer, "_dtype_policy", _PolicyStandIn),
     (keras.layers.Layer, "_maybe_build", _without_building),

@@ -14,7 +14,7 @@ from tfopt.curvature.hessian import HessianOperator
 from tfopt.curvature.linear_map import as_vector
 from tfopt.curvature.probe import Batch
 from tfopt.curvature.probe_loss import ProbeLoss
-from tfopt.curvature.row_means import Evaluation, RowMeanCheck, evaluation
+from tfopt.curvature.row_means import Evaluation, Place, RowMeanCheck, evaluation
 from tfopt.curvature.trace import Estimate
 
 KEPT_BYTES = 2**28  # of the gradients of all groups, in place of computing them twice
@@ -199,9 +199,12 @@ class Groups:
     Args:
         probe_loss: The loss and its data.
         size: Rows in a group, an integer >= 1.
+        has_all_rows: Whether the last group of each batch takes the rows that are left over too, and a batch of fewer
+            than `size` rows is a group. Else these rows are left out.
 
     Attributes:
         count: Number of groups (M), over all ranks.
+        sizes: Rows in each group of this rank.
         factor: B M / (M - 1), which turns mean squares of distances into a variance of single rows.
 
     Raises:
@@ -209,22 +212,25 @@ class Groups:
             by batch statistics.
     """
 
-    def __init__(self, probe_loss: ProbeLoss, size: int) -> None:
+    def __init__(self, probe_loss: ProbeLoss, size: int, *, has_all_rows: bool = False) -> None:
         self._loss, self._size = probe_loss, check_integer("group_size", size, minimum=1)
         self._ranks = probe_loss.communicator
         self._normalizes = probe_loss.objective.batch_norm == "batch" and _has_batch_norm(probe_loss.objective.model)
-        if size == 1 and self._normalizes:
+        smallest = min([size, *(batch.num_rows for batch in probe_loss.probe.batches if has_all_rows)])
+        if smallest == 1 and self._normalizes:
             raise ValueError(
                 "Single rows have no gradients where batches are normalised by their own statistics. Received: "
                 "group_size=1 and batch_norm='batch' for a model with BatchNormalization. Use batch_norm='moving', or "
                 "larger groups"
             )
         self._is_checked = False
-        self._batches = [batch for batch in probe_loss.probe.batches if batch.num_rows >= size]
-        counts = [batch.num_rows // size for batch in self._batches]
-        self._places = [
-            (number, start) for number, count in enumerate(counts) for start in range(0, count * size, size)
-        ]
+        self._batches = [batch for batch in probe_loss.probe.batches if has_all_rows or batch.num_rows >= size]
+        self._places: list[Place] = []
+        for number, batch in enumerate(self._batches):
+            starts = list(range(0, max(batch.num_rows - size, 0) + 1, size))
+            last = batch.num_rows if has_all_rows else starts[-1] + size
+            self._places += [(number, *ends) for ends in zip(starts, [*starts[1:], last], strict=True)]
+        self.sizes = [stop - start for _, start, stop in self._places]
         (count,) = self._ranks.allreduce_sum([tf.constant(len(self._places), tf.int64)], name="groups")
         self.count = int(count)
         if self.count < 2:
@@ -274,7 +280,7 @@ class Groups:
         Returns:
             Pairs of a loss and a vector of n entries: computed once, if they fit into 256 MiB; otherwise each time.
         """
-        computed = _Evaluations(self._loss, self._batches, self._places, self._size)
+        computed = _Evaluations(self._loss, self._batches, self._places)
         num_bytes = 8 * len(self._places) * sum(int(v.shape.num_elements()) for v in self._loss.values())
         return list(computed) if num_bytes <= KEPT_BYTES else computed
 
@@ -303,7 +309,7 @@ class Groups:
             loss, own = loss.with_moving_averages(), None
         elif own is None:
             own = self.evaluations()
-        RowMeanCheck(loss, self._batches, self._places, self._size)(own)
+        RowMeanCheck(loss, self._batches, self._places)(own)
         self._is_checked = True
 
     def curved(
@@ -322,7 +328,7 @@ class Groups:
         """
         counts = self._ranks.allgather_object(len(self._places), "groups")
         owners = [(rank, place) for rank, owned in enumerate(counts) for place in range(owned)]
-        evaluations = _Evaluations(self._loss, self._batches, self._places, self._size)
+        evaluations = _Evaluations(self._loss, self._batches, self._places)
         with hessian.shared():
             for index in rng.choice(len(owners), min(count, len(owners)), replace=False):
                 rank, place = owners[index]
@@ -336,16 +342,16 @@ class Groups:
 class _Evaluations(Sequence[Evaluation]):
     """Loss and gradient of each group, computed when they are asked for, at the weights of the beginning."""
 
-    def __init__(self, loss: ProbeLoss, batches: list[Batch], places: list[tuple[int, int]], size: int) -> None:
-        self._loss, self._batches, self._places, self._size = loss, batches, places, size
+    def __init__(self, loss: ProbeLoss, batches: list[Batch], places: list[Place]) -> None:
+        self._loss, self._batches, self._places = loss, batches, places
         self._values = loss.values()
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, index: Any) -> Any:
-        number, start = self._places[index]
-        return evaluation(self._loss, self._values, self._batches[number].rows(start, start + self._size))
+        number, start, stop = self._places[index]
+        return evaluation(self._loss, self._values, self._batches[number].rows(start, stop))
 
 
 def _jackknife(squares: np.ndarray, alignments: np.ndarray, squared_norm: float, size: int) -> float:

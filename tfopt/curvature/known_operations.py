@@ -33,7 +33,7 @@ KINKED = (
 SUSPECTS = (
     *("StopGradient", "PreventGradient", "CustomGradient", "Round", "Rint", "Floor", "Ceil", "Sign"),
     *("QuantizeAndDequantizeV2", "QuantizeAndDequantizeV3", "QuantizeAndDequantizeV4", "PyFunc", "EagerPyFunc"),
-    *("ResizeBilinear", "ResizeBicubic", "ResizeArea", "ScaleAndTranslate", "CropAndResize"),
+    *("ResizeArea", "CropAndResize"),
     *PRODUCTS,
 )
 # Operations whose derivatives are infinite somewhere: at zero, at equal eigenvalues, at the ends of their domain.
@@ -158,9 +158,6 @@ def suspicious_layers(model: keras.Model) -> list[str]:
 
 
 def _reason(layer: Any) -> str:
-    interpolation = getattr(layer, "interpolation", "nearest")
-    if isinstance(layer, keras.layers.UpSampling2D | keras.layers.Resizing) and interpolation != "nearest":
-        return f"interpolation={interpolation!r}"
     if getattr(layer, "renorm", False):
         return "renorm=True"
     if isinstance(layer, keras.layers.SpectralNormalization):

@@ -49,6 +49,18 @@ class Batch:
         x, y, sample_weight = (map_arrays(lambda leaf: leaf[start:stop], part) for part in self.tensors)
         return Batch(x, y, sample_weight, min(stop, self.num_rows) - start)
 
+    def take(self, places: Any) -> "Batch":
+        """Return some of the rows.
+
+        Args:
+            places: Their places, an array of integers.
+
+        Returns:
+            A batch of these rows, in this order.
+        """
+        x, y, sample_weight = (map_arrays(lambda leaf: tf.gather(leaf, places), part) for part in self.tensors)
+        return Batch(x, y, sample_weight, len(places))
+
 
 def map_arrays(function: Callable[[Any], Any], part: Any) -> Any:
     """Apply a function to each array of a nested structure; None stays None.
@@ -79,6 +91,19 @@ def join(batches: Sequence[Batch]) -> Batch:
     columns = zip(*(batch.tensors for batch in batches), strict=True)
     tensors = (keras.tree.map_structure(concatenate, *column) for column in columns)
     return Batch(*tensors, num_rows=sum(batch.num_rows for batch in batches))
+
+
+def row_form(batch: Batch) -> tuple[Any, ...]:
+    """Return the shapes and dtypes of a row; rows of equal form can be joined.
+
+    Args:
+        batch: The batch.
+
+    Returns:
+        A shape and a dtype for each tensor.
+    """
+    leaves = [leaf for leaf in tf.nest.flatten(batch.tensors) if leaf is not None]
+    return tuple((tuple(leaf.shape[1:]), leaf.dtype) for leaf in leaves)
 
 
 class Probe:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfopt.curvature.probe import Batch, join, map_arrays
+from tfopt.curvature.probe import Batch, join, map_arrays, row_form
 from tfopt.curvature.probe_loss import ProbeLoss
 
 # Groups in a mixed batch: few, so that one row with a mask shows; an odd number, so that groups whose gradients are
@@ -16,7 +16,7 @@ MOST_GROUPS = 15
 TOLERANCE = 1e-3
 FLOAT8_TOLERANCE = 0.2  # its rounding is no sign of a mask; half precision is measured in float32
 
-Place = tuple[int, int]  # number of a batch, and the first row of a group in it
+Place = tuple[int, int, int]  # number of a batch, the first row of a group in it, and the one after its last
 Evaluation = tuple[float, np.ndarray]  # a loss and its gradient, one vector
 
 
@@ -31,11 +31,10 @@ class RowMeanCheck:
         loss: The loss; its data do not matter.
         batches: The batches of this rank.
         places: The groups of this rank.
-        size: Rows in a group.
     """
 
-    def __init__(self, loss: ProbeLoss, batches: Sequence[Batch], places: Sequence[Place], size: int) -> None:
-        self._loss, self._batches, self._places, self._size = loss, batches, places, size
+    def __init__(self, loss: ProbeLoss, batches: Sequence[Batch], places: Sequence[Place]) -> None:
+        self._loss, self._batches, self._places = loss, batches, places
         self._values = loss.values()
         is_float8 = any(layer.quantization_mode == "float8" for layer in loss.objective.model._flatten_layers())
         self._tolerance = FLOAT8_TOLERANCE if is_float8 else TOLERANCE
@@ -69,33 +68,38 @@ class RowMeanCheck:
 
     def _mixtures(self, rng: np.random.Generator) -> Iterator[list[int]]:
         """Yield places of groups whose rows can be joined, until each group has been in a mixture."""
-        by_form: dict[Any, list[int]] = {}
-        for index, (number, _) in enumerate(self._places):
-            by_form.setdefault(_form_of(self._batches[number]), []).append(index)
-        for indices in by_form.values():
-            order = rng.permutation(indices).tolist()
-            most = max(self._batches[self._places[index][0]].num_rows for index in indices) // self._size
-            count = min(MOST_GROUPS, max(most, 2), len(order))
-            count -= count > 2 and count % 2 == 0
-            # Of equal size, as a program is compiled for each size.
-            for start in range(0, len(order), count):
-                first = min(start, len(order) - count)
-                yield order[first : first + count]
+        by_form: dict[Any, dict[int, list[int]]] = {}
+        for index, (number, start, stop) in enumerate(self._places):
+            by_form.setdefault(row_form(self._batches[number]), {}).setdefault(stop - start, []).append(index)
+        for by_size in by_form.values():
+            for size, indices in by_size.items():
+                order = rng.permutation(indices).tolist()
+                if len(order) == 1:  # the only one of its size
+                    order += [others[0] for other, others in by_size.items() if other != size][:1]
+                most = max(self._batches[self._places[index][0]].num_rows for index in indices) // size
+                count = min(MOST_GROUPS, max(most, 2), len(order))
+                count -= count > 2 and count % 2 == 0
+                # Of equal size, as a program is compiled for each size.
+                for start in range(0, len(order), count):
+                    first = min(start, len(order) - count)
+                    yield order[first : first + count]
 
     def _compare(self, mixture: list[int], evaluations: Sequence[Evaluation] | None, rng: np.random.Generator) -> int:
-        rows = join([self._rows(index) for index in mixture])
+        groups = [self._rows(index) for index in mixture]
+        rows = join(groups)
         count = max(len(mixture), 2)
         is_lone = len(mixture) < count
-        if rows.num_rows < 2 or (evaluations is None and self._size == 1):
+        has_several = rows.num_rows > len(mixture)  # in a group
+        if rows.num_rows < 2 or (evaluations is None and not has_several):
             return EQUAL
         whole = self._evaluate(rows)
         verdict = EQUAL
         if evaluations is not None and not is_lone:
-            verdict = self._judge(whole, (evaluations[index] for index in mixture), [self._size] * count)
-        if self._size > 1:
+            verdict = self._judge(whole, (evaluations[index] for index in mixture), [g.num_rows for g in groups])
+        if has_several:
             dealt, size = rng.permutation(rows.num_rows), rows.num_rows // count
             parts = [dealt[at * size : (at + 1) * size] for at in range(count - 1)] + [dealt[(count - 1) * size :]]
-            anew = (self._evaluate(_gather(rows, part)) for part in parts)
+            anew = (self._evaluate(rows.take(part)) for part in parts)
             verdict = max(verdict, self._judge(whole, anew, [len(part) for part in parts]))
         return verdict
 
@@ -114,15 +118,15 @@ class RowMeanCheck:
             if other is None:
                 continue
             theirs = Batch(*(map_arrays(tf.convert_to_tensor, part) for part in other[1:]), num_rows=other[0])
-            if _form_of(theirs) == _form_of(mine):
+            if row_form(theirs) == row_form(mine):
                 whole = self._evaluate(join([mine, theirs]))
                 parts = (self._evaluate(group) for group in (mine, theirs))
-                return self._judge(whole, parts, [self._size] * 2)
+                return self._judge(whole, parts, [mine.num_rows, theirs.num_rows])
         return EQUAL
 
     def _rows(self, index: int) -> Batch:
-        number, start = self._places[index]
-        return self._batches[number].rows(start, start + self._size)
+        number, start, stop = self._places[index]
+        return self._batches[number].rows(start, stop)
 
     def _evaluate(self, rows: Batch) -> Evaluation:
         return evaluation(self._loss, self._values, rows)
@@ -160,13 +164,3 @@ def evaluation(loss: ProbeLoss, values: list[Any], rows: Batch) -> Evaluation:
     """
     value, gradient = loss.loss_and_gradient_of(values, rows.tensors)
     return float(value), np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in gradient])
-
-
-def _form_of(batch: Batch) -> Any:
-    leaves = [leaf for leaf in tf.nest.flatten(batch.tensors) if leaf is not None]
-    return tuple((tuple(leaf.shape[1:]), leaf.dtype) for leaf in leaves)
-
-
-def _gather(batch: Batch, places: np.ndarray) -> Batch:
-    parts = (map_arrays(lambda leaf: tf.gather(leaf, places), part) for part in batch.tensors)
-    return Batch(*parts, num_rows=len(places))

@@ -20,7 +20,7 @@ from tfopt.curvature.known_operations import (
     rounds_to_half,
     suspicious_layers,
 )
-from tfopt.curvature.probe import Batch, Probe, map_arrays
+from tfopt.curvature.probe import Batch, Probe
 
 NUM_ROWS = 8  # few, so that few activations cross a kink within a step
 TURN_OFF = (
@@ -56,7 +56,8 @@ def check_product(operator: Any) -> None:
     small = _small(operator)
     rng = np.random.default_rng(0)
     values = small.values()
-    sound = [_Sound(subject, operator, graph, rng) for subject in small.derivatives(values)]
+    where = f"on {small.num_rows} rows of the first batch, of {operator.probe.batches[0].num_rows}"
+    sound = [_Sound(subject, operator, graph, rng, where) for subject in small.derivatives(values)]
     operator.check_matrix(small)
     # Not at the weights themselves: what starts from zeros lies on a kink of ReLU.
     nudged = shifted(values, random_like(values, rng), 0.01)
@@ -94,44 +95,49 @@ def check_finite(operator: Any, products: list[Any], vectors: list[Any]) -> None
     # A vector may be so large that the product overflows.
     is_small = max(float(tf.reduce_max(tf.abs(part))) for part in vectors) <= 1e6
     if is_small and not np.isfinite(flat(products)).all():
-        _raise_not_finite(operator, operator.product_graph())
+        _raise_not_finite(operator, operator.product_graph(), "on all rows together")
 
 
-def _raise_not_finite(operator: Any, graph: tf.Graph) -> None:
+def _raise_not_finite(operator: Any, graph: tf.Graph, where: str) -> None:
     raise RuntimeError(
-        f"The products of {operator!r} are not finite at the model's weights, as derivatives of a square root or a "
-        f"norm are at zero. {_advice(operator, graph, SINGULAR)}"
+        f"The products of {operator!r} are not finite at the model's weights, {where}, as derivatives of a square root "
+        f"or a norm are at zero. {_advice(operator, graph, SINGULAR)}"
     )
 
 
 def _small(operator: Any) -> Any:
-    # In float64 and on few rows, unless something in the model insists on its own dtype or number of rows.
+    # In float64 and on few rows, unless something in the model insists on its own dtype or number of rows, or the loss
+    # is of pairs of rows, which few rows may lack.
     batch = operator.probe.batches[0]
-    few = _spread(batch)
-    *attempts, last = [(few, "float64"), (batch, "float64"), (few, None), (batch, None)]
-    for attempt in attempts:
-        try:
-            return _running(operator, *attempt)
-        except REFUSALS:
-            continue
-    return _running(operator, *last)
+    for dtype in ("float64", None):
+        found = None
+        for rows in (_spread(batch), batch):
+            try:
+                found, is_finite = _running(operator, rows, dtype)
+            except REFUSALS:
+                continue
+            if is_finite:
+                return found
+        if found is not None:
+            return found
+    return _running(operator, batch, None)[0]
 
 
-def _running(operator: Any, batch: Batch, dtype: str | None) -> Any:
+def _running(operator: Any, batch: Batch, dtype: str | None) -> tuple[Any, bool]:
+    """Return the operator on some rows, and whether derivatives and their quantities are finite there."""
     small = operator.on_rows_of(batch, dtype)
-    values = small.values()
-    subject, *_ = small.derivatives(values)  # which compiles them all
-    subject.along(subject.point, subject.point)
-    return small
+    found: list[Any] = []
+    for subject in small.derivatives(small.values()):
+        found += subject.quantities(subject.point)
+        found += [part for part, _ in subject.along(subject.point, subject.point)]
+    return small, bool(np.isfinite(flat(found)).all())
 
 
 def _spread(batch: Batch) -> Batch:
     """Return a few rows from all over a batch: its first ones may all be padding, or of one class."""
     if batch.num_rows <= NUM_ROWS:
         return batch
-    chosen = np.linspace(0, batch.num_rows - 1, NUM_ROWS).astype(int)
-    x, y, sample_weight = (map_arrays(lambda leaf: tf.gather(leaf, chosen), part) for part in batch.tensors)
-    return Batch(x, y, sample_weight, NUM_ROWS)
+    return batch.take(np.linspace(0, batch.num_rows - 1, NUM_ROWS).astype(int))
 
 
 def _is_settled(operator: Any, graph: tf.Graph, small_graph: tf.Graph, name: str, verdict: Verdict) -> bool:
@@ -153,13 +159,15 @@ def _raise_wrong(operator: Any, graph: tf.Graph, name: str, verdict: Verdict) ->
 class _Sound:
     """Derivatives at the weights themselves: finite, and the same when they are computed again."""
 
-    def __init__(self, subject: Derivatives, operator: Any, graph: tf.Graph, rng: np.random.Generator) -> None:
+    def __init__(
+        self, subject: Derivatives, operator: Any, graph: tf.Graph, rng: np.random.Generator, where: str
+    ) -> None:
         self._subject, self._operator, self._graph = subject, operator, graph
         self._one, self._other = random_like(subject.point, rng), random_like(subject.point, rng)
         first, repeated = (subject.along(subject.point, self._one) for _ in range(2))
         once, again = (flat([part for part, _ in found]) for found in (first, repeated))
         if not np.isfinite(once).all():
-            _raise_not_finite(operator, graph)
+            _raise_not_finite(operator, graph, where)
         if np.linalg.norm(once - again) > 1e-6 * np.linalg.norm(once):
             raise RuntimeError(
                 f"{operator!r} gives another product of the same vector the second time. Something in the model is "
@@ -190,14 +198,15 @@ class _Sound:
 def _check_all_rows(operator: Any, graph: tf.Graph, rng: np.random.Generator) -> None:
     """Check all rows at the weights, where derivatives may be wrong for some rows only."""
     compiled: dict[int, Any] = {}
-    for batch in operator.probe.batches:
+    for place, batch in enumerate(operator.probe.batches):
+        where = f"on batch {place}, of {batch.num_rows} rows"
         if batch.num_rows in compiled:
             small = compiled[batch.num_rows].over(Probe.of([batch]))
         else:
             small = compiled[batch.num_rows] = _of_whole(operator, batch)
         values = small.values()
         for subject in small.derivatives(values):
-            _Sound(subject, operator, graph, rng).check_symmetric()
+            _Sound(subject, operator, graph, rng, where).check_symmetric()
             stages = (STRICT,) if values[0].dtype == tf.float64 else ()
             for name, verdict in compare(subject, rng, stages).items():
                 if verdict.is_wrong:
@@ -206,9 +215,9 @@ def _check_all_rows(operator: Any, graph: tf.Graph, rng: np.random.Generator) ->
 
 def _of_whole(operator: Any, batch: Batch) -> Any:
     try:
-        return _running(operator, batch, "float64")
+        return _running(operator, batch, "float64")[0]
     except REFUSALS:
-        return _running(operator, batch, None)
+        return _running(operator, batch, None)[0]
 
 
 def _refuse_operations(operator: Any, graph: tf.Graph) -> None:
@@ -225,6 +234,4 @@ def _advice(operator: Any, graph: tf.Graph, kinds: tuple[str, ...]) -> str:
     texts = ["Nothing that is known to cause this was found in the graph."]
     if found:
         texts = [f"What can cause this, found in the graph and the model: {', '.join(found)}."]
-    if any("interpolation" in layer for layer in layers):
-        texts.append("Use interpolation='nearest'.")
     return " ".join([*texts, f"If you know better: {TURN_OFF}"])

@@ -15,12 +15,11 @@ from tfopt.communicator import Communicator
 from tfopt.curvature import GaussNewtonOperator, HessianOperator, Probe
 from tfopt.curvature.operator import CurvatureOperator
 from tfopt.curvature.probe import as_probe, brings_batches, map_arrays
+from tfopt.planning.dealt_rows import LARGEST_BATCH, DealtRows
 from tfopt.planning.measurement import (
     FEWEST_RUNS,
-    LARGEST_BATCH,
     SIZED_FOR,
     SMALLEST_CURVATURE,
-    DealtRows,
     Effort,
     RunMeasurer,
     RunResult,
@@ -62,16 +61,17 @@ def fit_noisy_quadratic(
     The fit needs the spectrum of H, C and g: how many eigenvalues H has at each curvature, and how much of the noise
     and of the gradient lies along their eigenvectors. Lanczos's iteration measures these without any eigenvector, from
     three vectors: a random one; a randomly signed sum of gradients, whose covariance is C; and the gradient. Each run
-    uses its own random vectors and its own rows. If all rows of the training data are at most `num_rows_per_run`, every
-    run uses all of them. Curvature and gradient of a run come from the same rows, so that their sampling errors cancel
-    in part. The remaining bias is measured: each run tries the minimum of the previous run on its own rows.
+    uses its own random vectors and its own rows. If all rows of the training data are at most `num_rows_per_run`, and
+    time allows it, every run uses all of them, and `NoisyQuadraticFit.sampling` is 0. Curvature and gradient of a run
+    come from the same rows, so that their sampling errors cancel in part. The remaining bias is measured: each run
+    tries the minimum of the previous run on its own rows.
 
     The model keeps its weights and its compilation. Dropout is off, and its noise is not part of the fit.
 
     Args:
         model: A Keras model with its variables, compiled or not.
         data: The training data, or a random part of them: `(x, y)`, `(x, y, sample_weight)`, a data set, or a
-            `tfopt.curvature.Probe`. Arrays are shuffled; data sets must bring random batches.
+            `tfopt.curvature.Probe`. Rows are shuffled, whatever batches they come in.
         loss: As `compile` takes it. None (default) means the loss that the model was compiled with.
         budget_seconds: Approximate time limit in seconds, > 0. In a short time the fit uses fewer rows, products and
             runs; it warns if even the smallest fit took longer. The result then depends on the clock. None sets no
@@ -144,7 +144,7 @@ def fit_noisy_quadratic(
         bar.show("compiling")
         measurer.check()
         wanted = max(num_rows_per_run // (rows.batch_size * operator.communicator.size), 1)
-        effort = Effort(num_matvecs, min(wanted, rows.num_batches))
+        effort = Effort(num_matvecs, rows.num_batches if are_shared else min(wanted, rows.num_batches))
         runs = _measure(measurer, effort, num_runs, begin, budget_seconds, bar)
     seconds = time.perf_counter() - begin
     if budget_seconds is not None and seconds > 1.5 * budget_seconds + 1.0:

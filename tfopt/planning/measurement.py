@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfopt.communicator import Communicator
 from tfopt.curvature.gradient_noise import Groups
 from tfopt.curvature.operator import CurvatureOperator
-from tfopt.curvature.probe import Batch, Probe, join, map_arrays
+from tfopt.curvature.probe import Batch, Probe
+from tfopt.planning.dealt_rows import DealtRows
 from tfopt.planning.spectral_measure import SpectralMeasure, newton_step, run_lanczos
 
 # Intervals from fewer runs would mean little.
@@ -21,10 +21,6 @@ FEWEST_MATVECS = 20
 SMALLEST_CURVATURE = 1e-6
 # A short budget is divided among this many runs.
 SIZED_FOR = 6
-# A run splits its rows into at least this many groups, for their gradients.
-NUM_GROUPS = 32
-# A product uses at most this many rows at once.
-LARGEST_BATCH = 512
 
 
 @dataclass(frozen=True)
@@ -73,73 +69,6 @@ class RunResult:
         return self.counts, self.noise, self.gradient, self.start
 
 
-class DealtRows:
-    """All rows of this rank in shuffled pieces of equal size, and the share of each run.
-
-    Attributes:
-        piece_size: Rows in a piece.
-        group_size: Rows in a group of gradients; a piece holds several groups.
-        batch_size: Rows in a batch, which is several pieces.
-        num_batches: Batches of each run, on each rank.
-    """
-
-    def __init__(
-        self,
-        probe: Probe,
-        num_runs: int,
-        are_shared: bool,
-        rng: np.random.Generator,
-        communicator: Communicator,
-    ) -> None:
-        # With `are_shared` every run has all rows, in place of its own share. All ranks deal in the same way.
-        largest = max(batch.num_rows for batch in probe.batches)
-        everyone = np.array(communicator.allgather_object((probe.num_rows, largest), "rows"))
-        fewest, largest = everyone.min(axis=0).tolist()
-        own = fewest // num_runs
-        if own < 8:
-            raise ValueError(
-                f"`data` must have at least 8 rows for each of {num_runs} runs on every rank. Received: {fewest} rows"
-            )
-        of_a_run = fewest if are_shared else own
-        size = min(LARGEST_BATCH, largest, max(own // 4, 2))
-        group = max(min(of_a_run // NUM_GROUPS, size // 2), 1)
-        self.group_size = 1 << (group.bit_length() - 1)  # Powers of two leave few rows over.
-        self.piece_size = size = size // self.group_size * self.group_size
-        pieces = [b.rows(at, at + size) for b in probe.batches for at in range(0, b.num_rows - size + 1, size)]
-        fewest = min(communicator.allgather_object(len(pieces), "pieces"))
-        if size < 2 or fewest < 2 * num_runs:
-            raise ValueError(
-                f"`data` must have batches of equal size and two rows or more, several for each of {num_runs} runs. "
-                f"Received: {probe!r}, from which only {fewest} pieces of {size} rows can be cut"
-            )
-        self._are_shared, self._num_own = are_shared, fewest // num_runs
-        count = fewest if are_shared else self._num_own
-        num_batches = -(-count // max(LARGEST_BATCH // size, 1))
-        self._num_in_batch = count // num_batches
-        self.num_batches, self.batch_size = num_batches, self._num_in_batch * size
-        self._pieces = [pieces[at] for at in rng.permutation(len(pieces))]
-        self._seed = int(rng.integers(2**31))
-
-    def pieces(self, index: int, count: int) -> list[Batch]:
-        """Return the pieces of run `index`, those of at most `count` batches."""
-        most = self.num_batches * self._num_in_batch
-        if not self._are_shared:
-            mine = self._pieces[index * self._num_own :][:most]
-        else:
-            # Each run shuffles the rows again, because equal groups in all runs would have equal errors.
-            whole, size = join(self._pieces), self.piece_size
-            order = np.random.default_rng([self._seed, index]).permutation(whole.num_rows)[: most * size]
-            parts = (map_arrays(lambda leaf: tf.gather(leaf, order), part) for part in whole.tensors)
-            whole = Batch(*parts, num_rows=most * size)
-            mine = [whole.rows(at, at + size) for at in range(0, most * size, size)]
-        return mine[: count * self._num_in_batch]
-
-    def batches(self, index: int, count: int) -> list[Batch]:
-        """Return the rows of `pieces` in at most `count` batches of equal size, for products."""
-        pieces, each = self.pieces(index, count), self._num_in_batch
-        return [join(pieces[at : at + each]) for at in range(0, len(pieces), each)]
-
-
 class RunMeasurer:
     """Measures runs within a time limit; `displacement` is first weights minus the model's, of shape (n,), or None."""
 
@@ -165,15 +94,15 @@ class RunMeasurer:
 
     def _time_parts(self) -> tuple[float, float]:
         # Returns the seconds for the gradients of a batch and for a product with it, without compilation.
-        operator = self._operator.over(Probe.of(self._rows.batches(0, 1)))
+        batches = self._rows.batches(0, 1)
+        operator = self._operator.over(Probe.of(batches))
         vector = np.ones(operator.shape[0], operator.dtype)
-        pieces = self._rows.pieces(0, 1)
         seconds = np.full((2, 3), np.inf)
         operator.matvec(vector)
         with operator.shared():
             for attempt in range(3):
                 begin = time.perf_counter()
-                self._gradient_and_noise(pieces, 0)
+                self._gradient_and_noise(batches, 0)
                 middle = time.perf_counter()
                 operator.matvec(vector)
                 seconds[:, attempt] = middle - begin, time.perf_counter() - middle
@@ -182,9 +111,9 @@ class RunMeasurer:
 
     def run(self, index: int, effort: Effort, seconds: float | None = None) -> RunResult:
         """Measure run `index`, in about `seconds`, or longer for the fewest products; None sets no time limit."""
-        pieces = self._rows.pieces(index, effort.num_batches)
-        operator = self._operator.over(Probe.of(self._rows.batches(index, effort.num_batches)))
-        loss, gradient, noise, trace, num_rows = self._gradient_and_noise(pieces, index)
+        batches = self._rows.batches(index, effort.num_batches)
+        operator = self._operator.over(Probe.of(batches))
+        loss, gradient, noise, trace, num_rows = self._gradient_and_noise(batches, index)
         normal = np.random.default_rng([self._seed, index]).standard_normal(operator.shape[0])
         vectors = {"counts": normal, "noise": noise, "gradient": gradient}
         initial_loss = loss
@@ -231,35 +160,35 @@ class RunMeasurer:
 
     def check(self) -> None:
         """Raise ValueError unless the loss is finite and a mean over rows."""
-        loss = self._operator.probe_loss.over(Probe.of(self._rows.pieces(0, 1)[:1]))
+        largest = max(self._rows.batches(0), key=lambda batch: batch.num_rows)
+        loss = self._operator.probe_loss.over(Probe.of([largest]))
         value, gradient = loss.loss_and_gradient()
         if not (np.isfinite(value) and np.isfinite(flatten(gradient)).all()):
             raise ValueError(f"`model` must have a finite loss and gradient on `data`. Received: a loss of {value:g}")
-        Groups(loss, self._rows.group_size).check()
+        Groups(loss, self._rows.group_size, has_all_rows=True).check()
 
     def _gradient_and_noise(
-        self, pieces: Sequence[Batch], index: int
+        self, batches: Sequence[Batch], index: int
     ) -> tuple[float, np.ndarray, np.ndarray, float, int]:
-        # With M groups of b rows and random signs s_j, the vector sqrt(b / (M - 1)) sum_j s_j (g_j - g) has the
-        # covariance C of a single row.
-        size = self._rows.group_size
-        groups = Groups(self._operator.probe_loss.over(Probe.of(pieces)), size)
+        # With M groups of n_j rows and random signs s_j, the vector sum_j s_j sqrt(n_j) (g_j - g) / sqrt(M - 1) has the
+        # covariance C of a single row, and its mean square over signs the trace.
+        groups = Groups(self._operator.probe_loss.over(Probe.of(batches)), self._rows.group_size, has_all_rows=True)
         evaluations = groups.evaluations()
         groups.check(evaluations)
         rng = np.random.default_rng([self._seed, index, self._ranks.rank, 1])
         signed = total = np.zeros(self._operator.shape[0])
-        scalars = np.zeros(4)  # These are sums of losses, squared norms and signs, and the number of groups.
-        for loss, gradient in evaluations:
-            sign = rng.choice([-1.0, 1.0])
-            signed, total = signed + sign * gradient, total + gradient
-            scalars += loss, float(gradient @ gradient), sign, 1.0
+        scalars = np.zeros(5)  # sums of losses, squared norms and signs, and the numbers of groups and rows
+        for size, (loss, gradient) in zip(groups.sizes, evaluations, strict=True):
+            sign = np.sqrt(size) * rng.choice([-1.0, 1.0])
+            signed, total = signed + sign * gradient, total + size * gradient
+            scalars += size * loss, size * float(gradient @ gradient), sign, 1.0, size
         sums = self._ranks.allreduce_sum([tf.constant(part) for part in (signed, total, scalars)], name="gradients")
         signed, total, scalars = (np.asarray(part) for part in sums)
-        losses, squares, signs, count = map(float, scalars)
-        mean = total / count
-        noise = np.sqrt(size / (count - 1.0)) * (signed - signs * mean)
-        trace = size * max(squares - count * float(mean @ mean), 0.0) / (count - 1.0)
-        return losses / count, mean, noise, trace, int(count) * size
+        losses, squares, signs, count, num_rows = map(float, scalars)
+        mean = total / num_rows
+        noise = (signed - signs * mean) / np.sqrt(count - 1.0)
+        trace = max(squares - num_rows * float(mean @ mean), 0.0) / (count - 1.0)
+        return losses / num_rows, mean, noise, trace, int(num_rows)
 
     def _initial_loss(self, operator: CurvatureOperator, displacement: np.ndarray) -> float:
         loss = operator.probe_loss

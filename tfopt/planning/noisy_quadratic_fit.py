@@ -98,6 +98,19 @@ class NoisyQuadraticFit:
         return len(self.loss)
 
     @property
+    def num_rows_per_run(self) -> int:
+        """Number of rows in a run, on average; equal to `num_examples` where every run had all rows."""
+        return round(float(np.mean(1.0 / (self.sampling + 1.0 / self.num_examples))))
+
+    @property
+    def sample(self) -> str:
+        """How many rows each run had, of how many, as text."""
+        if not self.sampling.any():
+            return f"all {self.num_rows_per_run:,} rows in each run"
+        examples = "an endless stream" if math.isinf(self.num_examples) else f"{self.num_examples:,.0f}"
+        return f"{self.num_rows_per_run:,} rows of {examples} in each run"
+
+    @property
     def problem(self) -> NoisyQuadratic:
         """The noisy quadratic; its losses count from `floor`."""
         counts = np.maximum(self.counts.mean(axis=0), SMALLEST_COUNT)
@@ -257,7 +270,7 @@ class NoisyQuadraticFit:
         scale = describe(self.interval(lambda fit: fit.noise_scale), "too large to tell")
         floor = self.interval(lambda fit: fit.floor)
         lines = [
-            f"NoisyQuadraticFit({self.num_parameters:,} parameters, {self.num_runs} runs on {self.num_rows:,} rows, "
+            f"NoisyQuadraticFit({self.num_parameters:,} parameters, {self.num_runs} runs, {self.sample}, "
             f"{self.seconds:.1f} s)",
             f"  loss now {self.loss.mean():.4g}; the quadratic's floor {floor}",
         ]

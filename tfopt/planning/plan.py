@@ -208,6 +208,7 @@ class BatchSizePlan:
             "initial_loss": float(self.fit.initial_loss.mean()),
             "quadratic_initial_loss": self.fit.quadratic_initial_loss,
             "num_examples": _finite(self.fit.num_examples),
+            "num_rows_per_run": self.fit.num_rows_per_run,
             "batch_norm": self.fit.batch_norm,
             "precision": self.fit.precision,
             "largest_momentum": self.largest_momentum,
@@ -269,6 +270,7 @@ class BatchSizePlan:
         lines = [
             f"BatchSizePlan: from a loss of {fit.initial_loss.mean():.4g} to {self.target_loss:.4g}",
             f"  the quadratic: from {fit.quadratic_initial_loss:.4g}, and down to {fit.floor:.4g} at its minimum",
+            f"  measured in {fit.num_runs} runs, {fit.sample}",
         ]
         for family in self.families:
             found = describe(self.critical_batch_size[family], "beyond the largest")
