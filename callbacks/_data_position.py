@@ -40,7 +40,7 @@ class DataPosition:
             new = {id(part): part for part, _ in pairs if id(part) not in known}
             self._draws[name] = [_Draws(part, len(caches[place])) for place, part in new.items()]
             known |= set(new)
-        self._seeds_of_iterator = self._seeds()
+        self._seeds_of_iterator: dict[str, list[int]] = {}
         if self._keeps_iterator and isinstance(self._dataset, tf.data.Dataset):
             self._watch_iterators(epoch_iterator)
 
@@ -75,12 +75,14 @@ class DataPosition:
         if place is None or is_over:
             self._set_seeds(state["seeds"])
             return 0
-        self._set_seeds(place["seeds"])
+        self._set_seeds(state["seeds"] | {"training": place["seeds"]["training"]})
         self._seeds_of_iterator, iterator = place["seeds"], self._epoch_iterator
+        iterator._num_batches = place["num_batches"]
+        if place["served"] == 0:
+            return 0  # Keras makes the iterator
         batches: Iterator[Any] = iter(self._epoch_iterator._distributed_dataset)
         deque(itertools.islice(batches, place["served"]), maxlen=0)
         iterator._current_iterator, iterator._steps_seen = batches, place["served"]
-        iterator._num_batches = place["num_batches"]
         return int(place["served"])
 
     def lost(self) -> bool:
@@ -127,12 +129,12 @@ class _Draws:
 
     def __init__(self, part: Any, num_caches: int) -> None:
         self._part, self._num_caches, self._counter = part, num_caches, SeedCounter(part)
-        self._at_start = self._counter.number
         if num_caches and not hasattr(part, _FILLED_AT):
-            setattr(part, _FILLED_AT, self._at_start)
+            setattr(part, _FILLED_AT, self._counter.at_start)
 
     def rewind(self) -> None:
-        self._counter.number = self._at_start
+        if self._counter.number != self._counter.at_start:
+            self._counter.number = self._counter.at_start
 
     def to_save(self) -> int:
         return getattr(self._part, _FILLED_AT) if self._num_caches else self._counter.number

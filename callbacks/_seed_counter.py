@@ -15,6 +15,9 @@ class SeedCounter:
     TensorFlow shows that number only in the saved state of an iterator over the data set. The one that is made here
     serves no row, and what it has drawn from the generator, which all iterators over the data set share, is undone.
 
+    Attributes:
+        at_start: The number before this object was made.
+
     Args:
         dataset: What `tf.data.Dataset.shuffle` has returned.
 
@@ -25,7 +28,8 @@ class SeedCounter:
     def __init__(self, dataset: tf.data.Dataset) -> None:
         self._iterator = iter(dataset)
         state = self._read()
-        self._write(*state, int(_numbers_in(state[2])[0]) - _PER_EPOCH)
+        self.at_start = int(_numbers_in(state[2])[0]) - _PER_EPOCH
+        self._write(*state, self.at_start)
 
     @property
     def number(self) -> int:

@@ -12,6 +12,7 @@ from tfopt.callbacks._data_position import DataPosition
 from tfopt.callbacks._job import changed_by_training, data_of, differences, setup_of
 from tfopt.callbacks._job_comparison import Job, check_job, check_variables, warn_about_job
 from tfopt.callbacks._layer_arguments import own_attributes
+from tfopt.callbacks._lost_states import LostStates
 from tfopt.callbacks._own_code import own_code
 from tfopt.callbacks._plain_state import PlainState
 from tfopt.callbacks._random_state import random_state, set_random_state
@@ -20,8 +21,6 @@ from tfopt.callbacks._resumability import (
     check_callbacks,
     check_data,
     check_validation,
-    functions_in,
-    unknown_among,
 )
 from tfopt.callbacks._row_order import RowOrder
 from tfopt.callbacks._running_fit import (
@@ -36,7 +35,6 @@ from tfopt.callbacks._still_running import StillRunning
 from tfopt.callbacks._traced_step import trace_step
 from tfopt.callbacks._traced_validation import trace_validation
 from tfopt.callbacks._training_state import check_step, read, variables_of
-from tfopt.callbacks._unknown_callbacks import UnknownCallbacks
 
 from tfopt._agreement import in_agreement
 from tfopt._callback_state import check_states, set_states, states_of
@@ -127,9 +125,7 @@ class ResumableCheckpoint(Callback):
         self._plain = PlainState(None)
         self._job = Job({}, {}, {})
         self._program: Any = None
-        self._functions: dict[str, str] | None = None
-        self._unknown = UnknownCallbacks([], [])
-        self._is_order_lost = False
+        self._lost = LostStates([], (), [])
         weakref.finalize(self, self._files.close)  # after a `fit` that an exception has ended
 
     def set_model(self, model: Any) -> None:
@@ -171,10 +167,8 @@ class ResumableCheckpoint(Callback):
         self._job = in_agreement(self.communicator, self._job_now)
         self._program = getattr(self.model, "train_function", None)
         self._plain = PlainState(self.model)
-        self._functions = functions_in(self._others)
-        self._unknown = UnknownCallbacks(
-            unknown_among(self._others, self.stateless), [variable for _, variable in self._variables]
-        )
+        saved = [variable for _, variable in self._variables]
+        self._lost = LostStates(self._others, self.stateless, saved)
         self._files.open()
         try:
             state = self._files.read_newest()
@@ -253,13 +247,13 @@ class ResumableCheckpoint(Callback):
         self.model._initial_epoch = None
         self._running = RunningFit([])
         self._variables, self._plain = [], PlainState(None)
-        self._position, self._unknown = DataPosition(None, None), UnknownCallbacks([], [])
+        self._position, self._lost = DataPosition(None, None), LostStates([], (), [])
         self._files.close()
 
     def _state(self, epoch: int) -> dict[str, Any]:
         self._check_that_none_is_new()
         self._follow_compiling()
-        self._warn_of_lost_states()
+        self._lost.warn(self._plain, self._position)
         return {
             "epochs": epoch + 1,
             "planned": self.parameters.get("epochs"),
@@ -316,40 +310,6 @@ class ResumableCheckpoint(Callback):
                 "be resumed only by a script that does so before `fit`. Train in two `fit`s, with a folder for each",
                 stacklevel=3,
             )
-
-    def _warn_of_lost_states(self) -> None:
-        for name, changed in self._unknown.changed().items():
-            warnings.warn(
-                f"ResumableCheckpoint does not know the callback {name}: training has changed {', '.join(changed)} "
-                "there, which is not saved. Give it methods get_state() and set_state(state), or pass "
-                f"stateless=[{name}]",
-                stacklevel=3,
-            )
-        if self._position.lost() and not self._is_order_lost:
-            self._is_order_lost = True
-            warnings.warn(
-                "A tf.data.Dataset is shuffled in front of `cache`, and that was filled more than once: after a "
-                "restart, training may go through other rows. Read the whole of it in each epoch, or shuffle behind it",
-                stacklevel=3,
-            )
-        if self._functions is None:
-            return
-        if lost := self._plain.lost():
-            warnings.warn(
-                f"The code of this training uses {', '.join(lost)}, which training changes, and which cannot be saved: "
-                "after a restart it begins anew. Keep numbers, arrays, collections of them, or random number "
-                "generators of NumPy or Python there",
-                stacklevel=3,
-            )
-        now = functions_in(self._others)
-        changed = [name for name, text in now.items() if text != self._functions.get(name)]
-        if changed:
-            warnings.warn(
-                f"What {', '.join(changed)} holds has changed in training, and is not saved: after a restart it begins "
-                "anew. Let it follow from the epoch, or write a callback with get_state() and set_state(state)",
-                stacklevel=3,
-            )
-        self._functions = None
 
     def _check_that_none_is_new(self) -> None:
         known = {id(variable) for _, variable in self._variables}

@@ -69,8 +69,12 @@ DATA = {
     "joined": (lambda: rows().shuffle(5).concatenate(rows().shuffle(12)).batch(5), {}),
     "twice": (lambda: rows().shuffle(12).batch(2).shuffle(3), {}),
     "thrice": (lambda: rows().shuffle(12).shuffle(3).repeat(2).shuffle(4).batch(4), {}),
-    "cached": (lambda: (of_images().cache().shuffle(9).prefetch(2), of_images().cache().prefetch(2)), {}),
-    "split and cached": (lambda: tuple(part.cache() for part in split(rows().shuffle(12))), {"validation_freq": 2}),
+    # Each cache is read to its end: one row in the last batch too few.
+    "cached": (lambda: (of_images().cache().shuffle(9).prefetch(2), of_images().unbatch().cache().batch(5)), {}),
+    "split and cached": (
+        lambda: tuple(part.unbatch().cache().batch(3) for part in split(rows().shuffle(12))),
+        {"validation_freq": 2},
+    ),
     "steps": (lambda: plain().repeat(), {"steps_per_epoch": 2}),
     "steps of arrays": (lambda: (X, Y), {"steps_per_epoch": 2, "batch_size": 4}),
     "steps to the end": (lambda: plain(3), {"steps_per_epoch": 2}),
@@ -143,12 +147,12 @@ def test_the_same_rows_with_a_checkpoint_and_without(name, in_execution, tmp_pat
     assert np.isfinite(losses).all()
 
 
-def random_and_weights(callback, folder):
+def random_and_weights(callback):
     """The states of all generators that nobody owns, after a training and after something is built and drawn."""
+    model = table.model_at_its_start("adam", "graph")  # which is made once
     keras.backend.clear_session()
     keras.utils.set_random_seed(3)
     tf.random.uniform([1])
-    model = table.model_at_its_start("adam", "graph")
     table.fit(model, [callback] if callback else [])
     return random_states(), np.array(layers.Dense(2)(X)).tobytes(), keras.random.uniform((2,)).numpy().tobytes()
 
@@ -156,12 +160,12 @@ def random_and_weights(callback, folder):
 @pytest.mark.parametrize("name", table.CALLBACKS)
 def test_no_callback_draws_random_numbers_of_nobodys(name, tmp_path):
     callback = table.CALLBACKS[name]((table.X, table.Y), tmp_path)
-    assert random_and_weights(callback, tmp_path) == without_callbacks()
+    assert random_and_weights(callback) == without_callbacks()
 
 
 @functools.cache
 def without_callbacks():
-    return random_and_weights(None, None)
+    return random_and_weights(None)
 
 
 def test_one_data_set_for_both_is_refused_with_steps(tmp_path):
