@@ -11,6 +11,7 @@ setup(
         "tfopt.curvature",
         "tfopt.datasets",
         "tfopt.distributed",
+        "tfopt.distributed.build_horovod",
         "tfopt.nqm",
         "tfopt.optimizers",
         "tfopt.planning",
