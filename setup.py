@@ -8,6 +8,7 @@ setup(
     packages=[
         "tfopt",
         "tfopt.bregman",
+        "tfopt.communicator",
         "tfopt.curvature",
         "tfopt.datasets",
         "tfopt.distributed",

@@ -9,7 +9,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Room -> the rooms that it may import from. A room may always import from itself.
 GROUND = {
-    "tfopt._agreement",
     "tfopt._callback_state",
     "tfopt._checkpoint_files",
     "tfopt._checks",
@@ -27,9 +26,8 @@ FIRST_FLOOR = GROUND | {"tfopt.numerics", "tfopt.communicator"}
 ALLOWED = {
     "tfopt": {"tfopt._version"},
     "tfopt._version": set(),
-    "tfopt._agreement": set(),
     "tfopt._callback_state": {"tfopt._state_file"},
-    "tfopt._checkpoint_files": {"tfopt._agreement", "tfopt._folder_lock", "tfopt._state_file"},
+    "tfopt._checkpoint_files": {"tfopt._folder_lock", "tfopt._state_file", "tfopt.communicator"},
     "tfopt._checks": set(),
     "tfopt._folder_lock": set(),
     "tfopt._naming": set(),
@@ -40,7 +38,7 @@ ALLOWED = {
     "tfopt._trained_variables": set(),
     "tfopt._weight_decay": {"tfopt._checks"},
     "tfopt.numerics": GROUND,
-    "tfopt.communicator": GROUND,
+    "tfopt.communicator": {"tfopt._checks"},
     "tfopt.bregman": FIRST_FLOOR,
     "tfopt.curvature": FIRST_FLOOR,
     "tfopt.datasets": FIRST_FLOOR,

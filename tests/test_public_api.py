@@ -164,6 +164,7 @@ def test_docstrings_explain_every_argument(item):
         "tfopt.callbacks.resumable_checkpoint",
         "tfopt.callbacks.weight_norms",
         "tfopt.communicator",
+        "tfopt.communicator.serial",
         "tfopt.curvature.certificate",
         "tfopt.curvature.density",
         "tfopt.curvature.gauss_newton",
@@ -210,6 +211,7 @@ def test_importing_tfopt_imports_no_framework():
     code = (
         "import sys, tfopt; assert tfopt.__version__;"
         "loaded = {'tensorflow', 'keras', 'horovod', 'jax', 'torch', 'numpy'} & set(sys.modules);"
-        "assert not loaded, loaded"
+        "assert not loaded, loaded;"
+        "import tfopt.communicator.agreement; assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

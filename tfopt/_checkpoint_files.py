@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tfopt import _state_file
-from tfopt._agreement import in_agreement
 from tfopt._folder_lock import FolderLock
+from tfopt.communicator.agreement import in_agreement
 
 _GENERATIONS = 2
 _NAME = re.compile(r"epoch-([0-9]{6,})\.rank-([0-9]+)-of-([0-9]+)\.npz")

@@ -9,7 +9,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfopt._agreement import in_agreement
 from tfopt._callback_state import check_states, refuse_overwriting_loggers, set_states, states_of
 from tfopt._checkpoint_files import CheckpointFiles
 from tfopt.bregman.engine import Engine, Problem, weights_from_arrays, weights_to_arrays
@@ -18,6 +17,7 @@ from tfopt.bregman.restarted import Restarted
 from tfopt.bregman.rows import Rows
 from tfopt.bregman.splitting import Splitting
 from tfopt.bregman.standardisation import Standardisation
+from tfopt.communicator.agreement import in_agreement
 
 __all__ = ["FitLoop", "make_callbacks"]
 

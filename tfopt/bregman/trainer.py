@@ -7,7 +7,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt._agreement import check_agreement, in_agreement
 from tfopt._checkpoint_files import CheckpointFiles
 from tfopt._checks import check_folder, check_integer, check_keras_3, check_number
 from tfopt.bregman.engine import Problem
@@ -18,6 +17,7 @@ from tfopt.bregman.rows import Rows, choose_num_blocks
 from tfopt.bregman.run import FitLoop, make_callbacks
 from tfopt.bregman.settings import Settings
 from tfopt.communicator import Communicator, check_communicator
+from tfopt.communicator.agreement import check_agreement, in_agreement
 
 __all__ = ["BregmanTrainer"]
 

@@ -7,10 +7,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfopt._agreement import check_agreement
 from tfopt._checks import check_choice
 from tfopt._weight_decay import exclude
 from tfopt.communicator import Communicator, check_communicator
+from tfopt.communicator.agreement import check_agreement
 from tfopt.distributed.gradient_scatter import GradientScatter
 from tfopt.distributed.gradients import mean_gradients
 from tfopt.numerics import densify, is_inside_xla

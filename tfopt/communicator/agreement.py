@@ -1,23 +1,27 @@
-"""Do all ranks mean the same, and get on? Asked before they would wait for each other, or average unlike things."""
+"""Check that all ranks agree (same arguments, no errors) before they communicate."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-_LONGEST = 200  # characters of a value that an error shows
+from tfopt.communicator.protocol import Communicator
+
+_LONGEST = 200  # Maximum number of characters of a value in an error message.
 T = TypeVar("T")
 
 
-def check_agreement(communicator: Any, place: str, facts: Mapping[str, Any], advice: str = "") -> None:
-    """Check that some facts are the same on all ranks; every rank calls this, and every rank raises the same error.
+def check_agreement(communicator: Communicator, place: str, facts: Mapping[str, Any], advice: str = "") -> None:
+    """Raise the same `ValueError` on all ranks if a fact differs, or if a rank calls this at another place.
+
+    Every rank must call this function. The message shows the first two ranks that differ.
 
     Args:
-        communicator: The job's communicator.
-        place: Where in the program this is, in words.
-        facts: Things that can be compared and pickled, by what they are called in the message.
-        advice: A sentence that the message ends with.
+        communicator: The communicator of the job.
+        place: The place in the program, in words.
+        facts: Values that can be compared and pickled, by their names in the message.
+        advice: The last sentence of the message.
 
     Raises:
-        ValueError: A rank is at another place, or a fact differs; the message shows the first two ranks that differ.
+        ValueError: A rank is at another place, or a fact differs.
     """
     everybody = communicator.allgather_object(dict(facts), name=place)
     for name in facts:
@@ -30,27 +34,27 @@ def check_agreement(communicator: Any, place: str, facts: Mapping[str, Any], adv
                 )
 
 
-def in_agreement(communicator: Any, action: Callable[[], T]) -> T:
-    """Do something on each rank that may fail on some; then raise the same error on all.
+def in_agreement(communicator: Communicator, action: Callable[[], T]) -> T:
+    """Return the result of an action that must not wait for other ranks; if it fails on a rank, raise on all ranks.
 
     Args:
-        communicator: The job's communicator.
-        action: What to do. It must not wait for other ranks.
+        communicator: The communicator of the job.
+        action: A function that may raise errors on some ranks.
 
     Returns:
-        What the action has returned.
+        The result of the action.
 
     Raises:
-        TypeError: The action has raised one on some rank.
-        ValueError: The same.
-        RuntimeError: It has raised anything else on some rank; on a single rank, that itself.
+        TypeError: The action has raised TypeError on the first rank that failed.
+        ValueError: The action has raised ValueError on the first rank that failed.
+        RuntimeError: The action has raised another error, in a job of several ranks; a single rank raises that error.
     """
     if communicator.size == 1:
         return action()
     result, error = None, None
     try:
         result = action()
-    except Exception as caught:  # whatever it is: the other ranks would wait
+    except Exception as caught:  # Of any kind, because the other ranks would wait.
         error = caught
     found = communicator.allgather_object((type(error).__name__, str(error)) if error else None, name="errors")
     said = [(rank, *item) for rank, item in enumerate(found) if item]
@@ -63,7 +67,7 @@ def in_agreement(communicator: Any, action: Callable[[], T]) -> T:
 
 
 def _differing_parts(first: Any, second: Any) -> tuple[str, str]:
-    # Of two lists with different elements these elements, of anything else the whole.
+    # Show only the elements that differ, if both values are lists.
     if isinstance(first, list | tuple) and isinstance(second, list | tuple):
         only_first = [item for item in first if item not in second]
         only_second = [item for item in second if item not in first]
