@@ -93,7 +93,16 @@ PUBLIC = {
         "steady_state_loss",
         "steps_to_target",
     },
-    "tfopt.bregman": {"PRESETS", "BregmanTrainer", "Settings", "activations", "losses", "updates"},
+    "tfopt.bregman": {
+        "PRESETS",
+        "BregmanTrainer",
+        "RestartedSettings",
+        "Settings",
+        "SplittingSettings",
+        "activations",
+        "losses",
+        "updates",
+    },
     "tfopt.optimizers": {"Fromage", "LARS", "schedules"},
     "tfopt.planning": {
         "BatchSizePlan",

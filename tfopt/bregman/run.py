@@ -211,6 +211,7 @@ class FitLoop:
     def _fingerprint(self) -> dict[str, Any]:
         problem = self._problem
         return {
+            "algorithm": problem.settings.algorithm,
             **{name: repr(value) for name, value in vars(problem.settings).items()},
             "network": [list(self._chain.widths), [h.name for h in self._chain.activations], str(self._chain.dtype)],
             "biases": list(self._chain.uses_bias),
