@@ -11,8 +11,9 @@ import tensorflow as tf
 
 from tfopt._callback_state import check_states, refuse_overwriting_loggers, set_states, states_of
 from tfopt._checkpoint_files import CheckpointFiles
-from tfopt.bregman.engine import Engine, Problem, weights_from_arrays, weights_to_arrays
+from tfopt.bregman.engine import Engine, Problem, weights_from_arrays
 from tfopt.bregman.first_weights import choose_first_weights
+from tfopt.bregman.network import weights_to_arrays
 from tfopt.bregman.restarted import Restarted
 from tfopt.bregman.rows import Rows
 from tfopt.bregman.splitting import Splitting

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from keras import ops
 
+from tfopt._naming import path_of
 from tfopt.numerics import Tensor
 
 
@@ -79,15 +80,3 @@ def matches(variable: object, patterns: Sequence[str] | str) -> bool:
         return len(variable.shape) <= 1  # type: ignore[attr-defined]
     path = path_of(variable).removesuffix(":0")  # of TensorFlow's names, so that "bias$" matches them too
     return any(re.search(pattern, path) for pattern in patterns)
-
-
-def path_of(variable: object) -> str:
-    """Name a variable in full.
-
-    Args:
-        variable: A `keras.Variable`, or a variable of the backend.
-
-    Returns:
-        Its path, or its name if it has no path.
-    """
-    return str(getattr(variable, "path", None) or getattr(variable, "name", ""))
