@@ -7,6 +7,7 @@ from setuptools import setup
 setup(
     packages=[
         "tfopt",
+        "tfopt._checkpoints",
         "tfopt.bregman",
         "tfopt.communicator",
         "tfopt.curvature",

@@ -9,8 +9,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfopt._callback_state import check_states, refuse_overwriting_loggers, set_states, states_of
-from tfopt._checkpoint_files import CheckpointFiles
+from tfopt._checkpoints.callback_states import check_states, refuse_overwriting_loggers, set_states, states_of
+from tfopt._checkpoints.generations import CheckpointFiles
 from tfopt.bregman.engine import Engine, Problem, weights_from_arrays
 from tfopt.bregman.first_weights import choose_first_weights
 from tfopt.bregman.network import weights_to_arrays

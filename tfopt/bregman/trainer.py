@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt._checkpoint_files import CheckpointFiles
+from tfopt._checkpoints.generations import CheckpointFiles
 from tfopt._checks import check_folder, check_integer, check_keras_3, check_number
 from tfopt.bregman.engine import Problem
 from tfopt.bregman.evaluation import Evaluation
