@@ -47,7 +47,7 @@ demo: $(VENV)/installed-plot
 	$(BIN)/python examples/quickstart.py
 
 # Needed by the tests of tfopt.distributed.
-BUILDER := $(addprefix tfopt/distributed/,build_horovod.py _toolchain.py _source.py _pinned.py _mends.py _wheel_cache.py)
+BUILDER := $(wildcard tfopt/distributed/build_horovod/*.py)
 
 $(VENV)/built-horovod: $(BUILDER) | $(VENV)/installed-test
 	$(BIN)/python -m tfopt.distributed.build_horovod

@@ -7,10 +7,13 @@ from setuptools import setup
 setup(
     packages=[
         "tfopt",
+        "tfopt._checkpoints",
         "tfopt.bregman",
+        "tfopt.communicator",
         "tfopt.curvature",
         "tfopt.datasets",
         "tfopt.distributed",
+        "tfopt.distributed.build_horovod",
         "tfopt.nqm",
         "tfopt.optimizers",
         "tfopt.planning",

@@ -10,39 +10,14 @@ Run with `make bench`, or `python benchmarks/curvature.py --rounds 15`.
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import environment
+import workers
 
 HERE = Path(__file__).resolve().parent
-
-
-def time_products(rounds: int) -> dict[str, float]:
-    """Run the workers in turns, `rounds` times, and return the median milliseconds of each case."""
-    workers = []
-    for framework in ("tfopt", "torch"):
-        command = [sys.executable, str(HERE / "curvature_workers.py"), framework]
-        worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        line = worker.stdout.readline()
-        while line and not line.startswith("["):
-            line = worker.stdout.readline()
-        if not line:
-            raise SystemExit(f"The worker for {framework} failed. Install the extra `bench`: pip install -e .[bench]")
-        workers.append(worker)
-    seconds: dict[str, list[float]] = {}
-    for _ in range(rounds):
-        for worker in workers:
-            print(file=worker.stdin, flush=True)
-            for name, value in json.loads(worker.stdout.readline()).items():
-                seconds.setdefault(name, []).append(value)
-    for worker in workers:
-        worker.stdin.close()
-        worker.wait()
-    return {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
 
 
 def find_eigenvalues() -> dict[str, dict[str, Any]]:
@@ -86,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--output", type=Path, default=HERE / "results" / "curvature.json")
     arguments = parser.parse_args(argv)
-    milliseconds = time_products(arguments.rounds)
+    seconds = workers.take_turns("curvature_workers.py", ("tfopt", "torch"), arguments.rounds)
     result = {
         "environment": environment.describe([
             "tensorflow",
@@ -98,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
             "curvlinops-for-pytorch",
         ]),
         "rounds": arguments.rounds,
-        "milliseconds": milliseconds,
+        "milliseconds": {name: 1e3 * statistics.median(values) for name, values in seconds.items()},
         "eigenvalues": find_eigenvalues(),
     }
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,13 +1,11 @@
-"""Products of one framework with the Hessian, timed once per line of standard input; started by `curvature.py`."""
+"""One process of `curvature.py`: products of one framework with the Hessian."""
 
 import itertools
-import json
-import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import workers
 
 ROWS, WIDTH, CLASSES = 512, 784, 10
 
@@ -91,22 +89,5 @@ def torch_cases() -> dict[str, Callable[[], Any]]:
     return cases
 
 
-def main() -> None:
-    """Print the names of the cases, and time all of them for each line."""
-    cases = {"tfopt": tfopt_cases, "torch": torch_cases}[sys.argv[1]]()
-    for run in cases.values():
-        for _ in range(3):
-            run()
-    print(json.dumps(list(cases)), flush=True)
-    for _ in sys.stdin:
-        seconds = {}
-        for name, run in cases.items():
-            run()  # Loads its data into the CPU caches, which another process has used.
-            start = time.perf_counter()
-            run()
-            seconds[name] = time.perf_counter() - start
-        print(json.dumps(seconds), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    workers.serve({"tfopt": lambda: tfopt_cases().items(), "torch": lambda: torch_cases().items()})

@@ -27,7 +27,7 @@ import environment
 import numpy as np
 import psutil
 
-from tfopt import _state_file
+from tfopt._checkpoints import state_file
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE.parent / "examples"
@@ -85,7 +85,7 @@ def state_of(checkpoints: Path) -> str:
             digest.update(f"{name}={value!r}".encode() if not isinstance(value, np.ndarray) else value.tobytes())
 
     for rank in range(RANKS):
-        state = _state_file.read(max(checkpoints.glob(f"epoch-*.rank-{rank}-of-{RANKS}.npz")))["state"]
+        state = state_file.read(max(checkpoints.glob(f"epoch-*.rank-{rank}-of-{RANKS}.npz")))["state"]
         add(f"rank {rank}", {name: value for name, value in state.items() if name != "random"})
     return digest.hexdigest()
 

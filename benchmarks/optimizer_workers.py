@@ -1,19 +1,10 @@
-"""One process of `benchmarks/optimizers.py`: it times the optimizers of one framework on request.
-
-It uses JSON lines. It prints the names of its cases. For each line that it reads, it runs every case once and prints
-the seconds.
-"""
-
-import json
-import os
-import sys
-import time
-from collections.abc import Callable, Iterator
+"""One process of `optimizers.py`: one step of the optimizers of one framework."""
 
 import numpy as np
+import workers
+from workers import Cases
 
 SHAPES = {"big": [(2048, 1024)] * 8, "small": [(32, 32)] * 100}
-Cases = Iterator[tuple[str, Callable[[], object]]]
 
 
 def make_arrays(shapes: list[tuple[int, int]]) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -97,24 +88,5 @@ def torch_cases() -> Cases:
             yield f"{size}/eager/{name}", make(params).step
 
 
-def main(framework: str) -> None:
-    """Time the cases of "keras", "optax" or "torch" for each line of standard input, until it ends."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # All output of the framework goes to standard error.
-    cases = dict({"keras": keras_cases, "optax": optax_cases, "torch": torch_cases}[framework]())
-    for step in cases.values():
-        for _ in range(3):
-            step()
-    print(json.dumps(list(cases)), file=answers)
-    for _ in sys.stdin:
-        seconds = {}
-        for name, step in cases.items():
-            step()  # Loads the data of this case into the CPU caches.
-            start = time.perf_counter()
-            step()
-            seconds[name] = time.perf_counter() - start
-        print(json.dumps(seconds), file=answers)
-
-
 if __name__ == "__main__":
-    main(sys.argv[1])
+    workers.serve({"keras": keras_cases, "optax": optax_cases, "torch": torch_cases})

@@ -1,8 +1,7 @@
 """Time one step of the optimizers against their peers in other libraries.
 
-There is one process per framework. All run at the same time and take turns: each round times every optimizer of every
-framework once, so that a slow phase of the machine slows all of them. Writes `benchmarks/results/optimizers.json`, from
-which the table in `docs/benchmarks.md` is made.
+There is one process per framework. All run at the same time and take turns. Writes
+`benchmarks/results/optimizers.json`, from which the table in `docs/benchmarks.md` is made.
 
 Run with `make bench`, or `python benchmarks/optimizers.py --rounds 15`.
 """
@@ -10,36 +9,13 @@ Run with `make bench`, or `python benchmarks/optimizers.py --rounds 15`.
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import environment
+import workers
 
 HERE = Path(__file__).resolve().parent
 FRAMEWORKS = ("keras", "optax", "torch")
-
-
-def measure(rounds: int, frameworks: list[str]) -> dict[str, list[float]]:
-    """Run the workers in turns, and return the seconds of each round by "size/mode/name"."""
-    workers = {}
-    for framework in frameworks:
-        command = [sys.executable, str(HERE / "optimizer_workers.py"), framework]
-        worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        names = worker.stdout.readline()
-        if not names:
-            raise SystemExit(f"The worker for {framework} failed. Install the extra `bench`: pip install -e .[bench]")
-        workers[framework] = worker
-    seconds: dict[str, list[float]] = {}
-    for _ in range(rounds):
-        for worker in workers.values():
-            print(file=worker.stdin, flush=True)
-            for name, value in json.loads(worker.stdout.readline()).items():
-                seconds.setdefault(name, []).append(value)
-    for worker in workers.values():
-        worker.stdin.close()
-        worker.wait()
-    return seconds
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -49,7 +25,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--frameworks", nargs="+", default=list(FRAMEWORKS), choices=FRAMEWORKS)
     parser.add_argument("--output", type=Path, default=HERE / "results" / "optimizers.json")
     arguments = parser.parse_args(argv)
-    seconds = measure(arguments.rounds, arguments.frameworks)
+    seconds = workers.take_turns("optimizer_workers.py", arguments.frameworks, arguments.rounds)
     packages = ["tensorflow", "keras", "numpy", "jax", "optax", "torch", "pytorch-optimizer"]
     result = {
         "environment": environment.describe(packages),

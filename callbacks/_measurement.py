@@ -17,9 +17,9 @@ from tfopt.callbacks._summaries import Summaries
 from threadpoolctl import ThreadpoolController
 
 from tfopt import _plotting
-from tfopt._agreement import in_agreement
 from tfopt._checks import check_choice
 from tfopt.communicator import Communicator
+from tfopt.communicator.agreement import in_agreement
 from tfopt.curvature.objective import BATCH_NORM_MODES, check_loss_name
 from tfopt.curvature.probe import Probe, as_probe, map_arrays
 

@@ -7,9 +7,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt._agreement import check_agreement
 from tfopt._naming import unique_paths
 from tfopt.communicator import Communicator
+from tfopt.communicator.agreement import check_agreement
 
 
 def state_of(model: Any) -> tuple[Any, ...]:

@@ -6,8 +6,8 @@ import keras
 from tfopt.callbacks._callback import Callback
 from tfopt.callbacks._running_fit import find_running_fit
 
-from tfopt._agreement import check_agreement
 from tfopt.communicator import Communicator, check_communicator
+from tfopt.communicator.agreement import check_agreement
 
 
 class RankCallback(Callback):

@@ -21,7 +21,7 @@ from tfopt.callbacks._traced_step import (
 )
 from tfopt.callbacks._training_state import describe
 
-from tfopt._callback_state import STATE_OF, has_methods, refuse_overwriting_loggers
+from tfopt._checkpoints.callback_states import STATE_OF, has_methods, refuse_overwriting_loggers
 
 _STATELESS = (
     keras.callbacks.History,

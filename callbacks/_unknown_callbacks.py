@@ -9,7 +9,7 @@ from tfopt.callbacks._optimizers_of import is_users
 from tfopt.callbacks._plain_state import digest, outside_of
 from tfopt.callbacks._training_state import key_of, read
 
-from tfopt._callback_state import get_state
+from tfopt._checkpoints.callback_states import get_state
 
 _KERAS_OWN = frozenset({*vars(keras.callbacks.Callback()), "_model", "_params"})
 

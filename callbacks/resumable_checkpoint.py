@@ -36,11 +36,11 @@ from tfopt.callbacks._traced_step import trace_step
 from tfopt.callbacks._traced_validation import trace_validation
 from tfopt.callbacks._training_state import check_step, read, variables_of
 
-from tfopt._agreement import in_agreement
-from tfopt._callback_state import check_states, set_states, states_of
-from tfopt._checkpoint_files import CheckpointFiles
+from tfopt._checkpoints.callback_states import check_states, set_states, states_of
+from tfopt._checkpoints.generations import CheckpointFiles
 from tfopt._checks import as_items, check_folder, check_integer
 from tfopt.communicator import Communicator, check_communicator
+from tfopt.communicator.agreement import in_agreement
 
 _TRAINED: weakref.WeakSet[Any] = weakref.WeakSet()  # models with which this process has begun a training
 

@@ -32,6 +32,7 @@ OPERATOR = curvature.HessianOperator(MODEL, "mse", X, Y)
 DENSITY = curvature.spectral_density(OPERATOR, num_probes=2, num_matvecs=3)
 METER = relative_trust.StepMeter(MODEL, "mse", X, Y)
 MOVED = [weights + np.float32(0.1) for weights in MODEL.get_weights()]
+SHARED_OPTIONS = ("linear_penalty", "activation_penalty", "weight_decay", "ridge", "state_dtype", "chunk_rows")
 PROFILE = relative_trust.breakdown_profile(MODEL, "mse", X, Y, [0.1])
 
 
@@ -117,21 +118,17 @@ ENTRIES = {
     "BreakdownProfile.plot": Entry(PROFILE.plot, {"ax": None, "label": ""}),
     "EpochBatches.order": Entry(datasets.EpochBatches(X, Y, batch_size=2).order, {"epoch": 1}),
     "EpochBatches.start_at": Entry(start_at, {"epoch": 1}),
-    "bregman.Settings": Entry(
-        bregman.Settings,
+    "bregman.RestartedSettings": Entry(
+        bregman.RestartedSettings,
+        {"num_blocks": "auto"},
+        (*SHARED_OPTIONS, "step", "relaxation_growth", "max_relaxation"),
+    ),
+    "bregman.SplittingSettings": Entry(
+        bregman.SplittingSettings,
         {"seed": 0},
         (
-            *(
-                "algorithm",
-                "linear_penalty",
-                "activation_penalty",
-                "weight_decay",
-                "ridge",
-                "state_dtype",
-                "chunk_rows",
-            ),
-            *("num_blocks", "step", "relaxation_growth", "max_relaxation", "multiplier", "multiplier_step"),
-            *("num_warm_start_iterations", "num_sweeps_per_multiplier_update", "penalty_growth", "max_penalty"),
+            *(*SHARED_OPTIONS, "multiplier", "multiplier_step", "num_warm_start_iterations"),
+            *("num_sweeps_per_multiplier_update", "penalty_growth", "max_penalty"),
             *("order", "last_layer_order", "update", "initialization"),
         ),
     ),

@@ -9,38 +9,29 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Room -> the rooms that it may import from. A room may always import from itself.
 GROUND = {
-    "tfopt._agreement",
-    "tfopt._callback_state",
-    "tfopt._checkpoint_files",
     "tfopt._checks",
-    "tfopt._folder_lock",
     "tfopt._naming",
     "tfopt._plotting",
     "tfopt._progress",
     "tfopt._row_checksum",
-    "tfopt._state_file",
     "tfopt._trained_variables",
     "tfopt._version",
     "tfopt._weight_decay",
 }
-FIRST_FLOOR = GROUND | {"tfopt.numerics", "tfopt.communicator"}
+FIRST_FLOOR = GROUND | {"tfopt._checkpoints", "tfopt.communicator", "tfopt.numerics"}
 ALLOWED = {
     "tfopt": {"tfopt._version"},
     "tfopt._version": set(),
-    "tfopt._agreement": set(),
-    "tfopt._callback_state": {"tfopt._state_file"},
-    "tfopt._checkpoint_files": {"tfopt._agreement", "tfopt._folder_lock", "tfopt._state_file"},
+    "tfopt._checkpoints": {"tfopt.communicator"},
     "tfopt._checks": set(),
-    "tfopt._folder_lock": set(),
     "tfopt._naming": set(),
     "tfopt._plotting": set(),
     "tfopt._progress": set(),
     "tfopt._row_checksum": set(),
-    "tfopt._state_file": set(),
     "tfopt._trained_variables": set(),
     "tfopt._weight_decay": {"tfopt._checks"},
     "tfopt.numerics": GROUND,
-    "tfopt.communicator": GROUND,
+    "tfopt.communicator": {"tfopt._checks"},
     "tfopt.bregman": FIRST_FLOOR,
     "tfopt.curvature": FIRST_FLOOR,
     "tfopt.datasets": FIRST_FLOOR,

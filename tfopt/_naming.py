@@ -1,8 +1,13 @@
-"""Unique names for the variables of a model."""
+"""Names of variables."""
 
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
+
+
+def path_of(variable: object) -> str:
+    """Return the path of a `keras.Variable`, or the name of a variable of the backend."""
+    return str(getattr(variable, "path", None) or getattr(variable, "name", ""))
 
 
 def unique_paths(variables: Iterable[Any]) -> list[str]:

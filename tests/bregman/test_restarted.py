@@ -24,7 +24,7 @@ def make_engine(x, y, widths, loss=losses.squared_error, **options):
         activation = "relu" if k < len(widths) - 2 else None
         init = keras.initializers.RandomNormal(stddev=0.5, seed=k)
         layers.append(keras.layers.Dense(width, activation, kernel_initializer=init, dtype="float64"))
-    chain, settings = DenseChain.from_model(keras.Sequential(layers)), Settings.of("restarted", options)
+    chain, settings = DenseChain.from_model(keras.Sequential(layers)), Settings.from_arguments("restarted", options)
     rows = Rows(x, y, chain, loss, current(), settings.chunk_rows, settings.num_blocks)
     engine = Restarted(Problem(chain, loss, settings, Evaluation(chain, loss, None, current()), current()), rows)
     engine.start()

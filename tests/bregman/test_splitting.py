@@ -14,7 +14,7 @@ from tfopt.bregman.engine import Problem
 from tfopt.bregman.evaluation import Evaluation
 from tfopt.bregman.network import DenseChain
 from tfopt.bregman.rows import Rows
-from tfopt.bregman.settings import Settings
+from tfopt.bregman.settings import Settings, SplittingSettings
 from tfopt.communicator import current
 
 
@@ -36,7 +36,7 @@ def make_model(widths, use_bias=True, activation="relu", seed=0):
 
 
 def make_engine(model, x, y, loss, preset, **options):
-    chain, settings = DenseChain.from_model(model), Settings.of(preset, options)
+    chain, settings = DenseChain.from_model(model), Settings.from_arguments(preset, options)
     rows = Rows(x, y, chain, loss, current(), settings.chunk_rows, 1)
     engine = splitting.Splitting(
         Problem(chain, loss, settings, Evaluation(chain, loss, None, current()), current()), rows
@@ -218,7 +218,7 @@ def kinds(order):
     ],
 )
 def test_the_order_of_updates(options, sweep, expected):
-    settings = Settings(**{"order": "forward", **options})
+    settings = SplittingSettings(**{"order": "forward", **options})
     assert kinds(splitting.order_of_updates(3, settings, sweep)) == expected.split()
 
 

@@ -8,12 +8,12 @@ import tensorflow as tf
 
 from tfopt.bregman.evaluation import Evaluation
 from tfopt.bregman.losses import Loss
-from tfopt.bregman.network import DenseChain
+from tfopt.bregman.network import DenseChain, weights_to_arrays
 from tfopt.bregman.rows import Rows
 from tfopt.bregman.settings import Settings
 from tfopt.communicator import Communicator
 
-__all__ = ["Engine", "Problem", "Weights", "weights_from_arrays", "weights_to_arrays"]
+__all__ = ["Engine", "Problem", "Weights", "weights_from_arrays"]
 
 Weights = list[tuple[Any, Any]]
 
@@ -72,11 +72,6 @@ class Engine(abc.ABC):
     def _decay_of_weights(self) -> float:
         squares = (tf.reduce_sum(tf.cast(kernel, tf.float64) ** 2) for kernel, _ in self.weights)
         return self._settings.weight_decay * float(sum(squares))
-
-
-def weights_to_arrays(weights: Weights) -> list[list[Any]]:
-    """Convert weights, as from `DenseChain.read_weights`, to NumPy arrays that can be saved."""
-    return [[part.numpy() for part in pair] for pair in weights]
 
 
 def weights_from_arrays(arrays: list[list[Any]]) -> Weights:

@@ -52,7 +52,8 @@ def choose_first_weights(problem: Problem, rows: Rows) -> Weights:
         )
         given, (first, last) = list(zip(flat[::2], flat[1::2], strict=True)), (flags.numpy() > 0).tolist()
     weights: Weights = rows.standardisation.to_training(given, (first, last))
-    is_used = problem.settings.initialization != "gaussian"  # "gaussian" draws the first layer's outputs.
+    # A start with initialization="gaussian" draws the first layer's outputs.
+    is_used = getattr(problem.settings, "initialization", "forward") == "forward"
     if not first and is_used and len(given) > 1:
         weights = _choose_reading(weights, rows.standardisation.to_training(given, (True, last)), problem, rows)
     if problem.loss.is_quadratic and not last:

@@ -5,9 +5,9 @@ import tensorflow as tf
 
 from tfopt.communicator import Communicator
 
-__all__ = ["Moments", "pool_channels"]
+__all__ = ["ROWS_AT_ONCE", "Moments", "pool_channels"]
 
-_ROWS_AT_ONCE = 1024  # Keeps float64 temporaries small.
+ROWS_AT_ONCE = 1024  # Keeps float64 temporaries small.
 # Columns of a channel are of one kind if the channel's range is at most this multiple of the smallest range of a
 # column. For bytes the ratio is at most 255.
 _LARGEST_RATIO_OF_RANGES = 300.0
@@ -27,8 +27,8 @@ class Moments:
 
     def add(self, rows: np.ndarray) -> None:
         """Add rows, shape `(rows, num_columns)`, finite."""
-        for begin in range(0, len(rows), _ROWS_AT_ONCE):
-            piece = rows[begin : begin + _ROWS_AT_ONCE].astype(np.float64)
+        for begin in range(0, len(rows), ROWS_AT_ONCE):
+            piece = rows[begin : begin + ROWS_AT_ONCE].astype(np.float64)
             self._low = np.minimum(self._low, piece.min(axis=0))
             self._high = np.maximum(self._high, piece.max(axis=0))
             first = piece[0].copy()

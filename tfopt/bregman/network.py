@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfopt.bregman.activations import Activation
@@ -16,7 +17,7 @@ from tfopt.bregman.keras_layers import (
     refusal,
 )
 
-__all__ = ["Architecture", "DenseChain"]
+__all__ = ["Architecture", "DenseChain", "weights_to_arrays"]
 
 _ROUNDING = {tf.bfloat16: 2.0**-7, tf.float16: 2.0**-10, tf.float32: 2.0**-23, tf.float64: 2.0**-52}
 _PREPARATION = (keras.layers.Flatten, keras.layers.Rescaling, keras.layers.Normalization)
@@ -211,6 +212,11 @@ def _chain_of(model: Any) -> list[Any]:
         else:
             unfolded.append(layer)
     return unfolded
+
+
+def weights_to_arrays(weights: list[tuple[Any, Any]], dtype: Any = None) -> list[list[np.ndarray]]:
+    """Copy weights, as from `DenseChain.read_weights`, to NumPy arrays, of their own dtype or of `dtype`."""
+    return [[np.array(part, dtype) for part in pair] for pair in weights]
 
 
 def _functional_layers(model: Any) -> list[Any]:

@@ -30,6 +30,7 @@ from tfopt.bregman.engine import Engine, Problem, Weights
 from tfopt.bregman.losses import Loss
 from tfopt.bregman.network import Architecture
 from tfopt.bregman.rows import Chunk, Rows
+from tfopt.bregman.settings import RestartedSettings
 from tfopt.bregman.updates import (
     activation_gain,
     activation_update,
@@ -52,6 +53,8 @@ _PENALTY_UP, _PENALTY_DOWN = 2.0, 0.95
 
 class Restarted(Engine):
     """The restarted algorithm and its state."""
+
+    _settings: RestartedSettings
 
     def __init__(self, problem: Problem, rows: Rows) -> None:
         super().__init__(problem, rows)

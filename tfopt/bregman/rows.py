@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfopt._agreement import in_agreement
 from tfopt.bregman.arrays import check_arrays, make_targets
 from tfopt.bregman.losses import Loss
 from tfopt.bregman.moments import Moments, pool_channels
 from tfopt.bregman.network import DenseChain
 from tfopt.bregman.standardisation import ADVICE, Standardisation, check_quotients, choose_units
 from tfopt.communicator import Communicator
+from tfopt.communicator.agreement import in_agreement
 
 __all__ = ["Chunk", "Rows", "choose_num_blocks"]
 

@@ -9,15 +9,16 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfopt._agreement import in_agreement
-from tfopt._callback_state import check_states, refuse_overwriting_loggers, set_states, states_of
-from tfopt._checkpoint_files import CheckpointFiles
-from tfopt.bregman.engine import Engine, Problem, weights_from_arrays, weights_to_arrays
+from tfopt._checkpoints.callback_states import check_states, refuse_overwriting_loggers, set_states, states_of
+from tfopt._checkpoints.generations import CheckpointFiles
+from tfopt.bregman.engine import Engine, Problem, weights_from_arrays
 from tfopt.bregman.first_weights import choose_first_weights
+from tfopt.bregman.network import weights_to_arrays
 from tfopt.bregman.restarted import Restarted
 from tfopt.bregman.rows import Rows
 from tfopt.bregman.splitting import Splitting
 from tfopt.bregman.standardisation import Standardisation
+from tfopt.communicator.agreement import in_agreement
 
 __all__ = ["FitLoop", "make_callbacks"]
 
@@ -211,6 +212,7 @@ class FitLoop:
     def _fingerprint(self) -> dict[str, Any]:
         problem = self._problem
         return {
+            "algorithm": problem.settings.algorithm,
             **{name: repr(value) for name, value in vars(problem.settings).items()},
             "network": [list(self._chain.widths), [h.name for h in self._chain.activations], str(self._chain.dtype)],
             "biases": list(self._chain.uses_bias),

@@ -22,7 +22,7 @@ from tfopt.bregman.engine import Engine, Problem
 from tfopt.bregman.kept import Kept, Variables
 from tfopt.bregman.row_updates import Rules, Token, make_measurement, make_pass
 from tfopt.bregman.rows import Chunk, Rows
-from tfopt.bregman.settings import Settings
+from tfopt.bregman.settings import SplittingSettings
 from tfopt.bregman.updates import (
     COMPILED_GAIN,
     as_tensor,
@@ -38,7 +38,7 @@ __all__ = ["Splitting"]
 _ROWS_DRAWN = 256  # Rows in a group that is drawn together, for a random start.
 
 
-def order_of_updates(num_layers: int, settings: Settings, sweep: int) -> list[Token]:
+def order_of_updates(num_layers: int, settings: SplittingSettings, sweep: int) -> list[Token]:
     """Return kind ("W", "A", "Z" or "M") and layer (from 0) of each update of a sweep, which is counted from 0."""
     last = num_layers - 1
     end = [("W", last), ("Z", last)] if settings.last_layer_order == "W,Z" else [("Z", last), ("W", last)]
@@ -57,6 +57,8 @@ def order_of_updates(num_layers: int, settings: Settings, sweep: int) -> list[To
 
 class Splitting(Engine):
     """The splitting algorithm and its state."""
+
+    _settings: SplittingSettings
 
     def __init__(self, problem: Problem, rows: Rows) -> None:
         super().__init__(problem, rows)

@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfopt.bregman.moments import ROWS_AT_ONCE
+from tfopt.bregman.network import weights_to_arrays
+
 __all__ = ["ADVICE", "Standardisation", "check_quotients", "choose_units"]
 
 _MOST_ROUNDING = 0.02  # In standard deviations of a column; larger rounding causes a warning.
@@ -22,7 +25,6 @@ ADVICE = (
     "Subtract the mean from the data, or use a float64 model: a policy of float64, or "
     "keras.config.set_floatx('float64'), and an Input of float64"
 )
-_ROWS_AT_ONCE = 1024  # Keeps float64 temporaries small.
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Standardisation:
 
     def to_model(self, weights: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
         """Convert weights for a and t to the weights of the same function of x, in the unit of y."""
-        arrays = _wide(weights)
+        arrays = weights_to_arrays(weights, np.float64)
         arrays[0][0] /= self.input_unit[:, None]
         arrays[-1][0] *= self.target_unit
         arrays[-1][1] = arrays[-1][1] * self.target_unit + self.target_origin
@@ -77,7 +79,7 @@ class Standardisation:
 
     def to_training(self, weights: list[tuple[Any, Any]], are_drawn: tuple[bool, bool]) -> list[tuple[Any, Any]]:
         """Convert the model's weights, for x and y, to weights for a and t."""
-        arrays = _wide(weights)
+        arrays = weights_to_arrays(weights, np.float64)
         # `are_drawn` says whether the kernels of the first and of the last layer are as an initializer draws them. Such
         # kernels are meant for unit 1 and stay unchanged, but constant inputs get no weight. All other weights are
         # converted, and keep the function that the model computes.
@@ -146,14 +148,10 @@ def check_quotients(found: Standardisation, names: tuple[str, str], dtype: Any) 
 
 def _standardised(rows: np.ndarray, origin: np.ndarray, unit: np.ndarray, dtype: Any) -> np.ndarray:
     result = np.empty(rows.shape, dtype)
-    for begin in range(0, len(rows), _ROWS_AT_ONCE):
-        part = slice(begin, begin + _ROWS_AT_ONCE)
+    for begin in range(0, len(rows), ROWS_AT_ONCE):
+        part = slice(begin, begin + ROWS_AT_ONCE)
         result[part] = (rows[part] - origin) / unit
     return result
-
-
-def _wide(weights: list[tuple[Any, Any]]) -> list[list[np.ndarray]]:
-    return [[part.numpy().astype(np.float64) for part in pair] for pair in weights]
 
 
 def _narrow(arrays: list[list[np.ndarray]], like: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:

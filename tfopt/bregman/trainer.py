@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfopt._agreement import check_agreement, in_agreement
-from tfopt._checkpoint_files import CheckpointFiles
+from tfopt._checkpoints.generations import CheckpointFiles
 from tfopt._checks import check_folder, check_integer, check_keras_3, check_number
 from tfopt.bregman.arrays import as_array
 from tfopt.bregman.engine import Problem
@@ -16,8 +15,9 @@ from tfopt.bregman.keras_loss import read_loss
 from tfopt.bregman.network import DenseChain
 from tfopt.bregman.rows import Rows, choose_num_blocks
 from tfopt.bregman.run import FitLoop, make_callbacks
-from tfopt.bregman.settings import Settings
+from tfopt.bregman.settings import RestartedSettings, Settings, SplittingSettings
 from tfopt.communicator import Communicator, check_communicator
+from tfopt.communicator.agreement import check_agreement, in_agreement
 
 __all__ = ["BregmanTrainer"]
 
@@ -60,7 +60,8 @@ class BregmanTrainer:
         preset: A set of options: "restarted" (default), "paper", "penalty", "admm".
         measure_every_n_epochs: Number of sweeps between computations of the metrics and of the validation. Default 1.
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
-        **options: Options that replace those of the preset: see `tfopt.bregman.Settings`.
+        **options: Options that replace those of the preset: see `tfopt.bregman.RestartedSettings` for
+            "restarted", and `tfopt.bregman.SplittingSettings` for the others.
 
     Attributes:
         model: The model.
@@ -96,7 +97,7 @@ class BregmanTrainer:
         chain = DenseChain.from_model(model)
         read = read_loss(loss, chain)
         self.model = model
-        self.settings = Settings.of(preset, options)
+        self.settings = Settings.from_arguments(preset, options)
         self.settings.penalties(len(chain.layers))
         self._measure_every = check_integer("measure_every_n_epochs", measure_every_n_epochs, minimum=1)
         ranks = check_communicator(communicator)
@@ -229,7 +230,7 @@ class BregmanTrainer:
         size = chain.dtype.size
         state_size = tf.as_dtype(self.settings.state_dtype or chain.dtype).size
         copy = 0 if is_memory_mapped else num_rows * (widths[0] + widths[-1] + 1) * size
-        if self.settings.algorithm == "restarted":
+        if not isinstance(self.settings, SplittingSettings):
             blocks = self._num_blocks
             total = num_rows * self._problem.communicator.size
             num_blocks = choose_num_blocks(total, chain) if blocks == "auto" else int(blocks)
@@ -243,7 +244,7 @@ class BregmanTrainer:
 
     @property
     def _num_blocks(self) -> int | str:
-        return self.settings.num_blocks if self.settings.algorithm == "restarted" else 1
+        return self.settings.num_blocks if isinstance(self.settings, RestartedSettings) else 1
 
 
 def _check_checkpoint(checkpoint: Any) -> Path | None:

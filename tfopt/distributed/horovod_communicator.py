@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfopt import communicator
 from tfopt._checks import check_integer
-from tfopt.communicator import check_axis, check_tensors
+from tfopt.communicator.protocol import check_axis, check_tensors
 
 # Seconds after which a process stops waiting for another process, unless the user sets another limit. One rank can
 # write a checkpoint or evaluate in this time while the others wait.

@@ -7,10 +7,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfopt._agreement import check_agreement
 from tfopt._checks import check_choice
+from tfopt._naming import path_of
 from tfopt._weight_decay import exclude
 from tfopt.communicator import Communicator, check_communicator
+from tfopt.communicator.agreement import check_agreement
 from tfopt.distributed.gradient_scatter import GradientScatter
 from tfopt.distributed.gradients import mean_gradients
 from tfopt.numerics import densify, is_inside_xla
@@ -204,7 +205,8 @@ class DistributedOptimizer:
 
     def _start(self, gradients: list[Any], variables: list[Any]) -> None:
         # Runs once, while the first step is traced: compare the ranks, and start from equal weights.
-        paths = [_path_of(variable) for variable in variables]
+        # Remove the numbers that Keras adds to make names unique, because they may differ between ranks.
+        paths = [re.sub(r"_\d+(?=/|$)", "", path_of(variable)) for variable in variables]
         kinds = ["none" if g is None else "sparse" if isinstance(g, tf.IndexedSlices) else "dense" for g in gradients]
         with tf.init_scope():
             check_agreement(
@@ -376,9 +378,3 @@ def _refuse_xla() -> None:
 def _is_initialized(variable: Any) -> bool:
     variable = variable.value if isinstance(variable, keras.Variable) else variable
     return bool(variable.is_initialized())
-
-
-def _path_of(variable: Any) -> str:
-    # Remove the numbers that Keras adds to make names unique, because they may differ between ranks.
-    path = getattr(variable, "path", None) or variable.name
-    return "/".join(re.sub(r"_\d+$", "", part) for part in path.split("/"))

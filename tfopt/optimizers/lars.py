@@ -9,12 +9,13 @@ from keras import ops
 
 from tfopt import numerics
 from tfopt._checks import check_choice, check_flag, check_learning_rate, check_number, check_patterns
+from tfopt._naming import path_of
 from tfopt._weight_decay import exclude, takes_weight_decay
 from tfopt.numerics import Tensor
 from tfopt.optimizers import _fused
 from tfopt.optimizers.clipping import ClipsWholeGradients
 from tfopt.optimizers.norm_floor import add_floor, current_floor, note_floor
-from tfopt.optimizers.trust_ratio import is_defined, matches, path_of, trusted_step
+from tfopt.optimizers.trust_ratio import is_defined, matches, trusted_step
 
 
 @keras.saving.register_keras_serializable(package="tfopt")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from keras import ops
 
+from tfopt._naming import path_of
 from tfopt.numerics import Tensor
 
 
@@ -72,8 +73,3 @@ def matches(variable: object, patterns: Sequence[str] | str) -> bool:
         return len(variable.shape) <= 1  # type: ignore[attr-defined]
     path = path_of(variable).removesuffix(":0")  # names of TensorFlow end in ":0", which "bias$" would not match
     return any(re.search(pattern, path) for pattern in patterns)
-
-
-def path_of(variable: object) -> str:
-    """Return the path of a variable of Keras or of the backend, or its name if it has no path."""
-    return str(getattr(variable, "path", None) or getattr(variable, "name", ""))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from tfopt import _plotting, _state_file, nqm
+from tfopt import _plotting, nqm
+from tfopt._checkpoints import state_file
 from tfopt._checks import check_choice, check_integer, check_path
 from tfopt.planning.interval import Interval, describe
 from tfopt.planning.noisy_quadratic_fit import NoisyQuadraticFit
@@ -238,7 +239,7 @@ class BatchSizePlan:
         if path.is_dir() or not path.parent.is_dir():
             raise ValueError(f"`path` must be a file in an existing folder. Received: path={str(path)!r}")
         text = json.dumps(self.to_dict(), indent=1) + "\n"
-        with _state_file.replacing(path) as stream:
+        with state_file.replacing(path) as stream:
             stream.write(text.encode())
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":

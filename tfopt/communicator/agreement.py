@@ -3,11 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from tfopt.communicator.protocol import Communicator
+
 _LONGEST = 200  # characters of a value in an error message
 T = TypeVar("T")
 
 
-def check_agreement(communicator: Any, name: str, facts: Mapping[str, Any], advice: str = "") -> None:
+def check_agreement(communicator: Communicator, name: str, facts: Mapping[str, Any], advice: str = "") -> None:
     """Check on all ranks that facts, by name, are equal; all raise one error that shows two ranks that differ."""
     # `name` says in words which part of the program calls this: ranks in different parts raise an error.
     everybody = communicator.allgather_object(dict(facts), name=name)
@@ -21,7 +23,7 @@ def check_agreement(communicator: Any, name: str, facts: Mapping[str, Any], advi
                 )
 
 
-def in_agreement(communicator: Any, action: Callable[[], T]) -> T:
+def in_agreement(communicator: Communicator, action: Callable[[], T]) -> T:
     """Run an action that does not wait for other ranks; return its result, or raise one rank's error on all ranks."""
     # TypeError and ValueError keep their class; all other errors become RuntimeError, except on a single rank.
     if communicator.size == 1:

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tfopt import _state_file
+from tfopt._checkpoints import state_file
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
 ARRAYS = hnp.arrays(st.sampled_from(["float32", "float64", "int64", "uint32", "bool"]), hnp.array_shapes(min_dims=1))
@@ -40,15 +40,15 @@ def same(one, two):
 @given(STATES)
 def test_what_is_written_is_read(tmp_path_factory, state):
     path = tmp_path_factory.mktemp("state") / "state.npz"
-    _state_file.write(path, state)
-    assert same(state, _state_file.read(path))
+    state_file.write(path, state)
+    assert same(state, state_file.read(path))
     assert [p.name for p in path.parent.iterdir()] == ["state.npz"]
 
 
 def test_half_precision_infinities_and_scalars_of_numpy(tmp_path):
     values = np.array([1.5, math.inf], ml_dtypes.bfloat16)
-    _state_file.write(tmp_path / "x", {"values": values, "nan": math.nan, "scalar": np.float32(0.1)})
-    state = _state_file.read(tmp_path / "x")
+    state_file.write(tmp_path / "x", {"values": values, "nan": math.nan, "scalar": np.float32(0.1)})
+    state = state_file.read(tmp_path / "x")
     assert state["values"].dtype == ml_dtypes.bfloat16
     assert state["values"].tolist() == [1.5, math.inf]
     assert math.isnan(state["nan"])
@@ -71,16 +71,16 @@ class Memory:
 
 def test_every_truncation_and_every_flipped_bit_is_noticed(tmp_path):
     path = tmp_path / "state.npz"
-    _state_file.write(path, {"weights": np.arange(3, dtype="uint8"), "epoch": 3})
+    state_file.write(path, {"weights": np.arange(3, dtype="uint8"), "epoch": 3})
     whole = path.read_bytes()
     damaged = [whole[:length] for length in range(0, len(whole), 7)] + [whole + b"0", whole[1:]]
     for place in range(len(whole)):
         for bit in range(8):
             damaged.append(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
-    assert _state_file.read(Memory(whole))["epoch"] == 3
+    assert state_file.read(Memory(whole))["epoch"] == 3
     for content in damaged:
-        with pytest.raises(_state_file.DamagedFileError, match="state.npz: its checksum"):
-            _state_file.read(Memory(content))
+        with pytest.raises(state_file.DamagedFileError, match="state.npz: its checksum"):
+            state_file.read(Memory(content))
 
 
 def _sealed(content):
@@ -90,19 +90,19 @@ def _sealed(content):
 @pytest.mark.parametrize("content", [b"", b"nothing", b"PK\x05\x06" + bytes(18)])
 def test_what_another_program_has_sealed_is_refused_too(content, tmp_path):
     (tmp_path / "state.npz").write_bytes(_sealed(content))
-    with pytest.raises(_state_file.DamagedFileError, match=r"state.npz"):
-        _state_file.read(tmp_path / "state.npz")
+    with pytest.raises(state_file.DamagedFileError, match=r"state.npz"):
+        state_file.read(tmp_path / "state.npz")
 
 
 def test_what_cannot_be_opened_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "missing", Path("/proc/self/mem")):
-        with pytest.raises(_state_file.DamagedFileError, match=str(path)):
-            _state_file.read(path)
+        with pytest.raises(state_file.DamagedFileError, match=str(path)):
+            state_file.read(path)
 
 
 def test_a_full_disk_is_named_and_nothing_stays_behind(tmp_path, monkeypatch):
     path = tmp_path / "state.npz"
-    _state_file.write(path, {"epoch": 1})
+    state_file.write(path, {"epoch": 1})
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -110,11 +110,11 @@ def test_a_full_disk_is_named_and_nothing_stays_behind(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(
-            _state_file.NoRoomError, match=f"quota of {tmp_path} is full: 8[0-9][0-9] bytes.*[0-9]+ bytes"
+            state_file.NoRoomError, match=f"quota of {tmp_path} is full: 8[0-9][0-9] bytes.*[0-9]+ bytes"
         ):
-            _state_file.write(path, {"weights": np.zeros(100)})
+            state_file.write(path, {"weights": np.zeros(100)})
     assert [path.name for path in tmp_path.iterdir()] == ["state.npz"]
-    assert _state_file.read(path) == {"epoch": 1}
+    assert state_file.read(path) == {"epoch": 1}
 
 
 @pytest.mark.parametrize(
@@ -131,8 +131,8 @@ def test_a_full_disk_is_named_and_nothing_stays_behind(tmp_path, monkeypatch):
     ],
 )
 def test_what_callbacks_and_logs_hold_is_read_as_it_was(tmp_path, state):
-    _state_file.write(tmp_path / "x", state)
-    found = _state_file.read(tmp_path / "x")
+    state_file.write(tmp_path / "x", state)
+    found = state_file.read(tmp_path / "x")
     assert type(found) is (np.str_ if isinstance(state, np.ndarray) and state.ndim == 0 else type(state))
     assert repr(found) == repr(state if not isinstance(found, np.generic) else state[()])
     assert getattr(found, "maxlen", None) == getattr(state, "maxlen", None)
@@ -140,16 +140,16 @@ def test_what_callbacks_and_logs_hold_is_read_as_it_was(tmp_path, state):
 
 def test_a_file_that_is_larger_than_the_process_may_write_is_named(tmp_path):
     path = tmp_path / "state.npz"
-    _state_file.write(path, {"epoch": 1})
+    state_file.write(path, {"epoch": 1})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        with pytest.raises(_state_file.NoRoomError, match="too large for this process: 400[0-9]+ bytes.*ulimit -f"):
-            _state_file.write(path, {"weights": np.zeros(5000)})
+        with pytest.raises(state_file.NoRoomError, match="too large for this process: 400[0-9]+ bytes.*ulimit -f"):
+            state_file.write(path, {"weights": np.zeros(5000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.name for path in tmp_path.iterdir()] == ["state.npz"]
-    assert _state_file.read(path) == {"epoch": 1}
+    assert state_file.read(path) == {"epoch": 1}
 
 
 @pytest.mark.parametrize("number", [errno.EDQUOT, errno.EIO, errno.EROFS])
@@ -163,17 +163,17 @@ def test_whatever_the_system_says_is_named(number, tmp_path, monkeypatch):
         if number == errno.EDQUOT
         else f"cannot be written: .*{os.strerror(number)}.*files are unchanged"
     )
-    with pytest.raises(_state_file.NotWrittenError, match=match):
-        _state_file.write(tmp_path / "state.npz", {})
+    with pytest.raises(state_file.NotWrittenError, match=match):
+        state_file.write(tmp_path / "state.npz", {})
     assert not list(tmp_path.iterdir())
 
 
 def test_what_stands_in_the_way_is_named(tmp_path):
     (tmp_path / "state.npz").mkdir()
-    with pytest.raises(_state_file.NotWrittenError, match=r"state.npz is a directory.*Move it elsewhere"):
-        _state_file.write(tmp_path / "state.npz", {})
-    with pytest.raises(_state_file.NotWrittenError, match=r"The folder .*gone no longer exists"):
-        _state_file.write(tmp_path / "gone" / "state.npz", {})
+    with pytest.raises(state_file.NotWrittenError, match=r"state.npz is a directory.*Move it elsewhere"):
+        state_file.write(tmp_path / "state.npz", {})
+    with pytest.raises(state_file.NotWrittenError, match=r"The folder .*gone no longer exists"):
+        state_file.write(tmp_path / "gone" / "state.npz", {})
     assert [path.name for path in tmp_path.iterdir()] == ["state.npz"]
 
 
@@ -185,33 +185,33 @@ def test_a_file_that_is_being_written_cannot_be_guessed_or_read_by_others(tmp_pa
 
     monkeypatch.setattr(os, "fsync", look)
     for _ in range(2):
-        _state_file.write(tmp_path / "state.npz", {})
+        state_file.write(tmp_path / "state.npz", {})
         (tmp_path / "state.npz").unlink()
     names = {name for name, mode in seen if name.endswith(".partial") and mode == 0o600}
     assert len(names) == 2
 
 
 def test_a_link_in_the_place_of_the_new_file_is_not_followed(tmp_path, monkeypatch):
-    monkeypatch.setattr(_state_file.secrets, "token_hex", lambda _: "known")
+    monkeypatch.setattr(state_file.secrets, "token_hex", lambda _: "known")
     victim = tmp_path / "victim"
     victim.write_text("mine")
     (tmp_path / "state.npz.known.partial").symlink_to(victim)
-    with pytest.raises(_state_file.NotWrittenError, match="File exists"):
-        _state_file.write(tmp_path / "state.npz", {})
+    with pytest.raises(state_file.NotWrittenError, match="File exists"):
+        state_file.write(tmp_path / "state.npz", {})
     assert victim.read_text() == "mine"
 
 
 def test_an_old_file_stays_whole_while_a_new_one_fails_to_be_written(tmp_path):
     path = tmp_path / "state.npz"
-    _state_file.write(path, {"epoch": 1})
+    state_file.write(path, {"epoch": 1})
     with pytest.raises(TypeError, match="A checkpoint cannot hold <object"):
-        _state_file.write(path, {"epoch": 2, "what": object()})
-    assert _state_file.read(path) == {"epoch": 1}
+        state_file.write(path, {"epoch": 2, "what": object()})
+    assert state_file.read(path) == {"epoch": 1}
 
 
 def test_the_order_of_bytes_does_not_matter(tmp_path):
-    _state_file.write(tmp_path / "state.npz", np.array([1.0, 2.0], ">f4"))
-    assert _state_file.read(tmp_path / "state.npz").tolist() == [1.0, 2.0]
+    state_file.write(tmp_path / "state.npz", np.array([1.0, 2.0], ">f4"))
+    assert state_file.read(tmp_path / "state.npz").tolist() == [1.0, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -226,5 +226,5 @@ def test_the_order_of_bytes_does_not_matter(tmp_path):
 )
 def test_what_would_not_come_back_is_refused(tmp_path, state, message):
     with pytest.raises(TypeError, match=message):
-        _state_file.write(tmp_path / "state.npz", state)
+        state_file.write(tmp_path / "state.npz", state)
     assert not list(tmp_path.iterdir())

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tfopt import _state_file
-from tfopt._agreement import in_agreement
-from tfopt._folder_lock import FolderLock
+from tfopt._checkpoints import state_file
+from tfopt._checkpoints.folder_lock import FolderLock
+from tfopt.communicator.agreement import in_agreement
 
 _GENERATIONS = 2
 _NAME = re.compile(r"epoch-([0-9]{6,})\.rank-([0-9]+)-of-([0-9]+)\.npz")
@@ -76,9 +76,9 @@ class CheckpointFiles:
             lock.acquire(is_first=self._communicator.rank == 0)
             self._lock = lock
             # A process that was killed while it wrote a file has left a partial file.
-            for path in self.folder.glob(f"*.{self._suffix}*{_state_file.PARTIAL}"):
+            for path in self.folder.glob(f"*.{self._suffix}*{state_file.PARTIAL}"):
                 path.unlink()
-            _state_file.write(trial, {})
+            state_file.write(trial, {})
             trial.unlink()
         except OSError as error:
             raise ValueError(f"`folder` must be writable. Received: folder={str(self.folder)!r}: {error}") from error
@@ -107,7 +107,7 @@ class CheckpointFiles:
                 self._make()
             self._lock.renew()
         path = self._path(epochs)
-        _state_file.write(path, {"owner": self._owner, "name": path.name, "state": state})
+        state_file.write(path, {"owner": self._owner, "name": path.name, "state": state})
         self._unreadable.discard(epochs)
         # A file that cannot be read does not count as a generation. It stays, because another machine may read it.
         for old in [there for there in self._epochs() if there not in self._unreadable][:-_GENERATIONS]:
@@ -162,7 +162,7 @@ class CheckpointFiles:
             try:
                 self._content(epochs)
                 whole.append(epochs)
-            except _state_file.DamagedFileError as error:
+            except state_file.DamagedFileError as error:
                 self._unreadable.add(epochs)
                 unreadable.append(str(error))
                 warnings.warn(f"Ignoring a damaged checkpoint: {error}", stacklevel=3)
@@ -170,11 +170,11 @@ class CheckpointFiles:
 
     def _content(self, epochs: int) -> dict[str, Any]:
         path = self._path(epochs)
-        content = _state_file.read(path)
+        content = state_file.read(path)
         if not isinstance(content, dict) or not {"owner", "name", "state"} <= content.keys():
-            raise _state_file.DamagedFileError(f"{path}: it is not a checkpoint of a training")
+            raise state_file.DamagedFileError(f"{path}: it is not a checkpoint of a training")
         if content["name"] != path.name:
-            raise _state_file.DamagedFileError(f"{path}: it was written as {content['name']}, and renamed")
+            raise state_file.DamagedFileError(f"{path}: it was written as {content['name']}, and renamed")
         return content
 
     def _check_sizes(self, found: set[int]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from tfopt import _state_file
+from tfopt._checkpoints import state_file
 
 # The attributes that Keras's own callbacks keep from one epoch to the next.
 STATE_OF: dict[type, tuple[str, ...]] = {
@@ -47,7 +47,7 @@ def states_of(callbacks: Sequence[Any]) -> list[list[Any]]:
     for callback in callbacks:
         if (state := get_state(callback)) is not None:
             try:
-                _state_file.check(state)
+                state_file.check(state)
             except TypeError as error:
                 advice = "Let its get_state() return numbers, strings, arrays, or collections of them"
                 if isinstance(callback, keras.callbacks.History):

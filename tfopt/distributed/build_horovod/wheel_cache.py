@@ -5,7 +5,7 @@ import os
 import stat
 from pathlib import Path
 
-from tfopt.distributed._toolchain import BuildError, console
+from tfopt.distributed.build_horovod.toolchain import BuildError, console
 
 OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 

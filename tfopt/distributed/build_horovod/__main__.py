@@ -1,4 +1,4 @@
-"""Build Horovod for the installed TensorFlow: `python -m tfopt.distributed.build_horovod`.
+"""The command that builds, installs and tests Horovod: `python -m tfopt.distributed.build_horovod`.
 
 Horovod 0.28.1, the newest release, includes TensorFlow headers from paths that were valid up to TensorFlow 2.15. Later
 TensorFlows have these headers at other paths. This command writes forwarding headers where Horovod looks for them,
@@ -22,10 +22,10 @@ from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tfopt.distributed._mends import PATCHES
-from tfopt.distributed._pinned import HOROVOD_VERSION
-from tfopt.distributed._source import fetch_source
-from tfopt.distributed._toolchain import (
+from tfopt.distributed.build_horovod.patches import PATCHES
+from tfopt.distributed.build_horovod.pinned import HOROVOD_VERSION
+from tfopt.distributed.build_horovod.source import fetch_source
+from tfopt.distributed.build_horovod.toolchain import (
     RUNTIME_REQUIREMENTS,
     BuildError,
     build_environment,
@@ -36,7 +36,7 @@ from tfopt.distributed._toolchain import (
     pip,
     run,
 )
-from tfopt.distributed._wheel_cache import cache_folder, find_wheel, keep_wheel, open_folder
+from tfopt.distributed.build_horovod.wheel_cache import cache_folder, find_wheel, keep_wheel, open_folder
 
 PROOF_SECONDS = 600  # Enough for two slow imports of TensorFlow under load.
 # Environment variables that the build reads, besides HOROVOD_WITH...

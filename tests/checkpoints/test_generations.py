@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tfopt import _folder_lock, _state_file
-from tfopt._checkpoint_files import CheckpointFiles
+from tfopt._checkpoints import folder_lock, state_file
+from tfopt._checkpoints.generations import CheckpointFiles
 
 
 class Threads:
@@ -170,7 +170,7 @@ def test_what_cannot_be_read_stays_and_is_no_generation(tmp_path):
 def test_a_sealed_file_that_is_no_checkpoint_is_passed_over(tmp_path):
     write(tmp_path, 0, 1, size=1)
     for epochs, content in ((2, [1, 2]), (3, {"owner": "a test"})):
-        _state_file.write(tmp_path / f"epoch-{epochs:06d}.rank-0-of-1.npz", content)
+        state_file.write(tmp_path / f"epoch-{epochs:06d}.rank-0-of-1.npz", content)
     (found,), said = read_on_all(tmp_path, 1)
     assert found["epoch"] == 1
     assert all("it is not a checkpoint of a training" in text for text in said)
@@ -190,7 +190,7 @@ def test_two_jobs_in_one_folder_are_told_apart(tmp_path):
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from tfopt._folder_lock import FolderLock
+from tfopt._checkpoints.folder_lock import FolderLock
 FolderLock(Path(sys.argv[1]), "job", "a test").acquire()
 if sys.argv[2:] and os.fork() == 0:
     time.sleep(600)
@@ -271,12 +271,12 @@ def test_what_is_deleted_during_training_is_made_anew(is_all_gone, tmp_path):
     folder = tmp_path / "folder"
     files = opened(folder)
     files.write(1, {})
-    shutil.rmtree(folder) if is_all_gone else (folder / _folder_lock.NAME).unlink()
+    shutil.rmtree(folder) if is_all_gone else (folder / folder_lock.NAME).unlink()
     with pytest.warns(UserWarning, match="was deleted during training") if is_all_gone else contextlib.nullcontext():
         files.write(2, {"a": 1})
     with pytest.raises(ValueError, match="Another training"):
         opened(folder)
-    (folder / _folder_lock.NAME).unlink()
+    (folder / folder_lock.NAME).unlink()
     other = opened(folder)
     with pytest.raises(ValueError, match="Another training"):
         files.write(3, {})
@@ -292,8 +292,8 @@ def test_ranks_share_the_folder(tmp_path):
     ranks = Threads(3)
     with ThreadPoolExecutor(3) as pool:
         files = list(pool.map(lambda rank: opened(tmp_path, communicator=ranks.rank(rank)), range(3)))
-    assert [path.name for path in tmp_path.iterdir()] == [_folder_lock.NAME]
-    assert json.loads((tmp_path / _folder_lock.NAME).read_text())["pid"] == os.getpid()
+    assert [path.name for path in tmp_path.iterdir()] == [folder_lock.NAME]
+    assert json.loads((tmp_path / folder_lock.NAME).read_text())["pid"] == os.getpid()
     for file in files:
         file.close()
 
@@ -314,7 +314,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(_folder_lock.fcntl, "flock", refuse)
+    monkeypatch.setattr(folder_lock.fcntl, "flock", refuse)
     with pytest.warns(UserWarning, match=r"cannot be locked \(.*not supported\). A second training .* not be detected"):
         opened(tmp_path)
 
@@ -334,10 +334,10 @@ def test_a_folder_that_cannot_be_written_is_named():
     ids=["link", "directory", "pipe"],
 )
 def test_what_stands_in_the_place_of_the_lock_is_named(make, message, tmp_path):
-    make(tmp_path / _folder_lock.NAME)
-    with pytest.raises(ValueError, match=f"{_folder_lock.NAME} {message}.*Move it elsewhere"):
+    make(tmp_path / folder_lock.NAME)
+    with pytest.raises(ValueError, match=f"{folder_lock.NAME} {message}.*Move it elsewhere"):
         opened(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [_folder_lock.NAME]
+    assert [path.name for path in tmp_path.iterdir()] == [folder_lock.NAME]
 
 
 def test_a_directory_with_the_name_of_a_checkpoint_is_refused_before_training(tmp_path):

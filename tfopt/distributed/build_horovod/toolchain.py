@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tfopt.distributed._pinned import BUILD_TOOLS, CMAKE, HOROVOD_VERSION, pinned_options
+from tfopt.distributed.build_horovod.pinned import BUILD_TOOLS, CMAKE, HOROVOD_VERSION, pinned_options
 
 # Maps the path where Horovod looks for a header to the paths where TensorFlow may have it, the newest first.
 HEADERS = {

@@ -7,9 +7,9 @@ import tarfile
 import zlib
 from pathlib import Path
 
-from tfopt.distributed._mends import PATCHES
-from tfopt.distributed._pinned import HOROVOD_VERSION, SOURCE, pinned_options
-from tfopt.distributed._toolchain import BuildError, pip, run
+from tfopt.distributed.build_horovod.patches import PATCHES
+from tfopt.distributed.build_horovod.pinned import HOROVOD_VERSION, SOURCE, pinned_options
+from tfopt.distributed.build_horovod.toolchain import BuildError, pip, run
 
 
 def fetch_source(folder: Path) -> Path:
