@@ -136,7 +136,8 @@ def test_schedules_take_fewer_steps(plan, fit):
 
 def test_plans_print_plot_and_export(plan, tmp_path):
     text = repr(plan)
-    assert len(text.splitlines()) == 2 + 3 + 1 + 2 + len(SIZES)
+    assert len(text.splitlines()) == 3 + 3 + 1 + 2 + len(SIZES)
+    assert "measured in 8 runs, 1,024 rows of an endless stream in each run" in text
     assert f"down to {plan.fit.floor:.4g} at its minimum" in text
     assert "critical batch size, momentum:" in text
     frame = plan.to_dataframe()
@@ -152,7 +153,7 @@ def test_plans_print_plot_and_export(plan, tmp_path):
 
 
 def test_critical_batch_sizes_beyond_the_largest(fit):
-    noisy = dataclasses.replace(fit, noise=1e3 * fit.noise, sampling=0.0 * fit.sampling, loss=fit.loss + 0.1)
+    noisy = dataclasses.replace(fit, noise=1e3 * fit.noise, sampling=1e-9 * fit.sampling, loss=fit.loss + 0.1)
     found = plan_from_fit(noisy, TARGET + 0.1, batch_sizes=[1, 2, 4, 8], families=["momentum"], draws=20)
     assert found.critical_batch_size["momentum"].value == math.inf
     assert "beyond the largest" in repr(found)
