@@ -35,6 +35,12 @@ def test_code_blocks_run(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_code_fits_the_column_of_the_site(name):
+    blocks = re.findall(r"```\w+\n(.*?)```", (ROOT / name).read_text(), flags=re.DOTALL)
+    assert [line for block in blocks for line in block.splitlines() if len(line) > 120] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_links_lead_to_files(name):
     path = ROOT / name
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
