@@ -57,8 +57,8 @@ def move_legends_above(figure: "matplotlib.figure.Figure", columns: int = 2) -> 
     for ax in figure.axes:
         for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
             named.setdefault(name, handle)
-        if ax.get_legend() is not None:
-            ax.get_legend().remove()
+        if (legend := ax.get_legend()) is not None:
+            legend.remove()
     figure.legend(named.values(), named.keys(), loc="outside upper center", ncols=columns, frameon=False)
 
 
