@@ -151,7 +151,7 @@ def draw(problem: nqm.NoisyQuadratic, found: Found) -> Any:
     nqm.plot_steps_to_target({"SGD, p = 0": found.sgd[0.0], **curves}, bound=bound, ax=panels[1])
     panels[1].set_title("momentum and preconditioning")
     nqm.plot_learning_rates({"SGD": found.sgd[0.0], "momentum": found.momentum[0.0]}, ax=panels[2])
-    panels[2].set_title("best learning rates, p = 0")
+    panels[2].set(title="best learning rates, p = 0", ylabel="a / (1 - momentum)")
     pairs = {f"{name}, p = {power:g}": curves[power] for power in (0.0, 0.5) for name, curves in
              (("SGD", found.sgd), ("averaged", found.ema))}  # fmt: skip
     nqm.plot_steps_to_target(pairs, bound=bound, ax=panels[3])
@@ -180,9 +180,9 @@ def draw_training(problem: nqm.NoisyQuadratic, found: Found, ax: Any) -> None:
             curves[f"B = {size:g}, momentum {momentum:g}"] = (steps, losses)
     small = nqm.NoisyQuadratic.power_law(200)
     sampled = nqm.monte_carlo(small, nqm.Algorithm(0.05, 0.9), CURVE_SIZES[0], 300, num_trajectories=100)
-    curves["samples: 200 directions, B = 8, momentum 0.9"] = sampled
+    curves["samples, d = 200"] = sampled
     nqm.plot_training_curves(curves, target_loss=TARGET, ax=ax)
-    ax.set_title("loss along training")
+    ax.set_title(f"loss; samples at B = {CURVE_SIZES[0]:g}, momentum 0.9")
 
 
 def main(argv: list[str] | None = None) -> Reproduction:
