@@ -215,6 +215,7 @@ def compare(run: Reproduction, linear: float, fixed: float) -> None:
 def draw(results: dict, names: list[str], linear: float, fixed: float) -> plt.Figure:
     """Return a figure of test accuracy against seconds and sweeps, and of objectives and residuals against sweeps."""
     figure, (by_seconds, by_sweeps, inside) = _plotting.make_panels(3, height=10.5)
+    by_sweeps.sharey(by_seconds)
     for name in names:
         result = results[name]
         by_seconds.plot(result["seconds"], result["test"], marker=".", label=name)
@@ -228,7 +229,7 @@ def draw(results: dict, names: list[str], linear: float, fixed: float) -> plt.Fi
         ax.axhline(fixed, color="gray", linestyle="--", label="untrained hidden layer")
         _plotting.add_legend(ax)
     by_seconds.set(xscale="log", xlabel="seconds", ylabel="accuracy on test rows")
-    by_sweeps.set(xlabel="sweeps (dashed: training rows)", ylim=by_seconds.get_ylim())
+    by_sweeps.set(xlabel="sweeps (dashed: training rows)", ylabel="accuracy")
     for name, style in (("without gradients (default)", "-"), ("as printed", "--")):
         for k, (what, values) in enumerate(results[f"{name}, sweeps"].items()):
             inside.semilogy(
