@@ -44,3 +44,7 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(importlib.import_module(f"tfopt.callbacks.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'tfopt.callbacks' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

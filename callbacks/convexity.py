@@ -313,7 +313,7 @@ class Convexity(Measurement):
         ax.set(xlabel="step", ylabel="curvature")
         ax.set_yscale("symlog", linthresh=float(np.median(sizes)) / 100 if sizes else 1.0)
         if sizes:
-            ax.legend(fontsize="small")
+            _plotting.add_legend(ax)
         return ax
 
 

@@ -253,6 +253,6 @@ class GradientBreakdown(Measurement):
             ax.plot(
                 self.history["step"], self.history["breakdown/deep_relative_trust"], "k--", label="deep relative trust"
             )
-            ax.legend(fontsize="small")
+            _plotting.add_legend(ax)
         ax.set(xlabel="step", ylabel="relative gradient breakdown", yscale="log")
         return ax

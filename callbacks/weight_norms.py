@@ -176,5 +176,5 @@ class WeightNorms(Callback):
             ax.plot(self.history["epoch"], [norm if norm > 0 else float("nan") for norm in norms], label=path)
         ax.set(xlabel="epoch", ylabel="Frobenius norm", yscale="log")
         if ax.lines:
-            ax.legend(fontsize="small")
+            _plotting.add_legend(ax)
         return ax

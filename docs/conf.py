@@ -12,6 +12,8 @@ language = "en"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 html_theme = "furo"
 html_title = f"tfopt {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 default_role = "code"  # docstrings write code between single backticks
 myst_heading_anchors = 3
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from tfopt.callbacks import Convexity
 from tfopt.models import milne_regression, mlp
 
-from tfopt import datasets, nqm
+from tfopt import _plotting, datasets, nqm
 from tfopt.communicator import SerialCommunicator
 from tfopt.planning import BatchSizePlan, plan_batch_size
 from tfopt.relative_trust import breakdown_profile, largest_safe_step
@@ -70,15 +70,14 @@ def curvature_table(runs: list[Any]) -> Table:
 
 def draw_curvature(runs: list[Any], path: Path) -> None:
     """Draw curvature along the gradient and extreme eigenvalues along training, one panel per optimizer."""
-    figure, panels = plt.subplots(1, len(runs), figsize=(3.4 * len(runs), 3.6), sharey=True, layout="constrained")
+    figure, panels = _plotting.make_panels(-(-len(runs) // 2), 2, height=5.5, sharex=True, sharey=True)
     for run, panel in zip(runs, panels, strict=True):
         run.convexity.plot(ax=panel)
         panel.set(title=run.name)
         panel.set_yscale("symlog", linthresh=0.01)
         panel.label_outer()
-        if run is not runs[0]:
-            panel.get_legend().remove()
-    figure.savefig(path, dpi=120)
+    _plotting.move_legends_above(figure)
+    figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
@@ -99,7 +98,7 @@ def certify_regression(seed: int, num_steps: int) -> Certified:
 
 def draw_breakdown(data: datasets.Dataset, path: Path, seed: int) -> list[list[str]]:
     """Draw the breakdown of untrained networks of 2 and 16 layers; return their rows under `BREAKDOWN_HEADER`."""
-    figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, [ax] = _plotting.make_panels()
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     rows = []
     for depth in (2, 16):
@@ -111,7 +110,8 @@ def draw_breakdown(data: datasets.Dataset, path: Path, seed: int) -> list[list[s
         profile.plot(ax, label=f"{depth} layers,")
         found = profile.largest_breakdown[[1, 10]]
         rows.append([f"{depth} layers", *(f"{value:.3g}" for value in found), f"{largest_safe_step(depth):.3f}"])
-    figure.savefig(path, dpi=120)
+    _plotting.move_legends_above(figure)
+    figure.savefig(path, dpi=150)
     plt.close(figure)
     return rows
 
@@ -120,9 +120,10 @@ def draw_batch_sizes(path: Path, num_bins: int, families: dict[str, str]) -> lis
     """Draw steps to a loss of 0.01 on the standard noisy quadratic; return the rows under `BATCH_HEADER`."""
     problem, sizes = nqm.NoisyQuadratic.power_law(num_bins=num_bins), 8.0 ** np.arange(7)
     best = {name: nqm.optimize(problem, family, sizes, 0.01, progress=False) for name, family in families.items()}
-    figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, [ax] = _plotting.make_panels()
     nqm.plot_steps_to_target(best, bound=(sizes, nqm.information_bound(problem, sizes, 0.01)), ax=ax)
-    figure.savefig(path, dpi=120)
+    _plotting.move_legends_above(figure)
+    figure.savefig(path, dpi=150)
     plt.close(figure)
     shown = np.isin(sizes, (1, 512, 262_144))
     rows = []
@@ -149,9 +150,10 @@ def draw_plan(data: datasets.Dataset, path: Path, seed: int, **options: Any) -> 
         communicator=SerialCommunicator(),
         **options,
     )
-    figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, [ax] = _plotting.make_panels()
     plan.plot(ax)
-    figure.savefig(path, dpi=120)
+    _plotting.move_legends_above(figure)
+    figure.savefig(path, dpi=150)
     plt.close(figure)
     return plan
 

@@ -21,7 +21,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from rich.progress import track
 
-from tfopt import datasets, models
+from tfopt import _plotting, datasets, models
 from tfopt.optimizers import Fromage
 
 RATES = [1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1]
@@ -55,13 +55,14 @@ def main(argv: list[str] | None = None) -> dict[str, list[float]]:
     print("rate     " + "".join(f"{name:>10s}" for name in results))
     for row, rate in enumerate(RATES):
         print(f"{rate:<9g}" + "".join(f"{accuracies[row]:10.3f}" for accuracies in results.values()))
-    figure, ax = plt.subplots(layout="constrained")
-    for (name, accuracies), style in zip(results.items(), ("o-", "s--"), strict=True):
-        ax.plot(RATES, accuracies, style, label=name)
+    figure, [ax] = _plotting.make_panels()
+    for (name, accuracies), marker in zip(results.items(), "os", strict=True):
+        ax.plot(RATES, accuracies, marker=marker, label=name)
     ax.set(xscale="log", xlabel="learning rate", ylabel="test accuracy", title=f"{arguments.depth} hidden layers")
-    ax.legend()
+    ax.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
+    _plotting.move_legends_above(figure)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    figure.savefig(arguments.output / "accuracy.png", dpi=120)
+    figure.savefig(arguments.output / "accuracy.png", dpi=150)
     plt.close(figure)
     return results
 

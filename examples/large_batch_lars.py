@@ -21,7 +21,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from rich.progress import Progress
 
-from tfopt import datasets, models
+from tfopt import _plotting, datasets, models
 from tfopt.optimizers import LARS
 from tfopt.optimizers.schedules import PolynomialDecayWithWarmup
 
@@ -72,13 +72,14 @@ def main(argv: list[str] | None = None) -> dict[str, list[tuple[float, float]]]:
         print(
             f"{batch_size:<11d}" + "".join(f"{found[row][1]:24.3f} ({found[row][0]:5g})" for found in results.values())
         )
-    figure, ax = plt.subplots(layout="constrained")
-    for (name, found), style in zip(results.items(), ("o-", "s--"), strict=True):
-        ax.plot(sizes, [accuracy for _, accuracy in found], style, label=name)
+    figure, [ax] = _plotting.make_panels()
+    for (name, found), marker in zip(results.items(), "os", strict=True):
+        ax.plot(sizes, [accuracy for _, accuracy in found], marker=marker, label=name)
     ax.set(xscale="log", xlabel="batch size", ylabel="test accuracy", title=f"{epochs} epochs, best of six peak rates")
-    ax.legend()
+    ax.set_xticks(sizes, [f"{size:g}" for size in sizes])
+    _plotting.move_legends_above(figure)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    figure.savefig(arguments.output / "accuracy.png", dpi=120)
+    figure.savefig(arguments.output / "accuracy.png", dpi=150)
     plt.close(figure)
     return results
 

@@ -21,7 +21,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from tfopt import nqm
+from tfopt import _plotting, nqm
 
 FAMILIES = {"SGD": "sgd", "momentum": "momentum", "averaged SGD": "ema"}
 
@@ -48,13 +48,13 @@ def main(argv: list[str] | None = None) -> dict[str, nqm.OptimalSettings]:
         f"batch size {arguments.batch_size}, from a rate of {schedule.learning_rates[0]:.3g} to "
         f"{schedule.learning_rates[-1]:.3g}"
     )
-    figure, panels = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
+    figure, panels = _plotting.make_panels(3, height=9.0)
     bound = sizes, nqm.information_bound(problem, sizes, arguments.target)
     nqm.plot_steps_to_target(best, bound=bound, ax=panels[0])
     nqm.plot_learning_rates(best, ax=panels[1])
     schedule.plot(ax=panels[2])
     arguments.output.mkdir(parents=True, exist_ok=True)
-    figure.savefig(arguments.output / "figure.png", dpi=120)
+    figure.savefig(arguments.output / "figure.png", dpi=150)
     plt.close(figure)
     print(f"Figure: {arguments.output / 'figure.png'}")
     return best

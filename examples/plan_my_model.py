@@ -23,7 +23,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from tfopt.models import mlp
 
-from tfopt import datasets
+from tfopt import _plotting, datasets
 from tfopt.planning import BatchSizePlan, plan_batch_size
 
 
@@ -85,10 +85,10 @@ def main(argv: list[str] | None = None) -> BatchSizePlan:
     )
     print(plan.fit)
     print(plan)
-    figure, panels = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    figure, panels = _plotting.make_panels(2, height=7.0)
     plan.plot(panels[0])
     plan.fit.plot(panels[1])
-    figure.savefig(arguments.output / "figure.png", dpi=120)
+    figure.savefig(arguments.output / "figure.png", dpi=150)
     plt.close(figure)
     plan.to_json(arguments.output / "plan.json")
 

@@ -30,13 +30,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from tfopt.callbacks import AverageMetrics, BroadcastVariables, Convexity, GradientBreakdown, WeightNorms
 
-from tfopt import communicator, datasets, models
+from tfopt import _plotting, communicator, datasets, models
 from tfopt.bregman import BregmanTrainer
 from tfopt.distributed import DistributedOptimizer, shard
 from tfopt.optimizers import LARS, Fromage
 
 BATCH_SIZE = 64
 HIDDEN_UNITS = (64,)
+ACCURACY_TICKS = (0.5, 0.8, 0.9, 0.95, 0.98)
 NUM_PROBE_ROWS = 256  # Curvature and breakdown are measured on these rows.
 OPTIMIZERS: dict[str, Callable[[], keras.Optimizer]] = {
     "SGD (0.1, momentum 0.9)": lambda: keras.optimizers.SGD(0.1, momentum=0.9),
@@ -140,28 +141,29 @@ def train_without_gradients(data: datasets.Dataset, epochs: int, seed: int, prog
 
 def draw_learning_curves(runs: list[Result], path: Path) -> None:
     """Draw training loss and test accuracy against epochs into a PNG file."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for run, style in zip(runs, ("-", "--", "-.", ":", (0, (3, 1, 1, 1))), strict=False):
+    figure, (left, right) = _plotting.make_panels(1, 2)
+    for run in runs:
         epochs = range(1, len(run.history["loss"]) + 1)
-        left.plot(epochs, run.history["loss"], linestyle=style, label=run.name)
-        right.plot(epochs, run.history["val_accuracy"], linestyle=style, label=run.name)
+        left.plot(epochs, run.history["loss"], label=run.name)
+        right.plot(epochs, run.history["val_accuracy"], label=run.name)
     left.set(xlabel="epoch", ylabel="training loss", yscale="log")
-    right.set(xlabel="epoch", ylabel="test accuracy", ylim=(0.8, 1.0))
-    right.legend()
-    figure.savefig(path, dpi=120)
+    right.set(xlabel="epoch", ylabel="test accuracy", yscale="logit")  # This scale shows 0.98 and 0.5 equally well.
+    right.set_yticks(ACCURACY_TICKS, [f"{tick:g}" for tick in ACCURACY_TICKS])
+    right.minorticks_off()
+    _plotting.move_legends_above(figure)
+    figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
 def draw_weight_norms(runs: list[Run], path: Path) -> None:
     """Draw the norm of each variable against epochs into a PNG file, one panel per optimizer."""
-    figure, panels = plt.subplots(1, len(runs), figsize=(3.4 * len(runs), 3.6), sharey=True, layout="constrained")
+    figure, panels = _plotting.make_panels(-(-len(runs) // 2), 2, height=5.0, sharex=True, sharey=True)
     for run, panel in zip(runs, panels, strict=True):
         run.norms.plot(ax=panel)
         panel.set(title=run.name)
         panel.label_outer()
-        if run is not runs[0]:
-            panel.get_legend().remove()
-    figure.savefig(path, dpi=120)
+    _plotting.move_legends_above(figure)
+    figure.savefig(path, dpi=150)
     plt.close(figure)
 
 

@@ -22,9 +22,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from tfopt.callbacks import Convexity
 
-from tfopt import datasets, models
+from tfopt import _plotting, datasets, models
 
-RATES = {0.02: "#009E73", 0.1: "#0072B2", 0.5: "#D55E00"}  # The colours of Okabe and Ito.
+RATES = (0.02, 0.1, 0.5)
 
 
 def diagnose(rate: float, data: datasets.Dataset, epochs: int, seed: int) -> Convexity:
@@ -41,20 +41,22 @@ def diagnose(rate: float, data: datasets.Dataset, epochs: int, seed: int) -> Con
 
 def draw(measured: dict[float, Convexity], path: Path) -> None:
     """Draw the loss, and the product of learning rate and largest eigenvalue, against steps."""
-    figure, (losses, products) = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
+    figure, (losses, products) = _plotting.make_panels(1, 2, height=3.4)
     for rate, convexity in measured.items():
         steps, history = np.array(convexity.history["step"]), convexity.history
         product = np.array(history["hessian/learning_rate_times_lambda_max"])
         known = np.isfinite(product)
-        losses.plot(steps, history["convexity/loss"], color=RATES[rate], label=f"learning rate {rate:g}")
-        products.plot(steps[known], product[known], "o-", color=RATES[rate])
+        losses.plot(steps, history["convexity/loss"], label=f"rate {rate:g}")
+        products.plot(steps[known], product[known], marker="o")
+        if rate == RATES[0]:  # This training reaches its end.
+            products.set_xticks(steps[known])
     limit = convexity.history["hessian/stability_limit"][0]
     products.axhline(limit, color="black", linestyle="--")
     products.text(steps[-1], limit * 1.1, f"stability limit {limit:g}", horizontalalignment="right")
-    losses.set(xlabel="step", ylabel="training loss", yscale="log", ylim=(1e-2, 1e3))
+    losses.set(xlabel="step", ylabel="training loss", yscale="log")
     products.set(xlabel="step", ylabel="learning rate times lambda_max", yscale="log")
-    figure.legend(loc="outside upper center", ncols=len(measured), frameon=False)
-    figure.savefig(path, dpi=120)
+    _plotting.move_legends_above(figure, columns=len(measured))
+    figure.savefig(path, dpi=150)
     plt.close(figure)
 
 

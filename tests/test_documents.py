@@ -1,13 +1,17 @@
 """What the documents say is true: their code runs, their links lead somewhere, their commands exist."""
 
+import importlib
 import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import keras
 import pytest
+
+import tfopt
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -28,6 +32,12 @@ def test_code_blocks_run(name, tmp_path, monkeypatch):
         exec(compile(block, name, "exec"), namespace)
     assert any("tfopt" in repr(value) for value in namespace.values()), "the page shows nothing of tfopt"
     keras.saving.get_custom_objects().update(registered)  # as if a page's classes had never been registered
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_code_fits_the_column_of_the_site(name):
+    blocks = re.findall(r"```\w+\n(.*?)```", (ROOT / name).read_text(), flags=re.DOTALL)
+    assert [line for block in blocks for line in block.splitlines() if len(line) > 120] == []
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -58,10 +68,44 @@ def test_every_document_is_reachable_from_the_readme():
     assert set((ROOT / "docs").glob("*.md")) <= seen | of_the_site
 
 
-def test_the_site_builds_without_warnings(tmp_path):
-    command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "-q", ROOT / "docs", tmp_path]
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the built site."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "-q", ROOT / "docs", folder]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
     assert done.returncode == 0, done.stderr[-3000:]
-    page = (tmp_path / "reference" / "bregman.html").read_text()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def documented(site):
+    """The names and modules that the pages of the reference describe."""
+    pages = "".join(page.read_text() for page in (site / "reference").glob("*.html"))
+    return {name.removeprefix("module-") for name in re.findall(r'id="((?:module-)?tfopt[\w.]*)"', pages)}
+
+
+def test_the_reference_holds_docstrings(site):
+    page = (site / "reference" / "bregman.html").read_text()
     assert "initial_epoch" in page
     assert "Number of the last sweep" in page
+
+
+def public_names(module):
+    """The full names in a module's `__all__`, those of its public modules too; without `__all__`, what it defines."""
+    if not hasattr(module, "__all__"):
+        parts = [part for name, part in vars(module).items() if not name.startswith("_")]
+        return {f"{module.__name__}.{p.__name__}" for p in parts if getattr(p, "__module__", "") == module.__name__}
+    names = {f"{module.__name__}.{name}" for name in module.__all__}
+    parts = [getattr(module, name) for name in module.__all__]
+    return names.union(*(public_names(part) for part in parts if isinstance(part, types.ModuleType)))
+
+
+def test_the_reference_describes_every_public_name(documented):
+    assert sorted(public_names(tfopt) - documented) == []
+
+
+@pytest.mark.parametrize("package", ["tfopt", "tfopt.callbacks", "tfopt.distributed"])
+def test_dir_lists_names_that_are_imported_on_first_use(package):
+    module = importlib.import_module(package)
+    assert set(module.__all__) <= set(dir(module))

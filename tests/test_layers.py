@@ -1,6 +1,7 @@
 """The house's rule: imports go down only. Read from the source, so that imports inside functions count too."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,22 @@ def test_no_imports_go_in_circles():
     while leaves := {name for name, targets in graph.items() if not targets & graph.keys()}:
         graph = {name: targets for name, targets in graph.items() if name not in leaves}
     assert not graph, f"imports go in circles among {sorted(graph)}"
+
+
+def test_the_documents_show_the_same_layers():
+    text = (ROOT / "docs" / "design.md").read_text()
+    rows = re.findall(r"^\| (\d) \| `(tfopt\.\w+)` \| (.*?) ?\|", text, flags=re.MULTILINE)
+    layer = {package: int(number) for number, package, _ in rows}
+    shown = {package: {f"tfopt.{name}" for name in re.findall(r"`(\w+)`", names)} for _, package, names in rows}
+    assert len(rows) == len(shown), "a package stands in two rows"
+    ground = {package for package in shown if layer[package] == 0}
+    assert ground == FIRST_FLOOR - GROUND
+    public = {room for room in ALLOWED if room != "tfopt" and room not in GROUND}
+    assert shown == {room: ALLOWED[room] - FIRST_FLOOR for room in public}
+    for package, below in shown.items():
+        assert all(layer[name] < layer[package] for name in below), package
+        if layer[package] > 1:
+            assert layer[package] == 1 + max(layer[name] for name in below), f"{package} fits a lower layer"
 
 
 def test_only_the_distributed_room_names_horovod():

@@ -14,12 +14,11 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
-import matplotlib.pyplot as plt
 import numpy as np
 from reproduction import Reproduction, start
 from rich.progress import track
 
-from tfopt import datasets, models
+from tfopt import _plotting, datasets, models
 from tfopt.optimizers import Fromage
 from tfopt.relative_trust import breakdown_profile
 
@@ -71,21 +70,22 @@ def main(argv: list[str] | None = None) -> Reproduction:
     checkpoints = run.choose((0, 1), (0, 1, 5), (0, 1, 5, 20, 50))
     etas = np.unique(np.concatenate([np.linspace(0, 0.1, num_etas), PUBLISHED_ETAS]))
     x, y = data.x_train[:num_rows], data.y_train[:num_rows]
-    figure, panels = plt.subplots(2, 3, figsize=(13, 7), sharex=True, sharey="row", layout="constrained")
+    figure, panels = _plotting.make_panels(len(DEPTHS), 2, height=7.0, sharex=True, sharey="col")
     at_start: dict[str, list[float]] = {}
     keras.utils.set_random_seed(run.seed)  # This fixes the order of the batches.
-    for column, (name, (depth, residual)) in enumerate(track(DEPTHS.items(), "networks")):
+    for row, (name, (depth, residual)) in enumerate(track(DEPTHS.items(), "networks")):
         initializer = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
         options = {"residual": residual, "kernel_initializer": initializer, "use_bias": False, "seed": run.seed}
         model = models.mlp(data.input_shape, (width,) * (depth - 1), data.num_classes, **options)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(Fromage(0.01), loss, jit_compile=False)
+        breakdowns, losses = panels[2 * row : 2 * row + 2]
         for epoch in range(epochs + 1):
             if epoch in checkpoints:
                 profile = breakdown_profile(model, None, x, y, etas)
                 first = profile.relative_gradient_breakdown[:, 0]
-                panels[0][column].plot(etas, np.where(first > 0, first, np.nan), label=f"epoch {epoch}")
-                panels[1][column].plot(etas, profile.loss, label=f"epoch {epoch}")
+                breakdowns.plot(etas, np.where(first > 0, first, np.nan), label=f"epoch {epoch}")
+                losses.plot(etas, profile.loss, label=f"epoch {epoch}")
                 run.results.setdefault(name, {})[f"epoch {epoch}"] = {
                     "first_weight": first.tolist(),
                     "largest": profile.largest_breakdown.tolist(),
@@ -95,11 +95,11 @@ def main(argv: list[str] | None = None) -> Reproduction:
                 at_start.setdefault(name, [float(first[np.searchsorted(etas, eta)]) for eta in PUBLISHED_ETAS])
             if epoch < epochs:
                 model.fit(data.x_train, data.y_train, batch_size=64, epochs=1, verbose=0)
-        panels[0][column].set(title=name, yscale="log")
-        panels[1][column].set(xlabel="relative step eta", yscale="log")
-    panels[0][0].set_ylabel("breakdown, first weight")
-    panels[1][0].set_ylabel("loss")
-    panels[0][0].legend()
+        breakdowns.set(title=name, ylabel="breakdown", yscale="log")
+        losses.set(title=name, ylabel="loss", yscale="log")
+    for panel in panels[-2:]:
+        panel.set_xlabel("relative step eta")
+    _plotting.move_legends_above(figure, columns=3)
     run.results["etas"] = etas.tolist()
     compare(run, at_start)
     return run.finish(figure)

@@ -19,7 +19,7 @@ import numpy as np
 from reproduction import Reproduction, start
 from rich.progress import track
 
-from tfopt import datasets, models
+from tfopt import _plotting, datasets, models
 from tfopt.bregman import BregmanTrainer
 
 NETWORKS = {
@@ -185,15 +185,15 @@ def summarise(by_variant: dict[str, list]) -> dict[str, dict]:
 
 def draw(results: dict[str, dict]) -> plt.Figure:
     """Return a figure of validation accuracies against sweeps, one panel per network."""
-    figure, panels = plt.subplots(1, len(results), figsize=(4.5 * len(results), 4), layout="constrained", squeeze=False)
+    figure, panels = _plotting.make_panels(-(-len(results) // 2), 2, height=6.5)
     shown = ["as printed", "no multiplier", "ADMM", "restarted, exact steps, one block", "restarted (default)", "Adam"]
-    for ax, (network, rows) in zip(panels[0], results.items(), strict=True):
+    for ax, (network, rows) in zip(panels, results.items(), strict=True):
         for variant in shown:
             if variant in rows:
                 curve = rows[variant]["curve"]
-                ax.plot(range(1, len(curve) + 1), curve, label=variant, color="black" if variant == "Adam" else None)
+                ax.plot(range(1, len(curve) + 1), curve, label=variant)
         ax.set(title=network, xlabel="sweeps (epochs)", ylabel="validation accuracy")
-    panels[0][0].legend(fontsize="small")
+    _plotting.move_legends_above(figure)
     return figure
 
 

@@ -12,14 +12,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import warnings
 
 import keras
-import matplotlib.pyplot as plt
 import numpy as np
 from reproduction import Reproduction, start
 from rich.progress import track
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 
-from tfopt import datasets, models
+from tfopt import _plotting, datasets, models
 from tfopt.bregman import BregmanTrainer
 
 CROSSENTROPY = "sparse_categorical_crossentropy"
@@ -67,11 +66,11 @@ def main(argv: list[str] | None = None) -> Reproduction:
         held=means[ours] >= means[adam] - errors[adam],
         partly=means[ours] >= means[adam] - 2 * errors[adam],
     )
-    figure, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, [ax] = _plotting.make_panels()
     for k, method in enumerate(METHODS):
-        ax.plot([k] * count, run.results[method], "o", alpha=0.5)
+        ax.plot([k] * count, run.results[method], "o", color=_plotting.COLORS[k], alpha=0.5)
         ax.errorbar(k, means[method], errors[method], fmt="_", color="black", markersize=25)
-    ax.set(xticks=range(len(METHODS)), xticklabels=METHODS, ylabel="test accuracy")
+    ax.set(xticks=range(len(METHODS)), xticklabels=METHODS, xlim=(-0.5, len(METHODS) - 0.5), ylabel="test accuracy")
     return run.finish(figure)
 
 

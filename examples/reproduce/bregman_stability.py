@@ -11,12 +11,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import warnings
 
-import matplotlib.pyplot as plt
 import numpy as np
 from reproduction import Reproduction, start
 from rich.progress import track
 
-from tfopt import datasets, models
+from tfopt import _plotting, datasets, models
 from tfopt.bregman import BregmanTrainer
 
 METHODS = {
@@ -73,7 +72,7 @@ def main(argv: list[str] | None = None) -> Reproduction:
             held=counts["ADMM"] > 0 == counts["Bregman"] + counts["no multiplier"],
             partly=counts["ADMM"] > counts["Bregman"],
         )
-    figure, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, [ax] = _plotting.make_panels()
     for method, losses in curves.items():
         ax.plot(range(1, len(losses) + 1), losses, label=method)
     ax.set(
@@ -82,7 +81,7 @@ def main(argv: list[str] | None = None) -> Reproduction:
         yscale="log",
         title=f"{depths[-1]} hidden layers, beta, gamma = {penalties[-1]}",
     )
-    ax.legend()
+    _plotting.move_legends_above(figure, columns=3)
     return run.finish(figure)
 
 

@@ -21,7 +21,7 @@ import tensorflow as tf
 from reproduction import Reproduction, start
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 
-from tfopt import datasets, models
+from tfopt import _plotting, datasets, models
 from tfopt.bregman import BregmanTrainer
 
 # Seconds on a method's clock, and its weights at those times.
@@ -214,24 +214,29 @@ def compare(run: Reproduction, linear: float, fixed: float) -> None:
 
 def draw(results: dict, names: list[str], linear: float, fixed: float) -> plt.Figure:
     """Return a figure of test accuracy against seconds and sweeps, and of objectives and residuals against sweeps."""
-    figure, (by_seconds, by_sweeps, inside) = plt.subplots(1, 3, figsize=(16, 4.4), layout="constrained")
+    figure, (by_seconds, by_sweeps, inside) = _plotting.make_panels(3, height=10.5)
+    by_sweeps.sharey(by_seconds)
     for name in names:
         result = results[name]
         by_seconds.plot(result["seconds"], result["test"], marker=".", label=name)
         if "gradients" in name or name == "as printed":
-            (line,) = by_sweeps.plot(range(1, len(result["test"]) + 1), result["test"], label=f"{name}, test")
+            (line,) = by_sweeps.plot(
+                range(1, len(result["test"]) + 1), result["test"], linestyle="-", label=f"{name}, test"
+            )
             by_sweeps.plot(range(1, len(result["train"]) + 1), result["train"], "--", color=line.get_color())
     for ax in (by_seconds, by_sweeps):
         ax.axhline(linear, color="gray", linestyle=":", label="logistic regression")
         ax.axhline(fixed, color="gray", linestyle="--", label="untrained hidden layer")
-        ax.legend(fontsize="x-small")
+        _plotting.add_legend(ax)
     by_seconds.set(xscale="log", xlabel="seconds", ylabel="accuracy on test rows")
-    by_sweeps.set(xlabel="sweeps (dashed: training rows)", ylim=by_seconds.get_ylim())
+    by_sweeps.set(xlabel="sweeps (dashed: training rows)", ylabel="accuracy")
     for name, style in (("without gradients (default)", "-"), ("as printed", "--")):
         for k, (what, values) in enumerate(results[f"{name}, sweeps"].items()):
-            inside.semilogy(range(1, len(values) + 1), values, style, color=f"C{k}", label=f"{what}, {name}")
+            inside.semilogy(
+                range(1, len(values) + 1), values, style, color=_plotting.COLORS[k], label=f"{what}, {name}"
+            )
     inside.set(xlabel="sweeps")
-    inside.legend(fontsize="x-small")
+    _plotting.add_legend(inside)
     return figure
 
 

@@ -13,13 +13,12 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
-import matplotlib.pyplot as plt
 import numpy as np
 from reproduction import Reproduction, start
 from rich.progress import track
 from tfopt.callbacks import Convexity
 
-from tfopt import datasets, models
+from tfopt import _plotting, datasets, models
 
 
 def entry_step(steps: list[int], curvatures: list[float]) -> int:
@@ -65,12 +64,9 @@ def main(argv: list[str] | None = None) -> Reproduction:
     initializers = run.choose(["Glorot"], list(INITIALIZERS), list(INITIALIZERS))
     seeds = range(run.seed, run.seed + run.choose(1, 3, 10))
     epochs = run.choose(1, 6, 20)
-    figure, panels = plt.subplots(
-        len(kinds), len(initializers), figsize=(4.5 * len(initializers), 3.5 * len(kinds)), squeeze=False,
-        sharex=True, layout="constrained",
-    )  # fmt: skip
-    rows = [(kind, initializer) for kind in kinds for initializer in initializers]
-    for ax, (kind, initializer) in zip(panels.flat, track(rows, "training"), strict=True):
+    figure, panels = _plotting.make_panels(len(initializers), len(kinds), height=7.5, sharex=True, sharey=True)
+    rows = [(kind, initializer) for initializer in initializers for kind in kinds]
+    for ax, (kind, initializer) in zip(panels, track(rows, "training"), strict=True):
         entries: dict[bool, list[int]] = {False: [], True: []}
         shares: dict[bool, list[float]] = {False: [], True: []}
         for normalized in (False, True):
@@ -78,12 +74,12 @@ def main(argv: list[str] | None = None) -> Reproduction:
                 steps, curvature, share = train(kind, initializer, normalized, data, epochs, seed)
                 entries[normalized].append(entry_step(steps, curvature))
                 shares[normalized].append(share)
-                label = ("with BatchNorm" if normalized else "without") if seed == seeds[0] else None
-                ax.plot(steps, curvature, color=f"C{int(normalized)}", alpha=0.7, label=label)
+                label = ("with BatchNorm" if normalized else "without BatchNorm") if seed == seeds[0] else None
+                ax.plot(steps, curvature, color=_plotting.COLORS[normalized], linestyle="-", alpha=0.7, label=label)
         ax.axhline(0, color="black", linewidth=0.8)
-        ax.set(title=f"{kind}, {initializer}'s initial weights", xlabel="step", ylabel="curvature along the gradient")
+        ax.set(title=f"{kind}, {initializer}'s weights", xlabel="step", ylabel="g'Hg / g'g")
+        ax.label_outer()
         ax.set_yscale("symlog", linthresh=0.1)
-        ax.legend(fontsize="small")
         plain, normed = (float(np.median(entries[flag])) for flag in (False, True))
         share, normed_share = (float(np.mean(shares[flag])) for flag in (False, True))
         run.compare(
@@ -98,6 +94,7 @@ def main(argv: list[str] | None = None) -> Reproduction:
             "entry_steps": {"without": entries[False], "with": entries[True]},
             "shares": {"without": shares[False], "with": shares[True]},
         }
+    _plotting.move_legends_above(figure)
     return run.finish(figure)
 
 

@@ -16,12 +16,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from collections.abc import Iterator, Sequence
 
 import keras
-import matplotlib.pyplot as plt
 import numpy as np
 from reproduction import Reproduction, start
 from rich.progress import track
 
-from tfopt import datasets, models
+from tfopt import _plotting, datasets, models
 from tfopt.optimizers import LARS, Fromage
 
 # Depths of the deepest networks that SGD with momentum, Adam and Fromage train.
@@ -83,17 +82,20 @@ def main(argv: list[str] | None = None) -> Reproduction:
         accuracies = final_accuracies(OPTIMIZERS[name][0](), list(found[name]), depth, data, epochs, run.seed)
         for rate, accuracy in zip(found[name], accuracies, strict=True):
             found[name][rate].append(accuracy)
-    figure, panels = plt.subplots(1, len(found), figsize=(4 * len(found), 3.6), sharey=True, layout="constrained")
+    figure, panels = _plotting.make_panels(-(-len(found) // 2), 2, height=6.0, sharex=True, sharey=True)
     best, deepest = {}, {}
     for ax, (name, by_rate) in zip(panels, found.items(), strict=True):
-        for rate, accuracies in by_rate.items():
-            ax.plot(depths, accuracies, marker=".", label=f"rate {rate:g}")
-        ax.set(title=name, xlabel="depth", ylim=(0, 1.02))
-        ax.legend(fontsize="small")
+        for label, accuracies in zip(("lowest rate", "middle rate", "highest rate"), by_rate.values(), strict=False):
+            ax.plot(depths, accuracies, marker=".", label=label)
+        rates_tried = ", ".join(f"{rate:g}" for rate in by_rate)
+        ax.set(title=f"{name}:\n{rates_tried}", xlabel="depth", ylabel="training accuracy", ylim=(0, 1.05))
+        ax.set_xticks(depths[::2])
+        ax.set_xticks(depths, minor=True)
+        ax.label_outer()
         best[name] = np.max(list(by_rate.values()), axis=0).tolist()
         deepest[name] = deepest_trained(depths, best[name])
         run.results[name] = {f"{rate:g}": accuracies for rate, accuracies in by_rate.items()}
-    panels[0].set_ylabel("final training accuracy")
+    _plotting.move_legends_above(figure, columns=3)
     run.results["depths"] = depths
     found_here = sgd, adam, fromage = tuple(deepest[name] for name in ("SGD, momentum 0.9", "Adam", "Fromage"))
     run.compare(

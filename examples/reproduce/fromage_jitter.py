@@ -12,12 +12,11 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
-import matplotlib.pyplot as plt
 import numpy as np
 from reproduction import Reproduction, start
 from tfopt.callbacks import GradientBreakdown
 
-from tfopt import datasets, models
+from tfopt import _plotting, datasets, models
 from tfopt.optimizers import Fromage
 
 RATE = 0.01
@@ -47,15 +46,15 @@ def main(argv: list[str] | None = None) -> Reproduction:
     data = datasets.load(run.data)
     epochs = run.choose(40, 800, 3000)
     tail = epochs // 4
-    figure, panels = plt.subplots(1, len(MODELS), figsize=(5.5 * len(MODELS), 4), layout="constrained")
+    figure, panels = _plotting.make_panels(1, len(MODELS))
     for ax, (name, units) in zip(panels, MODELS.items(), strict=True):
         fixed, size = train(units, data, epochs, run.seed, decays=False)
         decayed, _ = train(units, data, epochs, run.seed, decays=True)
         lowest = min(fixed.min(), decayed.min())
-        ax.plot(fixed - lowest, "-", label=f"fixed rate {RATE}")
-        ax.plot(decayed - lowest, "--", label="halved on a plateau")
-        ax.set(title=name, xlabel="step", ylabel="loss above the lowest seen", yscale="log")
-        ax.legend()
+        ax.plot(fixed - lowest, label=f"fixed rate {RATE}")
+        ax.plot(decayed - lowest, label="halved on a plateau")
+        ax.set(title=name, xlabel="step", ylabel="loss above the lowest seen")
+        ax.set_yscale("log", nonpositive="mask")  # The lowest loss itself has no place on a logarithmic scale.
         run.results[name] = {"fixed": fixed.tolist(), "decayed": decayed.tolist()}
         rises = float(np.mean(np.diff(fixed[-tail:]) > 0))
         run.compare(
@@ -73,6 +72,7 @@ def main(argv: list[str] | None = None) -> Reproduction:
             held=above[1] < above[0] / 10,
             partly=above[1] < above[0],
         )
+    _plotting.move_legends_above(figure)
     return run.finish(figure)
 
 

@@ -15,12 +15,12 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
-import matplotlib.pyplot as plt
 import numpy as np
 from reproduction import Reproduction, start
 from tfopt.callbacks import Convexity
 from tfopt.models import milne_regression
 
+from tfopt import _plotting
 from tfopt.curvature import convexity_modulus
 
 PUBLISHED_MEAN, PUBLISHED_DEVIATION = 0.516, 0.240
@@ -84,16 +84,19 @@ def main(argv: list[str] | None = None) -> Reproduction:
     points = rng.uniform(-1, 1, (num_trials, 100))
     normal = rng.standard_normal((2, num_trials, 2))
     shares = [descend(points, scale * normal[0], scale * normal[1], num_steps) for scale in scales]
-    figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, [ax] = _plotting.make_panels()
     ax.axhspan(PUBLISHED_MEAN - PUBLISHED_DEVIATION, PUBLISHED_MEAN + PUBLISHED_DEVIATION, color="0.9")
     ax.axhline(PUBLISHED_MEAN, color="0.5", linestyle=":", label="published, 51.6% +- 24.0%")
-    for kind, style in zip(KINDS, ("o-", "s--"), strict=True):
+    for kind, marker, color in zip(KINDS, "os", _plotting.COLORS, strict=False):
         found = np.array([share[kind] for share in shares])
         mean, deviation = found.mean(axis=1), found.std(axis=1, ddof=1)
-        ax.errorbar(scales, mean, deviation, fmt=style, capsize=3, label=f"{kind} certificate")
+        ax.errorbar(
+            scales, mean, deviation, fmt=marker, color=color, linestyle="-", capsize=3, label=f"{kind} certificate"
+        )
         run.results[kind] = {"mean": mean.tolist(), "standard_deviation": deviation.tolist()}
-    ax.set(xlabel="standard deviation of the initial weights", ylabel="certified share of the loss change", ylim=(0, 1))
-    ax.legend()
+    ax.set(xlabel="standard deviation of the initial weights", ylabel="certified share of the loss change")
+    ax.set(xticks=scales[:: -(-len(scales) // 8)], ylim=(0, None))
+    _plotting.move_legends_above(figure, columns=1)
     run.results["initial_scale"] = scales.tolist()
     where = crossing(scales, np.array(run.results["paper"]["mean"]))
     spread = None if where is None else float(np.interp(where, scales, run.results["paper"]["standard_deviation"]))

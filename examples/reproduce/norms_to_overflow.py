@@ -14,11 +14,10 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
-import matplotlib.pyplot as plt
 import numpy as np
 from reproduction import Reproduction, start
 
-from tfopt import datasets, models
+from tfopt import _plotting, datasets, models
 from tfopt.optimizers import LARS, Fromage
 
 
@@ -70,15 +69,16 @@ def main(argv: list[str] | None = None) -> Reproduction:
         f"{name}, eta = 0.01": norms_in_a_network(make(0.01), data, num_small, run.seed)
         for name, make in (("LARS", lars), ("Fromage", Fromage))
     }
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure, panels = _plotting.make_panels(2, height=6.0)
     for ax, found, title in zip(
         panels, (by_hand, in_network), ("orthogonal gradients", "a network with BatchNorm"), strict=True
     ):
-        for (name, norms), style in zip(found.items(), ("-", "--", "-.", ":"), strict=False):
-            ax.plot(norms, style, label=name)
+        for name, norms in found.items():
+            ax.plot(norms, label=name)
             run.results[name] = [float(norm) if np.isfinite(norm) else None for norm in norms]
-        ax.set(xlabel="step", ylabel="norm", yscale="log", title=title)
-        ax.legend(fontsize="small")
+        ax.set(xlabel="step", ylabel="norm", title=title)
+        _plotting.add_legend(ax)
+    panels[0].set_yscale("log")
     overflows = [len(by_hand[f"LARS, eta = 1, {dtype}"]) - 1 for dtype in ("float32", "float16")]
     run.compare(
         "LARS at eta = 1: steps until float32 and float16 weights overflow",

@@ -15,11 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from reproduction import Reproduction, start
 
-from tfopt import nqm
+from tfopt import _plotting, nqm
 
 TARGET = 0.01
 POWERS = (0.0, 0.25, 0.5, 0.75)
@@ -145,27 +144,27 @@ def compare_schedules(run: Reproduction, problem: nqm.NoisyQuadratic, found: Fou
 
 def draw(problem: nqm.NoisyQuadratic, found: Found) -> Any:
     """Return a figure with six panels."""
-    figure, panels = plt.subplots(2, 3, figsize=(15, 8.5), layout="constrained")
-    draw_training(problem, found, panels[0, 0])
+    figure, panels = _plotting.make_panels(6, height=16.0)
+    draw_training(problem, found, panels[0])
     bound = found.sizes, found.bound
     curves = {f"momentum, p = {power:g}": curve for power, curve in found.momentum.items()}
-    nqm.plot_steps_to_target({"SGD, p = 0": found.sgd[0.0], **curves}, bound=bound, ax=panels[0, 1])
-    panels[0, 1].set_title("momentum and preconditioning")
-    nqm.plot_learning_rates({"SGD": found.sgd[0.0], "momentum": found.momentum[0.0]}, ax=panels[0, 2])
-    panels[0, 2].set_title("best learning rates, p = 0")
+    nqm.plot_steps_to_target({"SGD, p = 0": found.sgd[0.0], **curves}, bound=bound, ax=panels[1])
+    panels[1].set_title("momentum and preconditioning")
+    nqm.plot_learning_rates({"SGD": found.sgd[0.0], "momentum": found.momentum[0.0]}, ax=panels[2])
+    panels[2].set(title="best learning rates, p = 0", ylabel="a / (1 - momentum)")
     pairs = {f"{name}, p = {power:g}": curves[power] for power in (0.0, 0.5) for name, curves in
              (("SGD", found.sgd), ("averaged", found.ema))}  # fmt: skip
-    nqm.plot_steps_to_target(pairs, bound=bound, ax=panels[1, 0])
-    panels[1, 0].set_title("averaged weights")
+    nqm.plot_steps_to_target(pairs, bound=bound, ax=panels[3])
+    panels[3].set_title("averaged weights")
     scheduled = found.sizes, np.array([schedule.num_steps for schedule in found.schedules])
     lines = {"constant rate": found.sgd[0.0], "best of 50 pieces": scheduled}
-    nqm.plot_steps_to_target(lines, bound=bound, ax=panels[1, 1])
-    panels[1, 1].plot(found.sizes, problem.dim / (2 * TARGET * found.sizes), ":", color="0.5", label="d / (2 C B)")
-    panels[1, 1].legend(fontsize="small")
-    panels[1, 1].set_title("schedules")
+    nqm.plot_steps_to_target(lines, bound=bound, ax=panels[4])
+    panels[4].plot(found.sizes, problem.dim / (2 * TARGET * found.sizes), ":", color="0.5", label="d / (2 C B)")
+    _plotting.add_legend(panels[4])
+    panels[4].set_title("schedules")
     some = found.schedules[:: max(1, len(found.schedules) // 5)]
-    nqm.plot_schedule({f"B = {schedule.batch_size:,.0f}": schedule for schedule in some}, ax=panels[1, 2])
-    panels[1, 2].set_title("best schedules")
+    nqm.plot_schedule({f"B = {schedule.batch_size:,.0f}": schedule for schedule in some}, ax=panels[5])
+    panels[5].set_title("best schedules")
     return figure
 
 
@@ -181,9 +180,9 @@ def draw_training(problem: nqm.NoisyQuadratic, found: Found, ax: Any) -> None:
             curves[f"B = {size:g}, momentum {momentum:g}"] = (steps, losses)
     small = nqm.NoisyQuadratic.power_law(200)
     sampled = nqm.monte_carlo(small, nqm.Algorithm(0.05, 0.9), CURVE_SIZES[0], 300, num_trajectories=100)
-    curves["samples: 200 directions, B = 8, momentum 0.9"] = sampled
+    curves["samples, d = 200"] = sampled
     nqm.plot_training_curves(curves, target_loss=TARGET, ax=ax)
-    ax.set_title("loss along training")
+    ax.set_title(f"loss; samples at B = {CURVE_SIZES[0]:g}, momentum 0.9")
 
 
 def main(argv: list[str] | None = None) -> Reproduction:

@@ -19,13 +19,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
-import matplotlib.pyplot as plt
 import numpy as np
 from real_training import Measured, Task, Trainings, measure
 from reproduction import Reproduction, start
 from tfopt.models import mlp
 
-from tfopt import datasets
+from tfopt import _plotting, datasets
 from tfopt.planning import BatchSizePlan, fit_noisy_quadratic, plan_from_fit
 
 FAMILIES = ("sgd", "momentum")
@@ -192,8 +191,8 @@ def compare(run: Reproduction, outcome: Outcome) -> None:
 
 def draw(outcomes: list[Outcome]) -> Any:
     """Return a figure of predicted lines and measured points with their intervals, one panel per task."""
-    figure, panels = plt.subplots(1, len(outcomes), figsize=(7 * len(outcomes), 4.8), layout="constrained")
-    for panel, outcome in zip(np.atleast_1d(panels), outcomes, strict=True):
+    figure, panels = _plotting.make_panels(len(outcomes), height=3.5 * len(outcomes))
+    for panel, outcome in zip(panels, outcomes, strict=True):
         outcome.plan.plot(panel)
         for (family, measured), marker in zip(outcome.measured.items(), "sX", strict=True):
             seen = np.isfinite(measured.steps)
@@ -205,7 +204,7 @@ def draw(outcomes: list[Outcome]) -> Any:
                 measured.sizes[seen], middle, errors, fmt=marker, color=color, mfc="none", label=f"{family}, measured"
             )
         panel.set_title(outcome.task.name)
-        panel.legend(fontsize="small")
+        _plotting.add_legend(panel)
     return figure
 
 

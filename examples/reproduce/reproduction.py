@@ -68,7 +68,7 @@ class Reproduction:
     def finish(self, figure: Any) -> "Reproduction":
         """Write JSON and PNG, print the claims, and return this reproduction."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(self.folder / "figure.png", dpi=120)
+        figure.savefig(self.folder / "figure.png", dpi=150)
         plt.close(figure)
         settings = {"title": self.title, "size": self.size, "seed": self.seed, "data": self.data}
         content = {**settings, "claims": [asdict(claim) for claim in self.claims], "results": self.results}

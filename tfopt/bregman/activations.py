@@ -46,6 +46,9 @@ class Activation:
     derivatives: Callable[[Any], tuple[Any, Any, Any]] | None = None
     bend: tuple[float, float] = (-math.inf, math.inf)
 
+    def __repr__(self) -> str:
+        return f"Activation({self.name!r})"
+
     def __call__(self, z: Any) -> Any:
         """Compute h(z).
 
@@ -188,10 +191,15 @@ def _gelu_derivatives(z: Any) -> tuple[Any, Any, Any]:
     return z * share, share + z * density, (2 - z * z) * density
 
 
+#: h(z) = z.
 identity = Activation("identity", lambda z: z, pieces=((-math.inf, math.inf, 1.0, 0.0),))
+#: The hyperbolic tangent.
 tanh = Activation("tanh", tf.tanh, derivatives=_tanh_derivatives, bend=(-8.0, 8.0))
+#: h(z) = 1 / (1 + exp(-z)).
 sigmoid = Activation("sigmoid", tf.sigmoid, derivatives=_sigmoid_derivatives, bend=(-14.0, 14.0))
+#: h(z) = log(1 + exp(z)).
 softplus = Activation("softplus", tf.math.softplus, derivatives=_softplus_derivatives, bend=(-14.0, 14.0))
+#: h(z) = z Phi(z), with the distribution function Phi of the standard normal distribution: the exact form.
 gelu = Activation("gelu", _gelu, derivatives=_gelu_derivatives, bend=(-6.0, 6.0))
 
 
@@ -234,4 +242,5 @@ def _clip(maximum: float) -> Activation:
     return Activation(f"clip(0, {maximum:g})", lambda z: tf.clip_by_value(z, 0.0, maximum), pieces=pieces)
 
 
+#: h(z) = max(0, z).
 relu = leaky_relu(0.0)

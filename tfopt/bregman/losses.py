@@ -49,6 +49,9 @@ class Loss:
     targets: str = "real"
     is_quadratic: bool = False
 
+    def __repr__(self) -> str:
+        return f"Loss({self.name!r})"
+
 
 def _squared_update(u: Any, targets: Any, linear_penalty: Any) -> Any:
     beta = as_scalar(linear_penalty, u.dtype)
@@ -173,6 +176,7 @@ def _tolerance(dtype: Any) -> float:
     return 8 * _epsilon(dtype)  # Of a Newton step, relative to 1 + |z|. Convergence is quadratic.
 
 
+#: The sum over outputs of (z - y)^2, for targets y of any size.
 squared_error = Loss(
     "squared error",
     value=lambda outputs, targets: tf.reduce_sum((outputs - targets) ** 2, axis=1),
@@ -180,6 +184,7 @@ squared_error = Loss(
     update=_squared_update,
     is_quadratic=True,
 )
+#: The sum over outputs of log(1 + exp(z)) - y z, for logits z and targets y in [0, 1].
 binary_crossentropy = Loss(
     "binary cross-entropy",
     value=_binary_value,
@@ -188,6 +193,7 @@ binary_crossentropy = Loss(
     probability=tf.sigmoid,
     targets="shares",
 )
+#: log(sum(exp(z))) - y'z, for logits z and a distribution y over the outputs, or labels.
 categorical_crossentropy = Loss(
     "softmax cross-entropy",
     value=_categorical_value,

@@ -4,10 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfopt import _plotting
+
 if TYPE_CHECKING:
     import matplotlib.axes
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MOST_TICKS = 8
 
 
 def draw_by_batch_size(ax: "matplotlib.axes.Axes", sizes: np.ndarray, values: Any, label: str, ylabel: str) -> None:
@@ -15,7 +18,10 @@ def draw_by_batch_size(ax: "matplotlib.axes.Axes", sizes: np.ndarray, values: An
     ax.plot(sizes, values, marker=MARKERS[len(ax.lines) % len(MARKERS)], markersize=4, label=label)
     ax.set(xlabel="batch size", ylabel=ylabel, yscale="log")
     ax.set_xscale("log", base=2)
-    ax.legend(fontsize="small")
+    ticks = np.unique(sizes)[:: -(-len(sizes) // MOST_TICKS)]
+    are_powers = np.log2(ticks) % 1 == 0
+    ax.set_xticks(ticks, None if are_powers.all() else [f"{tick:g}" for tick in ticks])
+    _plotting.add_legend(ax)
 
 
 def draw_trajectories(ax: "matplotlib.axes.Axes", steps: np.ndarray, losses: np.ndarray, label: str) -> None:
@@ -30,4 +36,4 @@ def finish_losses(ax: "matplotlib.axes.Axes") -> None:
     ax.set(xlabel="step", ylabel="loss", yscale="log")
     ax.set_xscale("symlog", linthresh=1.0)
     ax.set_xlim(left=0.0)
-    ax.legend(fontsize="small")
+    _plotting.add_legend(ax)

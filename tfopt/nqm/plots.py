@@ -45,7 +45,7 @@ def plot_steps_to_target(
         draw_by_batch_size(ax, sizes, steps, label, "steps to the target")
     if floor is not None:
         ax.plot(*floor, color="0.5", linestyle="-", linewidth=1, label="information bound")
-        ax.legend(fontsize="small")
+        _plotting.add_legend(ax)
     return ax
 
 

@@ -217,7 +217,7 @@ class NoisyQuadratic:
         for name in ("curvature", "noise_variance"):
             ax.plot(rank, getattr(self, name)[order], label=name.replace("_", " "))
         ax.set(xlabel="rank of the direction", xscale="log", yscale="log")
-        ax.legend()
+        _plotting.add_legend(ax)
         return ax
 
     def __reduce__(self) -> tuple[Any, ...]:

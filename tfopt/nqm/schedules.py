@@ -95,7 +95,7 @@ class Schedule:
         rates = np.append(self.learning_rates, self.learning_rates[-1])
         ax.plot(ends, rates, drawstyle="steps-post", label=f"{name}: {self.num_steps:,} steps")
         ax.set(xlabel="share of the steps", ylabel="learning rate", yscale="log")
-        ax.legend(fontsize="small")
+        _plotting.add_legend(ax)
         return ax
 
 

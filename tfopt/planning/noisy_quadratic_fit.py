@@ -263,7 +263,7 @@ class NoisyQuadraticFit:
         for label, part in parts.items():
             ax.plot(self.curvature, np.cumsum(part[::-1])[::-1] / part.sum(), drawstyle="steps-pre", label=label)
         ax.set(xlabel="curvature", ylabel="share at this curvature or above", xscale="log", ylim=(0.0, 1.05))
-        ax.legend(fontsize="small")
+        _plotting.add_legend(ax)
         return ax
 
     def __repr__(self) -> str:

@@ -263,7 +263,7 @@ class BatchSizePlan:
             ax.axvline(self.noise_scale.value, color="0.5", linestyle=":", label="simple noise scale")
         ax.plot([], [], "*", color="0.3", linestyle="none", markersize=10, label="critical batch size")
         ax.set(ylabel=f"steps to a loss of {self.target_loss:.3g}")
-        ax.legend(fontsize="small")
+        _plotting.add_legend(ax)
         return ax
 
     def __repr__(self) -> str:

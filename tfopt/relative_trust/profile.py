@@ -72,7 +72,7 @@ class BreakdownProfile:
         for name, values in lines.items():
             ax.plot(self.etas, np.where(values > 0, values, np.nan), label=f"{label} {name}".strip())
         ax.set(xlabel="relative step eta", ylabel="relative gradient breakdown", yscale="log")
-        ax.legend(fontsize="small")
+        _plotting.add_legend(ax)
         return ax
 
 
