@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo horovod test coverage lint bench reproduce docs clean
+.PHONY: help demo horovod test test-all coverage lint bench reproduce docs clean
 
 help:
 	@echo "make demo     train one network in five ways; writes runs/quickstart/report.html"
 	@echo "make horovod  build Horovod for the TensorFlow in $(VENV); once, then from the cache"
-	@echo "make test     run all tests"
+	@echo "make test     run the tests, but those that are slow by nature; ONLY=nqm runs those of one package"
+	@echo "make test-all run all tests"
 	@echo "make coverage run all tests, slower, and demand that they reach 95% of lines and branches"
 	@echo "make lint     check style, docstrings and types"
 	@echo "make bench    time everything against others, and what distributing costs"
@@ -55,17 +56,28 @@ $(VENV)/built-horovod: $(BUILDER) | $(VENV)/installed-test
 
 horovod: $(VENV)/built-horovod
 
-PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
+# A file is one worker's, since its fixtures are made once. Without reordering, files start in the order of the folders
+# below: xdist would start those with few tests last, which take longest.
+PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-# In two runs, one after the other: TensorFlow keeps what it has compiled, and in one run two workers outgrow 24 GB.
-FIRST := tests/bregman tests/callbacks tests/curvature
-OTHERS := $(addprefix --ignore=,$(FIRST))
+# In two runs, one after the other: TensorFlow keeps what `fit` has compiled, and workers would grow through all of them.
+FIRST := tests/callbacks tests/curvature tests/bregman
+OTHERS := tests/distributed tests/examples tests $(addprefix --ignore=,$(FIRST))
+RUNS := $(if $(ONLY),"tests/$(ONLY)","$(FIRST)" "$(OTHERS)")
+
+define run_tests
+@failed=0; \
+for run in $(RUNS); do \
+	echo '$(PYTEST) $(1)' $$run; $(PYTEST) $(1) $$run || failed=1; \
+done; \
+exit $$failed
+endef
 
 test: $(VENV)/installed-test $(VENV)/built-horovod
-	@failed=0; \
-	echo "$(PYTEST) $(FIRST)"; $(PYTEST) $(FIRST) || failed=1; \
-	echo "$(PYTEST) $(OTHERS)"; $(PYTEST) $(OTHERS) || failed=1; \
-	exit $$failed
+	$(call run_tests,-m "not slow_by_nature")
+
+test-all: $(VENV)/installed-test $(VENV)/built-horovod
+	$(call run_tests,)
 
 # Tracing costs about a third of the time, in the ranks too: not a part of `make test`.
 coverage: $(VENV)/installed-test $(VENV)/built-horovod

@@ -30,6 +30,13 @@ def _made_for_many_short_lived_graphs():
     gc.freeze()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _graphs_of_a_module_are_freed():
+    # Models and graphs are in cycles, and with the threshold above old ones are hardly ever looked through.
+    yield
+    gc.collect()
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     import keras

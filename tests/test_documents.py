@@ -51,7 +51,7 @@ def test_links_lead_to_files(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_make_targets_exist(name):
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"`make ([a-z]+)", (ROOT / name).read_text()):
+    for target in re.findall(r"`make ([a-z-]+)", (ROOT / name).read_text()):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 
@@ -85,6 +85,7 @@ def documented(site):
     return {name.removeprefix("module-") for name in re.findall(r'id="((?:module-)?tfopt[\w.]*)"', pages)}
 
 
+@pytest.mark.slow_by_nature
 def test_the_reference_holds_docstrings(site):
     page = (site / "reference" / "bregman.html").read_text()
     assert "initial_epoch" in page
@@ -101,6 +102,7 @@ def public_names(module):
     return names.union(*(public_names(part) for part in parts if isinstance(part, types.ModuleType)))
 
 
+@pytest.mark.slow_by_nature
 def test_the_reference_describes_every_public_name(documented):
     assert sorted(public_names(tfopt) - documented) == []
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow_by_nature
 ROOT = Path(__file__).resolve().parents[1]
 CHECK = """
 import pathlib, sys, tfopt

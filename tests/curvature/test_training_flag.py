@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, ops
+from unchecked import HessianOperator
 
-from tfopt.curvature import HessianOperator, gradient_noise
+from tfopt.curvature import gradient_noise
 
 RATE = 0.5
 
@@ -166,6 +167,8 @@ NOISY = {
     ),
     "attention": attention,
 }
+# Of these the self-check too, which traces them in other ways, must be content.
+CHECKED = ("no default", "a compute_loss that depends on it", "dropout in the model", "stochastic depth")
 
 
 def made(make, monkeypatch, rate=0.0):
@@ -210,7 +213,7 @@ def test_what_fit_sees_is_measured_without_noise(name, monkeypatch, recwarn):
         floats = iter(w for w in weights if w.dtype.kind == "f")
         model.set_weights([next(floats) if w.dtype.kind == "f" else w for w in model.get_weights()])
     before = model.get_weights()
-    operator = HessianOperator(model, None, x, y)
+    operator = HessianOperator(model, None, x, y, self_check=name in CHECKED)
     assert operator.loss_and_gradient()[0] == pytest.approx(loss, rel=1e-12)
     found = operator.to_dense()
     assert np.linalg.norm(found - expected) <= 1e-7 * np.linalg.norm(expected)
@@ -230,7 +233,7 @@ def test_what_draws_beside_other_layers_is_named(monkeypatch):
     with pytest.warns(
         UserWarning, match="own.*draws random numbers in training.*only the layers inside it as in `fit`"
     ):
-        operator = HessianOperator(model, None, x, y)
+        operator = HessianOperator(model, None, x, y, self_check=True)
     operator.to_dense()  # the check traces the model again, and does not warn again
     centred_only, _, _ = made(lambda: Own(lambda self, x, _: self.parts[0](x), centre()), monkeypatch)
     centred_only.set_weights(model.get_weights()[: len(centred_only.get_weights())])

@@ -1,6 +1,5 @@
 """A measurement leaves the model bit for bit as it was."""
 
-import itertools
 import random
 
 import keras
@@ -37,8 +36,7 @@ def test_nothing_moves(name):
     model.fit(x, y, verbose=0)
     before = state_of(model)
     draws = random.getstate(), np.random.get_state()[1].tobytes()  # noqa: NPY002
-    pairs = list(itertools.product((HessianOperator, GaussNewtonOperator), ("batch", "moving")))
-    for operator, batch_norm in pairs[::3] if name == "resnet" else pairs:  # each once where tracing takes long
+    for operator, batch_norm in ((HessianOperator, "batch"), (GaussNewtonOperator, "moving")):
         matrix = operator(model, None, x, y, batch_norm=batch_norm)
         ends = extremal_eigenvalues(matrix, 8)
         assert np.isfinite([ends.lambda_min, ends.lambda_max]).all()

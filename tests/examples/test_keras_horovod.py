@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from launch_ranks import horovodrun
 
+pytestmark = pytest.mark.slow_by_nature
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow_by_nature
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "reproduce"
 HELPERS = ("page", "real_training", "reproduction", "run_all")
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in HELPERS)

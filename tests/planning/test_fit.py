@@ -6,11 +6,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from unchecked import fit_noisy_quadratic, gradient_noise
 
 from tfopt import models
-from tfopt.curvature import Probe, gradient_noise
+from tfopt.curvature import Probe
 from tfopt.nqm import NoisyQuadratic
-from tfopt.planning import fit_noisy_quadratic
 
 CURVATURE = np.geomspace(1e-2, 1.0, 6)
 KNOWN = NoisyQuadratic(CURVATURE, 2 * CURVATURE, [12, 10, 8, 6, 5, 4], np.linspace(1.0, 2.0, 6))
@@ -40,7 +40,7 @@ def regression():
 
 @pytest.fixture(scope="module")
 def fitted(regression):
-    return quick(models.mlp(4, (), 1, seed=0), regression, num_runs=8)
+    return quick(models.mlp(4, (), 1, seed=0), regression, num_runs=8, self_check=True)
 
 
 # --- recovery of a known noisy quadratic
@@ -359,7 +359,7 @@ def test_bad_data_are_named(regression):
     with pytest.raises(ValueError, match="`batch_size` must hold finite numbers > 0 and <= 2000"):
         quick(model, regression).effective_batch_size([1, 5000])
     with pytest.raises(RuntimeError, match="is zero, because the loss is linear in the model's outputs"):
-        quick(model, regression, "mae")
+        quick(model, regression, "mae", self_check=True)
     for level, draws in ((1.0, 100), (0.9, 5)):
         with pytest.raises(ValueError, match="`(level|draws)` must be"):
             quick(model, regression).interval(lambda fit: fit.floor, level, draws)

@@ -6,28 +6,22 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 NAN, INFINITY = float("nan"), float("inf")
 
-NUMBERS = st.sampled_from([
+# One value, or two where signs or sizes matter, of each kind that a check can forget.
+NONSENSE = [
+    # numbers: not finite, negative, zero, fractions, whole, so large that squares overflow, and NumPy's own
     NAN,
-    INFINITY,
     -INFINITY,
     -1,
-    -1e-300,
     0,
     0.5,
-    1,
     3,
     1e300,
-    -1e300,
     np.float32(2),
     np.int8(-3),
-])
-ARRAYS = st.sampled_from([
-    np.array([]),
+    # arrays: empty, not finite, of too many axes, of other things than real numbers, of none, negative
     np.zeros((0, 3)),
     np.full((2, 2), NAN),
     np.full((3,), INFINITY),
@@ -37,26 +31,17 @@ ARRAYS = st.sampled_from([
     np.array([1 + 2j]),
     np.array(5.0),
     -np.ones(3),
-    np.full((4, 2), 1e300),
-])
-OTHERS = st.sampled_from([
+    # other things
     None,
     True,
-    "",
     "nonsense",
     b"bytes",
     [],
-    [[]],
-    (),
-    {},
     {"a": 1},
     object,
     object(),
     [None],
-    ["x"],
-    [NAN],
-])
-NONSENSE = st.one_of(NUMBERS, ARRAYS, OTHERS)
+]
 
 
 @dataclass(frozen=True)
@@ -85,16 +70,13 @@ def assert_right(entry):
 
 
 def assert_named_or_works(entry, argument):
-    """Replace an argument by many invalid values: only ValueError and TypeError may occur, and must name it."""
-
-    @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
-    @given(value=NONSENSE)
-    def replace(value):
+    """Replace an argument by each invalid value: only ValueError and TypeError may occur, and must name it."""
+    for value in NONSENSE:
         try:
             entry.function(**{**entry.arguments, **entry.fixed, argument: value})
         except (ValueError, TypeError) as error:
             message = str(error)
-            assert any(f"`{name}`" in message for name in (argument, entry.blamed)), message
+            assert any(f"`{name}`" in message for name in (argument, entry.blamed)), f"{value!r}: {message}"
+        except Exception as error:
+            raise AssertionError(f"{argument}={value!r} ends in {error!r}") from error
         assert tf.executing_eagerly()
-
-    replace()
