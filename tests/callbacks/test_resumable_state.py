@@ -517,7 +517,7 @@ class OwnFromAnyEpoch(Own):
 )
 def test_batches_that_fit_shuffles_by_a_seed_are_refused(make, tmp_path):
     keras.utils.set_random_seed(0)
-    with pytest.raises(ValueError, match="shuffles the batches of .* by Python's random numbers.*shuffle=False"):
+    with pytest.raises(ValueError, match="shuffles the batches of .* with Python's random numbers.*shuffle=False"):
         plain().fit(make(workers=2), verbose=0, callbacks=[ResumableCheckpoint(tmp_path, verbose=0)])
 
 
