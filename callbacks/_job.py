@@ -77,7 +77,7 @@ def _py_dataset_arguments(data: Any) -> dict[str, Any]:
         return {**found, **{f"checksum of {name}": value for name, value in data.checksums.items()}}
     with _drawing_nothing():
         checksums = [_checksum_of_first_batch(data) for _ in range(2)]
-    if checksums[0] == checksums[1]:  # Data with two checksums draw random numbers.
+    if checksums[0] == checksums[1]:  # Otherwise the data draw random numbers.
         found["checksum of the first batch"] = checksums[0]
     return found
 

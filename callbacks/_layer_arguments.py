@@ -127,7 +127,7 @@ def _written_down(part: Any) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # Keras warns about lambdas.
             config = dict(part.get_config())
     except Exception:  # A custom layer, or a regularizer in it, may not be serialisable.
-        config = _held_by(part) if is_of_a_library(type(part).__module__) else {}  # own_attributes
+        config = _held_by(part) if is_of_a_library(type(part).__module__) else {}  # own_attributes has them.
     if isinstance(part, keras.layers.StringLookup | keras.layers.IntegerLookup | keras.layers.TextVectorization):
         config["vocabulary"] = part.get_vocabulary()  # The config lacks the result of `adapt`.
     return config

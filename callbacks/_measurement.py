@@ -167,7 +167,7 @@ class Measurement(RankCallback):
     # --- hooks of subclasses
 
     def _make_instruments(self) -> None:
-        """Make what measures, once for each state of the model."""
+        """Make the instruments, once for each state of the model."""
 
     def _measure(self, **options: Any) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
         """Return scalars by their names in the logs, and values by variable, which stay out of the logs."""

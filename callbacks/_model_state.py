@@ -44,7 +44,7 @@ def check_ranks(communicator: Communicator, name: str, model: Any, is_new: bool,
         {
             "model": "one that is new, compiled again, frozen or unfrozen" if is_new else "the one before",
             "trainable variables": [f"{path} {tuple(v.shape)}" for path, v in zip(paths, variables, strict=True)],
-            "weights": f"those with the checksum {digest.hexdigest()[:8]}",
+            "weights": f"checksum {digest.hexdigest()[:8]}",
         },
         "Add the callback tfopt.callbacks.BroadcastVariables(), which makes them equal before training; freeze, "
         "unfreeze and compile on every rank at the same time.",

@@ -13,7 +13,7 @@ from tensorflow.python.eager import context
 
 def random_state() -> dict[str, Any]:
     """Return the states of Python's, NumPy's and Keras's generators, and of TensorFlow's for eager operations."""
-    # Do not make a Keras generator here: Python's generator would draw its seed.
+    # Do not make a Keras generator here, because it would draw its seed from Python's generator.
     generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
     return {
         "python": random.getstate(),

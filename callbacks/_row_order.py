@@ -20,7 +20,7 @@ class RowOrder:
     """
 
     def __init__(self, epoch_iterator: Any) -> None:
-        self.seed = zlib.crc32(repr(random.getstate()).encode())  # All other random numbers stay the same.
+        self.seed = zlib.crc32(repr(random.getstate()).encode())  # Draws no number, so that all others stay the same.
         self.epoch = 0
         # An order can be resumed only from one with the same source.
         self.source = "that of the data"

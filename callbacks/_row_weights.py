@@ -22,7 +22,7 @@ def weigh_as_fit_does(name: str, probe: Probe, latest: Probe, running: RunningFi
         raise ValueError(
             f"{name} would measure another loss than `fit` minimises: `fit` weights its rows by `sample_weight`, and "
             "the rows of `probe_data` have no weights. Pass probe_data=(x, y, sample_weight), or a data set that "
-            "brings them; weights of 1 measure the unweighted loss"
+            "has weights; weights of 1 measure the unweighted loss"
         )
     return probe
 

@@ -74,7 +74,7 @@ class StepCount:
         self._is_in_batch = False
 
     def end_epoch(self, is_counting: bool = False) -> None:
-        """Note the end of an epoch; with `is_counting`, it has cut off a batch that has begun and not ended."""
+        """Note the end of an epoch; if `end_batch` is called (`is_counting`), it may have cut off a batch."""
         if self._is_in_batch and not is_counting:
             self.batches += self.next_batches
         elif self._is_in_batch and self._may_end_anywhere:

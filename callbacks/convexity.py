@@ -325,7 +325,7 @@ def stability_limit(optimizer: Any) -> float | None:
     # The limit is 2, with momentum b 2 (1 + b), with Nesterov's 2 (1 + b) / (1 + 2 b). Plain means without clipping,
     # decay, averaging and accumulation.
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    if optimizer.__class__ is not keras.optimizers.SGD:  # A DistributedOptimizer has this class too.
+    if optimizer.__class__ is not keras.optimizers.SGD:  # A DistributedOptimizer reports this class too.
         return None
     extras = ("clipnorm", "global_clipnorm", "clipvalue", "weight_decay", "use_ema", "gradient_accumulation_steps")
     if any(getattr(optimizer, name) for name in extras):

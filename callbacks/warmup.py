@@ -86,7 +86,7 @@ class WarmupLearningRate(Callback):
         if not isinstance(rate, keras.Variable) or hasattr(self.model.optimizer, "optimizers"):
             raise ValueError(
                 "WarmupLearningRate needs an optimizer with a number as its learning rate. Received: "
-                f"learning_rate={rate!r}. A schedule brings its own warm-up, for example "
+                f"learning_rate={rate!r}. A schedule has its own warm-up, for example "
                 "tfopt.optimizers.schedules.PolynomialDecayWithWarmup"
             )
         if self._num_steps is None:

@@ -434,7 +434,7 @@ def test_two_phases_in_one_folder_are_refused_with_advice(tmp_path):
     fit(tmp_path, 1, make=lambda: frozen(0))
     with pytest.raises(
         ValueError,
-        match=r"belongs to another model or optimizer.*trainable was False, is True.*two `fit`s, with a folder for each",
+        match=r"belongs to another model or optimizer.*trainable was False, is True.*two `fit`s, with a folder",
     ):
         fit(tmp_path, 2, make=lambda: compiled(layers.Dense(2), optimizer="adam"))
 
