@@ -81,13 +81,14 @@ class DataPosition:
         before = {id(part) for part, cache in training + validation if cache is not None}
         if before & {id(part) for part, cache in training + validation if cache is None}:
             raise ValueError(
-                "A tf.data.Dataset shuffles again in each epoch in front of `cache`, and is used without that `cache` too. "
-                "The order in which the cache is filled cannot be saved. Use shuffle(..., reshuffle_each_iteration=False)"
+                "A tf.data.Dataset shuffles again in each epoch in front of `cache`, and is used without that `cache` "
+                "too. The order in which the cache is filled cannot be saved. Use shuffle(..., "
+                "reshuffle_each_iteration=False)"
             )
         if shared and self._keeps_iterator:
             raise ValueError(
-                "With `steps_per_epoch`, training and validation data cannot be resumed if both are made of one data set "
-                "that shuffles again in each epoch, because both draw from its generator at any time. Use "
+                "With `steps_per_epoch`, training and validation data cannot be resumed if both are made of one data "
+                "set that shuffles again in each epoch, because both draw from its generator at any time. Use "
                 "shuffle(..., reshuffle_each_iteration=False), which also separates their rows"
             )
 
