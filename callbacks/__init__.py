@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tfopt.callbacks.resumable_checkpoint import ResumableCheckpoint
     from tfopt.callbacks.warmup import WarmupLearningRate
 
-# These import TensorFlow, which the others can do without on other Keras backends.
+# These modules import TensorFlow. The others also work on other Keras backends without it.
 _MODULES = {
     "AverageMetrics": "distributed",
     "BroadcastVariables": "distributed",

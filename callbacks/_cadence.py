@@ -1,39 +1,25 @@
-"""When to measure."""
+"""When callbacks measure."""
 
 from dataclasses import dataclass
 
 from tfopt._checks import check_integer
 
-_PARTS = 10  # of training
+# Without other arguments, callbacks measure after each of this many equal parts of training.
+_PARTS = 10
 
 
 @dataclass(frozen=True)
 class Cadence:
-    """Every n-th step, at the end of every n-th epoch, or where neither is given after every tenth part of training.
-
-    Attributes:
-        every_n_steps: Number of training batches from one measurement to the next; None for a cadence of epochs.
-        every_n_epochs: Number of epochs; None for a cadence of steps or of parts of training.
-    """
+    """Due every n training batches, every n epochs, or, if both are None, after every tenth part of training."""
 
     every_n_steps: int | None
     every_n_epochs: int | None
 
     @classmethod
-    def of(cls, every_n_steps: int | None, every_n_epochs: int | None, default_epochs: int | None = 1) -> "Cadence":
-        """Make one of what users pass.
-
-        Args:
-            every_n_steps: An integer >= 1, or None.
-            every_n_epochs: An integer >= 1, or None.
-            default_epochs: What it is where they pass nothing: a number of epochs, or None for a tenth of training.
-
-        Returns:
-            The cadence.
-
-        Raises:
-            ValueError: Both are given, or one is out of its range.
-        """
+    def from_arguments(
+        cls, every_n_steps: int | None, every_n_epochs: int | None, default_epochs: int | None = 1
+    ) -> "Cadence":
+        """Check the user's integers (>= 1) or Nones; `default_epochs` replaces two Nones (None: tenths of training)."""
         if every_n_steps is not None and every_n_epochs is not None:
             raise ValueError(
                 "Only one of `every_n_steps` and `every_n_epochs` can be given. "
@@ -46,28 +32,11 @@ class Cadence:
         return cls(None, default_epochs)
 
     def is_due_between(self, before: int, after: int) -> bool:
-        """Return whether a step to be measured is among those that have just been, or are about to be, made.
-
-        Args:
-            before: Number of steps before them.
-            after: Number of steps after them.
-
-        Returns:
-            Whether the number of one of them is a multiple of n.
-        """
+        """Return whether a multiple of n is among the step numbers `before` + 1 to `after`."""
         return self.every_n_steps is not None and after // self.every_n_steps > before // self.every_n_steps
 
     def is_due_after_epoch(self, epochs: int, first: int, last: int) -> bool:
-        """Return whether to measure after an epoch.
-
-        Args:
-            epochs: Number of epochs completed.
-            first: That number before this training began.
-            last: That number when it will have ended.
-
-        Returns:
-            Whether it is a multiple of n, or a tenth of this training is over.
-        """
+        """Return whether to measure after `epochs` epochs of a training from epoch `first` to epoch `last`."""
         if self.every_n_steps is not None:
             return False
         if self.every_n_epochs is not None:

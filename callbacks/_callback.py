@@ -1,4 +1,4 @@
-"""What all callbacks of tfopt have in common."""
+"""The base class of all callbacks of tfopt."""
 
 from typing import Any
 
@@ -8,47 +8,28 @@ import keras
 class Callback(keras.callbacks.Callback):
     """A Keras callback that refuses models whose gradients Horovod's own Keras wrapper would not average."""
 
-    needs_optimizer = False  # those that do are of no use in training without one
+    needs_optimizer = False  # True if the callback is useless in a training without an optimizer.
 
     def set_model(self, model: Any) -> None:
-        """Take the model, when training begins.
-
-        Args:
-            model: The Keras model.
-        """
+        """Check the model's optimizer, then take the model."""
         refuse_horovod_keras(getattr(model, "optimizer", None))
         super().set_model(model)
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What `fit` has said of this training: `epochs`, `steps`, `verbose`; nothing in loops that say nothing."""
+        """The `epochs`, `steps` and `verbose` of this `fit`; empty in training loops that do not set them."""
         return self.params or {}
 
     def get_state(self) -> dict[str, Any] | None:
-        """Return what `ResumableCheckpoint` must keep of this callback.
-
-        Returns:
-            Numbers, strings, arrays, and lists, tuples and dictionaries of them; None where there is nothing to keep.
-        """
+        """Return numbers, strings, arrays and collections of them for `ResumableCheckpoint`; None for no state."""
         return None
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on where a checkpoint was written; called after `on_train_begin`.
-
-        Args:
-            state: What `get_state` has returned.
-        """
+        """Restore a state from `get_state`; called after `on_train_begin`."""
 
 
 def refuse_horovod_keras(optimizer: Any) -> None:
-    """Refuse an optimizer that `horovod.tensorflow.keras.DistributedOptimizer` has made.
-
-    Args:
-        optimizer: The model's optimizer, or None.
-
-    Raises:
-        ValueError: It is one.
-    """
+    """Raise ValueError if `horovod.tensorflow.keras.DistributedOptimizer` made this optimizer; None is allowed."""
     while optimizer is not None:
         if any(cls.__module__.split(".")[0] == "horovod" for cls in type(optimizer).__mro__):
             raise ValueError(

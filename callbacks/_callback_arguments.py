@@ -1,4 +1,4 @@
-"""The arguments of callbacks that decide how training goes, as text that is the same in every process."""
+"""The arguments of callbacks that affect training, as text that is the same in every process."""
 
 import inspect
 from collections import Counter
@@ -13,15 +13,7 @@ _CHANGE_NO_NUMBER = (*LOGGERS, keras.callbacks.ModelCheckpoint)
 
 
 def arguments_of_callbacks(callbacks: list[Any], stateless: tuple[type, ...]) -> dict[str, str]:
-    """Return the arguments of callbacks that hold them under their own names.
-
-    Args:
-        callbacks: The callbacks.
-        stateless: Classes whose arguments are not compared.
-
-    Returns:
-        Text by "EarlyStopping's patience" and the like.
-    """
+    """Return the arguments of callbacks, except `stateless` classes, as text by "EarlyStopping's patience" etc."""
     found: dict[str, str] = {}
     seen: Counter[str] = Counter()
     for callback in callbacks:
@@ -37,16 +29,7 @@ def arguments_of_callbacks(callbacks: list[Any], stateless: tuple[type, ...]) ->
 
 
 def other_arguments(there: dict[str, str], later: dict[str, str], here: dict[str, str]) -> list[str]:
-    """Return in which arguments callbacks differ from those that have written a checkpoint.
-
-    Args:
-        there: Those with which training began.
-        later: The same, when it was saved: some change while they work.
-        here: Those of the callbacks that go on.
-
-    Returns:
-        A text for each, with both values.
-    """
+    """Return texts of the arguments that are neither as training began (`there`) nor as it was saved (`later`)."""
     both = [name for name in there if name in here]
     schedules = [name for name in {**there, **here} if name not in both and name.startswith("LearningRateScheduler")]
     return [
@@ -58,5 +41,5 @@ def other_arguments(there: dict[str, str], later: dict[str, str], here: dict[str
 
 def _counts(value: Any) -> bool:
     if isinstance(value, str):
-        return "/" not in value  # a path
+        return "/" not in value  # Paths may differ between runs.
     return callable(value) or value is None or isinstance(value, bool | int | float)

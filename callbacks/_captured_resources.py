@@ -1,4 +1,4 @@
-"""What a training step uses of TensorFlow's objects that are no variables: iterators, tables, queues."""
+"""The TensorFlow objects other than variables that a training step uses: iterators, tables, queues."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,35 +6,30 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.framework import auto_control_deps_utils
 
-# Of variables that a step only writes, and so have no effect on it; those that it reads are among the graph's.
+# These operations write variables that the step does not read, so the step does not depend on these variables.
+# The variables that a step reads are in `graph.variables`.
 _WRITING = ("Assign", "ResourceScatter", "ResourceStridedSliceAssign")
-_READING = frozenset({"LookupTableExportV2", "LookupTableFindV2", "LookupTableSizeV2"})  # which TensorFlow does not say
+# TensorFlow does not mark these operations as read-only.
+_READING = frozenset({"LookupTableExportV2", "LookupTableFindV2", "LookupTableSizeV2"})
 
 
 def changed_resources(graph: Any) -> set[str]:
-    """Return by which operations a graph changes objects from outside that are no variables.
-
-    Args:
-        graph: The graph of a function.
-
-    Returns:
-        Names such as "IteratorGetNext". Those that write summaries, and so change no number, are left out.
-    """
+    """Return the types of operations with which a graph changes outside objects other than variables and summaries."""
     variables = {id(variable.handle) for variable in graph.variables}
     captured = {id(inside): outside for outside, inside in graph.captures}
     read_only = set(auto_control_deps_utils.get_read_only_resource_input_indices_graph(graph))
     kinds: set[str] = set()
-    for place, inside in enumerate(graph.inputs):
+    for index, inside in enumerate(graph.inputs):
         outside = captured.get(id(inside))
-        if getattr(outside, "dtype", None) != tf.resource or place in read_only or id(outside) in variables:
+        if getattr(outside, "dtype", None) != tf.resource or index in read_only or id(outside) in variables:
             continue
-        kinds.update(_users_of(graph, place))
+        kinds.update(_users_of(graph, index))
     return {kind for kind in kinds if "Summary" not in kind and kind not in _READING and not kind.startswith(_WRITING)}
 
 
-def _users_of(graph: Any, place: int) -> Iterator[str]:
-    """Yield the kinds of operations that take one of a graph's inputs, also in functions that it calls."""
-    inside = graph.inputs[place]
+def _users_of(graph: Any, index: int) -> Iterator[str]:
+    """Yield the types of operations that take input number `index` of a graph, also in functions that it calls."""
+    inside = graph.inputs[index]
     for operation in inside.consumers():
         called = list(_functions_of(graph, operation))
         if not called:

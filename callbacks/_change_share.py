@@ -1,4 +1,4 @@
-"""Which share of a loss's way was made while something was so."""
+"""The fraction of the total loss change that happened while a quantity was positive."""
 
 import math
 from dataclasses import dataclass
@@ -6,34 +6,21 @@ from dataclasses import dataclass
 
 @dataclass
 class ChangeShare:
-    """Adds up the absolute change of a loss between measurements, apart by whether a quantity was positive.
+    """Sums the absolute loss change over the intervals between measurements, by the sign of a quantity.
 
-    A stretch between two measurements counts by the sign at its beginning. Where the sign at its end is another one, it
-    changed somewhere in between, and the stretch is also counted as undecided.
-
-    Attributes:
-        total: Sum of |dl|.
-        positive: Of the stretches that began with a positive quantity.
-        undecided: Of the stretches that ended with another sign than they began with.
-        num_steps: Number of steps in all stretches.
-        num_positive_steps: In those that began with a positive quantity.
+    An interval belongs to the sign at its beginning. If the sign at its end differs, the interval also counts as
+    undecided, because the step at which the sign changed is not known.
     """
 
-    total: float = 0.0
-    positive: float = 0.0
-    undecided: float = 0.0
+    total: float = 0.0  # Sum of |dl|.
+    positive: float = 0.0  # Change in intervals that began with a positive quantity.
+    undecided: float = 0.0  # Change in intervals whose ends have different signs.
     num_steps: int = 0
-    num_positive_steps: int = 0
+    num_positive_steps: int = 0  # Steps in intervals that began with a positive quantity.
     _last: tuple[float, bool, int] | None = None
 
     def update(self, loss: float, quantity: float, step: int) -> None:
-        """Take a measurement.
-
-        Args:
-            loss: The loss.
-            quantity: The quantity whose sign counts.
-            step: Number of the step; the same as before for a second measurement there, which changes nothing.
-        """
+        """Add a measurement; a second one at the same step, or one with a loss that is not finite, changes nothing."""
         if not math.isfinite(loss) or (self._last is not None and step == self._last[2]):
             return
         if self._last is not None:
@@ -47,20 +34,20 @@ class ChangeShare:
         self._last = (loss, bool(quantity > 0), step)
 
     def interrupt(self) -> None:
-        """Let the next measurement begin a new stretch: the loss before it was another function."""
+        """Start a new interval at the next measurement, because the loss before it was another function."""
         self._last = None
 
     @property
     def fraction(self) -> float:
-        """The share of the change; NaN before there is any."""
+        """The fraction of the loss change that began with a positive quantity; NaN before any change."""
         return self.positive / self.total if self.total > 0 else math.nan
 
     @property
     def fraction_undecided(self) -> float:
-        """The share of the change that lies in stretches whose ends differ; NaN before there is any."""
+        """The fraction of the loss change in intervals whose ends have different signs; NaN before any change."""
         return self.undecided / self.total if self.total > 0 else math.nan
 
     @property
     def fraction_of_steps(self) -> float:
-        """The share of steps; NaN before there are any."""
+        """The fraction of steps in intervals that began with a positive quantity; NaN before any step."""
         return self.num_positive_steps / self.num_steps if self.num_steps else math.nan

@@ -1,4 +1,4 @@
-"""Columns that appear when training is under way already: a layer was unfrozen, or the model compiled again."""
+"""Columns that appear during training, after a layer was unfrozen or the model was compiled again."""
 
 import csv
 import math
@@ -9,14 +9,7 @@ import keras
 
 
 def by_path(entries: list[Any]) -> dict[str, list[float]]:
-    """Turn dictionaries into columns.
-
-    Args:
-        entries: One dictionary for each measurement, from the path of a variable to its value; NaN for none.
-
-    Returns:
-        One list for each path, with NaN where it was not measured.
-    """
+    """Turn one dictionary per measurement (path -> value; or NaN) into one list per path, with NaN for gaps."""
     paths = dict.fromkeys(path for entry in entries if isinstance(entry, dict) for path in entry)
     return {
         path: [entry.get(path, math.nan) if isinstance(entry, dict) else math.nan for entry in entries]
@@ -25,15 +18,9 @@ def by_path(entries: list[Any]) -> dict[str, list[float]]:
 
 
 def pad_loggers(callbacks: list[Any], names: list[str]) -> None:
-    """Give Keras's History and CSVLogger columns that they have not had in earlier epochs, with NaN for these.
-
-    Called before they log the epoch in which the columns appear. By themselves, `CSVLogger` leaves such columns out,
-    and `History` makes their lists too short, so that nobody knows to which epochs the entries belong.
-
-    Args:
-        callbacks: The callbacks of a `fit`.
-        names: The names of the columns.
-    """
+    """Add columns `names` to Keras's History and CSVLogger, with NaN for earlier epochs, before they log this epoch."""
+    # Without this, CSVLogger leaves out new columns. History makes their lists too short, so that nobody knows to which
+    # epochs the entries belong.
     for callback in callbacks:
         if isinstance(callback, keras.callbacks.History):
             for name in names if callback.epoch else ():
@@ -46,7 +33,7 @@ def pad_loggers(callbacks: list[Any], names: list[str]) -> None:
 
 
 def _add_columns(logger: Any, missing: list[str]) -> None:
-    """Write the file of a CSVLogger anew with more columns, and let it go on at its end."""
+    """Rewrite the file of a CSVLogger with more columns, and reopen it at its end."""
     logger.csv_file.close()
     with open(logger.filename, newline="") as file:
         header, *rows = list(csv.reader(file, delimiter=logger.sep)) or [[]]

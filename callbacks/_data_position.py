@@ -1,4 +1,4 @@
-"""Where a `fit` stands in its data sets: which seeds shuffled ones draw next, and how many batches were served."""
+"""The position of a `fit` in its data sets: seeds of shuffled data sets, and the number of batches served."""
 
 import itertools
 from collections import deque
@@ -9,20 +9,15 @@ import tensorflow as tf
 from tfopt.callbacks._dataset_order import shuffles_anew
 from tfopt.callbacks._seed_counter import SeedCounter
 
-_FILLED_AT = "_tfopt_filled_at"  # attribute of what stands before a cache: seeds drawn when the cache was filled
+# Attribute of a data set in front of a cache: the number of seeds drawn when the cache was filled.
+_FILLED_AT = "_tfopt_filled_at"
 
 
 class DataPosition:
-    """Saves and restores the place of the data sets of a `fit`, and draws nothing from their generators.
+    """Saves and restores the position of a `fit` in training data (or None) and validation data, without drawing seeds.
 
-    With `steps_per_epoch` Keras keeps one iterator over epochs. It is restored by reading again what it has served.
-
-    Args:
-        epoch_iterator: What hands out the batches of a `fit`, or None; it is watched.
-        validation: What `fit` validates by: a data set, or anything else.
-
-    Raises:
-        ValueError: Training and validation data draw from one generator in a way that cannot be saved.
+    With `steps_per_epoch` Keras keeps one iterator over all epochs. It is restored by reading its batches again.
+    Data whose generator cannot be saved raise ValueError.
     """
 
     def __init__(self, epoch_iterator: Any, validation: Any) -> None:
@@ -31,62 +26,54 @@ class DataPosition:
         self._keeps_iterator = getattr(epoch_iterator, "steps_per_epoch", None) is not None
         parts = {"training": list(_shuffled_in(self._dataset)), "validation": list(_shuffled_in(validation))}
         self._check(parts["training"], parts["validation"])
-        caches: dict[int, set[int]] = {}  # by what stands before them
+        caches: dict[int, set[int]] = {}  # ids of caches, by the id of the data set in front of them
         for part, cache in itertools.chain(*parts.values()):
             caches.setdefault(id(part), set()).update([id(cache)] if cache is not None else [])
         self._draws: dict[str, list[_Draws]] = {}
         known: set[int] = set()
         for name, pairs in parts.items():
             new = {id(part): part for part, _ in pairs if id(part) not in known}
-            self._draws[name] = [_Draws(part, len(caches[place])) for place, part in new.items()]
+            self._draws[name] = [_Draws(part, len(caches[key])) for key, part in new.items()]
             known |= set(new)
         self._seeds_of_iterator: dict[str, list[int]] = {}
         if self._keeps_iterator and isinstance(self._dataset, tf.data.Dataset):
             self._watch_iterators(epoch_iterator)
 
     def rewind(self) -> None:
-        """Undo what was drawn since this object was made, before training begins."""
+        """Undo what was drawn since this object was made; call it before training begins."""
         for one in itertools.chain(*self._draws.values()):
             one.rewind()
 
     def state(self) -> dict[str, Any]:
-        """Return the place between two epochs.
-
-        Returns:
-            What `restore` takes.
-        """
+        """Return the position between two epochs, as `restore` takes it."""
         iterator = self._epoch_iterator
         if not self._keeps_iterator or iterator is None:
             return {"seeds": self._seeds()}
-        place = {"served": iterator._steps_seen, "seeds": self._seeds_of_iterator, "num_batches": iterator._num_batches}
-        return {"seeds": self._seeds(), "iterator": place if iterator._current_iterator is not None else None}
+        position = {
+            "served": iterator._steps_seen,
+            "seeds": self._seeds_of_iterator,
+            "num_batches": iterator._num_batches,
+        }
+        return {"seeds": self._seeds(), "iterator": position if iterator._current_iterator is not None else None}
 
     def restore(self, state: dict[str, Any], is_over: bool) -> int:
-        """Let the next epoch go on as if training had not been interrupted.
-
-        Args:
-            state: From `state`, of the same data sets.
-            is_over: Whether there is no next epoch.
-
-        Returns:
-            How many batches were read again.
-        """
-        place = state.get("iterator")
-        if place is None or is_over:
+        """Set a position of the same data sets; return how many batches were read again, 0 if no epoch follows."""
+        position = state.get("iterator")
+        if position is None or is_over:
             self._set_seeds(state["seeds"])
             return 0
-        self._set_seeds(state["seeds"] | {"training": place["seeds"]["training"]})
-        self._seeds_of_iterator, iterator = place["seeds"], self._epoch_iterator
-        iterator._num_batches = place["num_batches"]
-        if place["served"] == 0:
-            return 0  # Keras makes the iterator
+        self._set_seeds(state["seeds"] | {"training": position["seeds"]["training"]})
+        self._seeds_of_iterator, iterator = position["seeds"], self._epoch_iterator
+        iterator._num_batches = position["num_batches"]
+        if position["served"] == 0:
+            return 0  # Keras makes the iterator itself.
         batches: Iterator[Any] = iter(self._epoch_iterator._distributed_dataset)
-        deque(itertools.islice(batches, place["served"]), maxlen=0)
-        iterator._current_iterator, iterator._steps_seen = batches, place["served"]
-        return int(place["served"])
+        deque(itertools.islice(batches, position["served"]), maxlen=0)
+        iterator._current_iterator, iterator._steps_seen = batches, position["served"]
+        return int(position["served"])
 
     def lost(self) -> bool:
-        """Return whether a cache was filled more than once, so that it is not known in which order it has its rows."""
+        """Return whether a cache was filled more than once, so that the order of its rows is not known."""
         return any(draws.is_lost() for draws in itertools.chain(*self._draws.values()))
 
     def _check(self, training: list[Any], validation: list[Any]) -> None:
@@ -94,15 +81,15 @@ class DataPosition:
         before = {id(part) for part, cache in training + validation if cache is not None}
         if before & {id(part) for part, cache in training + validation if cache is None}:
             raise ValueError(
-                "A tf.data.Dataset is shuffled anew in front of `cache` and is used without that `cache` too, so that "
-                "the order in which the cache is filled cannot be saved. Use shuffle(..., "
+                "A tf.data.Dataset shuffles again in each epoch in front of `cache`, and is used without that `cache` "
+                "too. The order in which the cache is filled cannot be saved. Use shuffle(..., "
                 "reshuffle_each_iteration=False)"
             )
         if shared and self._keeps_iterator:
             raise ValueError(
-                "With `steps_per_epoch`, training and validation data that are made of one data set which is shuffled "
-                "anew cannot be resumed: both draw from its generator at any time. Use shuffle(..., "
-                "reshuffle_each_iteration=False), which also keeps their rows apart"
+                "With `steps_per_epoch`, training and validation data cannot be resumed if both are made of one data "
+                "set that shuffles again in each epoch, because both draw from its generator at any time. Use "
+                "shuffle(..., reshuffle_each_iteration=False), which also separates their rows"
             )
 
     def _watch_iterators(self, epoch_iterator: Any) -> None:
@@ -119,13 +106,13 @@ class DataPosition:
 
     def _set_seeds(self, seeds: dict[str, list[int]]) -> None:
         for name, draws in self._draws.items():
-            if len(seeds[name]) == len(draws):  # validation data can change
+            if len(seeds[name]) == len(draws):  # The validation data may be other ones now.
                 for one, number in zip(draws, seeds[name], strict=True):
                     one.restore(number)
 
 
 class _Draws:
-    """What a shuffled part has drawn, as it matters to the next epoch: in front of a cache, when that was filled."""
+    """The number of seeds that a shuffled data set has drawn; in front of a cache, those drawn when it was filled."""
 
     def __init__(self, part: Any, num_caches: int) -> None:
         self._part, self._num_caches, self._counter = part, num_caches, SeedCounter(part)
@@ -151,7 +138,7 @@ class _Draws:
 
 
 def _shuffled_in(dataset: Any, cache: Any = None) -> Iterator[tuple[Any, Any]]:
-    """Yield the parts of a data set that are shuffled anew, each with the first cache behind it, or None."""
+    """Yield each reshuffled part of a data set, with the first cache behind it, or None."""
     if not isinstance(dataset, tf.data.Dataset):
         return
     if shuffles_anew(dataset):

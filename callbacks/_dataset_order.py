@@ -1,4 +1,4 @@
-"""The order in which a `tf.data.Dataset` serves its rows, where it shuffles them anew in each epoch."""
+"""The order in which a `tf.data.Dataset` serves its rows if it shuffles them again in each epoch."""
 
 import zlib
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-# Those that read each source in one go, so that what it draws for an epoch does not depend on when it is asked.
+# These data sets read each source without a pause. The seeds that a source draws do not depend on when it is read.
 _IN_ONE_GO = (
     "_AssertCardinalityDataset",
     "_BatchDataset",
@@ -37,60 +37,32 @@ _IN_ONE_GO = (
     "_WindowDataset",
     "_ZipDataset",
 )
-# Those that may leave off before a source ends, and those that draw again, or keep rows, only if it comes to its end.
+# The first group may stop before a source ends. The second group draws again, or keeps rows, only at the end of one.
 _LEAVING_OFF = ("_TakeDataset", "_TakeWhileDataset", "_ZipDataset")
 _DRAWING_LATE = ("CacheDataset", "_ConcatenateDataset", "_RepeatDataset")
 
 
 def parts_of(dataset: Any) -> Iterator[Any]:
-    """Yield a data set and those that it is made of.
-
-    Args:
-        dataset: A `tf.data.Dataset`.
-
-    Yields:
-        Data sets, from the last operation to the first.
-    """
+    """Yield a data set and all data sets that it is made of, from the last operation to the first."""
     yield dataset
     for source in getattr(dataset, "_inputs", list)():
         yield from parts_of(source)
 
 
 def is_shuffled(data: Any) -> bool:
-    """Return whether data come in another order, or are other data, in each epoch.
-
-    Args:
-        data: A `tf.data.Dataset`; anything else is not looked at.
-
-    Returns:
-        Whether they are.
-    """
+    """Return whether data are a `tf.data.Dataset` whose order or content changes in each epoch."""
     return isinstance(data, tf.data.Dataset) and any(map(shuffles_anew, parts_of(data)))
 
 
 def shuffles_anew(part: Any) -> bool:
-    """Return whether one of the data sets that a data set is made of has another order or content in each epoch.
-
-    Args:
-        part: From `parts_of`.
-
-    Returns:
-        Whether it has, by its own doing.
-    """
+    """Return whether one part, from `parts_of`, itself changes its order or content in each epoch."""
     names = ("_reshuffle_each_iteration", "_rerandomize_each_iteration", "_rerandomize")
     anew = any(getattr(part, name, None) is not None and bool(getattr(part, name)) for name in names)
     return anew or "ShuffleAndRepeat" in type(part).__name__
 
 
 def sources_of(dataset: Any) -> Iterator[Any]:
-    """Yield the parts of a data set that serve the same rows whenever they are iterated.
-
-    Args:
-        dataset: A `tf.data.Dataset`.
-
-    Yields:
-        The data set itself, or what it shuffles, each as large as it can be.
-    """
+    """Yield the largest parts of a data set that serve the same rows in each iteration."""
     if is_shuffled(dataset):
         for source in dataset._inputs():
             yield from sources_of(source)
@@ -99,41 +71,24 @@ def sources_of(dataset: Any) -> Iterator[Any]:
 
 
 def why_lost(dataset: Any, leaves_off: bool = False) -> str | None:
-    """Return why the order of a data set cannot be saved.
-
-    Args:
-        dataset: A `tf.data.Dataset`.
-        leaves_off: Whether each epoch has an iterator of its own, which is dropped before it comes to the end.
-
-    Returns:
-        A clause; None for an order that can be saved, or that is always the same.
-    """
+    """Return why the order of a data set cannot be saved, or None; `leaves_off`: each epoch may stop before its end."""
     for part in parts_of(dataset):
         kind = type(part).__name__
         if shuffles_anew(part) and kind != "_ShuffleDataset":
             return f"a {kind.strip('_')} draws anew in each epoch"
         if not all(map(_has_seed, parts_of(part))):
-            return "no seed is set, so that its order is another one in each run"
+            return "no seed is set, so that its order differs in each run"
         late = [source for source in parts_of(part) if type(source).__name__ in _DRAWING_LATE and is_shuffled(source)]
         if is_shuffled(part) and kind not in _IN_ONE_GO:
-            return f"a {kind.strip('_')} stands behind `shuffle`"
+            return f"a {kind.strip('_')} comes after `shuffle`"
         if late and (leaves_off or kind in _LEAVING_OFF):
             by = f"a {kind.strip('_')}" if kind in _LEAVING_OFF else "`validation_steps`"
-            return (
-                f"a {type(late[0]).__name__.strip('_')} stands behind `shuffle`, and {by} may leave off before its end"
-            )
+            return f"a {type(late[0]).__name__.strip('_')} comes after `shuffle`, and {by} may stop before its end"
     return None
 
 
 def description_of(dataset: Any) -> str:
-    """Return what in a data set decides on the order of its rows, as text.
-
-    Args:
-        dataset: A `tf.data.Dataset`.
-
-    Returns:
-        The operations that have a size, a count, a seed or a function, with these; of functions a checksum.
-    """
+    """Return the operations that determine the order of rows, with sizes, counts, seeds and checksums of functions."""
     words = []
     for part in parts_of(dataset):
         names = ("_batch_size", "_buffer_size", "_count", "_seed", "_seed2")
@@ -147,9 +102,9 @@ def description_of(dataset: Any) -> str:
 
 
 def _checksum_of(function: Any) -> str:
-    """Return a checksum of what a function computes, without the names in it."""
+    """Return a checksum of what a function computes, independent of the names in it."""
     graph = getattr(function.function, "graph", None)
-    if graph is None:  # in tf.data's debug mode
+    if graph is None:  # tf.data's debug mode has no graph.
         return ""
     definition = graph.as_graph_def()
     bodies = [definition.node, *(inner.node_def for inner in definition.library.function)]

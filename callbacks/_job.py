@@ -1,4 +1,4 @@
-"""What a training must have in common with the one that it goes on from."""
+"""The properties that a resumed training must share with the training that it continues."""
 
 import random
 from collections.abc import Iterator
@@ -17,30 +17,16 @@ from tfopt.callbacks._running_fit import RunningFit
 from tfopt._row_checksum import checksum_of
 from tfopt.datasets import EpochBatches
 
-_MOST = 6  # differences that a message names
+_MOST = 6  # Largest number of differences in a message.
 
 
 def setup_of(model: Any) -> dict[str, str]:
-    """Return what a script decides about a model: layers, which of them are trained, loss, and optimizers.
-
-    Args:
-        model: The model, which has been built, as its optimizers have been.
-
-    Returns:
-        Text by a name for messages.
-    """
+    """Return what a script decides about a built model (layers, trainable flags, loss, optimizers), as text by name."""
     return {**arguments_of(model), **_loss_arguments(model), **trainable_flags(model), **layer_arguments(model)}
 
 
 def data_of(running: RunningFit) -> dict[str, str]:
-    """Return what the training data of a `fit` can be known by.
-
-    Args:
-        running: The `fit`.
-
-    Returns:
-        Text by a name for messages.
-    """
+    """Return properties that identify the training data of a `fit`, as text by name."""
     adapter: Any = getattr(running.epoch_iterator, "data_adapter", None)
     found: dict[str, Any] = {"number of batches": getattr(running.epoch_iterator, "num_batches", None)}
     kind = type(adapter).__name__
@@ -62,15 +48,7 @@ def data_of(running: RunningFit) -> dict[str, str]:
 
 
 def changed_by_training(model: Any, began: dict[str, str]) -> dict[str, str]:
-    """Return those arguments that training has changed without compiling the model again.
-
-    Args:
-        model: The model.
-        began: Those that it began with.
-
-    Returns:
-        Text by the names that `setup_of` and `own_attributes` use.
-    """
+    """Return the arguments that training has changed since it began, without another `compile`, as text by name."""
     now = {**arguments_of(model), **_loss_arguments(model), **layer_arguments(model), **own_attributes(model)}
     return {name: text for name, text in now.items() if began.get(name) != text}
 
@@ -78,23 +56,15 @@ def changed_by_training(model: Any, began: dict[str, str]) -> dict[str, str]:
 def differences(
     there: dict[str, str], here: dict[str, str], changed: dict[str, str], is_living: bool = False
 ) -> list[str]:
-    """Return in what two trainings differ.
-
-    Args:
-        there: The arguments with which the one that is to go on began.
-        here: Those of the other one.
-        changed: Those that the first had changed when it was saved, which the other may have too.
-        is_living: Whether the other has the objects of the first, so that what training changes can be anything.
-
-    Returns:
-        A text for each, with both values; where there are many, the last one says how many.
-    """
+    """Return texts with both values of the first 6 differences between two trainings, and the number of the others."""
+    # The values in `changed` were current when the checkpoint was saved, so the other training may have them too. If
+    # the other training has the same objects (`is_living`), such values can be anything.
     names = [*there, *(name for name in here if name not in there)]
     differing = [name for name in names if there.get(name) != here.get(name)]
     differing = [
         name for name in differing if name not in changed or not (is_living or here.get(name) == changed[name])
     ]
-    # An attribute that has become no plain value, such as a list of arrays that is gathered, cannot be compared.
+    # An attribute that has become no plain value, such as a list that collects arrays, cannot be compared.
     differing = [name for name in differing if "'s attribute " not in name or (name in there and name in here)]
     texts = [f"{name} was {there.get(name)}, is {here.get(name)}" for name in differing]
     return texts if len(texts) <= _MOST else [*texts[:_MOST], f"and {len(texts) - _MOST} more"]
@@ -107,7 +77,7 @@ def _py_dataset_arguments(data: Any) -> dict[str, Any]:
         return {**found, **{f"checksum of {name}": value for name, value in data.checksums.items()}}
     with _drawing_nothing():
         checksums = [_checksum_of_first_batch(data) for _ in range(2)]
-    if checksums[0] == checksums[1]:  # otherwise it draws random numbers
+    if checksums[0] == checksums[1]:  # Otherwise the data draw random numbers.
         found["checksum of the first batch"] = checksums[0]
     return found
 
@@ -132,7 +102,7 @@ def _drawing_nothing() -> Iterator[None]:
 
 
 def _writes_files(dataset: Any) -> bool:
-    # A cache of which only a part was read blocks the next reader.
+    # A cache file that was read in part blocks the next reader.
     filename = getattr(dataset, "_filename", None)
     if "Cache" in type(dataset).__name__ and filename is not None and bytes(filename.numpy()):
         return True
@@ -149,13 +119,14 @@ def _loss_arguments(model: Any) -> dict[str, str]:
 
 
 def _losses(name: str, loss: Any) -> dict[str, Any]:
-    """Return losses, and each attribute of those of the user's classes by itself, which their calls may change."""
+    """Return losses by name, with one entry for each attribute of a user's loss, because its calls may change it."""
     if isinstance(loss, dict | list | tuple):
         items = loss.items() if isinstance(loss, dict) else enumerate(loss)
-        return {key: value for place, item in items for key, value in _losses(f"{name}[{place!r}]", item).items()}
+        return {key: value for index, item in items for key, value in _losses(f"{name}[{index!r}]", item).items()}
     if not isinstance(loss, keras.losses.Loss):
         return {name: loss}
-    # Its attributes, since Keras leaves arguments such as Huber's delta out of the config; and the user's own code.
+    # Compare the attributes, because Keras leaves arguments such as Huber's delta out of the config. For losses of the
+    # user, also compare the code.
     held = {**{key: value for key, value in vars(loss).items() if not key.startswith("_")}, **_given_to(loss)}
     if is_of_a_library(type(loss).__module__):
         return {name: f"{type(loss).__name__} {describe(held)}"}

@@ -1,4 +1,7 @@
-"""Whether the job that has written a checkpoint is the one that is to go on from it."""
+"""Checks that a checkpoint belongs to the job that resumes from it.
+
+The argument `is_living` says that this process has trained the same model object before.
+"""
 
 import re
 import warnings
@@ -10,43 +13,26 @@ from tfopt.callbacks._callback_arguments import other_arguments
 from tfopt.callbacks._job import differences
 from tfopt.callbacks._of_the_run import of_the_run
 
-_PHASES = "Two phases of a training (layers unfrozen, compiled again) are two `fit`s with a folder for each. "
+_PHASES = "Train in two `fit`s, with a folder for each, if layers are unfrozen or the model is compiled again. "
 _SEEDS = (
-    "A data set that is made anew gets another seed from tf.random: call keras.utils.set_random_seed(...) before it is "
-    "made, or use shuffle(..., seed=...). "
+    "A new data set gets a new seed from tf.random: call keras.utils.set_random_seed(...) before you make it, or use "
+    "shuffle(..., seed=...). "
 )
-_UNDERSCORE = ". Attributes that change no number, such as a time or a run's id, may begin with an underscore"
+_UNDERSCORE = ". Attributes are not compared if their names begin with an underscore: rename times and ids of runs so"
 _PUBLIC = re.compile("'s attribute [^_]")
 
 
 @dataclass
 class Job:
-    """What a training has begun with, as text by names for messages.
+    """The properties with which a training began, as text by names for messages."""
 
-    Attributes:
-        arguments: Data, layers, loss, optimizers, and attributes of the user's layers.
-        code: What the user's functions compute.
-        callbacks: The arguments of callbacks.
-    """
-
-    arguments: dict[str, str]
-    code: dict[str, str]
+    arguments: dict[str, str]  # Of data, layers, loss and optimizers; and attributes of the user's layers.
+    code: dict[str, str]  # Of the user's functions.
     callbacks: dict[str, str]
 
 
 def check_variables(folder: Path, state: dict[str, Any], expected: list[str], job: Job, is_living: bool) -> None:
-    """Refuse a checkpoint of other variables.
-
-    Args:
-        folder: Where it is.
-        state: What it holds.
-        expected: The names of the variables that there are.
-        job: The job that is to go on.
-        is_living: Whether this process has trained the same model before.
-
-    Raises:
-        ValueError: They are others.
-    """
+    """Raise ValueError if the checkpoint `state` in `folder` has variables with other names than `expected`."""
     found = [text for text, _ in state["variables"]]
     if found == expected:
         return
@@ -55,22 +41,12 @@ def check_variables(folder: Path, state: dict[str, Any], expected: list[str], jo
     raise ValueError(
         f"The checkpoint in {folder} belongs to another model or optimizer: it has {len(found)} variables, this one "
         f"{len(expected)}; the first that differs is {first[0]} there and {first[1]} here. "
-        f"{f'Beside that, {changes}. ' if changes else ''}{_advice_on(changes)}Delete the folder to begin anew"
+        f"{f'Other differences: {changes}. ' if changes else ''}{_advice_on(changes)}Delete the folder to begin anew"
     )
 
 
 def check_job(folder: Path, state: dict[str, Any], job: Job, is_living: bool) -> None:
-    """Refuse a checkpoint of other arguments.
-
-    Args:
-        folder: Where it is.
-        state: What it holds.
-        job: The job that is to go on.
-        is_living: Whether this process has trained the same model before.
-
-    Raises:
-        ValueError: They are others.
-    """
+    """Raise ValueError if the checkpoint `state` in `folder` was written with other arguments."""
     changes = "; ".join(_changes(state, job, is_living)[0])
     if changes:
         raise ValueError(
@@ -81,19 +57,12 @@ def check_job(folder: Path, state: dict[str, Any], job: Job, is_living: bool) ->
 
 
 def warn_about_job(folder: Path, state: dict[str, Any], job: Job, is_living: bool) -> None:
-    """Warn about what may compute something else: code, arguments of callbacks, and attributes that look like times.
-
-    Args:
-        folder: Where the checkpoint is.
-        state: What it holds.
-        job: The job that is to go on.
-        is_living: Whether this process has trained the same model before.
-    """
+    """Warn about other code, arguments of callbacks, and attributes that look like times, which may change results."""
     there, later, here = state["job"]["code"], state["changed"]["code"], job.code
     names = sorted(name for name in {*there, *here} if here.get(name) not in (there.get(name), later.get(name)))
     if changed := [name for name in names if not (is_living and there.get(name) != later.get(name))]:
         warnings.warn(
-            f"The checkpoint in {folder} was written with other code in {', '.join(changed)}. If that computes "
+            f"The checkpoint in {folder} was written with other code in {', '.join(changed)}. If that code computes "
             "something else, training does not go on as if it had not been interrupted",
             stacklevel=5,
         )
@@ -105,15 +74,15 @@ def warn_about_job(folder: Path, state: dict[str, Any], job: Job, is_living: boo
         )
     if changes := _changes(state, job, is_living)[1]:
         warnings.warn(
-            f"Attributes are not those of the run that has written the checkpoint in {folder}: {'; '.join(changes)}. "
-            "They are taken for times, or for ids of a process or a run, that change no number. If their names begin "
-            "with an underscore, they are not compared",
+            f"Attributes differ from those of the run that wrote the checkpoint in {folder}: {'; '.join(changes)}. "
+            "They look like times, or like ids of a process or a run, which do not change results. Begin their names "
+            "with an underscore to exclude them from the comparison",
             stacklevel=5,
         )
 
 
 def _changes(state: dict[str, Any], job: Job, is_living: bool) -> tuple[list[str], list[str]]:
-    """Return in what two jobs differ, and in what only as two runs of one do."""
+    """Return the differences between two jobs that matter, and those in times and ids, which differ in each run."""
     there, here = state["job"]["arguments"], job.arguments
     of_run = of_the_run(there, here, state["process"])
     both = []

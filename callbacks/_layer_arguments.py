@@ -1,4 +1,4 @@
-"""The arguments of a model's layers, and how they are connected, as text that is the same in every process."""
+"""The arguments and connections of a model's layers, as text that is the same in every process."""
 
 import dataclasses
 import re
@@ -14,7 +14,7 @@ from keras.src.ops.function import make_node_key
 from tfopt.callbacks._optimizer_arguments import describe
 from tfopt.callbacks._optimizers_of import is_of_a_library
 
-_LONGEST = 120  # characters of a text that are kept as they are
+_LONGEST = 120  # Number of characters. Longer texts are cut.
 _PLAIN = (bool, int, float, str, np.bool_, np.integer, np.floating)
 _OF_KERAS = frozenset({
     *("autocast", "built", "compiled", "loss", "name", "seed", "stop_evaluating", "stop_predicting", "stop_training"),
@@ -24,45 +24,24 @@ _OF_KERAS = frozenset({
 
 
 def layer_arguments(model: Any) -> dict[str, str]:
-    """Return the arguments of all layers of a model, without their names.
-
-    Args:
-        model: The model, which has been built.
-
-    Returns:
-        Text by "layer 3 (Dropout)'s rate" and the like. The model itself is number 0.
-    """
-    places = _places(model)
+    """Return the arguments of all layers, without names, by "layer 3 (Dropout)'s rate" etc.; the model is layer 0."""
+    numbers = _numbers_of(model)
     found: dict[str, str] = {}
     for label, part in _labelled(model):
         found.update({f"{label}'s {key}": shorten(describe(value)) for key, value in _config_of(part).items()})
         if isinstance(part, Functional):
-            found[f"{label}'s connections"] = shorten(_connections(part, places))
+            found[f"{label}'s connections"] = shorten(_connections(part, numbers))
     return found
 
 
 def trainable_flags(model: Any) -> dict[str, str]:
-    """Return which layers of a model are trained.
-
-    Args:
-        model: The model.
-
-    Returns:
-        "True" or "False" by "layer 3 (Dense)'s trainable" and the like.
-    """
+    """Return "True" or "False" for each layer, by "layer 3 (Dense)'s trainable" and the like."""
     layers = [(label, part) for label, part in _labelled(model) if isinstance(part, keras.layers.Layer)]
     return {f"{label}'s trainable": str(bool(layer.trainable)) for label, layer in layers}
 
 
 def own_attributes(model: Any) -> dict[str, str]:
-    """Return the plain values that layers of the user's classes hold, which training may change.
-
-    Args:
-        model: The model.
-
-    Returns:
-        Text by "layer 0 (VAE)'s attribute beta" and the like.
-    """
+    """Return plain values in layers of user classes, which training may change, by "layer 0 (VAE)'s attribute beta"."""
     names = {part.name for part in _parts(model) if hasattr(part, "name")}
     return {
         f"{label}'s attribute {name}": shorten(_without_numbers(describe(value), names))
@@ -73,7 +52,7 @@ def own_attributes(model: Any) -> dict[str, str]:
 
 
 def _without_numbers(text: str, names: set[str]) -> str:
-    """Return a text without the numbers of layers' names, which Keras counts on for each model in a process."""
+    """Remove the numbers in layers' names from a text, because Keras counts layers over all models of a process."""
     numbered = sorted(filter(re.compile(r"_[0-9]+$").search, names), key=len, reverse=True)
     if not numbered:
         return text
@@ -82,20 +61,13 @@ def _without_numbers(text: str, names: set[str]) -> str:
 
 
 def shorten(text: str) -> str:
-    """Return a text for a message; one that is cut ends with a checksum, so that different ones stay different.
-
-    Args:
-        text: The text.
-
-    Returns:
-        At most about 120 characters.
-    """
+    """Return a text of at most about 120 characters; a checksum at the end keeps different cut texts different."""
     return text if len(text) <= _LONGEST else f"{text[:80]}... ({zlib.crc32(text.encode()):08x})"
 
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, str):
-        return "/" not in value  # paths and addresses change no number
+        return "/" not in value  # Paths and addresses do not change results.
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = vars(value)
     if isinstance(value, dict):
@@ -106,7 +78,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _parts(model: Any) -> list[Any]:
-    """Return a model, its layers, and the operations between them, each once, in the order in which they were made."""
+    """Return a model, its layers and the operations between them, each once, in the order of creation."""
     found: dict[int, Any] = {}
     waiting = [model]
     while waiting:
@@ -118,7 +90,7 @@ def _parts(model: Any) -> list[Any]:
     return list(found.values())
 
 
-def _places(model: Any) -> dict[int, int]:
+def _numbers_of(model: Any) -> dict[int, int]:
     return {id(part): number for number, part in enumerate(_parts(model))}
 
 
@@ -132,13 +104,13 @@ def _config_of(part: Any) -> dict[str, Any]:
         config = _written_down(part)
     given = getattr(getattr(part, "_auto_config", None), "config", None)
     if "seed" in config and given is not None:
-        config["seed"] = given.get("seed")  # some layers write down a number that they have drawn
+        config["seed"] = given.get("seed")  # Some layers serialise a number that they drew.
     for name in list(config):
         held = vars(part).get(name)
         if isinstance(held, types.FunctionType | types.MethodType):
-            config[name] = held  # Keras writes functions down with the line on which they stand
+            config[name] = held  # Keras serialises functions with their line numbers.
         if any(isinstance(item, keras.layers.Layer) for item in (held if isinstance(held, list | tuple) else [held])):
-            del config[name]  # which is a part of its own
+            del config[name]  # The layer is listed by itself.
     if (policy := getattr(part, "dtype_policy", None)) is not None:
         config["dtype"] = policy.name
     return {key: value for key, value in config.items() if value is not None and key not in ("name", "trainable")}
@@ -152,12 +124,12 @@ def _holds_only_layers(part: Any) -> bool:
 def _written_down(part: Any) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about lambdas
+            warnings.simplefilter("ignore")  # Keras warns about lambdas.
             config = dict(part.get_config())
-    except Exception:  # somebody's layer, or a regularizer in it, whose arguments cannot be written down
-        config = _held_by(part) if is_of_a_library(type(part).__module__) else {}  # see own_attributes
+    except Exception:  # A custom layer, or a regularizer in it, may not be serialisable.
+        config = _held_by(part) if is_of_a_library(type(part).__module__) else {}  # own_attributes has them.
     if isinstance(part, keras.layers.StringLookup | keras.layers.IntegerLookup | keras.layers.TextVectorization):
-        config["vocabulary"] = part.get_vocabulary()  # of which the config lacks what `adapt` has found
+        config["vocabulary"] = part.get_vocabulary()  # The config lacks the result of `adapt`.
     return config
 
 
@@ -166,7 +138,7 @@ def _held_by(part: Any) -> dict[str, Any]:
         name: value
         for name, value in vars(part).items()
         if not name.startswith("_") and name not in _OF_KERAS and _is_an_argument(value)
-        if not (isinstance(value, types.FunctionType) and hasattr(type(part), name))  # a method that Keras has wrapped
+        if not (isinstance(value, types.FunctionType) and hasattr(type(part), name))  # Keras wraps this method.
     }
 
 
@@ -181,24 +153,24 @@ def _is_an_argument(value: Any) -> bool:
     return isinstance(value, kinds) or _is_plain(value)
 
 
-def _connections(model: Any, places: dict[int, int]) -> str:
-    """Return which layer is called on what, in numbers of layers."""
+def _connections(model: Any, numbers: dict[int, int]) -> str:
+    """Return which layer is called on which outputs, by the numbers of layers."""
 
     def of(operation: Any) -> list[int]:
         nodes = range(len(operation._inbound_nodes))
         return [number for number in nodes if make_node_key(operation, number) in model._nodes]
 
-    def place(tensor: Any) -> Any:
+    def source_of(tensor: Any) -> Any:
         if not isinstance(tensor, keras.KerasTensor):
             return tensor
         operation, node, output = tensor._keras_history
-        return f"{places.get(id(operation))}.{of(operation).index(node)}.{output}"
+        return f"{numbers.get(id(operation))}.{of(operation).index(node)}.{output}"
 
     calls = []
     for operation in model.operations:
         for number in of(operation):
             arguments = operation._inbound_nodes[number].arguments
-            given = keras.tree.map_structure(place, [list(arguments.args), dict(arguments.kwargs)])
-            calls.append(f"{places[id(operation)]}{describe(given)}")
-    ends = [[place(tensor) for tensor in tensors] for tensors in (model.inputs, model.outputs)]
+            given = keras.tree.map_structure(source_of, [list(arguments.args), dict(arguments.kwargs)])
+            calls.append(f"{numbers[id(operation)]}{describe(given)}")
+    ends = [[source_of(tensor) for tensor in tensors] for tensors in (model.inputs, model.outputs)]
     return f"{' '.join(calls)} {describe(ends)}"

@@ -1,4 +1,4 @@
-"""What callbacks that measure a model on a probe have in common: when, on what, and where the results go."""
+"""The base class of callbacks that measure a model on a probe: when, on which data, and where the results go."""
 
 import time
 from pathlib import Path
@@ -28,27 +28,11 @@ if TYPE_CHECKING:
 
 
 class Measurement(RankCallback):
-    """A callback that measures a model on a probe.
+    """A callback that measures a model on a probe; `probe_data` is None where nothing is measured on a probe.
 
-    Subclasses say what to measure in `_make_instruments` and `_measure`, and when in `_after_start`,
-    `_after_batches` and `_after_epoch`.
-
-    Args:
-        probe_data: A `Probe`, or as `fit` takes `validation_data`: (x, y), (x, y, sample_weight), or a data set; None
-            where nothing is measured on a probe.
-        loss: As `compile` takes it; None for the one that the model was compiled with.
-        cadence: When to measure.
-        batch_size: As `Probe` takes it.
-        batch_norm: "batch" or "moving".
-        log_dir: Folder for TensorBoard's event files; None for none.
-        communicator: The job's communicator; None means `tfopt.communicator.current()`.
-
-    Attributes:
-        batch_norm: As it was given: how all in `history` was measured.
-        history: Lists with one entry for each measurement: `epoch` (epochs completed), `step` (as `StepCount` counts),
-            `seconds`, and what was measured.
-        precision: How layers were computed in what was measured last, as `HessianOperator.precision` says: "model" (as
-            in training), "float32" where training computes some in half precision, or "bfloat16".
+    `history` has lists with one entry per measurement: `epoch` (epochs completed), `step` (as `StepCount` counts),
+    `seconds`, and the measured values. `precision` is `HessianOperator.precision` of the last measurement: "model",
+    "float32" or "bfloat16".
     """
 
     group = ""
@@ -79,10 +63,10 @@ class Measurement(RankCallback):
     def _check_loss_and_hooks(self) -> None:
         check_loss_name(self.loss)
         if self.cadence.every_n_steps is None and type(self).on_train_batch_end is Measurement.on_train_batch_end:
-            # Where every callback leaves this hook alone, Keras does not wait for the metrics of each batch.
+            # Keras computes batch metrics synchronously only if a callback overrides this hook.
             self.__dict__["on_train_batch_end"] = keras.callbacks.Callback.on_train_batch_end.__get__(self)
 
-    # Copies and pickles hold what was measured, and make new instruments in their next `fit`.
+    # Copies and pickles hold the measurements. Their next `fit` makes new instruments.
 
     _INSTRUMENTS = (
         *("on_train_batch_end", "_model", "_threads", "_hessian", "_network", "_meter", "_groups", "_scatter"),
@@ -101,7 +85,7 @@ class Measurement(RankCallback):
         self.history: dict[str, list] = {"epoch": [], "step": [], "seconds": []}
         self.precision = "model"
         self._latest: dict[str, float] = {}
-        self._logged: set[str] = set()  # names in the logs of the epoch before
+        self._logged: set[str] = set()  # Names in the logs of the previous epoch.
         self._first_epoch: int | None = None
         self._epochs_completed = 0
         self._count = StepCount()
@@ -112,42 +96,25 @@ class Measurement(RankCallback):
     _STATE = ("history", "precision", "_latest", "_first_epoch", "_epochs_completed")
 
     def get_state(self) -> dict[str, Any]:
-        """Return what a checkpoint must keep.
-
-        Returns:
-            The measurements, and how far training has come.
-        """
+        """Return the measurements, and how far training has come."""
         return {name: getattr(self, name) for name in self._STATE} | {"count": self._count.get_state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on where a checkpoint was written.
-
-        Args:
-            state: What `get_state` has returned.
-        """
+        """Restore a state from `get_state`."""
         for name in self._STATE:
             setattr(self, name, state[name])
         self._count.set_state(state["count"])
 
-    # --- what Keras calls
+    # --- hooks that Keras calls
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Start a new history.
-
-        Args:
-            logs: Not used.
-        """
+        """Start a new history."""
         super().on_train_begin(logs)
         come_before_loggers(self)
         self._start()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Before the first epoch, make the instruments and measure.
-
-        Args:
-            epoch: Its number, from 0.
-            logs: Not used.
-        """
+        """Follow changes of the model; before the first epoch, make the instruments and measure."""
         super().on_epoch_begin(epoch, logs)
         self._epochs_completed = epoch
         if self._is_ready:
@@ -162,22 +129,13 @@ class Measurement(RankCallback):
                 self._after_start()
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Note where the next steps begin.
-
-        Args:
-            batch: Number of the batch in the epoch, from 0; it may be beyond the end of the data.
-            logs: Not used.
-        """
-        self._num_batches = batch + 1  # for the ranks to compare
+        """Note where the next steps begin; `batch` (0-based) may be beyond the end of the data."""
+        self._num_batches = batch + 1  # The ranks compare this number.
         self._count.begin_batch(self.model, batch, self._is_counting)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Measure if it is time to; the results go into the logs. Called where the cadence is one of steps.
-
-        Args:
-            batch: Not used: where one execution makes several steps, it may be the first of them or beyond the last.
-            logs: Receives what has been measured.
-        """
+        """Measure if it is due, and add the results to `logs`; Keras calls this only if the cadence counts steps."""
+        # `batch` is not used: if one execution makes several steps, it may be the first of them or beyond the last.
         num_measured, before = len(self.history["step"]), self._count.batches
         self._count.end_batch()
         self._after_batches(before, self._count.batches)
@@ -185,12 +143,7 @@ class Measurement(RankCallback):
             logs.update(self._latest)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Measure if it is time to; what was measured last goes into the logs.
-
-        Args:
-            epoch: Its number, from 0.
-            logs: Receives what was measured last.
-        """
+        """Measure if it is due, and add the results of the last measurement to `logs`."""
         self.compare(f"the end of epoch {epoch + 1}", logs)
         before = self._count.batches
         self._count.end_epoch(self._is_counting)
@@ -206,37 +159,33 @@ class Measurement(RankCallback):
             logs.update(self._latest)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Measure once more if training has ended unexpectedly.
-
-        Args:
-            logs: Not used.
-        """
+        """Measure once more if training ended unexpectedly."""
         super().on_train_end(logs)
         if self._is_ready:
             self._after_training()
 
-    # --- what subclasses say
+    # --- hooks of subclasses
 
     def _make_instruments(self) -> None:
-        """Compile what measures; once for a model."""
+        """Make the instruments, once for each state of the model."""
 
     def _measure(self, **options: Any) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
         """Return scalars by their names in the logs, and values by variable, which stay out of the logs."""
         raise NotImplementedError
 
     def _after_start(self) -> None:
-        """Before the first step."""
+        """Act before the first step."""
 
     def _after_batches(self, before: int, after: int) -> None:
-        """After one or several steps."""
+        """Act when the number of trained batches has increased from `before` to `after`."""
 
     def _after_epoch(self, epochs: int, is_last: bool) -> None:
-        """After an epoch."""
+        """Act after an epoch."""
 
     def _after_training(self) -> None:
-        """After training."""
+        """Act after training."""
 
-    # --- what they use
+    # --- helpers of subclasses
 
     def _is_due_after_epoch(self, cadence: Cadence, epochs: int) -> bool:
         return cadence.is_due_after_epoch(epochs, self._first_epoch or 0, self.parameters.get("epochs") or epochs)
@@ -253,10 +202,10 @@ class Measurement(RankCallback):
         return step in self.history["step"][-1:]
 
     def _take(self, step: int | None = None, **options: Any) -> None:
-        """Measure, and write down what was measured; of the step of the moment, or of another one."""
+        """Measure, and record the results for `step`, or for the current step."""
         self._follow()
         start = time.perf_counter()
-        # On one thread: those of NumPy's BLAS go on spinning for a while afterwards, and keep TensorFlow's waiting.
+        # Use one thread in NumPy's BLAS: its threads keep spinning after a call, and block TensorFlow's.
         with self._threads.limit(limits=1, user_api="blas"):
             values, details = self._measure(**options)
         self._record(self._steps if step is None else step, values, details, time.perf_counter() - start)
@@ -287,14 +236,14 @@ class Measurement(RankCallback):
         if not has_call(self.model):
             raise ValueError(
                 f"{name} cannot measure {type(self.model).__name__}, which has a train_step and no call(): nothing "
-                "says what its loss compares with the targets. Give it a method call(inputs) that returns the outputs "
-                "of which `loss` is a function; or measure one part of it, in a callback of your own, with "
+                "says what its loss compares with the targets. Add a method call(inputs) that returns the outputs for "
+                "`loss`; or measure one part of the model in a callback of your own, with "
                 "tfopt.curvature.HessianOperator(model.part, loss, x, y)"
             )
         return weigh_as_fit_does(name, self._given_probe, self._probe, find_running_fit(self), self.model)
 
     def _follow(self, is_start: bool = False) -> None:
-        """Make new instruments, if the model or the probe is no longer the one that they were made for."""
+        """Make new instruments if the model or the probe has changed."""
         is_new = not is_same(self._made_for, (self._probe, *state_of(self.model)))
         check_ranks(self.communicator, type(self).__name__, self.model, is_new, is_start)
         if is_new:
@@ -304,7 +253,7 @@ class Measurement(RankCallback):
                 self._after_change()
 
     def _after_change(self) -> None:
-        """After new instruments were made in the middle of training: old values are no longer those of the model."""
+        """Set the latest values to NaN, because they belong to the model before its change."""
         self._latest = dict.fromkeys(self._latest, float("nan"))
 
     def _build_model(self) -> None:
@@ -313,7 +262,7 @@ class Measurement(RankCallback):
         if self._probe is None:
             build_model(self.model, find_running_fit(self))
             return
-        # From the probe, since to look at the training data would use up one of their shuffles.
+        # Build from the probe, because reading the training data would use up one of their shuffles.
         floats = keras.config.floatx()
         self.model(map_arrays(lambda x: tf.cast(x, floats) if x.dtype.is_floating else x, self._probe.batches[0].x))
 

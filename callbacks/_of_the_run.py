@@ -1,4 +1,4 @@
-"""Attributes that say when or as which process a training runs, and change no number of it."""
+"""Attributes that hold a time, or the id of a run or process, and do not change results."""
 
 import os
 import re
@@ -9,16 +9,7 @@ _ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def of_the_run(there: dict[str, str], here: dict[str, str], process: int) -> list[str]:
-    """Return which attributes differ only as two runs of one script do: times, dates, ids of processes and runs.
-
-    Args:
-        there: The arguments of a training.
-        here: Those of the one that goes on from it.
-        process: The id of the process of the first.
-
-    Returns:
-        Their names.
-    """
+    """Return names of attributes that differ only in times, dates, or ids of runs or processes (`process`: first)."""
     names = [name for name in there if "'s attribute " in name and there[name] != here.get(name, there[name])]
     ids = (str(process), str(os.getpid()))
     return [

@@ -1,4 +1,4 @@
-"""The arguments of optimizers as text that is the same in every process: no addresses, no numbered names."""
+"""The arguments of optimizers as text that is the same in every process, without addresses and numbered names."""
 
 import functools
 import inspect
@@ -14,7 +14,7 @@ import tensorflow as tf
 from tensorflow.python.trackable.base import Trackable
 from tfopt.callbacks._optimizers_of import is_of_a_library, is_users, optimizers_of
 
-# What training changes. Variables, layers and optimizers are compared by themselves, not where a function uses them.
+# Training changes these objects. Variables, layers and optimizers are compared separately, not in functions.
 _TRACKED = (
     keras.Variable,
     Trackable,
@@ -23,19 +23,12 @@ _TRACKED = (
     keras.callbacks.Callback,
     keras.random.SeedGenerator,
 )
-_MOST_ENTRIES = 1000  # of arrays that are written out
+_MOST_ENTRIES = 1000  # Larger arrays are described by their checksums.
 _DEEPEST = 6
 
 
 def arguments_of(model: Any) -> dict[str, str]:
-    """Return the arguments of all optimizers of a model.
-
-    Args:
-        model: The model, whose optimizers have been built.
-
-    Returns:
-        Text by "optimizer's learning_rate" and the like.
-    """
+    """Return the arguments of all (built) optimizers of a model, by "optimizer's learning_rate" and the like."""
     found: dict[str, str] = {}
     for name, optimizer in optimizers_of(model):
         found.update(_arguments("optimizer" if optimizer is model.optimizer else name, optimizer, model))
@@ -49,11 +42,11 @@ def _arguments(name: str, optimizer: Any, model: Any) -> dict[str, str]:
         return _arguments_of_several(name, optimizer, model)
     try:
         config = dict(optimizer.get_config())
-    except Exception:  # an optimizer or a schedule of somebody's that cannot be written down
+    except Exception:  # A user's optimizer or schedule may not be serialisable.
         config = {key: value for key, value in vars(optimizer).items() if isinstance(value, bool | int | float | str)}
     rate = getattr(optimizer, "_learning_rate", None)
     if callable(rate) and not isinstance(rate, keras.Variable):
-        config["learning_rate"] = rate  # Keras writes functions down with the line on which they stand
+        config["learning_rate"] = rate  # Keras serialises functions with their line numbers.
     config["class"] = type(optimizer).__name__
     config |= {key: value for key, value in _own_constants(optimizer).items() if key not in config}
     return {f"{name}'s {key}": describe(value) for key, value in config.items() if key != "name" and value is not None}
@@ -65,7 +58,7 @@ def _names_of_keras() -> frozenset[str]:
 
 
 def _own_constants(optimizer: Any) -> dict[str, Any]:
-    """Return what an optimizer of a user's class holds, which its config may lack."""
+    """Return the attributes of an optimizer of a user's class, which its config may lack."""
     if not is_users(optimizer):
         return {}
     kinds = (bool, int, float, str, np.ndarray, np.generic, list, tuple, dict, types.FunctionType)
@@ -74,26 +67,18 @@ def _own_constants(optimizer: Any) -> dict[str, Any]:
 
 
 def _arguments_of_several(name: str, optimizer: Any, model: Any) -> dict[str, str]:
-    # What matters is which variable goes to which optimizer, not in which way that is said.
+    # Only the variables of each optimizer matter, not how they were chosen.
     found: dict[str, str] = {}
     for number, part in enumerate(optimizer.optimizers):
         found.update(_arguments(f"{name}.optimizers[{number}]", part, model))
         theirs = {id(variable) for variable in getattr(part, "_trainable_variables", ())}
-        places = [place for place, variable in enumerate(model.trainable_variables) if id(variable) in theirs]
-        found[f"{name}.optimizers[{number}]'s variables"] = str(places)
+        indices = [index for index, variable in enumerate(model.trainable_variables) if id(variable) in theirs]
+        found[f"{name}.optimizers[{number}]'s variables"] = str(indices)
     return found
 
 
 def describe(value: Any, depth: int = 0) -> str:
-    """Return a text that is the same for what means the same.
-
-    Args:
-        value: Anything.
-        depth: How many objects this one is inside of.
-
-    Returns:
-        The text.
-    """
+    """Return a text that is equal for values with the same meaning; `depth` is the number of enclosing objects."""
     if value is None or isinstance(value, bool | int | float | complex | bytes):
         return str(value)
     if isinstance(value, str):
@@ -101,7 +86,7 @@ def describe(value: Any, depth: int = 0) -> str:
     if depth > _DEEPEST:
         return type(value).__name__
     deeper = functools.partial(describe, depth=depth + 1)
-    if isinstance(value, dict) and {"class_name", "config"} <= value.keys():  # as Keras writes objects down
+    if isinstance(value, dict) and {"class_name", "config"} <= value.keys():  # Keras has serialised an object.
         return f"{value['class_name']} {deeper(value['config'])}"
     if isinstance(value, dict):
         inside = ", ".join(f"{key}: {deeper(value[key])}" for key in sorted(value, key=str) if key != "name")
@@ -129,7 +114,7 @@ def describe(value: Any, depth: int = 0) -> str:
             array = np.asarray(value)
             is_large = array.size > _MOST_ENTRIES and not array.dtype.hasobject
             return f"{array.shape} {zlib.crc32(array.tobytes()):08x}" if is_large else str(array.tolist())
-        except Exception:  # a tensor that holds no numbers, such as a data set's
+        except Exception:  # A data set's tensor holds no numbers.
             return type(value).__name__
     return f"{type(value).__name__} {_describe_object(value, depth)}"
 
@@ -139,7 +124,7 @@ def _describe_function(function: types.FunctionType, deeper: Callable[[Any], str
         return f"{function.__module__.split('.')[0]}.{function.__qualname__}"
     try:
         used = inspect.getclosurevars(function)
-    except ValueError:  # it uses a name that has no value yet
+    except ValueError:  # It uses a name that has no value yet.
         return f"{function.__qualname__} {_checksum(function.__code__)}"
     constants = {name: value for name, value in used.globals.items() if isinstance(value, bool | int | float | str)}
     outside = [item for item in (function.__defaults__, function.__kwdefaults__, used.nonlocals, constants) if item]
@@ -150,14 +135,14 @@ def _describe_object(value: Any, depth: int) -> str:
     held = getattr(value, "__dict__", {})
     try:
         config = value.get_config()
-    except Exception:  # there is no such method, or it says that there is no config
+    except Exception:  # The method is missing, or there is no config.
         return describe(held, depth + 1)
     if isinstance(value, keras.optimizers.schedules.LearningRateSchedule) and is_users(value):
-        config = {**held, **config}  # which may lack some
+        config = {**held, **config}  # The config may be incomplete.
     return describe(config, depth + 1)
 
 
 def _checksum(code: types.CodeType) -> str:
-    # Of what is computed, not of the file and the line where it stands.
+    # The checksum covers the computation, but not the file and the line.
     constants = [_checksum(item) if isinstance(item, types.CodeType) else describe(item) for item in code.co_consts]
     return f"{zlib.crc32(str((code.co_code.hex(), code.co_names, constants)).encode()):08x}"

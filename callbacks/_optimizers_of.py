@@ -1,4 +1,4 @@
-"""All optimizers that a model's training can use, wherever its author has put them."""
+"""All optimizers that the training of a model can use, wherever the author of the model has stored them."""
 
 import dis
 import functools
@@ -15,20 +15,11 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
 def optimizers_of(model: Any) -> list[tuple[str, keras.optimizers.Optimizer]]:
-    """Return every optimizer that belongs to a model: GANs and models of several parts have some of their own.
-
-    Looked through are the attributes of the model, of its layers and of its parts; lists, tuples and dictionaries in
-    them; objects of classes that are not a library's; and variables that the methods of the model's class use from
-    outside (globals and closures).
-
-    Args:
-        model: A Keras model.
-
-    Returns:
-        Pairs of a name, which says where the optimizer is ("optimizer", "parts['a'].optimizer", "optimizers[1]"), and
-        the optimizer. Each comes once, in an order that is the same in another process that builds the same model; the
-        one of `compile` comes first. A wrapper stands for the optimizer inside it, if its variables include those.
-    """
+    """Return pairs (location, optimizer) of all optimizers of a model, the one of `compile` first, in a fixed order."""
+    # GANs and models of several parts have optimizers of their own. Searched are the attributes of the model, its
+    # layers and its parts; lists, tuples and dictionaries in them; objects of the user's classes; and globals and
+    # closures that the methods of the model's class use. Locations are texts such as "optimizer" or
+    # "parts['a'].optimizer", which are the same in another process.
     found: list[tuple[str, keras.optimizers.Optimizer]] = []
     seen = {id(model)}
     waiting: deque[tuple[str, Any]] = deque([("", model)])
@@ -41,6 +32,7 @@ def optimizers_of(model: Any) -> list[tuple[str, keras.optimizers.Optimizer]]:
                 seen.add(id(child))
                 waiting.append((child_name, child))
     found.sort(key=lambda pair: pair[1] is not getattr(model, "optimizer", None))
+    # A wrapper stands for its inner optimizer if its variables include those of the inner optimizer.
     return _without_those_inside(found)
 
 
@@ -56,7 +48,7 @@ def _without_those_inside(
 
 
 def parts_of(name: str, thing: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the named things that something holds; nothing, if it cannot hold an optimizer."""
+    """Yield the named objects that an object holds; nothing, if it cannot hold an optimizer."""
     if isinstance(thing, dict):
         for number, (key, value) in enumerate(thing.items()):
             yield f"{name}[{key!r}]" if isinstance(key, str | int) else f"{name}[{number}]", value
@@ -80,8 +72,8 @@ def parts_of(name: str, thing: Any) -> Iterator[tuple[str, Any]]:
 def _attributes_of(name: str, thing: Any) -> Iterator[tuple[str, Any]]:
     prefix = f"{name}." if name else ""
     attributes = getattr(thing, "__dict__", {})
-    # Public names first, because Keras keeps the same things under private ones too. Those with "_self_" are
-    # TensorFlow's notes for its checkpoints.
+    # Public names come first, because Keras keeps the same objects under private names too. Names with "_self_" are
+    # TensorFlow's records for its checkpoints.
     for attribute in sorted(attributes, key=lambda attribute: attribute.startswith("_")):
         if not attribute.startswith("_self_"):
             yield f"{prefix}{attribute}", attributes[attribute]
@@ -92,7 +84,7 @@ def _attributes_of(name: str, thing: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _used_from_outside(name: str, function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """Yield the globals and closed-over variables that a function of the user's reads."""
+    """Yield the globals and closure variables that a user's function reads."""
     if is_of_a_library(function.__module__):
         return
     for variable, cell in closed_over(function):
@@ -103,17 +95,17 @@ def _used_from_outside(name: str, function: types.FunctionType) -> Iterator[tupl
 
 
 def closed_over(function: types.FunctionType) -> Iterator[tuple[str, types.CellType]]:
-    """Yield the closed-over variables of a function, each with its cell, of those that have a value."""
+    """Yield the closure variables of a function that have a value, each with its cell."""
     for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
         try:
             cell.cell_contents  # noqa: B018
-        except ValueError:  # not assigned yet
+        except ValueError:  # It is not assigned yet.
             continue
         yield variable, cell
 
 
 def globals_of(function: types.FunctionType) -> Iterator[str]:
-    """Yield the names of the globals that a function reads, also in functions that it defines."""
+    """Yield the names of the globals that a function and the functions inside it read."""
     codes = deque([function.__code__])
     while codes:
         code = codes.popleft()
@@ -124,14 +116,7 @@ def globals_of(function: types.FunctionType) -> Iterator[str]:
 
 
 def things_of(model: Any) -> Iterator[tuple[str, Any]]:
-    """Yield a model and everything that it and its code use, but no plain values and variables.
-
-    Args:
-        model: The model.
-
-    Yields:
-        Pairs of where it is, which is the same in another process that builds the same model, and the thing; each once.
-    """
+    """Yield (location, object) once for a model and all that its code uses, except plain values and variables."""
     seen = {id(model)}
     waiting: deque[tuple[str, Any]] = deque([("model", model)])
     while waiting:
@@ -144,17 +129,10 @@ def things_of(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def is_users(thing: Any) -> bool:
-    """Return whether something is an object of a class that is not a library's."""
+    """Return whether the class of an object does not belong to a library."""
     return not isinstance(thing, type | types.ModuleType) and not is_of_a_library(type(thing).__module__)
 
 
 def is_of_a_library(module: str | None) -> bool:
-    """Return whether a module belongs to a library, and not to the user.
-
-    Args:
-        module: Its name.
-
-    Returns:
-        Whether it does.
-    """
+    """Return whether a module, given by its name, belongs to a library and not to the user."""
     return (module or "").split(".")[0] in _LIBRARIES and module != "__main__"

@@ -1,4 +1,4 @@
-"""What the functions and methods of the user's that a model uses compute, as text."""
+"""The code of a user's functions and methods that a model uses, as text."""
 
 import types
 from typing import Any
@@ -9,14 +9,7 @@ from tfopt.callbacks._plain_state import computes
 
 
 def own_code(model: Any) -> dict[str, str]:
-    """Return what the user's functions and methods compute, of layers, losses, optimizers and whatever they call.
-
-    Args:
-        model: The model.
-
-    Returns:
-        Text by "Own.call" and the like.
-    """
+    """Return the code of the user's layers, losses, optimizers and all that they call, by "Own.call" and the like."""
     found: dict[str, list[str]] = {}
     for _, thing in things_of(model):
         if isinstance(thing, types.FunctionType) and computes(thing):

@@ -1,4 +1,4 @@
-"""Numbers in plain Python objects that a model and its code use: steps that run eagerly, and callbacks, change them."""
+"""Values in plain Python objects that a model and its code use, which eager steps and callbacks change."""
 
 import functools
 import io
@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from tfopt.callbacks._optimizers_of import closed_over, globals_of, is_of_a_library, is_users, things_of
 
-_LARGEST = 1 << 24  # bytes of an array; what is larger is data
+_LARGEST = 1 << 24  # Bytes of an array. Larger arrays are data.
 _NUMBERS = (bool, int, float, complex, str, bytes, type(None), np.generic)
 _MAKING = ("__init__", "build", "get_config", "from_config")
 _KERAS_OWN = (
@@ -26,85 +26,78 @@ _KERAS_OWN = (
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a value is, and how another one gets there."""
+class _Slot:
+    """A value, and the function that puts another one in its slot."""
 
     value: Any
     assign: Callable[[Any], None]
 
 
 class PlainState:
-    """Keeps what training changes in attributes of a model and of what it holds, and in variables that its code uses.
+    """Saves what training changes in attributes of a model's objects, and in variables that its code uses.
 
-    Attributes are those of layers, optimizers, losses and the like, and of objects of the user's classes. Variables
-    are globals and closed-over ones, named in the functions and methods of the user's that the model reaches.
-
-    Args:
-        model: The model, before training.
+    The objects are layers, optimizers, losses and the like, and objects of the user's classes. The variables are
+    globals and closure variables of the user's functions that the model reaches.
     """
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._before = {name: digest(place.value) for name, place in _places(model).items()}
-        self._restored: set[str] = set()  # which need not change again
+        self._before = {name: digest(slot.value) for name, slot in _slots(model).items()}
+        self._restored: set[str] = set()  # These are saved even if they do not change again.
 
     def get_state(self) -> list[list[Any]]:
-        """Return what has changed: name, value, and what kind of value it is."""
+        """Return a list [name, value, kind] for each value that has changed."""
         return [
-            [name, *_packed(place.value)]
-            for name, place in _places(self._model).items()
-            if _can_be_saved(place.value) and (name in self._restored or self._before.get(name) != digest(place.value))
+            [name, *_packed(slot.value)]
+            for name, slot in _slots(self._model).items()
+            if _can_be_saved(slot.value) and (name in self._restored or self._before.get(name) != digest(slot.value))
         ]
 
     def set_state(self, state: list[list[Any]]) -> list[str]:
-        """Change them as they were changed.
-
-        Returns:
-            The names of those that are no more.
-        """
-        places, owners = _places(self._model), dict(_owners(self._model))
+        """Restore the values from `get_state`, and return the names that do not exist any more."""
+        slots, owners = _slots(self._model), dict(_owners(self._model))
         self._restored = {name for name, _, _ in state}
         missing = []
         for name, value, kind in state:
             value = tf.constant(value) if kind == "tensor" else value
             path, _, attribute = name.rpartition(".")
-            if name in places:
-                places[name].assign(value)
-            elif path in owners and kind != "generator":  # an attribute that training has made
+            if name in slots:
+                slots[name].assign(value)
+            elif path in owners and kind != "generator":  # Training has made this attribute.
                 setattr(owners[path], attribute, value)
             else:
                 missing.append(name)
         return missing
 
     def lost(self) -> list[str]:
-        """Return the names of what has changed and cannot be saved, and of iterators, which may have changed."""
-        places = {name: place for name, place in _places(self._model).items() if not _can_be_saved(place.value)}
+        """Return the names of changed values that cannot be saved, and of iterators, which may have changed."""
+        slots = {name: slot for name, slot in _slots(self._model).items() if not _can_be_saved(slot.value)}
         return [
             name
-            for name, place in places.items()
-            if isinstance(place.value, Iterator) or self._before.get(name) != digest(place.value)
+            for name, slot in slots.items()
+            if isinstance(slot.value, Iterator) or self._before.get(name) != digest(slot.value)
         ]
 
 
-def _places(model: Any) -> dict[str, _Place]:
-    found: dict[str, _Place] = {}
+def _slots(model: Any) -> dict[str, _Slot]:
+    found: dict[str, _Slot] = {}
     seen: set[tuple[int, str]] = set()
     for path, thing in things_of(model):
         if isinstance(thing, types.FunctionType):
             if computes(thing):
                 _add_outside(found, seen, path, thing)
         elif _is_owner(thing):
-            counts = _is_state if is_users(thing) else _can_be_saved  # Keras's own lists come and go
+            counts = _is_state if is_users(thing) else _can_be_saved  # Skip Keras's temporary lists.
             for attribute, value in vars(thing).items():
                 if attribute not in _names_of_keras() and not attribute.startswith("_self_") and counts(value):
-                    found[f"{path}.{attribute}"] = _place(value, functools.partial(setattr, thing, attribute))
+                    found[f"{path}.{attribute}"] = _make_slot(value, functools.partial(setattr, thing, attribute))
             for cls in filter(_is_own, type(thing).__mro__):
                 _add(found, seen, cls.__qualname__, vars(cls), functools.partial(setattr, cls), id(cls))
     return found
 
 
-def _add_outside(found: dict[str, _Place], seen: set[tuple[int, str]], path: str, function: types.FunctionType) -> None:
-    """Add the variables from outside that a function uses, and what is kept in the function itself."""
+def _add_outside(found: dict[str, _Slot], seen: set[tuple[int, str]], path: str, function: types.FunctionType) -> None:
+    """Add the outside variables that a function uses, and the attributes of the function itself."""
     names = {name: function.__globals__[name] for name in globals_of(function)}
     _add(found, seen, function.__module__, names, function.__globals__.__setitem__, id(function.__globals__))
     for variable, cell in closed_over(function):
@@ -120,7 +113,7 @@ def _add_outside(found: dict[str, _Place], seen: set[tuple[int, str]], path: str
 
 
 def _add(
-    found: dict[str, _Place],
+    found: dict[str, _Slot],
     seen: set[tuple[int, str]],
     path: str,
     values: Any,
@@ -132,15 +125,17 @@ def _add(
         if key in seen or name.startswith("__") or not _is_state(value):
             continue
         seen.add(key)
-        found[f"{name} in {path}"] = _place(value, functools.partial(_refill, value, functools.partial(assign, name)))
+        found[f"{name} in {path}"] = _make_slot(
+            value, functools.partial(_refill, value, functools.partial(assign, name))
+        )
 
 
-def _place(value: Any, assign: Callable[[Any], None]) -> _Place:
-    return _Place(value, functools.partial(_set_generator, value) if _is_generator(value) else assign)
+def _make_slot(value: Any, assign: Callable[[Any], None]) -> _Slot:
+    return _Slot(value, functools.partial(_set_generator, value) if _is_generator(value) else assign)
 
 
 def _refill(old: Any, assign: Callable[[Any], None], new: Any) -> None:
-    """Give a variable a value; what is mutable stays the same object, because other names may mean it too."""
+    """Give a variable a value; mutable objects are refilled, because other names may refer to them."""
     if isinstance(old, list | deque) and isinstance(new, list | deque):
         old.clear()
         old.extend(new)
@@ -154,23 +149,15 @@ def _refill(old: Any, assign: Callable[[Any], None], new: Any) -> None:
 
 
 def outside_of(cls: type, functions: list[Any]) -> dict[str, Any]:
-    """Return the variables from outside that functions of a user's class use, and those of the class itself.
-
-    Args:
-        cls: The class.
-        functions: Its functions; what is none is not looked at.
-
-    Returns:
-        Values that can be a state, by where they are.
-    """
-    found: dict[str, _Place] = {}
+    """Return the outside variables that `functions` of a user's class use, and those of the class, by location."""
+    found: dict[str, _Slot] = {}
     seen: set[tuple[int, str]] = set()
     for function in functions:
         if isinstance(function, types.FunctionType) and computes(function):
             _add_outside(found, seen, function.__qualname__, function)
     for owner in filter(_is_own, cls.__mro__):
         _add(found, seen, owner.__qualname__, vars(owner), functools.partial(setattr, owner), id(owner))
-    return {name: place.value for name, place in found.items()}
+    return {name: slot.value for name, slot in found.items()}
 
 
 def _owners(model: Any) -> Iterator[tuple[str, Any]]:
@@ -188,41 +175,27 @@ def _is_own(cls: type) -> bool:
 
 
 def is_installed(module: str | None) -> bool:
-    """Return whether a module was installed, as an experiment tracker is, whose numbers and times must not come back.
-
-    Args:
-        module: Its name.
-
-    Returns:
-        Whether it was.
-    """
+    """Return whether a module is installed, such as an experiment tracker, whose values must not be restored."""
     path = getattr(sys.modules.get(module or ""), "__file__", None) or ""
     return any(f"{name}-packages" in path for name in ("site", "dist"))
 
 
 def computes(function: types.FunctionType) -> bool:
-    """Return whether a function is the user's, and not one that makes an object.
-
-    Args:
-        function: The function.
-
-    Returns:
-        Whether a step may call it, and its author can change it.
-    """
+    """Return whether a function is the user's and a step may call it; functions that make an object are excluded."""
     module = function.__module__
     return not (is_of_a_library(module) or is_installed(module) or function.__name__ in _MAKING)
 
 
 @functools.cache
 def _names_of_keras() -> frozenset[str]:
-    # What Keras itself keeps in its models. With names, because Keras counts what has none.
+    # Keras itself keeps these attributes in its models. The model has a name, because Keras counts models without one.
     model = keras.Model(name="plain")
     model.compile(optimizer=None, loss="mse")
     return frozenset(vars(model)) | {"built", "history", "stop_training", "trainable"}
 
 
 def _is_state(value: Any) -> bool:
-    """Return whether a value can be one that training changes."""
+    """Return whether training may change a value."""
     if isinstance(value, list | deque | dict | set) or _is_generator(value):
         return True
     if isinstance(value, Iterator):
@@ -271,18 +244,11 @@ def _is_plain(value: Any) -> bool:
 
 
 def _is_tensor(value: Any) -> bool:
-    return isinstance(value, tf.Tensor) and hasattr(value, "numpy")  # not one of a graph, which has no value
+    return isinstance(value, tf.Tensor) and hasattr(value, "numpy")  # A graph's tensor has no value.
 
 
 def digest(value: Any) -> str:
-    """Return text by which a value can be compared with what it was before.
-
-    Args:
-        value: A plain value or a collection; of other things the text does not show what is in them.
-
-    Returns:
-        The text.
-    """
+    """Return a text that changes with a plain value or collection; for other objects it does not show the contents."""
     if isinstance(value, np.ndarray) or _is_tensor(value):
         array = np.asarray(value)
         return f"{type(value)} {array.shape} {array.dtype} {zlib.crc32(array.tobytes())}"

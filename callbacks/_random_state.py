@@ -1,4 +1,4 @@
-"""The states of the random number generators that belong to nobody."""
+"""The states of the global random number generators."""
 
 import random
 from typing import Any
@@ -12,27 +12,19 @@ from tensorflow.python.eager import context
 
 
 def random_state() -> dict[str, Any]:
-    """Return the states of Python's, NumPy's and Keras's generators, and of TensorFlow's for what is run eagerly.
-
-    Returns:
-        What `set_random_state` takes.
-    """
-    # Where there is none yet, it stays so: a new one would be seeded by Python's.
+    """Return the states of Python's, NumPy's and Keras's generators, and of TensorFlow's for eager operations."""
+    # Do not make a Keras generator here, because it would draw its seed from Python's generator.
     generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
     return {
         "python": random.getstate(),
-        "numpy": np.random.get_state(),  # noqa: NPY002  the generator that other people's code draws from
+        "numpy": np.random.get_state(),  # noqa: NPY002  users' code draws from it
         "keras": None if generator is None else keras.ops.convert_to_numpy(generator.state.value),
         "tensorflow": _eager_state(),
     }
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Give the generators their states back.
-
-    Args:
-        state: What `random_state` has returned.
-    """
+    """Restore the states from `random_state`."""
     if state["keras"] is None:
         global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, None)
     else:
@@ -46,6 +38,6 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def _eager_state() -> tuple[int, Any] | None:
-    # From which TensorFlow draws the seed of each operation that has none, once `tf.random.set_seed` was called.
+    # After `tf.random.set_seed`, TensorFlow draws from this generator the seed of each operation that has none.
     seed, generator = context.global_seed(), getattr(context.context(), "_rng", None)
     return None if seed is None or generator is None else (seed, generator.getstate())

@@ -1,4 +1,4 @@
-"""What callbacks that need all ranks have in common."""
+"""The base class of callbacks that need all ranks."""
 
 from typing import Any
 
@@ -11,13 +11,10 @@ from tfopt.communicator.agreement import check_agreement
 
 
 class RankCallback(Callback):
-    """A callback that compares the ranks at the end of each epoch, before it lets them do anything together.
+    """A callback that compares the ranks at the end of each epoch, before they communicate.
 
-    A rank that comes there first joins in the reductions of the others with zeros until they are there too, so that
-    ranks with different numbers of batches meet in an error and not in a wait without end.
-
-    Args:
-        communicator: The job's communicator; None means `tfopt.communicator.current()`.
+    A rank that arrives first joins the reductions of the others with zeros until they arrive. Ranks with different
+    numbers of batches therefore raise an error, instead of blocking without end.
     """
 
     def __init__(self, communicator: Communicator | None = None) -> None:
@@ -26,11 +23,7 @@ class RankCallback(Callback):
         self._num_batches = 0
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Check that all ranks train with the same of these callbacks.
-
-        Args:
-            logs: Not used.
-        """
+        """Check that all ranks train with the same callbacks of this kind."""
         if self.communicator.size > 1:
             names = [type(c).__name__ for c in find_running_fit(self).callbacks if isinstance(c, RankCallback)]
             check_agreement(
@@ -38,38 +31,19 @@ class RankCallback(Callback):
             )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Start to count batches.
-
-        Args:
-            epoch: Not used.
-            logs: Not used.
-        """
+        """Start to count batches."""
         self._num_batches = 0
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Count the batch.
-
-        Args:
-            batch: Its number in the epoch, from 0.
-            logs: Not used.
-        """
+        """Count the batch."""
         self._num_batches = batch + 1
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Check that all ranks end their training here.
-
-        Args:
-            logs: Not used.
-        """
+        """Check that all ranks end their training here."""
         self.compare("the end of training", None)
 
-    def compare(self, place: str, logs: dict[str, Any] | None) -> None:
-        """Check that all ranks are at the same point of training.
-
-        Args:
-            place: Where this rank is, in words.
-            logs: Metrics, whose names are compared.
-        """
+    def compare(self, point: str, logs: dict[str, Any] | None) -> None:
+        """Check that all ranks are at the same point of training, and have metrics of the same names."""
         if self.communicator.size == 1:
             return
         self.communicator.join()
@@ -77,7 +51,7 @@ class RankCallback(Callback):
             self.communicator,
             f"{type(self).__name__} in training",
             {
-                "point of training": f"{place}, after {self._num_batches} batches in the last epoch",
+                "point of training": f"{point}, after {self._num_batches} batches in the last epoch",
                 "learning rate": learning_rates_of(self.model),
                 "metrics": sorted(logs or {}),
                 "wish to stop": bool(self.model.stop_training),
@@ -88,14 +62,7 @@ class RankCallback(Callback):
 
 
 def learning_rates_of(model: Any) -> list[float]:
-    """Return the learning rate of the moment; several, where Keras combines optimizers for different variables.
-
-    Args:
-        model: A compiled Keras model.
-
-    Returns:
-        The learning rates; none, where there is no optimizer.
-    """
+    """Return the current learning rates: one, several with Keras's `MultiOptimizer`, or none without an optimizer."""
     if model.optimizer is None:
         return []
     optimizers = getattr(model.optimizer, "optimizers", None) or [model.optimizer]

@@ -1,4 +1,4 @@
-"""Which callbacks and data let training be resumed."""
+"""Which callbacks and data allow training to be resumed."""
 
 import types
 import warnings
@@ -35,14 +35,7 @@ _ADVICE = "Use tfopt.datasets.EpochBatches(x, y, batch_size=...), whose order fo
 
 
 def check_callbacks(callbacks: list[Any]) -> None:
-    """Refuse callbacks whose work would be undone, by name.
-
-    Args:
-        callbacks: The callbacks of a `fit`, in their order.
-
-    Raises:
-        ValueError: There is one.
-    """
+    """Raise ValueError for callbacks that would restore the model too, or overwrite the logs of earlier epochs."""
     refuse_overwriting_loggers(callbacks)
     for callback in callbacks:
         if isinstance(callback, keras.callbacks.BackupAndRestore):
@@ -53,16 +46,7 @@ def check_callbacks(callbacks: list[Any]) -> None:
 
 
 def check_averages(callbacks: list[Any], state: dict[str, Any], epochs: int | None) -> None:
-    """Refuse to go on behind the last epoch of a training in which averages took the place of weights for good.
-
-    Args:
-        callbacks: The callbacks.
-        state: Of the checkpoint.
-        epochs: How many epochs this training is to have.
-
-    Raises:
-        ValueError: The weights from which training would go on are lost.
-    """
+    """Raise ValueError if averages replaced the weights after the last epoch, and more epochs are asked for."""
     swaps = any(isinstance(c, keras.callbacks.SwapEMAWeights) and c.swap_on_epoch for c in callbacks)
     if swaps and not state["stopped"] and state["planned"] == state["epochs"] < (epochs or 0):
         raise ValueError(
@@ -73,15 +57,7 @@ def check_averages(callbacks: list[Any], state: dict[str, Any], epochs: int | No
 
 
 def unknown_among(callbacks: list[Any], stateless: tuple[type, ...]) -> list[Any]:
-    """Return callbacks whose state is not saved, if they have one.
-
-    Args:
-        callbacks: Callbacks.
-        stateless: Classes whose state need not be kept.
-
-    Returns:
-        Those that are not known. A subclass of one of Keras's may have a state of its own.
-    """
+    """Return callbacks whose state is not known; a subclass of Keras's callbacks may have a state of its own."""
     return [
         callback
         for callback in callbacks
@@ -92,18 +68,11 @@ def unknown_among(callbacks: list[Any], stateless: tuple[type, ...]) -> list[Any
 
 
 def functions_in(callbacks: list[Any]) -> dict[str, str]:
-    """Return what the functions hold that users have given to Keras's callbacks, which ought to have no state.
-
-    Args:
-        callbacks: The callbacks.
-
-    Returns:
-        Text by the place and class of the callback and the name of the function.
-    """
+    """Return the contents of users' functions in Keras's callbacks, which should have no state, by location."""
     kinds = (keras.callbacks.LambdaCallback, keras.callbacks.LearningRateScheduler)
     return {
-        f"{type(callback).__name__} number {place}'s {name}": describe_value(value)
-        for place, callback in enumerate(callbacks)
+        f"{type(callback).__name__} number {index}'s {name}": describe_value(value)
+        for index, callback in enumerate(callbacks)
         if isinstance(callback, kinds)
         for name, value in vars(callback).items()
         if callable(value) and not isinstance(value, keras.Model)
@@ -111,20 +80,12 @@ def functions_in(callbacks: list[Any]) -> dict[str, str]:
 
 
 def check_data(epoch_iterator: Any, stateless: tuple[type, ...]) -> None:
-    """Refuse data whose order cannot be continued.
-
-    Args:
-        epoch_iterator: What hands out the batches of a `fit`; None if it is not known.
-        stateless: Classes of data that serve the same batches in each epoch.
-
-    Raises:
-        ValueError: The order depends on a state that cannot be saved.
-    """
+    """Raise ValueError if the order of data depends on a state that cannot be saved; `stateless` classes have none."""
     adapter: Any = getattr(epoch_iterator, "data_adapter", None)
     kind = type(adapter).__name__
     if getattr(adapter, "_shuffle", False) and not shuffles_arrays(epoch_iterator):
         raise ValueError(
-            "`fit` shuffles these arrays by a random number generator whose state cannot be saved: "
+            "`fit` shuffles these arrays with a random number generator whose state cannot be saved: "
             f"{why_not_taken_over(epoch_iterator)}. {_ADVICE}, or fit(..., shuffle=False)"
         )
     if kind == "TFDatasetAdapter":
@@ -133,9 +94,9 @@ def check_data(epoch_iterator: Any, stateless: tuple[type, ...]) -> None:
         _check_py_dataset(adapter.py_dataset, stateless)
         if shuffles_batches(epoch_iterator) and context.global_seed() is not None:
             raise ValueError(
-                f"`fit` shuffles the batches of {type(adapter.py_dataset).__name__} by Python's random numbers, in a "
-                "thread, so that their state cannot be saved; and tf.random has a seed, so that the order is to be "
-                "Keras's. Use fit(..., shuffle=False); tfopt.datasets.EpochBatches shuffles rows itself"
+                f"`fit` shuffles the batches of {type(adapter.py_dataset).__name__} with Python's random numbers, in a "
+                "thread, so that their state cannot be saved. The order stays Keras's, because tf.random has a seed. "
+                "Use fit(..., shuffle=False); tfopt.datasets.EpochBatches shuffles rows itself"
             )
     if kind == "GeneratorDataAdapter":
         raise ValueError(f"`fit` reads from a generator, whose position cannot be saved. {_ADVICE}")
@@ -145,27 +106,19 @@ def check_data(epoch_iterator: Any, stateless: tuple[type, ...]) -> None:
     goes_on = kind == "TFDatasetAdapter" or (kind == "ArrayDataAdapter" and not adapter._shuffle)
     if steps is not None and steps != adapter.num_batches and not goes_on:
         raise ValueError(
-            "With `steps_per_epoch` an epoch goes on where the one before has ended, and that position is saved for a "
-            "tf.data.Dataset and for arrays with shuffle=False. Leave `steps_per_epoch` out"
+            "With `steps_per_epoch` an epoch goes on where the one before has ended. That position can be saved only "
+            "for a tf.data.Dataset and for arrays with shuffle=False. Leave `steps_per_epoch` out"
         )
     moves = kind == "TFDatasetAdapter" and (steps is not None or is_shuffled(adapter._dataset))
     if moves and not isinstance(epoch_iterator._distributed_dataset, tf.data.Dataset):
         raise ValueError(
             "The tf.data.Dataset is spread over devices, where its position cannot be saved. Leave "
-            f"`steps_per_epoch` out, and shuffle(..., reshuffle_each_iteration=False). {_ADVICE}"
+            f"`steps_per_epoch` out, and use shuffle(..., reshuffle_each_iteration=False). {_ADVICE}"
         )
 
 
 def check_validation(running: RunningFit, stateless: tuple[type, ...]) -> None:
-    """Refuse validation data that go on at another place after a restart, if a callback decides by them; else warn.
-
-    Args:
-        running: The `fit`.
-        stateless: Classes of data that serve the same batches in each epoch.
-
-    Raises:
-        ValueError: They do, and a callback would decide otherwise.
-    """
+    """Refuse validation data that differ after a restart if a callback decides by them; otherwise warn."""
     try:
         _check_validation_data(running, stateless)
     except ValueError as error:
@@ -173,7 +126,7 @@ def check_validation(running: RunningFit, stateless: tuple[type, ...]) -> None:
         deciding = [type(callback).__name__ for callback in running.callbacks if _decides_by_validation(callback)]
         if deciding:
             raise ValueError(f"{text}. {', '.join(deciding)} would decide by other numbers") from error
-        warnings.warn(f"{text}. After a restart, numbers with val_ will be other ones", stacklevel=3)
+        warnings.warn(f"{text}. After a restart, metrics with val_ will differ", stacklevel=3)
 
 
 def _check_validation_data(running: RunningFit, stateless: tuple[type, ...]) -> None:
@@ -223,32 +176,32 @@ def _check_dataset(dataset: Any, stateless: tuple[type, ...], leaves_off: bool =
         )
     if isinstance(dataset, tf.data.Dataset) and dataset.options().deterministic is False:
         raise ValueError(
-            "The tf.data.Dataset hands out rows in the order in which they are ready, other ones in each run: its "
-            "options have deterministic=False. Leave that out"
+            "The tf.data.Dataset serves rows in the order in which they are ready, which differs in each run, because "
+            "its options have deterministic=False. Remove that option"
         )
     for part, graph in graphs_of(dataset):
         if (calls := python_calls(graph)) and not isinstance(dataset, stateless):
             raise ValueError(
-                f"The tf.data.Dataset calls Python by {', '.join(sorted(calls))}, where there may be a state that "
-                f"cannot be saved. {_ADVICE}, or TensorFlow's own functions, or tf.numpy_function(..., "
-                "stateful=False); or pass stateless=[tf.data.Dataset] if it serves the same batches in each epoch"
+                f"The tf.data.Dataset calls Python by {', '.join(sorted(calls))}, which may have a state that cannot "
+                f"be saved. {_ADVICE}, or TensorFlow's own functions, or tf.numpy_function(..., stateful=False); or "
+                "pass stateless=[tf.data.Dataset] if it serves the same batches in each epoch"
             )
         if getattr(part, "_deterministic", None) == "false":
             raise ValueError(
-                f"The tf.data.Dataset hands out rows in the order in which they are ready, other ones in each run: a "
-                f"{type(part).__name__.strip('_')} has deterministic=False. Leave that out"
+                f"The tf.data.Dataset serves rows in the order in which they are ready, which differs in each run, "
+                f"because a {type(part).__name__.strip('_')} has deterministic=False. Remove that argument"
             )
         if has_unseeded_shuffle(graph):
             raise ValueError(
-                "A function in the tf.data.Dataset shuffles another data set without a seed, in another order in each "
-                "run. Use shuffle(..., seed=...) there"
+                "A function in the tf.data.Dataset shuffles another data set without a seed, so that its order differs "
+                "in each run. Use shuffle(..., seed=...) there"
             )
         is_parallel = "Parallel" in type(part).__name__
         drawn = {kind: has_seed for kind, has_seed in random_operations(graph).items() if is_parallel or not has_seed}
         if drawn:
             raise ValueError(
-                f"A function in the tf.data.Dataset draws random numbers by TensorFlow's {', '.join(drawn)}, other "
-                "ones in each run. Use tf.random's stateless functions with a seed that follows from the row, or "
+                f"A function in the tf.data.Dataset draws random numbers by TensorFlow's {', '.join(drawn)}, which "
+                "differ in each run. Use tf.random's stateless functions with a seed that follows from the row, or "
                 "layers inside the model"
             )
         if changed := changed_variables(graph):

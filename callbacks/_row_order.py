@@ -1,4 +1,4 @@
-"""The order in which `fit` goes through rows that it shuffles, as a function of a seed and the epoch."""
+"""The order of the rows that `fit` shuffles, as a function of a seed and the epoch."""
 
 import random
 import zlib
@@ -13,19 +13,17 @@ from tensorflow.python.eager import context
 
 
 class RowOrder:
-    """Shuffles arrays in the place of Keras, unless `tf.random.set_seed` was called, and batches of a `PyDataset`.
+    """Shuffles arrays instead of Keras, unless `tf.random.set_seed` was called, and batches of a `PyDataset`.
 
-    With a seed Keras's own order of rows follows from it, and is the same in all epochs. Without one it follows from
-    states that nobody can save, and so does the order of batches, which a thread draws.
-
-    Args:
-        epoch_iterator: What hands out the batches of a `fit`, or None; it is changed.
+    With a seed, Keras's order of rows follows from it, and is the same in all epochs. Without a seed, the order depends
+    on states that cannot be saved. So does the order of batches, which a thread draws. The epoch iterator is changed.
     """
 
     def __init__(self, epoch_iterator: Any) -> None:
-        self.seed = zlib.crc32(repr(random.getstate()).encode())  # draws nothing, so all other numbers stay the same
+        self.seed = zlib.crc32(repr(random.getstate()).encode())  # Draws no number, so that all others stay the same.
         self.epoch = 0
-        self.source = "that of the data"  # what an order that can be resumed must have in common with the one before
+        # An order can be resumed only from one with the same source.
+        self.source = "that of the data"
         if shuffles_arrays(epoch_iterator) and context.global_seed() is not None:
             self.source = f"Keras's, from the seed {context.global_seed()} of tf.random"
         elif shuffles_arrays(epoch_iterator):
@@ -36,14 +34,7 @@ class RowOrder:
             self.source = "ResumableCheckpoint's"
 
     def order(self, length: int) -> np.ndarray:
-        """Return the order of an epoch.
-
-        Args:
-            length: The number of rows or batches.
-
-        Returns:
-            Their places, of shape `(length,)`.
-        """
+        """Return the indices of the rows or batches of this epoch, of shape `(length,)`."""
         return np.random.default_rng([self.seed, self.epoch]).permutation(length)
 
     def _take_over_batches(self, adapter: Any) -> None:
@@ -52,18 +43,18 @@ class RowOrder:
             adapter.enqueuer.py_dataset, adapter.enqueuer.shuffle = adapter.py_dataset, False
 
     def _rows(self, adapter: Any) -> tf.data.Dataset:
-        """Return the batches of shuffled arrays: their rows are drawn anew whenever the data set is iterated."""
+        """Return a data set of the batches of shuffled arrays, which draws its rows again in each iteration."""
         num_rows, size = adapter._num_samples, adapter._batch_size
 
-        def places() -> Iterator[np.ndarray]:
+        def indices() -> Iterator[np.ndarray]:
             order = self.order(num_rows)
             yield from (order[start : start + size] for start in range(0, num_rows, size))
 
         def pick(rows: Any, arrays: Any) -> Any:
             return keras.tree.map_structure(lambda array: None if array is None else tf.gather(array, rows), arrays)
 
-        length = size if num_rows % size == 0 else None  # known to the training step, as with Keras
-        rows = tf.data.Dataset.from_generator(places, output_signature=tf.TensorSpec((length,), tf.int64))
+        length = size if num_rows % size == 0 else None  # The training step knows it, as with Keras.
+        rows = tf.data.Dataset.from_generator(indices, output_signature=tf.TensorSpec((length,), tf.int64))
         arrays = tf.data.Dataset.from_tensors(_sliceable(adapter)).repeat()
         return (
             tf.data.Dataset
@@ -81,52 +72,31 @@ class _Reordered:
         self.in_its_own_order, self._row_order = py_dataset, row_order
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # copies ask for these before they have any attribute
+        if name.startswith("__"):  # Copies ask for these before they have any attribute.
             raise AttributeError(name)
         return getattr(self.in_its_own_order, name)
 
     def __len__(self) -> int:
         return len(self.in_its_own_order)
 
-    def __getitem__(self, place: int) -> Any:
-        return self.in_its_own_order[int(self._row_order.order(len(self))[place])]
+    def __getitem__(self, index: int) -> Any:
+        return self.in_its_own_order[int(self._row_order.order(len(self))[index])]
 
 
 def shuffles_batches(epoch_iterator: Any) -> bool:
-    """Return whether `fit` shuffles the batches of a `PyDataset`.
-
-    Args:
-        epoch_iterator: What hands out the batches, or None.
-
-    Returns:
-        Whether it does.
-    """
+    """Return whether `fit` shuffles the batches of a `PyDataset`; the epoch iterator may be None."""
     adapter: Any = getattr(epoch_iterator, "data_adapter", None)
     return hasattr(adapter, "py_dataset") and bool(adapter.shuffle) and adapter.num_batches not in (None, 1)
 
 
 def shuffles_arrays(epoch_iterator: Any) -> bool:
-    """Return whether `fit` shuffles arrays in a way that `RowOrder` can take over.
-
-    Args:
-        epoch_iterator: What hands out the batches, or None.
-
-    Returns:
-        Whether it does: dense arrays, on one device.
-    """
+    """Return whether `fit` shuffles arrays that `RowOrder` can shuffle instead: dense arrays, on one device."""
     adapter = getattr(epoch_iterator, "data_adapter", None)
     return bool(getattr(adapter, "_shuffle", False)) and not why_not_taken_over(epoch_iterator)
 
 
 def why_not_taken_over(epoch_iterator: Any) -> str:
-    """Return what keeps `RowOrder` from shuffling arrays in the place of Keras.
-
-    Args:
-        epoch_iterator: What hands out batches of arrays that `fit` shuffles.
-
-    Returns:
-        The end of a sentence; nothing if it can.
-    """
+    """Return why `RowOrder` cannot shuffle the arrays of a `fit`, as the end of a sentence; empty if it can."""
     adapter = epoch_iterator.data_adapter
     if adapter._shuffle == "batch":
         return 'shuffle="batch" mixes the rows within each batch'

@@ -13,22 +13,7 @@ from tfopt.curvature.probe import Batch, Probe
 
 
 def weigh_as_fit_does(name: str, probe: Probe, latest: Probe, running: RunningFit, model: Any) -> Probe:
-    """Return a probe whose rows have the weights that `fit(class_weight=...)` gives them.
-
-    Args:
-        name: Name of the callback that measures.
-        probe: The probe as the user gave it. One that brings weights is returned as it is.
-        latest: What this function has returned for the `fit` before; returned again if it is the same.
-        running: The `fit`.
-        model: The model that it trains.
-
-    Returns:
-        The probe with its weights.
-
-    Raises:
-        ValueError: `fit` weights rows by `sample_weight`, and nothing is known of the weights of the probe's rows; or
-            the probe has no single array of targets, from which class weights follow.
-    """
+    """Return the probe with the weights of `fit(class_weight=...)`; `probe` if it has weights, `latest` if equal."""
     if any(batch.sample_weight is not None for batch in probe.batches):
         return probe
     if running.class_weight is not None:
@@ -37,7 +22,7 @@ def weigh_as_fit_does(name: str, probe: Probe, latest: Probe, running: RunningFi
         raise ValueError(
             f"{name} would measure another loss than `fit` minimises: `fit` weights its rows by `sample_weight`, and "
             "the rows of `probe_data` have no weights. Pass probe_data=(x, y, sample_weight), or a data set that "
-            "brings them; weights of 1 measure the unweighted loss"
+            "has weights; weights of 1 measure the unweighted loss"
         )
     return probe
 
@@ -51,7 +36,7 @@ def _weigh(name: str, probe: Probe, latest: Probe, running: RunningFit) -> Probe
                 f"{name} cannot apply the class_weight of `fit` to `probe_data`, which must have one array of targets. "
                 f"Received: {'none' if batch.y is None else f'a {type(batch.y).__name__} of them'}"
             )
-        if is_data_set:  # by the function that `fit` uses, since the two differ for targets of several dimensions
+        if is_data_set:  # Use the function of `fit`: the two differ for targets of several dimensions.
             weights = make_class_weight_map_fn(running.class_weight)(batch.x, batch.y)[2]
         else:
             weights = tf.constant(class_weight_to_sample_weights(batch.y, running.class_weight))
@@ -68,7 +53,7 @@ def _has_sample_weights(running: RunningFit, model: Any) -> bool:
         leaves = tf.nest.flatten(running.sample_weight)
         return any(leaf is not None and not np.all(np.asarray(leaf) == 1) for leaf in leaves)
     if not has_keras_train_step(model):
-        return False  # what the third part of its data means is the affair of the model
+        return False  # The model decides what the third part of its data means.
     spec = getattr(getattr(running.epoch_iterator, "_distributed_dataset", None), "element_spec", None)
     return (
         isinstance(spec, tuple)

@@ -1,4 +1,4 @@
-"""What Keras does not tell a callback: the other callbacks and the data of the `fit` that calls it."""
+"""The other callbacks and the data of the `fit` that calls a callback, which Keras does not pass to it."""
 
 import sys
 from collections.abc import Iterator
@@ -20,50 +20,25 @@ LOGGERS = (
 
 @dataclass(frozen=True)
 class RunningFit:
-    """The `fit` that is calling a callback.
+    """The `fit` that is calling a callback, and its arguments as they were given."""
 
-    Attributes:
-        callbacks: All its callbacks, in their order; Keras's own (History, the progress bar) included.
-        epoch_iterator: What hands out the batches of the training data; None where Keras does not show it.
-        class_weight: As it was given to `fit`.
-        sample_weight: The same.
-        validation: The inputs of the validation data, which are all of them where these are no arrays.
-        validation_steps: As it was given to `fit`.
-        initial_epoch: The same.
-    """
-
-    callbacks: list[keras.callbacks.Callback]
-    epoch_iterator: Any = None
+    callbacks: list[keras.callbacks.Callback]  # In their order, with Keras's own (History, progress bar).
+    epoch_iterator: Any = None  # It serves the batches of the training data; None where Keras does not show it.
     class_weight: dict[int, float] | None = None
     sample_weight: Any = None
-    validation: Any = None
+    validation: Any = None  # The inputs of validation arrays, or the validation data set.
     validation_steps: int | None = None
     initial_epoch: int = 0
 
 
 def has_call(model: Any) -> bool:
-    """Say whether a model can be called: some have a `train_step` that calls their parts, and no `call`.
-
-    Args:
-        model: A Keras model.
-
-    Returns:
-        Whether its class, or the model itself, has a `call`.
-    """
+    """Return whether a model has a `call`; some models have only a `train_step` that calls their parts."""
     missing = (keras.Model.call, keras.layers.Layer.call)
     return "call" in vars(model) or getattr(type(model), "call", None) not in missing
 
 
 def build_model(model: Any, running: RunningFit) -> None:
-    """Build a model that waits for its first batch, and its optimizer.
-
-    Args:
-        model: The model.
-        running: The `fit` whose data tell the shapes.
-
-    Raises:
-        ValueError: There are no data to tell them.
-    """
+    """Build a model that waits for its first batch, and its optimizer; ValueError without data that show the shapes."""
     if not model.built:
         iterator = running.epoch_iterator
         if iterator is None:
@@ -82,58 +57,36 @@ def build_model(model: Any, running: RunningFit) -> None:
 
 
 def epoch_batches_of(running: RunningFit) -> Any:
-    """Return the data of a `fit` if they can start at any epoch, as `EpochBatches` can.
-
-    Args:
-        running: The `fit`.
-
-    Returns:
-        A `keras.utils.PyDataset` with a method `start_at(epoch)`, or None.
-    """
+    """Return the `keras.utils.PyDataset` of a `fit` if it has `start_at(epoch)`, as `EpochBatches` has; else None."""
     batches = getattr(getattr(running.epoch_iterator, "data_adapter", None), "py_dataset", None)
     batches = getattr(batches, "in_its_own_order", batches)
     return batches if hasattr(batches, "start_at") else None
 
 
 def come_last(callback: keras.callbacks.Callback) -> None:
-    """Move a callback behind all others, wherever the user has put it.
-
-    Args:
-        callback: The callback, whose `set_model` is being called.
-    """
+    """Move a callback behind all others, while its `set_model` is being called."""
     for frame in _callers():
         caller = frame.f_locals.get("self")
         if isinstance(caller, CallbackList) and callback in caller.callbacks:
-            # Another list, because somebody is walking along the old one.
+            # Make another list, because Keras is iterating over the old one.
             caller.callbacks = [*(other for other in caller.callbacks if other is not callback), callback]
             return
 
 
 def come_before_loggers(callback: keras.callbacks.Callback) -> None:
-    """Move a callback that writes into `logs` before those of Keras that pass them on, wherever the user has put it.
-
-    Args:
-        callback: The callback, whose `on_train_begin` is being called.
-    """
+    """Move a callback that writes into `logs` before Keras's loggers, while its `on_train_begin` is being called."""
     for frame in _callers():
         caller = frame.f_locals.get("self")
         if isinstance(caller, CallbackList) and callback in caller.callbacks:
             here = caller.callbacks.index(callback)
             first = next((i for i, c in enumerate(caller.callbacks[:here]) if isinstance(c, LOGGERS)), here)
-            # Those in between move up by one, so whoever is walking along the list goes on with the next one.
+            # The callbacks in between move up by one, so an iteration over this list goes on with the next callback.
             caller.callbacks.insert(first, caller.callbacks.pop(here))
             return
 
 
 def find_running_fit(callback: keras.callbacks.Callback) -> RunningFit:
-    """Look up the calls that led here for Keras's list of callbacks and the data of `fit`.
-
-    Args:
-        callback: The callback that is being called.
-
-    Returns:
-        What was found; only the callback itself where something else than `fit` is calling it.
-    """
+    """Search the call stack for Keras's callbacks and the data of `fit`; without a `fit`, return only this callback."""
     callbacks: list[keras.callbacks.Callback] | None = None
     for frame in _callers():
         caller = frame.f_locals.get("self")

@@ -1,28 +1,19 @@
-"""How many seeds a shuffled `tf.data.Dataset` has drawn for its epochs: read, and set."""
+"""Reads and sets the number of seeds that a shuffled `tf.data.Dataset` has drawn for its epochs."""
 
 from typing import Any
 
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2
 
-_NAME = b"epoch_num_random_samples"  # of the number in the saved state of an iterator
-_PER_EPOCH = 2  # seeds that an iterator draws when it is made
+_NAME = b"epoch_num_random_samples"  # The name of the number in the saved state of an iterator.
+_PER_EPOCH = 2  # Number of seeds that an iterator draws when it is made.
 
 
 class SeedCounter:
     """Reads and sets the number of seeds that were drawn for the epochs of a `tf.data.Dataset.shuffle`.
 
-    TensorFlow shows that number only in the saved state of an iterator over the data set. The one that is made here
-    serves no row, and what it has drawn from the generator, which all iterators over the data set share, is undone.
-
-    Attributes:
-        at_start: The number before this object was made.
-
-    Args:
-        dataset: What `tf.data.Dataset.shuffle` has returned.
-
-    Raises:
-        NotImplementedError: This version of TensorFlow saves iterators in another form.
+    TensorFlow shows the number only in the saved state of an iterator. The iterator that is made here serves no row,
+    and its draws from the generator, which all iterators over the data set share, are undone.
     """
 
     def __init__(self, dataset: tf.data.Dataset) -> None:
@@ -33,7 +24,7 @@ class SeedCounter:
 
     @property
     def number(self) -> int:
-        """How many seeds were drawn."""
+        """The number of seeds that were drawn."""
         _, _, entry = self._read()
         return int(_numbers_in(entry)[0])
 
@@ -41,10 +32,10 @@ class SeedCounter:
     def number(self, number: int) -> None:
         self._write(*self._read(), number)
 
-    def _write(self, entries: list[bytes], place: int, entry: Any, number: int) -> None:
+    def _write(self, entries: list[bytes], index: int, entry: Any, number: int) -> None:
         changed = tf.raw_ops.CompressElement(components=[tf.constant(number, tf.int64), *_numbers_in(entry)[1:]])
         entry.tensors[0].ParseFromString(tf.io.serialize_tensor(changed).numpy())
-        entries[place] = entry.SerializeToString()
+        entries[index] = entry.SerializeToString()
         state = tensor_pb2.TensorProto(dtype=tf.variant.as_datatype_enum, tensor_content=_joined(entries))
         state.tensor_shape.dim.add(size=len(entries))
         tf.raw_ops.DeserializeIterator(
@@ -53,14 +44,14 @@ class SeedCounter:
         )
 
     def _read(self) -> tuple[list[bytes], int, Any]:
-        """Return the entries of the iterator's state, and the place and content of the one that has the number."""
+        """Return the entries of the iterator's state, and the index and content of the entry that has the number."""
         state = tf.raw_ops.SerializeIterator(resource_handle=self._iterator._iterator_resource)
         content = tensor_pb2.TensorProto.FromString(tf.io.serialize_tensor(state).numpy()).tensor_content
         entries = _split(content, len(state))
-        for place, serialized in enumerate(entries):
+        for index, serialized in enumerate(entries):
             entry = tensor_pb2.VariantTensorDataProto.FromString(serialized)
             if _names_in(entry)[:1] == [_NAME] and len(entry.tensors) == 1:
-                return entries, place, entry
+                return entries, index, entry
         raise NotImplementedError(
             f"TensorFlow {tf.__version__} saves the state of a shuffled data set in a form that tfopt does not know. "
             "Use tfopt.datasets.EpochBatches, or shuffle(..., reshuffle_each_iteration=False)"
@@ -68,7 +59,7 @@ class SeedCounter:
 
 
 def _names_in(entry: Any) -> list[bytes]:
-    return entry.metadata.split(b"@@")[1:]  # the first is the operation
+    return entry.metadata.split(b"@@")[1:]  # The first is the operation.
 
 
 def _numbers_in(entry: Any) -> list[Any]:
@@ -78,19 +69,19 @@ def _numbers_in(entry: Any) -> list[Any]:
 
 
 def _split(content: bytes, count: int) -> list[bytes]:
-    """Take entries apart: before the first one there are the lengths of all, seven bits in a byte, the lowest first."""
-    lengths, place = [], 0
+    """Split the content, which begins with the lengths of all entries: seven bits in a byte, the lowest first."""
+    lengths, index = [], 0
     for _ in range(count):
         length = shift = 0
-        while content[place] >= 0x80:
-            length |= (content[place] & 0x7F) << shift
-            shift, place = shift + 7, place + 1
-        lengths.append(length | content[place] << shift)
-        place += 1
+        while content[index] >= 0x80:
+            length |= (content[index] & 0x7F) << shift
+            shift, index = shift + 7, index + 1
+        lengths.append(length | content[index] << shift)
+        index += 1
     entries = []
     for length in lengths:
-        entries.append(content[place : place + length])
-        place += length
+        entries.append(content[index : index + length])
+        index += length
     return entries
 
 

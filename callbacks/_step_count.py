@@ -1,4 +1,4 @@
-"""How many steps a training has taken, by what its optimizers and its batches have done."""
+"""The number of steps of a training, from the counters of its optimizers and the number of its batches."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from tfopt.callbacks._optimizers_of import optimizers_of
 
 @dataclass
 class Watched:
-    """An optimizer, and what it had counted at the last look."""
+    """An optimizer, and its counters at the last look."""
 
     optimizer: Any
     counters: tuple[float, ...]
@@ -19,19 +19,14 @@ class Watched:
 class StepCount:
     """Counts the steps of a training from one look to the next.
 
-    A model's `train_step` can use other optimizers than the one of `compile`, several, or none. Where one optimizer
-    alone has been at work since the last look, its own count is taken: gradients that are accumulated are no step, and
-    a step that loss scaling skips is none. Where several or none have been, every training batch is a step; if an
-    optimizer takes several steps in a batch, these.
-
-    Attributes:
-        batches: Number of batches trained so far.
-        stepping: The optimizer that alone was at work in the last batches; before the first one the one that Keras's
-            own `train_step` uses. None if there is no such optimizer, or it is not known.
+    If exactly one optimizer worked since the last look, its own count is used: accumulated gradients are no step, and a
+    step that loss scaling skips is none. Otherwise each batch is a step, or several if an optimizer takes several.
     """
 
     def __init__(self) -> None:
-        self.batches = 0
+        self.batches = 0  # Number of batches trained so far.
+        # The only optimizer that worked in the last batches; before the first batch, the one that Keras's own
+        # `train_step` uses. None if there is no such optimizer, or it is not known.
         self.stepping: Any = None
         self._steps: int | None = None
         self._batches_before_epoch = 0
@@ -46,17 +41,17 @@ class StepCount:
         return vars(self) | {"_has_begun": False, "_watched": [], "_compiled": None, "stepping": None}
 
     def get_state(self) -> dict[str, Any]:
-        """Return what a checkpoint must keep."""
+        """Return the state that a checkpoint must keep."""
         return {"batches": self.batches, "steps": self._steps}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on where a checkpoint was written; before the first epoch."""
+        """Restore a state from `get_state`, before the first epoch."""
         self.batches, self._steps = state["batches"], state["steps"]
 
-    # --- what happens in training
+    # --- events of training
 
     def begin_epoch(self, model: Any, epoch: int, total: int | None) -> None:
-        """Note that an epoch of `total` batches begins; None if `fit` does not know how many there are."""
+        """Note the start of an epoch of `total` batches; None if `fit` does not know how many there are."""
         self._total, self._execution_size = total, execution_size_of(model)
         self._batches_before_epoch = self.batches
         self._is_in_batch = False
@@ -64,28 +59,26 @@ class StepCount:
             self._begin(model, epoch)
 
     def begin_batch(self, model: Any, batch: int, is_counting: bool = False) -> None:
-        """Note that the batch of this number in the epoch begins, or several in one execution.
-
-        `is_counting` says that `end_batch` is called too, and that it must be exact where data end unexpectedly.
-        """
-        if not is_counting:  # else `end_batch` has counted
+        """Note the start of a batch (0-based in the epoch), or of several batches in one execution."""
+        # With `is_counting`, `end_batch` counts. The count must then be exact even where data end unexpectedly.
+        if not is_counting:
             self.batches = self._batches_before_epoch + batch
         self._is_in_batch = True
         if getattr(model, "optimizer", None) is not self._compiled or (is_counting and self._may_end_anywhere):
             self.look(model)
 
     def end_batch(self) -> None:
-        """Note that what `begin_batch` has begun is over."""
+        """Note the end of what `begin_batch` has begun."""
         made = self._most_since_look() if self._may_end_anywhere else 0
         self.batches += made if 0 < made < self.next_batches else self.next_batches
         self._is_in_batch = False
 
     def end_epoch(self, is_counting: bool = False) -> None:
-        """Note the end of an epoch. Where `end_batch` is called, a batch that has not ended was cut off by its end."""
+        """Note the end of an epoch; if `end_batch` is called (`is_counting`), it may have cut off a batch."""
         if self._is_in_batch and not is_counting:
             self.batches += self.next_batches
         elif self._is_in_batch and self._may_end_anywhere:
-            # The data have run out in the middle of an execution, of which Keras tells the beginning only.
+            # The data ended in the middle of an execution, and Keras reports only its beginning.
             self.batches += min(self._most_since_look(), self._execution_size)
         self._is_in_batch = False
 
@@ -96,7 +89,7 @@ class StepCount:
 
     @property
     def next_batches(self) -> int:
-        """How many batches the next execution trains; at most, where `fit` does not know the end of the epoch."""
+        """The number of batches of the next execution; an upper bound if `fit` does not know the end of the epoch."""
         done = self.batches - self._batches_before_epoch
         return self._execution_size if self._total is None else max(min(self._execution_size, self._total - done), 1)
 
@@ -104,7 +97,7 @@ class StepCount:
     def _may_end_anywhere(self) -> bool:
         return self._total is None and self._execution_size > 1
 
-    # --- what the optimizers say
+    # --- counters of the optimizers
 
     def look(self, model: Any) -> int:
         """Return the number of steps taken so far."""
@@ -116,7 +109,8 @@ class StepCount:
             if now.counters != watched.counters:
                 moved.append((watched.optimizer, now.steps - watched.steps))
                 watched.counters, watched.steps = now.counters, now.steps
-        if len(moved) > 1:  # those of other variables do not count: of a temperature, or of an adversary
+        # Optimizers of other variables, such as those of a temperature or an adversary, do not count.
+        if len(moved) > 1:
             variables = {id(variable) for variable in model.trainable_variables}
             moved = [pair for pair in moved if variables_trained_by(pair[0]) & variables] or moved
         if batches or moved:
@@ -124,7 +118,7 @@ class StepCount:
             most = max([0, *(steps for _, steps in moved)])
             self._steps = (self._steps or 0) + (most if is_one else max(most, batches))
             self.stepping = moved[0][0] if is_one else None
-        if is_replaced or (batches and not moved):  # one that was made in the meantime, perhaps
+        if is_replaced or (batches and not moved):  # The model may have a new optimizer.
             self._watch(model)
         return self._steps or 0
 
@@ -144,7 +138,7 @@ class StepCount:
         return max([0, *(look_at(watched.optimizer).steps - watched.steps for watched in self._watched)])
 
     def _steps_before(self, model: Any, epoch: int) -> int:
-        """Return how many steps were taken before this training: those of optimizers that have trained the model."""
+        """Return how many steps were taken before this training, by optimizers that have trained the model."""
         if not self._watched:
             return epoch * (self._total or 1)
         steps = look_at(self._compiled).steps if self._compiled is not None else 0
@@ -157,40 +151,19 @@ class StepCount:
 
 
 def execution_size_of(model: Any) -> int:
-    """Return how many batches a model trains in one execution, between two calls of the callbacks.
-
-    Args:
-        model: A Keras model.
-
-    Returns:
-        The number, 1 or more.
-    """
+    """Return how many batches (>= 1) a model trains in one execution, between two calls of the callbacks."""
     return max(int(getattr(model, "steps_per_execution", 1)), 1)
 
 
 def has_keras_train_step(model: Any) -> bool:
-    """Say whether Keras's own `train_step` trains a model, which uses the optimizer of `compile` in each batch.
-
-    Args:
-        model: A Keras model.
-
-    Returns:
-        False where the model's class, or the model itself, has a `train_step` or a `make_train_function` of its own.
-    """
+    """Return whether Keras's own `train_step`, which uses the optimizer of `compile` in each batch, trains a model."""
     names = ("train_step", "make_train_function")
     cls = type(model)
     return not any(name in vars(model) or getattr(cls, name, None) is not getattr(keras.Model, name) for name in names)
 
 
 def variables_trained_by(optimizer: Any) -> set[int]:
-    """Return which variables an optimizer was built for.
-
-    Args:
-        optimizer: A Keras optimizer, or None.
-
-    Returns:
-        The ids of the variables; none before it is built.
-    """
+    """Return the ids of the variables for which an optimizer, or None, was built; none before it is built."""
     while optimizer is not None:
         variables = getattr(optimizer, "_trainable_variables", None)
         if variables:
@@ -200,14 +173,7 @@ def variables_trained_by(optimizer: Any) -> set[int]:
 
 
 def look_at(optimizer: Any) -> Watched:
-    """Look at what an optimizer has counted.
-
-    Args:
-        optimizer: A Keras optimizer.
-
-    Returns:
-        Its steps, and beside them what changes when it accumulates gradients, or skips a step that is not finite.
-    """
+    """Return an optimizer's steps, and counters that change on accumulated gradients and skipped non-finite steps."""
     counters = [
         float(keras.ops.convert_to_numpy(variable.value))
         for variable in optimizer.variables

@@ -1,4 +1,4 @@
-"""Whether a training is still running: Keras tells no callback when an exception ends a `fit`."""
+"""Whether a training is still running, because Keras tells no callback when an exception ends a `fit`."""
 
 import sys
 import threading
@@ -11,13 +11,10 @@ import keras
 
 
 class StillRunning:
-    """Says whether a training with a callback is still running.
+    """Tells whether a training with a callback, which is not kept alive, is still running.
 
-    A `fit` is, if a thread is executing it now. A loop of somebody's own is, as long as another thread than the one
-    that asks has begun it, and lives.
-
-    Args:
-        callback: The callback; it is not kept alive.
+    A `fit` is running if a thread executes it now. A custom loop is running as long as the thread that began it lives,
+    and is not the thread that asks.
     """
 
     def __init__(self, callback: keras.callbacks.Callback) -> None:
@@ -25,11 +22,7 @@ class StillRunning:
         self._loop: threading.Thread | None = None
 
     def begin(self) -> None:
-        """Note that this thread begins a training: `fit`, or a loop of somebody's own.
-
-        Raises:
-            ValueError: A `fit` of the callback's model does not have it in its list: it is inside of another callback.
-        """
+        """Note that this thread begins a `fit` or a custom loop; ValueError if another callback contains this one."""
         callback: Any = self._callback()
         fits = [names for names in _fits_of(sys._getframe()) if names.get("self") is callback.model]
         if fits and not any(_has(names, callback) for names in fits):
@@ -48,16 +41,12 @@ class StillRunning:
         return _count_running_fits(callback) > 0
 
     def check(self, num_fits: int) -> None:
-        """Refuse to use the callback in more running `fit` than this.
-
-        Raises:
-            ValueError: It is.
-        """
+        """Raise ValueError if more than `num_fits` running `fit`s use the callback."""
         callback = self._callback()
         if _count_running_fits(callback) > num_fits:
             raise ValueError(
-                f"This {type(callback).__name__} is at work in another `fit`, which is still running. Make one, with a "
-                "folder of its own, for each"
+                f"This {type(callback).__name__} is used in another `fit`, which is still running. Make one callback, "
+                "with a folder of its own, for each `fit`"
             )
 
 

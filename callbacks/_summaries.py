@@ -9,15 +9,7 @@ import tensorflow as tf
 
 
 class Summaries:
-    """Writes numbers to event files.
-
-    Args:
-        log_dir: The folder; None to write nothing.
-
-    Raises:
-        TypeError: The folder is no path.
-        ImportError: TensorBoard is not installed.
-    """
+    """Writes numbers to event files in `log_dir`; if it is None, writes nothing."""
 
     def __init__(self, log_dir: str | Path | None) -> None:
         if log_dir is not None and not isinstance(log_dir, str | Path):
@@ -31,12 +23,7 @@ class Summaries:
         return {"_log_dir": self._log_dir, "_writer": None}
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Write numbers, and make sure that they are on the disk.
-
-        Args:
-            step: The step that they belong to.
-            numbers: The numbers by their names.
-        """
+        """Write numbers for a step, and make sure that they are on the disk."""
         if self._log_dir is None:
             return
         if self._writer is None:

@@ -1,4 +1,4 @@
-"""What the validation step of a running `fit` changes and draws: callbacks decide by its numbers."""
+"""The graph of the validation step of a running `fit`: callbacks decide by its metrics."""
 
 import sys
 from types import FrameType
@@ -9,16 +9,8 @@ from tfopt.callbacks._traced_step import trace_step
 
 
 def trace_validation(model: Any) -> Any:
-    """Trace the step that `fit` is going to run on its validation data; nothing is computed.
-
-    `fit` takes over this trace, and the iterator over its validation data that is made for it.
-
-    Args:
-        model: The model that is being trained by a `fit` that is calling.
-
-    Returns:
-        The graph; None where there are no validation data, or no graph.
-    """
+    """Return the graph of the validation step of the calling `fit`, without running it; None without data or graph."""
+    # `fit` uses this trace, and the iterator over its validation data that is made here.
     given = _locals_of_fit(model)
     if given.get("validation_data") is None or model.run_eagerly:
         return None

@@ -1,4 +1,4 @@
-"""Every variable that belongs to a training: of the model, of all its optimizers, and of whatever else it holds."""
+"""All variables of a training: of the model, of all its optimizers, and of other objects that it holds."""
 
 import re
 from collections import deque
@@ -20,16 +20,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.ndarray, tf.Tens
 def variables_of(
     model: Any, graphs: Mapping[str, Any] = MappingProxyType({}), communicator: Any = None
 ) -> list[tuple[str, Any]]:
-    """Return every variable that training with a model can change, or that its steps read and others can change.
-
-    Args:
-        model: The model.
-        graphs: The graphs of its steps, by their names.
-        communicator: The job's communicator, whose counters do not count.
-
-    Returns:
-        Pairs of a text, which is the same in another process that builds the same model, and the variable; each once.
-    """
+    """Return (reproducible text, variable) for each variable that training changes or its steps read, once."""
     named = [("", variable) for variable in model.variables]
     for name, optimizer in optimizers_of(model):
         prefix = "" if optimizer is model.optimizer else f"{name}: "
@@ -40,10 +31,10 @@ def variables_of(
     if (generator := stateful_random_ops.global_generator) is not None:
         named.append(("tf.random.get_global_generator()", generator.state))
     for step, graph in graphs.items():
-        # Without the layer in which it was made: for Keras's global generator that is the first one that drew from it.
+        # Omit the layer's name: Keras's global generator has the name of the first layer that drew from it.
         texts = ((describe(variable).split("/")[-1], variable) for variable in _used_by(graph))
         named += [(f"used by the {step} step: {text}", variable) for text, variable in texts]
-    seen = _counters_of(communicator)
+    seen = _counters_of(communicator)  # Counters of the communicator are no state of the training.
     once = []
     for name, variable in named:
         if key_of(variable) not in seen:
@@ -53,42 +44,18 @@ def variables_of(
 
 
 def describe(variable: Any) -> str:
-    """Return a variable's name, without the numbers that Keras adds to keep models apart, shape and dtype.
-
-    Args:
-        variable: A variable of Keras or TensorFlow.
-
-    Returns:
-        The text.
-    """
+    """Return a variable's name, without the numbers that Keras adds to keep models apart, its shape and dtype."""
     name = re.sub(r"_[0-9]+(?=_|$)", "", variable.name.split(":")[0])
     return f"{name} {variable.shape} {keras.backend.standardize_dtype(variable.dtype)}"
 
 
 def read(variable: Any) -> np.ndarray:
-    """Return a variable's value.
-
-    Args:
-        variable: A variable of Keras or TensorFlow.
-
-    Returns:
-        The value.
-    """
+    """Return the value of a variable of Keras or TensorFlow."""
     return np.asarray((variable.value if isinstance(variable, keras.Variable) else variable).numpy())
 
 
 def check_step(step: str, graph: Any, variables: list[tuple[str, Any]], communicator: Any) -> None:
-    """Refuse a step with a state that cannot be saved.
-
-    Args:
-        step: Its name, "training" or "validation".
-        graph: Its graph.
-        variables: Those that are saved.
-        communicator: The job's communicator, whose counters need not be saved.
-
-    Raises:
-        ValueError: It changes another variable, an iterator or a table, or draws random numbers from a hidden state.
-    """
+    """Raise ValueError if a step ("training" or "validation") has a state, not in `variables`, that cannot be saved."""
     saved = {key_of(variable) for _, variable in variables} | _counters_of(communicator)
     missing = [variable for variable in changed_variables(graph) if key_of(variable) not in saved]
     if missing:
@@ -99,13 +66,13 @@ def check_step(step: str, graph: Any, variables: list[tuple[str, Any]], communic
     if kinds := sorted(random_operations(graph)):
         raise ValueError(
             f"The {step} step draws random numbers by TensorFlow's {', '.join(kinds)}, whose state cannot be saved. "
-            "Draw them by keras.random with a keras.random.SeedGenerator, or by a tf.random.Generator, that is an "
-            "attribute of the model or of a layer"
+            "Use keras.random with a keras.random.SeedGenerator, or a tf.random.Generator, that is an attribute of "
+            "the model or of a layer"
         )
     if kinds := sorted(changed_resources(graph)):
         raise ValueError(
             f"The {step} step uses an object from outside by TensorFlow's {', '.join(kinds)}: an iterator, a table "
-            "or a queue, whose state cannot be saved. Pass all data to `fit`, and count in variables"
+            "or a queue, whose state cannot be saved. Pass all data to `fit`, and keep counts in variables"
         )
 
 
@@ -114,38 +81,31 @@ def _counters_of(communicator: Any) -> set[int]:
 
 
 def _used_by(graph: Any) -> Iterator[Any]:
-    """Yield the variables of a graph, in the order in which it came to them, which is the same in each process."""
+    """Yield the variables of a graph in the order in which it captured them, which is the same in each process."""
     variables = {id(variable.handle): variable for variable in graph.variables}
     for outside, _ in graph.captures:
         variable = variables.get(id(outside))
-        if variable is not None and variable.dtype != tf.string:  # which a checkpoint cannot hold
+        if variable is not None and variable.dtype != tf.string:  # A checkpoint holds no strings.
             yield variable
 
 
 def key_of(variable: Any) -> int:
-    """Return a number by which a variable is known, whether it is Keras's or the one of TensorFlow in it.
-
-    Args:
-        variable: A variable of Keras or TensorFlow.
-
-    Returns:
-        The number, while the variable is alive.
-    """
+    """Return an id of a variable while it is alive; Keras's variable and TensorFlow's inside it have the same."""
     inside = variable.value if isinstance(variable, keras.Variable) else variable
     try:
         return id(inside.handle)
-    except (AttributeError, ValueError):  # it lies on several devices
+    except (AttributeError, ValueError):  # The variable is on several devices.
         return id(inside)
 
 
 def _held_by(model: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the variables in attributes of a model and of what it holds, with the way that leads there."""
+    """Yield the variables in attributes of a model and of the objects that it holds, with the path to each."""
     seen = {id(model)}
     waiting: deque[tuple[str, Any]] = deque([("", model)])
     while waiting:
         name, thing = waiting.popleft()
         if isinstance(thing, keras.Variable | tf.Variable):
-            if thing.dtype not in ("string", tf.string):  # which a checkpoint cannot hold
+            if thing.dtype not in ("string", tf.string):  # A checkpoint holds no strings.
                 yield name, thing
             continue
         for child_name, child in _children_of(name, thing):

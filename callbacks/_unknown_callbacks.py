@@ -1,4 +1,4 @@
-"""Callbacks that cannot say what to keep: whether they have a state is seen from what changes in them."""
+"""Callbacks whose state is not known: the changes in them show whether they have one."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,11 +15,10 @@ _KERAS_OWN = frozenset({*vars(keras.callbacks.Callback()), "_model", "_params"})
 
 
 class UnknownCallbacks:
-    """Notices what some callbacks change in themselves, in their classes, and in variables that their code uses.
+    """Finds what callbacks change in themselves, in their classes, and in variables that their code uses.
 
-    Args:
-        callbacks: Those whose state is not saved, or only the part of it that Keras's own class has.
-        saved: Variables that are saved anyway.
+    The state of these callbacks is not saved, or only the part that Keras's own class has. The variables `saved` are
+    saved in any case.
     """
 
     def __init__(self, callbacks: list[Any], saved: list[Any]) -> None:
@@ -28,14 +27,14 @@ class UnknownCallbacks:
         self._before = [self._values_of(callback) for callback in callbacks]
 
     def changed(self) -> dict[str, list[str]]:
-        """Return which attributes and variables have changed, by the class of the callback; each callback once."""
+        """Return the names of changed attributes and variables by the class of the callback; each change once."""
         found: dict[str, list[str]] = {}
-        for place, callback in enumerate(self._callbacks):
-            before, now = self._before[place], self._values_of(callback)
+        for index, callback in enumerate(self._callbacks):
+            before, now = self._before[index], self._values_of(callback)
             names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
             if names:
                 found.setdefault(type(callback).__name__, []).extend(names)
-                self._before[place] = now
+                self._before[index] = now
         return found
 
     def _values_of(self, callback: Any) -> dict[str, str]:
@@ -46,7 +45,7 @@ class UnknownCallbacks:
         return {name: "".join(self._texts_of(value, set())) for name, value in {**outside, **found}.items()}
 
     def _texts_of(self, value: Any, seen: set[int]) -> Iterator[str]:
-        """Yield text that changes when a value does, with what it holds."""
+        """Yield texts that change when a value, or what it holds, changes."""
         if id(value) in seen:
             return
         seen.add(id(value))

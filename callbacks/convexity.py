@@ -1,4 +1,4 @@
-"""Is the loss convex where training goes?"""
+"""Whether the loss is convex along training."""
 
 import math
 from pathlib import Path
@@ -29,62 +29,65 @@ if TYPE_CHECKING:
     import matplotlib.axes
 
 _GRADIENT = "curvature_along_gradient"
-# Quantity -> what the share of the loss's change while it was positive is called.
+# Quantity -> the name in the logs of the share of the loss change that began while it was positive.
 _SHARES = {_GRADIENT: "along_gradient", "theta_paper": "certified_paper", "theta_sharp": "certified_sharp"}
 
 
 class Convexity(Measurement):
-    """Record the curvature of the loss along training: along the gradient, its signed extremes, and what is certified.
+    """Record the curvature of the loss along training: along the gradient, its signed extremes, and certified bounds.
 
-    All of it on a fixed probe, for the loss with its regularisation. Measured before the first step, at the end of
-    every n-th epoch (or after every n-th step), and at the end of training. In the logs, from the first epoch on:
+    All values belong to a fixed probe, and to the loss with its regularisation. The callback measures before the first
+    step, at the end of every n-th epoch (or after every n-th step), and at the end of training. In the logs, from the
+    first epoch on:
 
     - `convexity/loss`, and `convexity/curvature_along_gradient`: g'Hg / g'g.
-    - `hessian/lambda_min`, `hessian/lambda_max`: the signed extreme eigenvalues, before the first step, at the end and
-      after every tenth part of training; `hessian/lambda_min_bound` and `..._max_bound`, within which an eigenvalue is.
-      For Keras's SGD (without clipping, decay and averaging) also
-      `hessian/learning_rate_times_lambda_max` and `hessian/stability_limit`, beyond which steps on a quadratic diverge:
-      2, with momentum b 2 (1 + b), with Nesterov's 2 (1 + b) / (1 + 2 b). NaN where it is not known that one
-      optimizer alone trains all variables, as before the first step of a `train_step` of the model's own.
-    - `hessian/trace` with `hessian/trace_standard_error`, if asked for.
+    - `hessian/lambda_min`, `hessian/lambda_max`: the signed extreme eigenvalues, before the first step, at the end, and
+      after every tenth part of training.
+    - `hessian/lambda_min_bound`, `hessian/lambda_max_bound`: an eigenvalue lies within this distance of them.
+    - `hessian/learning_rate_times_lambda_max` and `hessian/stability_limit`, for Keras's SGD without clipping, decay
+      and averaging. Beyond the limit, steps on a quadratic diverge: it is 2, with momentum b 2 (1 + b), with Nesterov's
+      2 (1 + b) / (1 + 2 b). NaN where it is not known that one optimizer alone trains all variables, as before the
+      first step of a custom `train_step`.
+    - `hessian/trace` with `hessian/trace_standard_error`, if `trace` is True.
     - `convexity/theta_paper`, `convexity/theta_sharp`: the certified moduli of strong convexity, where the theorem
       covers the model (see `tfopt.curvature.convexity_certificate`).
     - `convexity/fraction_along_gradient`, `..._certified_paper`, `..._certified_sharp`: the share of the absolute
-      change of the loss between measurements that began while the quantity was positive. Beside each the plain share of
-      steps (`convexity/fraction_of_steps_...`), and the share of the change between two measurements of different sign
-      (`convexity/fraction_undecided_...`), where it cannot be told at which step the sign changed.
-    - `convexity/seconds`: what measuring has cost so far.
+      change of the loss between measurements that began while the quantity was positive.
+    - `convexity/fraction_of_steps_...`: the share of steps, for each of these quantities.
+    - `convexity/fraction_undecided_...`: the share of the change between two measurements of different sign. There the
+      step at which the sign changed is not known.
+    - `convexity/seconds`: the time that measuring has taken so far.
 
     Args:
         probe_data: The data to measure on: (x, y), (x, y, sample_weight), a data set, or a `tfopt.curvature.Probe`. On
-            several ranks each brings its own rows.
+            several ranks, each rank passes its own rows.
         loss: As `compile` takes it. None (default) means the one that the model was compiled with.
         every_n_steps: Measure after each n-th training batch, an integer >= 1. None (default) means by epochs.
         every_n_epochs: Measure at the end of each n-th epoch, an integer >= 1. None (default) means every epoch, unless
             `every_n_steps` is given.
         eigenvalues: Whether to find the extreme eigenvalues. Default True.
-        trace: Whether to estimate the trace, when eigenvalues are due. Default False.
-        density: Whether to estimate the spectral density then, into `densities`. Default False.
-        spectrum_every_n_epochs: When eigenvalues, trace and density are due; None (default) means after every tenth
-            part of training.
+        trace: Whether to estimate the trace when eigenvalues are due. Default False.
+        density: Whether to estimate the spectral density when eigenvalues are due, into `densities`. Default False.
+        spectrum_every_n_epochs: When eigenvalues, trace and density are due, an integer >= 1. None (default) means
+            after every tenth part of training.
         num_matvecs: The largest number of Hessian products for the eigenvalues, and the number for the trace and for
             each of 4 probes of the density. Default 20.
-        certificate: True to insist on the certificate, False to leave it out; None (default) means where it applies.
+        certificate: True requires the certificate, False leaves it out. None (default) means where the theorem applies.
         batch_size: Rows in a batch of the probe, for arrays.
         batch_norm: "batch" (default) normalises by each batch's own statistics, "moving" by the moving averages.
         self_check: Whether to check the first Hessian product, as `HessianOperator` does. Default True.
-        seed: Seed of the random vectors, the same ones for each measurement; an integer >= 0. Default 0.
-        log_dir: Folder for TensorBoard's event files, with each value at its step; None (default) for none.
+        seed: Seed of the random vectors, which are the same for each measurement; an integer >= 0. Default 0.
+        log_dir: Folder for TensorBoard's event files, with each value at its step. None (default) writes none.
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
 
     Attributes:
         history: Lists with one entry for each measurement: `epoch` (epochs completed), `step` (steps that the optimizer
-            took; where several take steps or none, training batches), `seconds`, and all that is in the logs, by the
-            same names; NaN where something was not measured.
-        precision: How layers were computed in what was measured last: "model", "float32" or "bfloat16", as
+            took; training batches, if several optimizers or none take steps), `seconds`, and all values in the logs, by
+            the same names. NaN where a value was not measured.
+        precision: How layers were computed in the last measurement: "model", "float32" or "bfloat16", as
             `HessianOperator.precision` says.
-        densities: A `SpectralDensity` for each step at which it was measured, by step.
-        certificate_refused: Why there is no certificate; empty if there is one, or none was wanted.
+        densities: The `SpectralDensity` of each step at which it was measured, by step.
+        certificate_refused: Why there is no certificate. Empty if there is one, or if `certificate` is False.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -127,7 +130,7 @@ class Convexity(Measurement):
         super().__init__(
             probe_data,
             loss,
-            cadence=Cadence.of(every_n_steps, every_n_epochs),
+            cadence=Cadence.from_arguments(every_n_steps, every_n_epochs),
             batch_size=batch_size,
             batch_norm=batch_norm,
             log_dir=log_dir,
@@ -149,10 +152,10 @@ class Convexity(Measurement):
         self.densities: dict[int, SpectralDensity] = {}
         self._shares: dict[str, ChangeShare] = {}
         self._spectrum_step = -1
-        self._spectrum_is_due_now = False  # after a change of the model
+        self._spectrum_is_due_now = False  # True after a change of the model.
 
     def get_state(self) -> dict[str, Any]:
-        """Return what a checkpoint must keep.
+        """Return the state that a checkpoint must keep.
 
         Returns:
             The measurements, and how far training has come.
@@ -165,17 +168,17 @@ class Convexity(Measurement):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on where a checkpoint was written.
+        """Restore the state of a checkpoint.
 
         Args:
-            state: What `get_state` has returned.
+            state: A state from `get_state`.
         """
         state = dict(state)
         self.densities = {step: SpectralDensity(*rest) for step, *rest in state.pop("densities")}
         self._shares = {name: ChangeShare(**values) for name, values in state.pop("shares").items()}
         super().set_state(state)
 
-    # --- when
+    # --- times of measurements
 
     def _after_start(self) -> None:
         self._take(with_spectrum=True)
@@ -194,7 +197,7 @@ class Convexity(Measurement):
             self._take(with_spectrum=True)
 
     def _is_as_measured(self) -> bool:
-        # Not if Keras has put other weights in place of the last step's: averages, or the best ones.
+        # False if Keras has replaced the weights of the last step by averages, or by the best weights.
         loss, _ = self._hessian.loss_and_gradient()
         return bool(np.isclose(loss, self.history["convexity/loss"][-1], rtol=1e-6, equal_nan=True))
 
@@ -203,7 +206,7 @@ class Convexity(Measurement):
             return False
         return self._is_due_after_epoch(self.spectrum_cadence, epochs)
 
-    # --- what
+    # --- measurements
 
     def _make_instruments(self) -> None:
         self._hessian = HessianOperator(
@@ -236,7 +239,7 @@ class Convexity(Measurement):
         loss, gradient = self._hessian.loss_and_gradient()
         flat = np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in gradient])
         size = np.linalg.norm(flat)
-        is_sound = bool(np.isfinite(loss) and np.isfinite(size))  # or training has diverged, and goes on
+        is_sound = bool(np.isfinite(loss) and np.isfinite(size))  # Otherwise training has diverged, and continues.
         with self._hessian.shared():
             along = curvature_along(self._hessian, flat) if is_sound and size > 0 else np.nan
             signs = {_GRADIENT: along}
@@ -277,7 +280,7 @@ class Convexity(Measurement):
         return values
 
     def _stability(self, lambda_max: float) -> dict[str, float]:
-        """Return the learning rate times `lambda_max`, and its limit, of the optimizer that takes the steps."""
+        """Return the learning rate times `lambda_max`, and the limit of it, for the optimizer that takes the steps."""
         names = ("hessian/learning_rate_times_lambda_max", "hessian/stability_limit")
         optimizer = self._count.stepping
         trained = variables_trained_by(optimizer)
@@ -318,17 +321,11 @@ class Convexity(Measurement):
 
 
 def stability_limit(optimizer: Any) -> float | None:
-    """Return how large the learning rate times the curvature of a quadratic may be, for SGD.
-
-    Args:
-        optimizer: A Keras optimizer, or None.
-
-    Returns:
-        2, with momentum b 2 (1 + b), with Nesterov's 2 (1 + b) / (1 + 2 b); None for anything but Keras's SGD without
-        clipping, decay, averaging and accumulation.
-    """
+    """Return the limit of learning rate times curvature on a quadratic for plain Keras SGD, else None."""
+    # The limit is 2, with momentum b 2 (1 + b), with Nesterov's 2 (1 + b) / (1 + 2 b). Plain means without clipping,
+    # decay, averaging and accumulation.
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    if optimizer.__class__ is not keras.optimizers.SGD:  # what a DistributedOptimizer says, too
+    if optimizer.__class__ is not keras.optimizers.SGD:  # A DistributedOptimizer reports this class too.
         return None
     extras = ("clipnorm", "global_clipnorm", "clipvalue", "weight_decay", "use_ema", "gradient_accumulation_steps")
     if any(getattr(optimizer, name) for name in extras):

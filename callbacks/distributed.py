@@ -1,4 +1,4 @@
-"""Callbacks for training on several ranks: equal starts, and equal metrics."""
+"""Callbacks for training on several ranks: equal variables at the start, and equal metrics."""
 
 from typing import Any
 
@@ -16,18 +16,17 @@ from tfopt.distributed.optimizer import DistributedOptimizer, describe_config
 
 
 class BroadcastVariables(RankCallback):
-    """Start all ranks from the variables of one: the model's and its optimizers'.
+    """Start all ranks from the variables of one rank: those of the model and of its optimizers.
 
-    The optimizer of `compile` is built if it is not. Others, of a `train_step` of the model's own, must be
-    `DistributedOptimizer` too.
+    The optimizer of `compile` is built if necessary. Other optimizers, which a custom `train_step` uses, must be
+    `DistributedOptimizer` too. A model that waits for its first batch is built. Each rank keeps its own states of
+    random number generators (dropout).
 
-    States of random number generators (dropout) stay each rank's own. A model that waits for its first batch is built.
-
-    Before training begins, and after each epoch, the ranks are compared: callbacks, variables, optimizer, number of
-    batches, epochs, learning rate, metrics. Where they differ, every rank raises the same error.
+    Before training and after each epoch, the ranks compare callbacks, variables, optimizer, number of batches, epochs,
+    learning rate and metrics. If they differ, every rank raises the same error.
 
     Args:
-        root_rank: Whose variables to hand out, from 0 to the number of ranks - 1. Default 0.
+        root_rank: The rank whose variables all ranks receive, from 0 to the number of ranks - 1. Default 0.
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
 
     Raises:
@@ -49,13 +48,13 @@ class BroadcastVariables(RankCallback):
         self.root_rank = check_integer("root_rank", root_rank, minimum=0, maximum=self.communicator.size - 1)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Compare the ranks and hand out the variables.
+        """Compare the ranks and broadcast the variables.
 
         Args:
             logs: Not used.
 
         Raises:
-            ValueError: A rank's model cannot be trained on several ranks, or the ranks' models are not alike.
+            ValueError: The model of a rank cannot be trained on several ranks, or the models of the ranks differ.
         """
         super().on_train_begin(logs)
         if self.communicator.size == 1:
@@ -86,7 +85,7 @@ class BroadcastVariables(RankCallback):
         """Compare the ranks.
 
         Args:
-            epoch: Its number, from 0.
+            epoch: Number of the epoch, from 0.
             logs: Metrics, whose names are compared.
         """
         self.compare(f"the end of epoch {epoch + 1}", logs)
@@ -103,17 +102,17 @@ class BroadcastVariables(RankCallback):
 
 
 class AverageMetrics(RankCallback):
-    """Replace the metrics of each epoch, validation's included, by their means over all ranks.
+    """Replace the metrics of each epoch, with those of validation, by their means over all ranks.
 
-    Put it before every callback that decides by `logs` (EarlyStopping, ReduceLROnPlateau, ModelCheckpoint): the ranks
-    must come to the same decisions. It comes before CSVLogger and TensorBoard by itself.
+    Put it before every callback that decides by `logs` (EarlyStopping, ReduceLROnPlateau, ModelCheckpoint), because all
+    ranks must decide alike. It moves itself before CSVLogger and TensorBoard.
 
     Args:
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
     """
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Check that all ranks train with the same of these callbacks, and come before those that log.
+        """Check that all ranks train with the same callbacks of this kind, and move before Keras's loggers.
 
         Args:
             logs: Not used.
@@ -125,7 +124,7 @@ class AverageMetrics(RankCallback):
         """Compare the ranks, then average.
 
         Args:
-            epoch: Its number, from 0.
+            epoch: Number of the epoch, from 0.
             logs: Metrics; numbers are replaced by their means.
         """
         self.compare(f"the end of epoch {epoch + 1}", logs)
@@ -145,14 +144,14 @@ def _describe(variables: list[Any]) -> list[str]:
 
 
 def _problem_of(model: Any) -> str:
-    # What keeps the model from being trained on several ranks, or nothing.
+    # Say what prevents the model from being trained on several ranks; an empty text means nothing.
     if type(model.optimizer) is not DistributedOptimizer:
         return (
             f"The model was compiled with a plain {type(model.optimizer).__name__}: each rank would train on its own. "
             "Use model.compile(tfopt.distributed.DistributedOptimizer(optimizer), ...)"
         )
     for name, optimizer in [] if has_keras_train_step(model) else optimizers_of(model):
-        # The optimizers with which its parts were compiled are those of an earlier training, as a rule.
+        # Optimizers with which parts of the model were compiled usually belong to an earlier training.
         if type(optimizer) is not DistributedOptimizer and not name.endswith(".optimizer"):
             return (
                 f"The model has the optimizer {name!r}, a plain {type(optimizer).__name__}: each rank would train on "

@@ -24,14 +24,14 @@ _DETAILS = ("relative_gradient_breakdown", "relative_perturbation", "cosine")
 
 @dataclass(frozen=True)
 class _Moment:
-    """The weights after a number of steps, and what measures steps of the model as it is then."""
+    """The weights after a number of steps, and the meter for steps of the model in its state at that time."""
 
     meter: StepMeter
     weights: list[Any]
     steps: int
 
     @classmethod
-    def of(cls, meter: StepMeter, steps: int) -> "_Moment":
+    def from_meter(cls, meter: StepMeter, steps: int) -> "_Moment":
         return cls(meter, meter.weights(), steps)
 
     def has_not_moved(self) -> bool:
@@ -41,43 +41,44 @@ class _Moment:
 class GradientBreakdown(Measurement):
     """Record what the optimizer's own steps do to the gradient, and whether the descent lemma lets the loss fall.
 
-    For a step dW from W to W + dW, on a fixed probe, with the loss's regularisation. Measured are the first step, the
-    last step of every n-th epoch (or every n-th step), and the last one of training. In the logs, from the first epoch
-    on, with l counting the trainable variables (see `tfopt.relative_trust`):
+    For a step dW from W to W + dW, on a fixed probe, for the loss with its regularisation. The callback measures the
+    first step, the last step of every n-th epoch (or every n-th step), and the last step of training. In the logs, from
+    the first epoch on, with l counting the trainable variables (see `tfopt.relative_trust`):
 
     - `breakdown/relative_gradient_breakdown`: the largest |g_l(W + dW) - g_l(W)| / |g_l(W)|.
     - `breakdown/relative_perturbation`: the largest |dW_l| / |W_l|.
-    - `breakdown/deep_relative_trust`: prod_l (1 + |dW_l| / |W_l|) - 1, the breakdown that the model of deep relative
-      trust expects at most.
+    - `breakdown/deep_relative_trust`: prod_l (1 + |dW_l| / |W_l|) - 1, the largest breakdown that the model of deep
+      relative trust expects.
     - `breakdown/cosine`: of the angle between -g and dW.
     - `breakdown/descent_bound`: right-hand side of the descent lemma, beside `breakdown/loss_change`, which cannot be
       larger (up to the grid on the step). A negative bound certifies that the step lowers the loss on the probe.
-    - `breakdown/steps_spanned`: how many steps dW adds up: 1, but for `steps_per_execution` and accumulated gradients.
-    - `breakdown/seconds`: what measuring has cost so far.
+    - `breakdown/steps_spanned`: the number of steps that dW adds up: 1, except with `steps_per_execution` and
+      accumulated gradients.
+    - `breakdown/seconds`: the time that measuring has taken so far.
 
-    Where `fit` cannot say how many batches an epoch has, the weights before each step of the first epoch are kept until
-    the next one.
+    If `fit` does not know the number of batches of an epoch, the callback keeps a copy of the weights before each step
+    of the first epoch until the next step.
 
     Args:
         probe_data: The data to measure on: (x, y), (x, y, sample_weight), a data set, or a `tfopt.curvature.Probe`. On
-            several ranks each brings its own rows.
+            several ranks, each rank passes its own rows.
         loss: As `compile` takes it. None (default) means the one that the model was compiled with.
         every_n_steps: Measure each n-th training step, an integer >= 1. None (default) means by epochs.
         every_n_epochs: Measure the last step of each n-th epoch, an integer >= 1. None (default) means every epoch,
             unless `every_n_steps` is given.
         num_points: Number of points on the step at which the descent lemma looks for the largest breakdown, an integer
-            >= 1; a gradient each. Default 4.
+            >= 1. Each costs a gradient. Default 4.
         batch_size: Rows in a batch of the probe, for arrays.
         batch_norm: "batch" (default) normalises by each batch's own statistics, "moving" by the moving averages.
-        log_dir: Folder for TensorBoard's event files, with the values of each variable; None (default) for none.
+        log_dir: Folder for TensorBoard's event files, with the values of each variable. None (default) writes none.
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
 
     Attributes:
         history: Lists with one entry for each measurement: `epoch` (epochs completed), `step` (steps taken after it, as
-            `Convexity` counts them), `seconds`, all that is in the logs, by the same names, and
+            `Convexity` counts them), `seconds`, all values in the logs, by the same names, and
             `relative_gradient_breakdown`, `relative_perturbation` and `cosine`, whose elements map each variable's path
             to its value.
-        precision: How layers were computed in what was measured last: "model", "float32" or "bfloat16", as
+        precision: How layers were computed in the last measurement: "model", "float32" or "bfloat16", as
             `HessianOperator.precision` says.
 
     Raises:
@@ -114,7 +115,7 @@ class GradientBreakdown(Measurement):
         super().__init__(
             probe_data,
             loss,
-            cadence=Cadence.of(every_n_steps, every_n_epochs),
+            cadence=Cadence.from_arguments(every_n_steps, every_n_epochs),
             batch_size=batch_size,
             batch_norm=batch_norm,
             log_dir=log_dir,
@@ -124,11 +125,11 @@ class GradientBreakdown(Measurement):
 
     def _start(self) -> None:
         super()._start()
-        self._waiting: _Moment | None = None  # before what may be measured next
-        self._kept: tuple[_Moment, _Moment] | None = None  # before and after the last step
+        self._waiting: _Moment | None = None  # Before the next step that may be measured.
+        self._kept: tuple[_Moment, _Moment] | None = None  # Before and after the last step.
         self._steps_per_epoch: int | None = None
 
-    # --- when
+    # --- times of measurements
 
     def _get_ready(self) -> None:
         super()._get_ready()
@@ -142,7 +143,7 @@ class GradientBreakdown(Measurement):
             )
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Keep the weights, if one of the next steps is to be measured; measure the first step.
+        """Keep the weights if one of the next steps is to be measured; measure the first step.
 
         Args:
             batch: Number of the batch in the epoch, from 0; it may be beyond the end of the data.
@@ -157,7 +158,7 @@ class GradientBreakdown(Measurement):
         is_due = is_last or not self.history["step"] or self._is_due_next()
         if is_due and self._waiting is None:
             self._follow()
-            self._waiting = _Moment.of(self._meter, self._steps)
+            self._waiting = _Moment.from_meter(self._meter, self._steps)
 
     def _is_due_next(self) -> bool:
         batches = self._count.batches
@@ -176,8 +177,8 @@ class GradientBreakdown(Measurement):
             self._measure_kept()
 
     def _count_steps(self) -> None:
-        # Keras does not know how many there are, and begins one more, which finds no data.
-        if self._waiting is None:  # fewer than in the epoch before
+        # Keras does not know the number of batches, and begins one more, which finds no data.
+        if self._waiting is None:  # This epoch was shorter than the one before.
             self._steps_per_epoch = None
             return
         found_no_data = self._waiting.has_not_moved()
@@ -186,13 +187,13 @@ class GradientBreakdown(Measurement):
         self._steps_per_epoch = self._num_batches - found_no_data
 
     def _keep_step(self) -> None:
-        # Where nothing is waiting, nothing was kept; where nothing has moved, gradients are being accumulated.
+        # Nothing is waiting if nothing was kept. Gradients are being accumulated if no step was counted.
         if self._waiting is not None and self._steps != self._waiting.steps:
-            self._kept, self._waiting = (self._waiting, _Moment.of(self._waiting.meter, self._steps)), None
+            self._kept, self._waiting = (self._waiting, _Moment.from_meter(self._waiting.meter, self._steps)), None
 
     def _after_change(self) -> None:
         super()._after_change()
-        self._waiting = None  # gradients that were accumulated for the variables of before
+        self._waiting = None  # Drop steps of the old variables.
 
     def _after_training(self) -> None:
         self._keep_step()
@@ -200,11 +201,11 @@ class GradientBreakdown(Measurement):
         self._waiting = self._kept = None
 
     def _measure_kept(self) -> None:
-        # The last step may have been measured already.
+        # Do not measure the last step twice.
         if self._kept is not None and not self._is_measured(self._kept[1].steps):
             self._take(step=self._kept[1].steps)
 
-    # --- what
+    # --- measurements
 
     def _make_instruments(self) -> None:
         self._meter = StepMeter(
@@ -215,7 +216,8 @@ class GradientBreakdown(Measurement):
             batch_norm=self.batch_norm,
             communicator=self.communicator,
         )
-        # Trace it now: a step is measured as the model was when it was taken, even if that changes before.
+        # Trace now, because a step is measured for the model as it was then, even if the model changes before
+        # measuring.
         self._meter.loss_and_gradient(self._meter.weights())
 
     def _measure(self) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
@@ -236,7 +238,7 @@ class GradientBreakdown(Measurement):
         return {f"breakdown/{name}": value for name, value in values.items()}, details
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
-        """Draw each variable's breakdown and what deep relative trust expects against steps.
+        """Draw the breakdown of each variable, and the expectation of deep relative trust, against steps.
 
         Args:
             ax: Axes to draw into; None makes new ones.

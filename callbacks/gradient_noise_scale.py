@@ -1,4 +1,4 @@
-"""How large a batch is worth its rows: the gradient noise scale along training."""
+"""The gradient noise scale along training: the batch size up to which more rows help."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,20 +25,20 @@ class GradientNoiseScale(Measurement):
     """Record the simple noise scale tr C / |G|^2, with its standard error, in rows.
 
     C is the covariance of the gradient of a single row, G the mean gradient. Batches much smaller than the noise scale
-    are mostly noise, and doubling them about halves the number of steps; batches much larger are wasted (McCandlish,
-    Kaplan, Amodei and the OpenAI Dota team, arXiv 1812.06162).
+    are mostly noise, and doubling them about halves the number of steps. Batches much larger than it waste rows
+    (McCandlish, Kaplan, Amodei and the OpenAI Dota team, arXiv 1812.06162).
 
-    With `probe_data` it is measured on them, from gradients of groups of rows against the gradient of all rows: before
-    the first step, after every tenth part of training (or every n-th epoch or step) and at the end. On several ranks it
-    can do without: each rank's gradient is compared with the mean of all within the training step, at the cost of a
-    norm, and averaged over the steps since the last measurement, by default in each epoch. In the logs, from the first
-    epoch on:
+    With `probe_data`, the callback compares gradients of groups of rows with the gradient of all rows: before the first
+    step, after every tenth part of training (or every n-th epoch or step), and at the end. On several ranks it works
+    without `probe_data`: within the training step, it compares each rank's gradient with the mean of all ranks, at the
+    cost of a norm. It averages over the steps since the last measurement, by default in each epoch. In the logs, from
+    the first epoch on:
 
-    - `gradient_noise/noise_scale` and `gradient_noise/noise_scale_standard_error`: NaN where the data are too few to
-      tell |G|^2 from 0, as may happen near a minimum.
+    - `gradient_noise/noise_scale` and `gradient_noise/noise_scale_standard_error`: NaN if the data are too few to
+      distinguish |G|^2 from 0, as may happen near a minimum.
     - `gradient_noise/covariance_trace`: tr C. `gradient_noise/squared_gradient_norm`: the estimate of |G|^2, which may
-      come out negative.
-    - `gradient_noise/seconds`: what measuring has cost so far.
+      be negative.
+    - `gradient_noise/seconds`: the time that measuring has taken so far.
 
     Args:
         probe_data: The data to measure on, in random order: (x, y), (x, y, sample_weight), a data set, or a
@@ -47,21 +47,21 @@ class GradientNoiseScale(Measurement):
         loss: As `compile` takes it, with `probe_data`. None (default) means the one that the model was compiled with.
         group_size: With `probe_data`, rows in a group, an integer >= 1. Fewer rows and more groups cost more time and
             make the standard error smaller. Default 8.
-        local_batch_size: Without `probe_data`, rows in a batch of one rank; None (default) asks `fit`. A smaller batch
-            at the end of an epoch counts like the others.
+        local_batch_size: Without `probe_data`, rows in a batch of one rank. None (default) takes it from `fit`. A
+            smaller batch at the end of an epoch counts like the others.
         every_n_steps: Measure after each n-th training batch, an integer >= 1. None (default) means by epochs.
         every_n_epochs: Measure at the end of each n-th epoch, an integer >= 1. None (default) means after every tenth
             part of training with `probe_data`, and every epoch without, unless `every_n_steps` is given.
         batch_size: Rows in a batch of the probe, for arrays.
         batch_norm: "batch" (default) normalises by the statistics of each group, "moving" by the moving averages.
-        log_dir: Folder for TensorBoard's event files, with each value at its step; None (default) for none.
+        log_dir: Folder for TensorBoard's event files, with each value at its step. None (default) writes none.
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
 
     Attributes:
         history: Lists with one entry for each measurement: `epoch` (epochs completed), `step` (steps that the optimizer
-            took; where several take steps or none, training batches), `seconds`, and all that is in the logs, by the
-            same names.
-        precision: How layers were computed in what was measured last: "model", "float32" or "bfloat16", as
+            took; training batches, if several optimizers or none take steps), `seconds`, and all values in the logs, by
+            the same names.
+        precision: How layers were computed in the last measurement: "model", "float32" or "bfloat16", as
             `HessianOperator.precision` says.
 
     Raises:
@@ -100,7 +100,9 @@ class GradientNoiseScale(Measurement):
         super().__init__(
             probe_data,
             loss,
-            cadence=Cadence.of(every_n_steps, every_n_epochs, default_epochs=1 if probe_data is None else None),
+            cadence=Cadence.from_arguments(
+                every_n_steps, every_n_epochs, default_epochs=1 if probe_data is None else None
+            ),
             batch_size=batch_size,
             batch_norm=batch_norm,
             log_dir=log_dir,
@@ -118,13 +120,13 @@ class GradientNoiseScale(Measurement):
         self._sums: np.ndarray | None = None
         self._rows = 0
 
-    # --- when
+    # --- times of measurements
 
     def _after_start(self) -> None:
         if self._probe is not None:
             self._take()
         elif self._scatter is not None:
-            self._scatter.take()  # what an earlier training has left
+            self._scatter.take()  # Drop the sums of an earlier training.
 
     def _after_batches(self, before: int, after: int) -> None:
         if self.cadence.is_due_between(before, after):
@@ -139,7 +141,7 @@ class GradientNoiseScale(Measurement):
         if not self._is_measured(self._steps):
             self._take()
 
-    # --- what
+    # --- measurements
 
     def _make_instruments(self) -> None:
         if self._probe is not None:
@@ -156,28 +158,28 @@ class GradientNoiseScale(Measurement):
                 f"model.compile(tfopt.distributed.DistributedOptimizer(optimizer), ...). Received: {found}"
             )
         self._scatter = optimizer.watch_scatter()
-        self.model.make_train_function(force=True)  # one that was compiled before does not watch
+        self.model.make_train_function(force=True)  # The old one does not watch the gradients.
 
     def _get_ready(self) -> None:
         super()._get_ready()
         if self._scatter is not None:
             self._rows = self.local_batch_size or self._find_batch_size()
-            if self._sums is not None:  # of a training that is resumed
+            if self._sums is not None:  # They belong to a resumed training.
                 self._scatter.sums, self._sums = self._sums, None
 
     def get_state(self) -> dict[str, Any]:
-        """Return what a checkpoint must keep.
+        """Return the state that a checkpoint must keep.
 
         Returns:
-            The measurements, and what has been summed up since the last one.
+            The measurements, and the sums since the last one.
         """
         return super().get_state() | {"sums": None if self._scatter is None else self._scatter.sums}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on where a checkpoint was written.
+        """Restore the state of a checkpoint.
 
         Args:
-            state: What `get_state` has returned.
+            state: A state from `get_state`.
         """
         self._sums = state["sums"]
         super().set_state({name: value for name, value in state.items() if name != "sums"})
@@ -214,7 +216,7 @@ class GradientNoiseScale(Measurement):
         return {f"gradient_noise/{name}": value for name, value in values.items()}, {}
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
-        """Draw the noise scale against steps, with a band of two standard errors to either side.
+        """Draw the noise scale against steps, with a band of two standard errors on each side.
 
         Args:
             ax: Axes to draw into; None makes new ones.

@@ -42,48 +42,52 @@ from tfopt._checks import as_items, check_folder, check_integer
 from tfopt.communicator import Communicator, check_communicator
 from tfopt.communicator.agreement import in_agreement
 
-_TRAINED: weakref.WeakSet[Any] = weakref.WeakSet()  # models with which this process has begun a training
+_TRAINED: weakref.WeakSet[Any] = weakref.WeakSet()  # Models that this process has trained.
 
 
 class ResumableCheckpoint(Callback):
     """Save the whole state of training at the end of epochs, and go on from there when `fit` is called again.
 
-    Start the same script again after it was killed, and it ends with the weights that it would have had, bit for bit
-    (same machine, same number of threads). Kept are the variables of the model, of all its optimizers, and those in
-    attributes of the model or of what it holds; plain values that its code changes; the states of Python's, NumPy's
-    and Keras's random number generators; `History`; the state of other callbacks; and the epoch, from which
-    `tfopt.datasets.EpochBatches` finds its order. Arrays that `fit` shuffles come in Keras's order if
-    `keras.utils.set_random_seed` was called, and otherwise in an order that follows from the epoch and a seed that is
-    saved. A `tf.data.Dataset` may shuffle anew in each epoch if it has a seed. What cannot be resumed is refused by
-    name before the first step.
+    Start the same script again after it was killed. It ends with the weights that it would have had, bit for bit (on
+    the same machine, with the same number of threads). A checkpoint holds:
 
-    Two generations are kept. Files are written under another name and renamed, and carry checksums: one that is
-    damaged is passed over with a warning, in favour of the older one. Under `horovodrun` every rank writes and reads
-    its own file, and all ranks go on from the newest epoch that all of them have. While a job trains, its folder is
-    locked against others.
+    - the variables of the model, of all its optimizers, and in attributes of the model or of the objects that it holds;
+    - plain values that the model's code changes;
+    - the states of Python's, NumPy's and Keras's random number generators;
+    - `History`, and the state of other callbacks;
+    - the epoch, from which `tfopt.datasets.EpochBatches` computes its order.
 
-    When the last epoch has been saved, or a callback has stopped training, another `fit` returns at once. Delete the
-    folder to begin anew.
+    Arrays that `fit` shuffles come in Keras's order if `keras.utils.set_random_seed` was called. Otherwise their order
+    follows from the epoch and a seed that is saved. A `tf.data.Dataset` may shuffle again in each epoch if it has a
+    seed. If something cannot be resumed, an error names it before the first step.
 
-    It runs after all other callbacks, wherever it stands in the list. The states of Keras's own callbacks and of
-    tfopt's are known; others can bring methods `get_state()` and `set_state(state)`.
+    The callback keeps two checkpoints. It writes each file under another name and renames it, and files carry
+    checksums. If a file is damaged, a warning says so and the older checkpoint is used. Under `horovodrun` every rank
+    writes and reads its own file, and all ranks go on from the newest epoch that all of them have. While a job trains,
+    its folder is locked against other jobs.
+
+    After the last epoch was saved, or a callback has stopped training, another `fit` returns at once. Delete the folder
+    to begin anew.
+
+    The callback runs after all other callbacks, at any position in the list. It knows the states of Keras's own
+    callbacks and of tfopt's. Other callbacks can have methods `get_state()` and `set_state(state)`.
 
     Args:
         folder: Where to write.
         every_n_epochs: Write at the end of each n-th epoch and of the last, an integer >= 1. Default 1.
-        stateless: Callback classes of yours that have no state worth keeping, and whose arguments can change; and
-            classes of data that serve the same batches in each epoch: your `PyDataset`s, and `tf.data.Dataset` for data
-            sets that call Python (`from_generator`, `py_function`).
+        stateless: Your callback classes that have no state to keep, and whose arguments can change; and classes of data
+            that serve the same batches in each epoch: your `PyDataset`s, and `tf.data.Dataset` for data sets that call
+            Python (`from_generator`, `py_function`).
         verbose: 1 (default) prints a line when training is resumed, 0 does not.
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
 
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: An argument is out of its range; in `fit`: another callback, the data or the training step cannot
-            be resumed, the folder cannot be written or another training has it, or it holds the checkpoints of another
+            be resumed, the folder cannot be written, another training uses it, or it holds the checkpoints of another
             job: other data, layers, loss, optimizers or number of ranks.
         TypeError: In `fit`: the state of a callback, or a value in `logs`, cannot be saved.
-        OSError: In `fit`: a checkpoint cannot be written. On a full disk the message says how much room is needed.
+        OSError: In `fit`: a checkpoint cannot be written. On a full disk, the message says how much room is needed.
 
     Example:
         >>> import tempfile
@@ -126,16 +130,16 @@ class ResumableCheckpoint(Callback):
         self._job = Job({}, {}, {})
         self._program: Any = None
         self._lost = LostStates([], (), [])
-        weakref.finalize(self, self._files.close)  # after a `fit` that an exception has ended
+        weakref.finalize(self, self._files.close)  # After an exception, nothing else closes them.
 
     def set_model(self, model: Any) -> None:
-        """Take the model, and the last place among the callbacks: what all others have done is saved.
+        """Take the model, and move behind all other callbacks, because their changes are saved too.
 
         Args:
             model: The Keras model.
 
         Raises:
-            ValueError: This callback is at work for another model.
+            ValueError: A running `fit` of another model uses this callback.
         """
         if self.model is not None and model is not self.model:
             self._still_running.check(0)
@@ -150,10 +154,10 @@ class ResumableCheckpoint(Callback):
 
         Raises:
             ValueError: Something of this training cannot be resumed, the folder cannot be written, another training
-                has it, or its checkpoints are of another training.
+                uses it, or its checkpoints are of another training.
         """
         self._still_running.check(1)
-        self._files.close()  # an exception may have ended the `fit` before
+        self._files.close()  # An exception may have ended the last `fit`.
         self._running = find_running_fit(self)
         self._still_running.begin()
         in_agreement(self.communicator, self._check_callbacks_and_data)
@@ -163,7 +167,7 @@ class ResumableCheckpoint(Callback):
         self._position.rewind()
         self._variables = variables_of(self.model, steps, self.communicator)
         in_agreement(self.communicator, lambda: self._check_steps(steps))
-        in_agreement(self.communicator, lambda: states_of(self._others))  # which raises for what cannot be saved
+        in_agreement(self.communicator, lambda: states_of(self._others))  # Raises if a state cannot be saved.
         self._job = in_agreement(self.communicator, self._job_now)
         self._program = getattr(self.model, "train_function", None)
         self._plain = PlainState(self.model)
@@ -205,7 +209,8 @@ class ResumableCheckpoint(Callback):
             check_step(step, graph, self._variables, self.communicator)
 
     def _build(self) -> None:
-        # Without a graph, variables that the first step makes would come too late. A model without `call` has parts.
+        # Without a graph, build now, because variables that the first step makes would come too late. A model without
+        # `call` is never built, but its parts are.
         model = self.model
         if model.optimizer is None:
             return
@@ -215,23 +220,23 @@ class ResumableCheckpoint(Callback):
             model.optimizer.build(model.trainable_variables)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Tell `EpochBatches` the epoch, those of the validation data too.
+        """Tell `EpochBatches` the epoch, for training and validation data.
 
         Args:
-            epoch: Its number, from 0.
+            epoch: Number of the epoch, from 0.
             logs: Not used.
         """
-        self.model._initial_epoch = None  # which `fit` has read; it must not outlive an exception
+        self.model._initial_epoch = None  # `fit` has read it. An exception must not leave it behind.
         self._order.epoch = epoch
         for batches in (epoch_batches_of(self._running), self._running.validation):
             if hasattr(batches, "start_at"):
                 batches.start_at(epoch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Write a checkpoint, if it is time to.
+        """Write a checkpoint if it is due.
 
         Args:
-            epoch: Its number, from 0.
+            epoch: Number of the epoch, from 0.
             logs: Not used; `History` has them.
         """
         is_last = epoch + 1 == self.parameters.get("epochs") or self.model.stop_training
@@ -283,24 +288,24 @@ class ResumableCheckpoint(Callback):
         if state["epochs"] < self._running.initial_epoch and not state["stopped"]:
             raise ValueError(
                 f"The checkpoint in {self.folder} has {state['epochs']} epochs, and this training would begin after "
-                f"{self._running.initial_epoch}. Received: initial_epoch={self._running.initial_epoch}. Leave it out; "
-                "the checkpoint knows its epoch"
+                f"{self._running.initial_epoch}. Received: initial_epoch={self._running.initial_epoch}. Leave it out, "
+                "because the checkpoint knows its epoch"
             )
         check_states(self._others, state["callbacks"], self.folder)
         check_averages(self._others, state, self.parameters.get("epochs"))
         warn_about_job(self.folder, state, self._job, self.model in _TRAINED)
         if state["epochs"] > (self.parameters.get("epochs") or state["epochs"]):
             warnings.warn(
-                f"The checkpoint in {self.folder} has {state['epochs']} epochs, more than `fit` is to have. Received: "
+                f"The checkpoint in {self.folder} has {state['epochs']} epochs, more than `fit` asks for. Received: "
                 f"epochs={self.parameters['epochs']}. The model is the one after {state['epochs']} epochs",
                 stacklevel=3,
             )
 
     def _follow_compiling(self) -> None:
-        """Keep what a model is that was compiled again while it was trained, and say what that means."""
+        """Keep the new arguments of a model that was compiled again during training, and warn about the consequence."""
         program = getattr(self.model, "train_function", None)
         if program is self._program:
-            return  # layers that are frozen without compiling have no effect
+            return  # Freezing a layer has no effect without compiling.
         self._program, setup = program, setup_of(self.model)
         rates = {name: text for name, text in setup.items() if name.endswith("'s learning_rate")}
         if changes := differences(self._job.arguments, {**self._job.arguments, **setup}, rates):
@@ -313,13 +318,13 @@ class ResumableCheckpoint(Callback):
 
     def _check_that_none_is_new(self) -> None:
         known = {id(variable) for _, variable in self._variables}
-        known |= {id(variable) for metric in self.model.metrics for variable in metric.variables}  # emptied by Keras
+        known |= {id(variable) for metric in self.model.metrics for variable in metric.variables}  # Keras empties them.
         new = [name for name, variable in variables_of(self.model) if id(variable) not in known]
         if new:
             raise ValueError(
-                f"These variables were made while training was running: {', '.join(new)}. Training that is resumed "
-                "would lack them when it is given its state. Make them before `fit`: call the model and its parts on "
-                "a batch, and optimizer.build(variables) of each optimizer"
+                f"These variables were made while training was running: {', '.join(new)}. A resumed training would "
+                "not have them when its state is restored. Make them before `fit`: call the model and its parts on a "
+                "batch, and optimizer.build(variables) of each optimizer"
             )
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -327,13 +332,13 @@ class ResumableCheckpoint(Callback):
             variable.assign(value)
         if missing := self._plain.set_state(state["attributes"]):
             warnings.warn(
-                f"The checkpoint in {self.folder} holds what training had changed in {', '.join(missing)}, which are "
-                "no more: training does not go on as if it had not been interrupted, if that matters",
+                f"The checkpoint in {self.folder} holds what training had changed in {', '.join(missing)}, which do "
+                "not exist now. If they matter, training does not go on as if it had not been interrupted",
                 stacklevel=3,
             )
         set_states(self._others, state["callbacks"])
         self._order.seed = state["order"]
-        self._job = Job(**state["job"])  # of the training as it began
+        self._job = Job(**state["job"])  # The job as the training began.
         epochs = self.parameters.get("epochs") or 0
         is_over = state["stopped"] or state["epochs"] >= epochs
         read_again = self._position.restore(state["position in the data"], is_over)

@@ -1,4 +1,4 @@
-"""A learning rate that rises over the first epochs, as large batches need it."""
+"""A learning rate that rises over the first epochs, for large batches."""
 
 from typing import Any
 
@@ -13,24 +13,24 @@ from tfopt.communicator import Communicator, check_communicator
 
 
 class WarmupLearningRate(Callback):
-    """Raise the learning rate in equal steps from a fraction of it to the whole, over the first epochs.
+    """Raise the learning rate linearly from a fraction of it to the full value, over the first epochs.
 
     With N ranks and a batch N times as large, a learning rate N times as large is usual (linear scaling), but too
     large for the first steps: Goyal et al., "Accurate, Large Minibatch SGD", 2017, section 2.2. After the last warm-up
-    epoch the learning rate is left alone.
+    epoch, this callback does not change the learning rate.
 
     Args:
-        epochs: How many epochs the warm-up takes, a number > 0. Default 5.
-        initial_fraction: Where it starts, from 0 to 1, as a fraction of the optimizer's learning rate. None (default)
-            means 1 / number of ranks.
-        steps_per_epoch: Number of batches in an epoch; None (default) asks `fit`, which knows it unless the data set
-            is a generator or of unknown cardinality.
+        epochs: Number of epochs of the warm-up, a number > 0. Default 5.
+        initial_fraction: The first learning rate, from 0 to 1, as a fraction of the optimizer's learning rate. None
+            (default) means 1 / number of ranks.
+        steps_per_epoch: Number of batches in an epoch. None (default) takes it from `fit`, which knows it unless the
+            data are a generator or a data set of unknown cardinality.
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
 
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: An argument is out of its range; in `fit`: the learning rate is a schedule, the number of batches
-            is not known, or a `train_step` of the model's own has taken no step with this optimizer in an epoch.
+            is not known, or a custom `train_step` has taken no step with this optimizer in an epoch.
     """
 
     needs_optimizer = True
@@ -53,32 +53,32 @@ class WarmupLearningRate(Callback):
         self.target: float | None = None
         self._last_set: float | None = None
         self._epoch = 0
-        self._at_start: Watched | None = None  # of an optimizer that may not be used at all
+        self._at_start: Watched | None = None  # Only if a custom `train_step` may not use it.
 
     def get_state(self) -> dict[str, Any]:
-        """Return what a checkpoint must keep.
+        """Return the state that a checkpoint must keep.
 
         Returns:
-            The learning rate that the warm-up leads to, and the one that it has set last.
+            The final learning rate of the warm-up, and the last one that it has set.
         """
         return {"target": self.target, "last_set": self._last_set}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on where a checkpoint was written.
+        """Restore the state of a checkpoint.
 
         Args:
-            state: What `get_state` has returned.
+            state: A state from `get_state`.
         """
         self.target, self._last_set = state["target"], state["last_set"]
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Note the learning rate that the optimizer has, as the target; go on if it is the one that was set last.
+        """Take the optimizer's learning rate as the target; keep the old target if the warm-up itself has set the rate.
 
         Args:
             logs: Not used.
 
         Raises:
-            ValueError: It is a schedule, or the number of batches is not known.
+            ValueError: The learning rate is a schedule, or the number of batches is not known.
         """
         rate = getattr(self.model.optimizer, "_learning_rate", None)
         inner = getattr(self.model.optimizer, "inner_optimizer", None)
@@ -86,7 +86,7 @@ class WarmupLearningRate(Callback):
         if not isinstance(rate, keras.Variable) or hasattr(self.model.optimizer, "optimizers"):
             raise ValueError(
                 "WarmupLearningRate needs an optimizer with a number as its learning rate. Received: "
-                f"learning_rate={rate!r}. A schedule brings its own warm-up, for example "
+                f"learning_rate={rate!r}. A schedule has its own warm-up, for example "
                 "tfopt.optimizers.schedules.PolynomialDecayWithWarmup"
             )
         if self._num_steps is None:
@@ -107,7 +107,7 @@ class WarmupLearningRate(Callback):
         """Note the epoch.
 
         Args:
-            epoch: Its number, from 0.
+            epoch: Number of the epoch, from 0.
             logs: Not used.
         """
         self._epoch = epoch
@@ -116,7 +116,7 @@ class WarmupLearningRate(Callback):
         """Set the learning rate of this step.
 
         Args:
-            batch: Its number in the epoch, from 0.
+            batch: Number of the batch in the epoch, from 0.
             logs: Not used.
         """
         assert self.target is not None

@@ -1,4 +1,4 @@
-"""How the size of each layer changes along training."""
+"""The norm of each trainable variable along training."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 class WeightNorms(Callback):
     """Record the Frobenius norm of every trainable variable.
 
-    The scales and histories of float8 layers, which the optimizer replaces in place of moving them, are left out.
+    The scales and histories of float8 layers are left out, because the optimizer replaces them instead of moving them.
 
-    Measured before the first epoch (of a model that is built by then), at the end of every n-th epoch, and at the end
-    of training. The largest and the smallest norm that is not zero go into `logs` as `weight_norms/max` and
-    `weight_norms/min`, from the first epoch on, so that History, CSVLogger and TensorBoard see them; per-variable norms
+    The callback measures before the first epoch (if the model is built by then), at the end of every n-th epoch, and at
+    the end of training. The largest norm, and the smallest norm that is not zero, go into `logs` as `weight_norms/max`
+    and `weight_norms/min` from the first epoch on, for History, CSVLogger and TensorBoard. The norms of each variable
     stay in `history`.
 
     Args:
@@ -33,9 +33,9 @@ class WeightNorms(Callback):
 
     Attributes:
         history: A dictionary with the lists `epoch` (number of epochs completed), `step` (steps that the optimizer
-            took, under loss scaling without those that it skipped; training batches, where several optimizers or none
-            take steps), and `norms`, whose elements map each variable's path to its norm. Of variables with the same
-            path the second is called `path (2)`, and so on. Variables are those that are trainable at the time.
+            took, without those that loss scaling skipped; training batches, if several optimizers or none take steps),
+            and `norms`, whose elements map each variable's path to its norm. If variables have the same path, the
+            second is called `path (2)`, and so on. The variables are those that are trainable at the time.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -64,19 +64,19 @@ class WeightNorms(Callback):
         self._count = StepCount()
 
     def get_state(self) -> dict[str, Any]:
-        """Return what a checkpoint must keep.
+        """Return the state that a checkpoint must keep.
 
         Returns:
-            The measurements.
+            The measurements, and how far training has come.
         """
         count = self._count.get_state()
         return {"history": self.history, "epochs_completed": self._epochs_completed, "count": count}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on where a checkpoint was written.
+        """Restore the state of a checkpoint.
 
         Args:
-            state: What `get_state` has returned.
+            state: A state from `get_state`.
         """
         self.history, self._epochs_completed = state["history"], state["epochs_completed"]
         self._count.set_state(state["count"])
@@ -103,7 +103,7 @@ class WeightNorms(Callback):
         self._epochs_completed = epoch
 
     def _is_built(self) -> bool:
-        # A model without a call() is never built, for Keras, but its parts are.
+        # Keras never builds a model without a call(), but it builds the parts of the model.
         layers = [] if has_call(self.model) else self.model._flatten_layers(include_self=False)
         return self.model.built or (bool(layers) and all(layer.built for layer in layers))
 
@@ -117,7 +117,7 @@ class WeightNorms(Callback):
         self._count.begin_batch(self.model, batch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Measure if it is time to, and write the extremes into the logs.
+        """Measure if it is due, and write the extremes into the logs.
 
         Args:
             epoch: Number of the epoch, from 0.
@@ -134,7 +134,7 @@ class WeightNorms(Callback):
             logs["weight_norms/min"] = min((norm for norm in norms if norm > 0), default=0.0)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Measure once more if training was stopped after an epoch that was not measured.
+        """Measure once more if training stopped after an epoch that was not measured.
 
         Args:
             logs: Not used.

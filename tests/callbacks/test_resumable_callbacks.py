@@ -367,5 +367,5 @@ def test_two_trainings_at_once_are_refused(is_same, is_in_thread, tmp_path):
     for epochs in (1, 2):
         nested.said = None
         plain().fit(X, Y, shuffle=False, verbose=0, epochs=epochs, callbacks=[nested, outer])
-        assert ("at work in another `fit`" if is_same else "Another training") in nested.said
+        assert ("used in another `fit`" if is_same else "Another training") in nested.said
     assert sorted(path.name[:12] for path in tmp_path.iterdir()) == ["epoch-000001", "epoch-000002"]

@@ -443,7 +443,7 @@ def test_data_that_cannot_be_resumed_are_refused(tmp_path):
         (
             (shuffled.batch(4).cache().take(2),),
             {"shuffle": None},
-            "CacheDataset stands.*a TakeDataset may leave",
+            "CacheDataset comes.*a TakeDataset may stop",
         ),
         (
             (rows.shuffle(20, reshuffle_each_iteration=False).batch(4),),

@@ -171,7 +171,7 @@ def without_callbacks():
 def test_one_data_set_for_both_is_refused_with_steps(tmp_path):
     full = rows().shuffle(12, seed=1)
     model, _ = model_of(1)
-    with pytest.raises(ValueError, match="With `steps_per_epoch`, training and validation data that are made of one"):
+    with pytest.raises(ValueError, match="With `steps_per_epoch`, training and validation data cannot be resumed"):
         model.fit(
             full.skip(4).repeat().batch(4),
             validation_data=full.take(4).batch(4),

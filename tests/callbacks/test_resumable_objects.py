@@ -322,7 +322,7 @@ class Stamped(M):
 
 def test_attributes_that_say_when_a_run_began_are_warned_about(tmp_path):
     fit(tmp_path, 1, of_class(Stamped))
-    with pytest.warns(UserWarning, match="attribute began was .*attribute run was .* They are taken for times"):
+    with pytest.warns(UserWarning, match="attribute began was .*attribute run was .* They look like times"):
         fit(tmp_path, 2, of_class(Stamped))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)

@@ -454,11 +454,11 @@ def of_a_batch(x, y):
         (lambda: tf.data.Dataset.zip(ROWS.batch(8).shuffle(2), ROWS.batch(8)).map(lambda a, b: b), "no seed"),
         (lambda: ROWS.shuffle(9, reshuffle_each_iteration=False).batch(8), "no seed is set.*set_random_seed"),
         (lambda: ROWS.shuffle(9, seed=1).shuffle(9, seed=2).batch(8), None),
-        (lambda: ROWS.shuffle(9, seed=1).batch(8).cache().take(1), "CacheDataset .*a TakeDataset may leave off"),
-        (lambda: ROWS.shuffle(9, seed=1).repeat(2).batch(8).take(3), "RepeatDataset .*a TakeDataset may leave off"),
+        (lambda: ROWS.shuffle(9, seed=1).batch(8).cache().take(1), "CacheDataset .*a TakeDataset may stop"),
+        (lambda: ROWS.shuffle(9, seed=1).repeat(2).batch(8).take(3), "RepeatDataset .*a TakeDataset may stop"),
         (
             lambda: tf.data.Dataset.zip(ROWS.batch(8), ROWS.shuffle(9, seed=1).repeat().batch(8)).map(lambda a, b: a),
-            "RepeatDataset stands behind `shuffle`, and a ZipDataset may leave off before its end",
+            "RepeatDataset comes after `shuffle`, and a ZipDataset may stop before its end",
         ),
         (lambda: ROWS.batch(8).flat_map(lambda x, y: of_a_batch(x, y).shuffle(8)).batch(8), "function.*without a seed"),
         (
@@ -517,7 +517,7 @@ class OwnFromAnyEpoch(Own):
 )
 def test_batches_that_fit_shuffles_by_a_seed_are_refused(make, tmp_path):
     keras.utils.set_random_seed(0)
-    with pytest.raises(ValueError, match="shuffles the batches of .* by Python's random numbers.*shuffle=False"):
+    with pytest.raises(ValueError, match="shuffles the batches of .* with Python's random numbers.*shuffle=False"):
         plain().fit(make(workers=2), verbose=0, callbacks=[ResumableCheckpoint(tmp_path, verbose=0)])
 
 

@@ -434,7 +434,7 @@ def test_two_phases_in_one_folder_are_refused_with_advice(tmp_path):
     fit(tmp_path, 1, make=lambda: frozen(0))
     with pytest.raises(
         ValueError,
-        match=r"belongs to another model or optimizer.*trainable was False, is True.*two `fit`s with a folder for each",
+        match=r"belongs to another model or optimizer.*trainable was False, is True.*two `fit`s, with a folder",
     ):
         fit(tmp_path, 2, make=lambda: compiled(layers.Dense(2), optimizer="adam"))
 
@@ -456,10 +456,10 @@ def test_other_code_is_warned_about_and_so_are_fewer_epochs(tmp_path):
 
     fit(tmp_path, 1, make=lambda: make(1))
     with pytest.warns(
-        UserWarning, match="was written with other code in .*Model.call. If that computes something else"
+        UserWarning, match="was written with other code in .*Model.call. If that code computes something else"
     ):
         fit(tmp_path, 2, make=lambda: make(2))
-    with pytest.warns(UserWarning, match="has 2 epochs, more than `fit` is to have. Received: epochs=1"):
+    with pytest.warns(UserWarning, match="has 2 epochs, more than `fit` asks for. Received: epochs=1"):
         fit(tmp_path, 1, make=lambda: make(1 + 1))
 
 
@@ -485,7 +485,7 @@ def counting(model):
     ("make", "message"),
     [
         (lambda model: keras.callbacks.LearningRateScheduler(Falling()), "LearningRateScheduler number .*'s schedule"),
-        (counting, "LambdaCallback number .*'s on_epoch_end holds has changed"),
+        (counting, "LambdaCallback number .*'s on_epoch_end has changed"),
         (lambda model: keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: model.get_weights()), None),
     ],
     ids=["schedule", "counter", "model"],

@@ -326,7 +326,7 @@ MISUSE = {
     "model_built_by_its_first_step": "creates its variables during the first step",
     "optimizer_inside_loss_scaling": "must not be wrapped in a LossScaleOptimizer",
     "a_measurement_on_one_rank": "do not agree on the callbacks: rank 0 has Convexity, rank 1 has none",
-    "compiled_again_on_one_rank": "do not agree on the model: rank 0 has the one of before, rank 1 has one that is new",
+    "compiled_again_on_one_rank": "do not agree on the model: rank 0 has the one before, rank 1 has one that is new",
     "a_plain_optimizer_of_its_own": r"has the optimizer \"own\['kernel'\]\", a plain SGD: each rank would train",
     "sample_weights_on_one_rank": "Rank 1: Convexity would measure another loss than `fit` minimises",
     "measuring_unequal_weights": "do not agree on the weights.*BroadcastVariables",
