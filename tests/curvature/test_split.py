@@ -358,6 +358,6 @@ def test_what_is_hidden_in_loops_and_branches_warns(ending, loss, name):
     inputs, z = make_bottom()
     loss = (lambda y, p: -ops.sum(y * ops.log(p), -1)) if loss is nll else loss
     found = GaussNewtonOperator(keras.Model(inputs, ending()(z)), loss, x, y)
-    with pytest.warns(UserWarning, match=f"may be another matrix than that of logits.*{name}"):
+    with pytest.warns(UserWarning, match=f"may differ from the matrix of logits.*{name}"):
         found.matvec(np.ones(found.shape[0]))
     assert found.split_at == "outputs"
