@@ -220,7 +220,7 @@ def with_a_patched_layer():
         (lambda: tied(share_the_variable), "the layers 'dense.*' and 'dense.*' share a kernel"),
         (lambda: tied(share_the_values), "the layers 'dense.*' and 'dense.*' share a kernel"),
         (lambda: tied(compute_the_kernel), "the kernel of 'dense.*' is computed from other weights"),
-        (with_a_patched_layer, "a `call` that was put in place of its class's"),
+        (with_a_patched_layer, "a `call` that replaces that of its class"),
         (lambda: chain_with([1.0, 1.0], l2=1e-46), "the coefficient 1e-46 is 0 in float32"),
         (lambda: chain_with([1.0, 1.0], l2=-0.0), "no penalty"),
         (lambda: chain_with([1.0, 1.0], l2=1e39), "the coefficient 1e.39 is inf in float32"),

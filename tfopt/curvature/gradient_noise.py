@@ -14,7 +14,7 @@ from tfopt.curvature.hessian import HessianOperator
 from tfopt.curvature.linear_map import as_vector
 from tfopt.curvature.probe import Batch
 from tfopt.curvature.probe_loss import ProbeLoss
-from tfopt.curvature.row_means import Evaluation, RowRange, RowMeanCheck, evaluation
+from tfopt.curvature.row_means import Evaluation, RowMeanCheck, RowRange, evaluation
 from tfopt.curvature.trace import Estimate
 
 KEPT_BYTES = 2**28  # limit up to which the gradients of all groups are cached in place of computed twice
@@ -79,8 +79,8 @@ class GradientNoise:
     def noise_scale(self) -> float:
         """The simple noise scale tr C / |G|^2, in rows (McCandlish et al., arXiv 1812.06162, equation 2.9).
 
-        |G|^2 is the squared gradient norm of infinitely many rows, estimated as |g|^2 - tr C / N. The noise scale is NaN
-        if this estimate is not positive, because the probe is then too small.
+        |G|^2 is the squared gradient norm of infinitely many rows, estimated as |g|^2 - tr C / N. The noise scale is
+        NaN if this estimate is not positive, because the probe is then too small.
         """
         signal = self.squared_gradient_norm - self.covariance_trace.value / self.num_rows
         return self.covariance_trace.value / signal if signal > 0 else float("nan")

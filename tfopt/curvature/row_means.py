@@ -24,8 +24,8 @@ class RowMeanCheck:
     """Compare loss and gradient of mixed batches with the means over the groups of rows in them."""
 
     # A mixed batch joins groups from the whole probe, which reveals masks that differ only between batches. Each group
-    # is in one or two mixed batches. If groups have several rows, the joined rows are also redistributed at random, which
-    # reveals masks that differ only within groups. Groups whose rows have different shapes are not mixed.
+    # is in one or two mixed batches. If groups have several rows, the joined rows are also redistributed at random,
+    # which reveals masks that differ only within groups. Groups whose rows have different shapes are not mixed.
     def __init__(self, loss: ProbeLoss, batches: Sequence[Batch], ranges: Sequence[RowRange]) -> None:
         self._loss, self._batches, self._ranges = loss, batches, ranges
         self._values = loss.values()
