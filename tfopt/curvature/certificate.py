@@ -46,7 +46,8 @@ def convexity_certificate(
     products 4 (n + 4) 2^-53 times the sum of the products' absolute values, propagated through all layers. The modulus
     is reduced by the full error. It is also reduced for the rounding of data, slopes and L2 coefficients to float32,
     and for processors that set denormal numbers to zero. Singular values are raised by the relative amount of 1e-12
-    times the larger dimension of the matrix. The inputs are taken after the cast to the dtype of the model's `keras.Input`.
+    times the larger dimension of the matrix. The inputs are taken after the cast to the dtype of the model's
+    `keras.Input`.
 
     Args:
         model: A Keras model with its variables, compiled or not.

@@ -56,7 +56,7 @@ class HessianOperator(CurvatureOperator):
             self._checks = traced, traced.first_outputs(1 + count)
         traced, gradient = self._checks
 
-        def quantities(point: list[Any]) -> list[np.ndarray]:
+        def differentiated(point: list[Any]) -> list[np.ndarray]:
             loss, *gradients = gradient((point, batch), point)
             return [flat([loss]), flat(gradients)]
 
@@ -65,7 +65,7 @@ class HessianOperator(CurvatureOperator):
             return [inner(found[:count], direction), (flat(found[count:]), 0.0)]
 
         names = ("the gradient of the loss", "the product of the Hessian and a vector")
-        return [Derivatives(names, values, quantities, along, is_symmetric=True)]
+        return [Derivatives(names, values, differentiated, along, is_symmetric=True)]
 
     def _trace_product(self, values: Any, batch: Any, vectors: Any) -> list[Any]:
         return self._trace(values, batch, vectors)[1 + len(values) :]

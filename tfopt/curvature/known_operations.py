@@ -61,7 +61,7 @@ class MissingDerivativeError(RuntimeError):
     def __init__(self, where: Sequence[str] = ()) -> None:
         super().__init__(
             "Products with the matrix of this model cannot be computed: TensorFlow has no second derivative of an "
-            f"operation in a loop{''.join(f', {one}' for one in where)}. Examples: tf.nn.ctc_loss and keras.losses.CTC. "
+            f"operation in a loop{''.join(f', {one}' for one in where)}. Examples: tf.nn.ctc_loss, keras.losses.CTC. "
             "tfopt.curvature.gradient_noise and tfopt.relative_trust need only first derivatives"
         )
 

@@ -118,7 +118,7 @@ def _running(operator: Any, batch: Batch, dtype: str | None) -> tuple[Any, bool]
     small = operator.on_rows_of(batch, dtype)
     found: list[Any] = []
     for subject in small.derivatives(small.values()):
-        found += subject.quantities(subject.point)
+        found += subject.differentiated(subject.point)
         found += [part for part, _ in subject.along(subject.point, subject.point)]
     return small, bool(np.isfinite(flat(found)).all())
 
