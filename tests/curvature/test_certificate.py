@@ -256,7 +256,7 @@ class Subclassed(keras.Model):
         (low_rank, "low-rank or quantized"),
         (joined, r"joins 2 tensors"),
         (twice, "is used twice"),
-        (Subclassed, "Subclassed is neither Sequential nor made of inputs and outputs"),
+        (Subclassed, "Subclassed is neither Sequential nor a functional model"),
     ],
 )
 def test_not_covered(make, message):

@@ -225,7 +225,7 @@ def with_a_patched_layer():
         (lambda: chain_with([1.0, 1.0], l2=-0.0), "no penalty"),
         (lambda: chain_with([1.0, 1.0], l2=1e39), "the coefficient 1e.39 is inf in float32"),
         (lambda: chain_with([1.0, 1.0], activation=keras.layers.LeakyReLU(1 + 1e-9)), r"\(Dense\) is LeakyReLU"),
-        (lambda: chain_with([1.0, 1.0], inputs="uint8"), "inputs of dtype uint8, and the data reach from -1 to -1"),
+        (lambda: chain_with([1.0, 1.0], inputs="uint8"), "inputs of dtype uint8, and the data range from -1 to -1"),
     ],
 )
 def test_what_another_function_is_trained_for_is_not_covered(model, message):

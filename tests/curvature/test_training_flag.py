@@ -228,7 +228,7 @@ def test_what_draws_beside_other_layers_is_named(monkeypatch):
 
     model, x, y = made(lambda: Own(noisy, centre()), monkeypatch)
     with pytest.warns(
-        UserWarning, match="own.*draws random numbers in training.*only the layers inside it as in `fit`"
+        UserWarning, match="own.*draws random numbers in training.*the layers inside it as in `fit`"
     ):
         operator = HessianOperator(model, None, x, y)
     operator.to_dense()  # the check traces the model again, and does not warn again
