@@ -47,7 +47,7 @@ class CallsInFit:
         self._num_calls.clear()
 
     def call(self, function: Callable[..., Any], layer: Any, args: Any, kwargs: Any) -> Any:
-        """Call a layer through `function`; `training` comes from `fit`, or is False for a noisy layer."""
+        """Call a layer through `function`: first record `training`, later pass the recorded one (False if noisy)."""
         if self._noisy is None:
             return self._record(function, layer, args, kwargs)
         given = kwargs.get("training")

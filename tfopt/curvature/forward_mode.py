@@ -113,7 +113,7 @@ def _called_as_it_is(original: Any) -> Any:
 
 
 def _in_the_middle(original: Any) -> Any:
-    """Return a stand-in for the method that draws the position of a crop: it takes the middle in training."""
+    """Return a stand-in for the method that draws the position of a crop: a measurement crops the middle."""
 
     @functools.wraps(original)
     def draw(self: Any, data: Any, training: bool = True, seed: Any = None) -> Any:

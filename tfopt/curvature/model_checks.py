@@ -102,7 +102,7 @@ def refuse_rounding(model: Any) -> None:
         raise ValueError(
             "`model` must not round what its layers compute: rounding has no second derivative. Received: the "
             f"quantised layers {', '.join(rounding)}. Measure the model as it was before `quantize`; "
-            "tfopt.curvature.gradient_noise and tfopt.relative_trust need first derivatives only, and take it as it is"
+            "tfopt.curvature.gradient_noise and tfopt.relative_trust need only first derivatives, and accept this model"
         )
 
 
@@ -116,8 +116,9 @@ def check_reads_outputs_only(variables: Sequence[Any], loss: Any, num_before: in
         for tensor in operation.inputs:
             if tensor.name in inner:
                 raise ValueError(
-                    f"`loss` must be a function of the model's outputs. Received: one that reads {inner[tensor.name]}, "
-                    "such as a penalty on a weight. Make it a regularizer of the layer, or use HessianOperator"
+                    "`loss` must be a function of the model's outputs. Received: a loss that reads "
+                    f"{inner[tensor.name]}, such as a penalty on a weight. Make it a regularizer of the layer, "
+                    "or use HessianOperator"
                 )
 
 

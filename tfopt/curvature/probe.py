@@ -121,7 +121,7 @@ class Probe:
         if brings_batches(x):
             for name, value in {"y": y, "sample_weight": sample_weight, "batch_size": batch_size}.items():
                 if value is not None:
-                    raise ValueError(f"`{name}` must be None if `x` is a {type(x).__name__}, which contains it")
+                    raise ValueError(f"`{name}` must be None if `x` is a {type(x).__name__}: `x` contains it")
             elements = _take(x, num_batches)
         else:
             if num_batches is not None:

@@ -90,8 +90,8 @@ def check_finite(operator: Any, products: list[Any], vectors: list[Any]) -> None
 
 def _raise_not_finite(operator: Any, graph: tf.Graph, where: str) -> None:
     raise RuntimeError(
-        f"The products of {operator!r} are not finite at the model's weights, {where}, as derivatives of a square root "
-        f"or a norm are at zero. {_advice(operator, graph, SINGULAR)}"
+        f"The products of {operator!r} are not finite at the model's weights, {where}. An example is the derivative of "
+        f"a square root or a norm at zero. {_advice(operator, graph, SINGULAR)}"
     )
 
 
