@@ -281,16 +281,9 @@ class Groups:
         return total.numpy() / self.count
 
     def check(self, evaluations: Sequence[Evaluation] | None = None) -> None:
-        """Check once that the loss of a batch is the mean over its rows, which all estimates here assume.
-
-        If batches are normalised by their own statistics, the check uses moving averages instead.
-
-        Args:
-            evaluations: The result of `evaluations`; None to compute it.
-
-        Raises:
-            ValueError: The loss is not a mean over rows.
-        """
+        """Check once that the loss is a mean over rows, which all estimates here assume; ValueError if it is not."""
+        # If batches are normalised by their own statistics, the check uses moving averages instead. `evaluations` is
+        # the result of the method of this name; None computes it.
         if self._is_checked:
             return
         loss, own = self._loss, evaluations

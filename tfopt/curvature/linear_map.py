@@ -35,20 +35,9 @@ class LinearMap:
 
 
 def as_linear_map(operator: Any) -> LinearMap:
-    """Return a symmetric matrix as a function.
-
-    Args:
-        operator: A `CurvatureOperator`; a NumPy array of shape (n, n); a sparse matrix or `LinearOperator` of scipy; or
-            any other object with `shape` and `matvec` or `@`.
-
-    Returns:
-        The function. Matrices of integers are converted to float64.
-
-    Raises:
-        TypeError: `operator` is not a matrix.
-        ValueError: The matrix is not square, or has complex entries; or an array or sparse matrix is not symmetric or
-            not finite.
-    """
+    """Return a symmetric matrix, as `extremal_eigenvalues` takes it, as a function; integers become float64."""
+    # Raises TypeError if it is not a matrix; ValueError if it is not square or has complex entries, or if an array or a
+    # sparse matrix is not symmetric or not finite. Other objects need `shape` and `matvec` or `@`.
     if isinstance(operator, LinearMap):
         return operator
     if isinstance(operator, CurvatureOperator):

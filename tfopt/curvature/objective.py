@@ -133,18 +133,8 @@ class Objective:
         return self._outputs.tensors
 
     def loss_of_outputs(self, outputs: Sequence[Any], batch: tuple[Any, Any, Any]) -> Any:
-        """Return the loss of a batch, without regularisation, in the same trace as `outputs`.
-
-        Args:
-            outputs: The result of `outputs` for these rows, or other tensors in its place.
-            batch: The inputs, targets and weights of the rows.
-
-        Returns:
-            A scalar tensor.
-
-        Raises:
-            ValueError: The loss reads weights of the model, and so is not a function of its outputs.
-        """
+        """Return the loss of a batch without regularisation, a scalar tensor, in the same trace as `outputs`."""
+        # Raises ValueError if the loss reads weights of the model, and so is not a function of its outputs.
         _, y, sample_weight = batch
         if self._loss is None:
             return tf.zeros((), outputs[0].dtype)

@@ -128,19 +128,9 @@ class ProbeLoss:
         return loss, dense_gradients(tape, loss, list(values))
 
     def loss_and_gradient_of(self, values: Sequence[Any], batch: Any) -> tuple[Any, list[Any]]:
-        """Return the loss of a batch and its gradient.
-
-        Args:
-            values: One tensor for each variable.
-            batch: The inputs, targets and weights of the rows.
-
-        Returns:
-            A scalar tensor, and a list of tensors shaped like the variables.
-
-        Raises:
-            ValueError: TensorFlow's gradient is wrong, because targets of a categorical cross-entropy do not sum to 1,
-                or a factor of a cumulative product is zero.
-        """
+        """Return the loss of a batch, a scalar tensor, and its gradient, tensors shaped like the variables."""
+        # Raises ValueError if TensorFlow's gradient is wrong, because targets of a categorical cross-entropy do not sum
+        # to 1, or a factor of a cumulative product is zero.
         with refusing_targets():
             loss, gradient, sums, zeros = self._loss_and_gradient_of(values, batch)
         check_sums(sums)
@@ -165,21 +155,9 @@ def compiled(function: Callable[..., Any]) -> Any:
 
 
 def dense_gradients(tape: tf.GradientTape, target: Any, sources: list[Any], output_gradients: Any = None) -> list[Any]:
-    """Return gradients as dense tensors, with zeros for unconnected sources.
-
-    Args:
-        tape: The tape.
-        target: The tensors to differentiate.
-        sources: Tensors.
-        output_gradients: As `tf.GradientTape.gradient` takes it.
-
-    Returns:
-        A list of tensors shaped like the sources.
-
-    Raises:
-        MissingDerivativeError: TensorFlow has no second derivative of an operation inside a loop.
-        RuntimeError: TensorFlow has no derivative of another operation.
-    """
+    """Return dense gradients of `target` by `sources`, zero for unconnected sources, shaped like the sources."""
+    # Raises MissingDerivativeError if TensorFlow has no second derivative of an operation inside a loop, and
+    # RuntimeError if it has no derivative of another operation.
     zero = tf.UnconnectedGradients.ZERO
     try:
         gradients = tape.gradient(target, sources, output_gradients=output_gradients, unconnected_gradients=zero)
