@@ -439,7 +439,7 @@ def test_flags_are_flags(name):
 def test_a_model_without_a_loss_is_asked_for_one():
     model = mlp(4, [8], 2)
     model.compile("sgd")
-    with pytest.raises(ValueError, match="`loss` must say what the model minimises"):
+    with pytest.raises(ValueError, match="`loss` must be given"):
         fit(model, [Convexity((X, Y))])
 
 

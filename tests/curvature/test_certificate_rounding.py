@@ -220,12 +220,12 @@ def with_a_patched_layer():
         (lambda: tied(share_the_variable), "the layers 'dense.*' and 'dense.*' share a kernel"),
         (lambda: tied(share_the_values), "the layers 'dense.*' and 'dense.*' share a kernel"),
         (lambda: tied(compute_the_kernel), "the kernel of 'dense.*' is computed from other weights"),
-        (with_a_patched_layer, "a `call` that was put in place of its class's"),
+        (with_a_patched_layer, "a `call` that replaces that of its class"),
         (lambda: chain_with([1.0, 1.0], l2=1e-46), "the coefficient 1e-46 is 0 in float32"),
         (lambda: chain_with([1.0, 1.0], l2=-0.0), "no penalty"),
         (lambda: chain_with([1.0, 1.0], l2=1e39), "the coefficient 1e.39 is inf in float32"),
         (lambda: chain_with([1.0, 1.0], activation=keras.layers.LeakyReLU(1 + 1e-9)), r"\(Dense\) is LeakyReLU"),
-        (lambda: chain_with([1.0, 1.0], inputs="uint8"), "inputs of dtype uint8, and the data reach from -1 to -1"),
+        (lambda: chain_with([1.0, 1.0], inputs="uint8"), "inputs of dtype uint8, and the data range from -1 to -1"),
     ],
 )
 def test_what_another_function_is_trained_for_is_not_covered(model, message):

@@ -114,7 +114,7 @@ def test_noise_scale(problem):
 
 def test_batch_normalization_has_no_single_rows():
     model, x, y = oracles.make("batch_norm")
-    with pytest.raises(ValueError, match="Single rows have no gradients where batches are normalised"):
+    with pytest.raises(ValueError, match="Single rows have no gradients if batches are normalised"):
         gradient_noise(model, "mse", x, y)
     assert gradient_noise(model, "mse", x, y, batch_norm="moving").covariance_trace.value > 0
     assert gradient_noise(model, "mse", x, y, group_size=3).covariance_trace.value > 0

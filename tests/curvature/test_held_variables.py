@@ -90,7 +90,7 @@ RIGHT = {
     "lookup": looked_up,
 }
 REFUSED = {
-    "checkpoint by hand": (checkpointed_by_hand, "must not read its weights inside a function with a gradient of its"),
+    "checkpoint by hand": (checkpointed_by_hand, "must not read its weights inside a function with a custom gradient"),
     "concrete function": (compiled_before, "in a function that was compiled before"),
 }
 

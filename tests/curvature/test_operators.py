@@ -236,7 +236,7 @@ def test_bad_models_and_losses():
         ((deferred, "mse", x, y), {}, ValueError, "`model` must have its variables: give it a keras.Input"),
         ((frozen, "mse", x, y), {}, ValueError, "`model` must have trainable variables"),
         ((half, "mse", x, y), {}, ValueError, "must keep its weights in float32 or float64"),
-        ((uncompiled, None, x, y), {}, ValueError, "`loss` must say what the model minimises"),
+        ((uncompiled, None, x, y), {}, ValueError, "`loss` must be given"),
         ((model, "mse", x), {}, ValueError, "`y` must be given"),
         ((model, "mse", x, y), {"batch_norm": "mean"}, ValueError, "`batch_norm` must be one of 'batch', 'moving'"),
         ((model, "mse", x, y), {"self_check": 1}, TypeError, "`self_check` must be"),
@@ -248,16 +248,16 @@ def test_bad_models_and_losses():
             (model, summed, x, y),
             {"batch_size": 4},
             ValueError,
-            "`loss` depends",
+            "`loss` must not depend",
         ),
         ((model, unreduced, x, y), {}, ValueError, "`loss` must reduce the rows"),
     ):
         with pytest.raises(error, match=message):
             HessianOperator(*arguments, **options)
     for target, weight in ((y, np.ones((6, 3, 4))), ({"a": y, "b": y}, None)):
-        with pytest.raises(ValueError, match="must fit the model's outputs. Keras says"):
+        with pytest.raises(ValueError, match="must fit the model's outputs. Keras raised"):
             HessianOperator(model, "mse", x, target, weight)
-    with pytest.raises(ValueError, match="belong to the Probe"):
+    with pytest.raises(ValueError, match="must be given to the Probe"):
         HessianOperator(model, "mse", Probe(x, y), y)
 
 
@@ -313,12 +313,12 @@ def test_losses_of_ones_own():
     model.compile("sgd")
     expected = oracles.hessian(model, lambda a, b: tf.reduce_mean((a - b) ** 4), x, y)
     assert relative_error(HessianOperator(model, None, x, y).to_dense(), expected) <= 1e-9
-    with pytest.raises(ValueError, match="OwnLoss computes its loss in a method of its own"):
+    with pytest.raises(ValueError, match="OwnLoss overrides `compute_loss`"):
         GaussNewtonOperator(model, None, x, y).to_dense()
     added = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, activation="tanh"), Penalized()])
     expected = oracles.hessian(added, lambda a, b: tf.reduce_mean((a - b) ** 2), x, y)
     assert relative_error(HessianOperator(added, "mse", x, y).to_dense(), expected) <= 1e-9
-    with pytest.raises(ValueError, match="adds losses on the way.*no Gauss-Newton matrix"):
+    with pytest.raises(ValueError, match="must not add losses in its layers.*no Gauss-Newton matrix"):
         GaussNewtonOperator(added, "mse", x, y).to_dense()
     added.compile("sgd")  # with nothing but the losses that it adds
     expected = oracles.hessian(added, lambda a, b: 0.0, x, y)

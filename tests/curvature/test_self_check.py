@@ -506,7 +506,7 @@ def test_a_cast_to_half_precision_is_a_warning_at_most(operator):
     """Rounding makes the outputs constant along small steps, which says nothing about the derivative."""
     half = Applied(lambda x: tf.cast(tf.cast(x, tf.bfloat16), x.dtype))
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, "tanh"), half, keras.layers.Dense(2)])
-    with pytest.warns(UserWarning, match="casts to bfloat16 by itself"):
+    with pytest.warns(UserWarning, match="casts to bfloat16 in its code"):
         matrix = operator(model, "mse", *make_data())
     assert matrix.precision == "bfloat16"
     assert "in bfloat16" in repr(matrix)

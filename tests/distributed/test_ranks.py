@@ -330,7 +330,7 @@ MISUSE = {
     "a_plain_optimizer_of_its_own": r"has the optimizer \"own\['kernel'\]\", a plain SGD: each rank would train",
     "sample_weights_on_one_rank": "Rank 1: Convexity would measure another loss than `fit` minimises",
     "measuring_unequal_weights": "do not agree on the weights.*BroadcastVariables",
-    "a_sum_over_rows": r"`loss` depends on how rows are cut into batches. .* and \d batches, those of all ranks",
+    "a_sum_over_rows": r"`loss` must not depend on how rows are divided into batches. .* and \d batches over all ranks",
     "masks_that_differ_between_ranks": "`loss` must be a mean over rows",
     "masks_on_one_rank": "`loss` must be a mean over rows",
     "a_certificate_that_one_rank_refuses": "does not cover this: the data have sample weights",

@@ -1,6 +1,6 @@
-"""Curvature of a Keras model's loss: Hessian and Gauss-Newton matrices as functions, and what can be learned from them.
+"""Curvature of a Keras model's loss: Hessian and Gauss-Newton matrices as functions, and estimates from their products.
 
-TensorFlow only. Every estimator takes any symmetric matrix: an operator of a model, a NumPy array, scipy's.
+TensorFlow only. Every estimator accepts any symmetric matrix: an operator of a model, a NumPy array, a scipy matrix.
 """
 
 from tfopt._checks import check_keras_3

@@ -1,4 +1,4 @@
-"""How `fit` calls the layers of a model, and which of them draw random numbers of their own then."""
+"""Record how `fit` calls the layers of a model, and which layers with user code draw random numbers then."""
 
 import re
 import warnings
@@ -10,20 +10,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-# Layers that were warned of: a measurement traces a model several times, for its check and for each form of batch.
+# Each layer gets one warning only, although a measurement traces a model several times (check, each form of batch).
 _warned: weakref.WeakSet[Any] = weakref.WeakSet()
 _RANDOM = re.compile("Random|Multinomial|TruncatedNormal|Rng")
 
 
 def has_own_code(model: keras.Model) -> bool:
-    """Return whether a model has layers that are not Keras's, which may do anything where `training` is true.
-
-    Args:
-        model: A Keras model.
-
-    Returns:
-        Whether it has, or is one itself.
-    """
+    """Return whether a model has layers that are not Keras's, which may do anything if `training` is true."""
     return any(
         not re.match(r"keras\.(?!src\.applications)", type(layer).__module__) or isinstance(layer, keras.layers.Lambda)
         for layer in model._flatten_layers()
@@ -31,18 +24,18 @@ def has_own_code(model: keras.Model) -> bool:
 
 
 class CallsInFit:
-    """The calls of a model's layers while it was traced as in training, with the noise of Keras's layers turned off.
+    """The calls of a model's layers, recorded in a trace of training without the noise of Keras's layers.
 
-    What draws random numbers even then is code of the user's. Such a layer is to be called without `training` when it
-    is measured, and all others as they were in training.
+    A layer that draws random numbers even then contains user code. A measurement calls such a layer without `training`,
+    and all other layers as in training.
 
     Attributes:
-        changed_shapes: The layers that have returned another shape without noise, each with both shapes.
+        changed_shapes: A text for each layer that returns another shape without noise, with both shapes.
     """
 
     def __init__(self) -> None:
         self._training: dict[int, list[Any]] = {}
-        self._shapes: dict[int, list[Any]] = {}  # of what each layer has returned
+        self._shapes: dict[int, list[Any]] = {}  # of the results of each layer
         self.changed_shapes: list[str] = []
         self._made: list[tuple[Any, list[Any]]] = []
         self._within: list[set[int]] = []
@@ -50,21 +43,11 @@ class CallsInFit:
         self._num_calls: Counter[int] = Counter()
 
     def start(self) -> None:
-        """Begin a measurement: the next call of a layer is its first one."""
+        """Start a measurement: the next call of each layer is its first one."""
         self._num_calls.clear()
 
     def call(self, function: Callable[..., Any], layer: Any, args: Any, kwargs: Any) -> Any:
-        """Call a layer, as it calls itself.
-
-        Args:
-            function: What computes it.
-            layer: The layer.
-            args: Its arguments.
-            kwargs: Its named ones, `training` among them if it is known.
-
-        Returns:
-            What the layer returns.
-        """
+        """Call a layer through `function`: first record `training`, later pass the recorded one (False if noisy)."""
         if self._noisy is None:
             return self._record(function, layer, args, kwargs)
         given = kwargs.get("training")
@@ -73,15 +56,11 @@ class CallsInFit:
         if id(layer) in self._noisy and given:
             self._compare(layer, _shapes_of(result))
             if not any(result is arg for arg in args):
-                self._warn(layer)  # what only makes noise returns what came
+                self._warn(layer)  # a layer that only makes noise returns its input
         return result
 
     def finish(self, graph: tf.Graph) -> None:
-        """End the trace of training; warn of layers that draw random numbers and do something else too.
-
-        Args:
-            graph: The graph in which it was traced.
-        """
+        """End the trace of training in `graph`; warn of layers with weights that draw random numbers."""
         drawing = _drawing_functions(graph.as_graph_def().library.function)
         self._noisy = {
             id(layer): layer
@@ -102,9 +81,9 @@ class CallsInFit:
     def _warn(self, layer: Any) -> None:
         if layer not in _warned:
             warnings.warn(
-                f"{layer.name} draws random numbers in training. A measurement has no noise, so it is called with "
-                "training=False, and only the layers inside it as in `fit`. If that changes more than the noise, move "
-                "what draws to a layer of its own",
+                f"{layer.name} draws random numbers in training. A measurement has no noise: it calls this layer with "
+                "training=False, and the layers inside it as in `fit`. If that changes more than the noise, move the "
+                "random part to a separate layer",
                 stacklevel=2,
             )
             _warned.add(layer)
@@ -142,7 +121,7 @@ def _shapes_of(result: Any) -> list[tf.TensorShape]:
 
 
 def _drawing_functions(functions: Any) -> set[str]:
-    """Return the names of those functions that draw random numbers, or call one that does."""
+    """Return the names of the functions that draw random numbers, or call a function that does."""
     drawing: set[str] = set()
     while True:
         more = {

@@ -1,4 +1,4 @@
-"""Where a loss undoes the last operation of a model: logarithms of exponentials, and exponentials of logarithms."""
+"""Find exponentials and logarithms of a loss that cancel the last operation of a model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,35 +11,25 @@ from tfopt.curvature.outputs import JOINS, LOGARITHMS, MOVES, SHAPES
 EXPONENTIALS = (
     *("Exp", "Expm1", "Softmax", "LogSoftmax", "SoftmaxCrossEntropyWithLogits", "SparseSoftmaxCrossEntropyWithLogits"),
 )
-SECOND_ARGUMENTS = ("Xlogy", "Xlog1py")  # operations that take the logarithm of their second argument
+SECOND_ARGUMENTS = ("Xlogy", "Xlog1py")  # these take the logarithm of their second argument
 SHIFTED_BY_ONE = ("Log1p", "Xlog1py")
-# Operations after which nothing cancels.
+# After these operations no exponential or logarithm cancels.
 CURVED = (
     *("Square", "SquaredDifference", "Pow", "Sqrt", "Rsqrt", "Abs", "Tanh", "Sigmoid", "Softplus", "Erf"),
     *("Cosh", "Sinh", "Sin", "Cos", "Atan", "Asinh"),
 )
 CHOICES = (*JOINS, "SelectV2", "Maximum", "Minimum", "ClipByValue")
-STACKS = ("TensorListStack", "TensorListGetItem", "TensorListFromTensor")  # what loops hand over
-NEAR = 0.02  # what is added against a logarithm of zero
+STACKS = ("TensorListStack", "TensorListGetItem", "TensorListFromTensor")  # loops pass their tensors on in stacks
+NEAR = 0.02  # the largest offset that still counts as protection against a logarithm of zero
 
-Affine = tuple[float, float]  # a and b of a p + b, where p is an output
+Affine = tuple[float, float]  # (a, b) of a p + b, where p is an output
 
 
 def cancelled(operations: Sequence[Any], output: Any, is_logarithm: bool) -> tuple[list[Any], list[str]]:
-    """Find where a loss undoes the ending of an output.
-
-    That is the logarithm of a p + b where this vanishes at a bound of the output p: for p and 1 - p of a probability, p
-    of a rate, 1 + p of a tanh; for the logarithm of an output it is any exponential of it, shifted or scaled.
-
-    Args:
-        operations: Those of the loss, in the order in which they were made.
-        output: The output.
-        is_logarithm: Whether the output is a logarithm.
-
-    Returns:
-        The results of logarithms or exponentials that undo it, and the scopes of branches and loops in which more
-        may be.
-    """
+    """Return the logarithms or exponentials of a loss that cancel an output's ending, and scopes that may hide more."""
+    # For an output p it is a logarithm of a p + b that vanishes at a bound of p: of p and 1 - p for a probability, of p
+    # for a rate, of 1 + p for a tanh. For the logarithm of an output it is any exponential of it, shifted or scaled.
+    # `operations` are those of the loss, in the order of creation. The scopes are those of branches and loops.
     wanted = EXPONENTIALS if is_logarithm else LOGARITHMS
     bounds = (-1.0, 1.0) if last(output).op.type == "Tanh" else (0.0, 1.0)
     known: dict[Any, Affine | None] = {output.ref(): (1.0, 0.0)}
@@ -59,7 +49,7 @@ def cancelled(operations: Sequence[Any], output: Any, is_logarithm: bool) -> tup
         elif operation.type not in (*CURVED, *LOGARITHMS, *EXPONENTIALS):
             made = _followed(operation, parts, is_logarithm)
         for result in operation.outputs:
-            if result.dtype.is_floating or result.dtype == tf.variant:  # else it only chooses between others
+            if result.dtype.is_floating or result.dtype == tf.variant:  # other types only choose
                 known[result.ref()] = made
     return found, unseen
 
@@ -71,9 +61,9 @@ def _vanishes(operation: Any, at: Affine, bounds: tuple[float, float]) -> bool:
 
 
 def _followed(operation: Any, parts: list[Any], is_logarithm: bool) -> Affine | None:
-    """Return what an operation makes of a p + b; None if that is nothing of the kind."""
+    """Return (a, b) of the operation's result, a p + b; None if the result does not have this form."""
     affine = [part for part in parts if isinstance(part, tuple)]
-    if operation.type in CHOICES:  # one of its pieces is enough
+    if operation.type in CHOICES:  # one affine part is enough
         return affine[0] if affine else None
     if len(affine) + parts.count("constant") < len(parts):
         return None
@@ -86,26 +76,26 @@ def _followed(operation: Any, parts: list[Any], is_logarithm: bool) -> Affine | 
 
 
 def _with_another(operation: Any, parts: list[Any], at: Affine, is_logarithm: bool) -> Affine | None:
-    """Return what an operation makes of a p + b and a tensor that does not depend on p."""
+    """Return (a, b) of the result for inputs a p + b and a tensor without p; None if it is not affine."""
     slope, offset = at
-    place = parts.index("constant")
-    number = _number(operation.inputs[place])
+    index = parts.index("constant")
+    number = _number(operation.inputs[index])
     if operation.type in ("AddV2", "Add", "Sub"):
-        if operation.type == "Sub" and place == 0:
+        if operation.type == "Sub" and index == 0:
             slope, offset = -slope, -offset
         if is_logarithm:
             return slope, offset
-        if number is None:  # targets, say
+        if number is None:  # for example, targets
             return None
-        return slope, offset - number if operation.type == "Sub" and place == 1 else offset + number
-    if operation.type in ("Mul", "RealDiv") and number and not (operation.type == "RealDiv" and place == 0):
+        return slope, offset - number if operation.type == "Sub" and index == 1 else offset + number
+    if operation.type in ("Mul", "RealDiv") and number and not (operation.type == "RealDiv" and index == 0):
         scale = number if operation.type == "Mul" else 1.0 / number
         return slope * scale, offset * scale
     return slope, offset  # weights and masks do not move a zero
 
 
 def _number(tensor: Any) -> float | None:
-    """Return a constant whose entries are all the same; None for another tensor."""
+    """Return the value of a constant tensor whose entries are all equal; None for any other tensor."""
     value = tf.get_static_value(tensor)
     if value is None or not np.size(value) or np.ptp(value):
         return None
@@ -113,29 +103,14 @@ def _number(tensor: Any) -> float | None:
 
 
 def last(tensor: Any) -> Any:
-    """Return what a tensor has been moved, cast, reshaped or stacked from.
-
-    Args:
-        tensor: The tensor.
-
-    Returns:
-        A tensor of the same graph.
-    """
+    """Return the tensor from which `tensor` was cast, reshaped, moved or stacked (the first one, if several)."""
     while tensor.op.type in (*MOVES, *STACKS) and tensor.op.inputs:
         tensor = tensor.op.inputs[0]
     return tensor
 
 
 def hidden_in(operation: Any, kinds: Sequence[str]) -> str:
-    """Say whether a branch or a loop has some operations in it.
-
-    Args:
-        operation: An operation.
-        kinds: Types of operations.
-
-    Returns:
-        The name of the branch or loop; empty if it has none of them, or is another operation.
-    """
+    """Return the name of a branch or loop that contains operations of some types; "" for any other operation."""
     called = _called(operation.node_def)
     if not called:
         return ""

@@ -1,4 +1,4 @@
-"""Certifies from a model and its data where the loss is strongly convex."""
+"""Certify from a model and its data that the loss is strongly convex at the model's weights."""
 
 from typing import Any
 
@@ -34,31 +34,32 @@ def convexity_certificate(
     batch_size: int | None = None,
     communicator: Communicator | None = None,
 ) -> ConvexityCertificate:
-    """Return what the strong-convexity theorem says of a network on data.
+    """Return the bound of the strong-convexity theorem for a network on data.
 
-    It covers chains of Dense layers without biases, with linear, ReLU or leaky ReLU activations of slopes up to 1, a
-    linear output, the loss "mse", and the same L2 penalty on every kernel. With at most one hidden layer there may be
-    biases, if the same penalty is on them. An optimizer's `weight_decay` is no part of the loss, and does not count.
-    Layers that share weights, and dtypes of 16 bits or fewer in a layer or the loss, are not covered.
+    The theorem covers chains of Dense layers without biases, with linear, ReLU or leaky ReLU activations of slopes up
+    to 1, a linear output, the loss "mse", and the same L2 penalty on every kernel. Networks with at most one hidden
+    layer may have biases, with the same penalty on them. An optimizer's `weight_decay` is not part of the loss, and
+    does not count. Layers that share weights, and dtypes of 16 bits or fewer in a layer or the loss, are not covered.
 
     The reported moduli are lower bounds in spite of rounding. They hold for the network in exact arithmetic, with the
     weights as they are stored. The outputs are computed in float64, with a bound of their error: for a sum of n
-    products 4 (n + 4) 2^-53 times the sum of the products' sizes, carried through all layers. The error is counted in
-    full against the modulus. So is the rounding of data, slopes and L2 coefficients to float32, and that processors may
-    set denormal numbers to zero. Singular values are raised by 1e-12 times the larger dimension of the matrix, in
-    proportion. The inputs are those that the network sees, after the cast to the dtype of its `keras.Input`.
+    products 4 (n + 4) 2^-53 times the sum of the products' absolute values, propagated through all layers. The modulus
+    is reduced by the full error. It is also reduced for the rounding of data, slopes and L2 coefficients to float32,
+    and for processors that set denormal numbers to zero. Singular values are raised by the relative amount of 1e-12
+    times the larger dimension of the matrix. The inputs are taken after the cast to the dtype of the model's
+    `keras.Input`.
 
     Args:
         model: A Keras model with its variables, compiled or not.
-        loss: "mse" in any of its forms. None (default) means the one that the model was compiled with.
+        loss: "mse" in any of its forms. None (default) means the loss that the model was compiled with.
         x: The data: a `tfopt.curvature.Probe`, or what `Probe` takes as its `x`.
         y: As `Probe` takes it.
         batch_size: As `Probe` takes it.
-        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`. The data are those of
-            all ranks.
+        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`. The data of all ranks
+            count.
 
     Returns:
-        The certificate; `theta_paper` and `theta_sharp` are positive where the loss is certified to be convex.
+        The certificate; `theta_paper` and `theta_sharp` are positive if the loss is certified to be strongly convex.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -80,14 +81,7 @@ def convexity_certificate(
 
 
 class CertifiedNetwork:
-    """A network that the theorem covers, with its data: makes a certificate at the model's current weights.
-
-    Args:
-        probe_loss: The loss and its data.
-
-    Raises:
-        NotCoveredError: The theorem does not cover the model, its loss or its data.
-    """
+    """A network that the theorem covers, with its data; raises NotCoveredError for any other one."""
 
     def __init__(self, probe_loss: ProbeLoss) -> None:
         self._loss = probe_loss
@@ -99,7 +93,7 @@ class CertifiedNetwork:
         return any(layer.use_bias for layer in self._layers)
 
     def _read(self) -> float:
-        # The largest norm of an input. If the theorem does not cover the data of one rank, every rank raises the error.
+        # Returns the largest norm of an input. If the theorem does not cover the data of one rank, every rank raises.
         why, radius = "", 0.0
         try:
             self._steps = read_network(self._loss.objective.model)
@@ -119,21 +113,14 @@ class CertifiedNetwork:
         return max(radius for _, radius in found)
 
     def _data_dtype(self, loss_dtype: str) -> str:
-        # Any of these rounds the data to its dtype: the layers, the loss, and `fit`, which rounds to Keras's floatx.
+        # The layers and the loss round the data to their dtypes, and `fit` rounds them to Keras's floatx.
         model = self._loss.objective.model
         dtypes = {loss_dtype, keras.config.floatx(), model.inputs[0].dtype}
         dtypes |= {layer.compute_dtype for layer in model._flatten_layers()}
         return "float32" if "float32" in dtypes else "float64"
 
     def certificate(self) -> ConvexityCertificate:
-        """Return the certificate at the model's weights.
-
-        Returns:
-            The certificate, over the rows of all ranks.
-
-        Raises:
-            ValueError: A weight is not finite.
-        """
+        """Return the certificate at the current weights, over all ranks' rows; ValueError if a weight is not finite."""
         kernels = {layer.name: stored(layer.kernel.value, layer.compute_dtype) for layer in self._layers}
         with np.errstate(over="ignore", invalid="ignore"):
             error = self._mean_squared_error(kernels)
@@ -150,14 +137,14 @@ class CertifiedNetwork:
         )
 
     def _mean_squared_error(self, kernels: dict[str, Enclosure]) -> float:
-        # An upper bound, over all ranks.
+        # Returns an upper bound over all ranks.
         total, rows = 0.0, self._loss.num_rows
         for batch in self._loss.probe.batches:
             outputs = self._outputs(batch, kernels)
             residuals = difference(outputs, _targets(batch.y, outputs.value.shape[1], self._dtype))
             total += float(sum_of_squares(residuals)) / residuals.value.size * (batch.num_rows / rows)
         (total,) = self._loss.communicator.allreduce_sum([tf.constant(total, tf.float64)], name="error")
-        # Each batch and each rank adds a few roundings.
+        # Each batch and each rank adds a few rounding errors.
         error = float(total) * (1.0 + 8.0 * (len(self._loss.probe.batches) + rows) * UNIT_ROUNDOFF)
         return max(error, SMALLEST) if error else 0.0
 
@@ -174,7 +161,7 @@ class CertifiedNetwork:
         return rows
 
     def _inputs(self, batch: Batch) -> Enclosure:
-        # What the network sees, after Keras's casts.
+        # Returns the inputs after Keras's casts.
         leaves = keras.tree.flatten(batch.x)
         if len(leaves) != 1:
             raise NotCoveredError(f"the data have {len(leaves)} inputs")
@@ -187,7 +174,7 @@ class CertifiedNetwork:
 
 
 def _cast(given: Enclosure, dtype: str) -> Enclosure:
-    # Numbers cast to bool or to integers; within their error they may be cast to different ones.
+    # Casts to bool or to integers. Numbers within the error may be cast to different values, so the error grows.
     if dtype == "bool":
         value = (given.value != 0).astype(np.float64)
         return Enclosure(value, ((given.error > 0) & (np.abs(given.value) <= given.error)).astype(np.float64))
@@ -195,7 +182,7 @@ def _cast(given: Enclosure, dtype: str) -> Enclosure:
     limits = np.iinfo(dtype)
     if low.min() < limits.min or high.max() > limits.max:
         raise NotCoveredError(
-            f"the network takes inputs of dtype {dtype}, and the data reach from {low.min():g} to {high.max():g}"
+            f"the network takes inputs of dtype {dtype}, and the data range from {low.min():g} to {high.max():g}"
         )
     return Enclosure(low, high - low)
 
@@ -207,7 +194,7 @@ def _flat(array: np.ndarray, data_format: str) -> np.ndarray:
 
 
 def _targets(y: Any, num_outputs: int, dtype: str) -> Enclosure:
-    # Of shape (rows, 1) or (rows, outputs), as Keras lines them up with the outputs.
+    # Returns shape (rows, 1) or (rows, outputs), as Keras aligns targets with outputs.
     leaves = keras.tree.flatten(y)
     if len(leaves) != 1:
         raise NotCoveredError(f"the data have {len(leaves)} targets")

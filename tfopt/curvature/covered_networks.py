@@ -1,4 +1,4 @@
-"""Which networks, losses and penalties the strong-convexity theorem covers; all others are refused, and told why."""
+"""The networks, losses and penalties that the strong-convexity theorem covers; all others raise an error."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +9,7 @@ from keras.src.models import Functional
 
 from tfopt.curvature.probe_loss import ProbeLoss
 
-# The slopes that follow from an activation function: Keras's default of leaky_relu is 0.2.
+# The negative slopes of activation functions; 0.2 is Keras's default for leaky_relu.
 _ACTIVATIONS: tuple[tuple[Any, list[float]], ...] = (
     (keras.activations.linear, []),
     (keras.activations.relu, [0.0]),
@@ -19,13 +19,13 @@ _DTYPES = ("float32", "float64")
 
 
 class NotCoveredError(ValueError):
-    """The theorem says nothing of a network, its loss or its data.
+    """The strong-convexity theorem does not cover a network, its loss or its data.
 
     Args:
-        why: What it does not cover.
+        why: The reason, a clause without a full stop.
 
     Attributes:
-        why: The same.
+        why: The reason.
     """
 
     def __init__(self, why: str) -> None:
@@ -40,18 +40,8 @@ class NotCoveredError(ValueError):
 
 
 def read_network(model: Any) -> list[Any]:
-    """Return what a chain does to its input, step by step.
-
-    Args:
-        model: A Keras model.
-
-    Returns:
-        Flatten and Dense layers, each Dense layer followed by the negative slope of its activation unless that is
-        linear, and the slopes of activation layers, from the input to the output.
-
-    Raises:
-        NotCoveredError: The model is no chain that the theorem covers.
-    """
+    """Return the steps of a chain, from input to output: Flatten and Dense layers, and negative slopes (floats)."""
+    # Linear activations add no step. Raises NotCoveredError for a model that is not a chain that the theorem covers.
     steps: list[Any] = []
     rank = None
     _check_layer(model, f"the model {model.name!r} ({type(model).__name__})")
@@ -83,7 +73,7 @@ def dense_layers(steps: list[Any]) -> list[Any]:
 
 
 def _check_is_layer(operation: Any) -> None:
-    # Functions of keras.ops and operators on Keras's tensors are operations between layers.
+    # Functions of keras.ops, and operators on Keras tensors, are operations without a layer.
     if not isinstance(operation, keras.layers.Layer):
         raise NotCoveredError(
             f"the operation {operation.name!r} ({type(operation).__name__}) is not a layer. If it only changes the "
@@ -93,13 +83,13 @@ def _check_is_layer(operation: Any) -> None:
 
 
 def _check_layer(layer: Any, name: str) -> None:
-    # Products and sums that are rounded to 16 bits are another function than that of the weights.
+    # If products and sums are rounded to 16 bits, the network computes another function.
     policy = layer.dtype_policy
     for dtype in (layer.compute_dtype, layer.variable_dtype):
         if dtype not in _DTYPES:
             raise NotCoveredError(f"{name} has the dtype policy {policy.name!r}, and not float32 or float64")
     if "call" in vars(layer):
-        raise NotCoveredError(f"{name} has a `call` that was put in place of its class's")
+        raise NotCoveredError(f"{name} has a `call` that replaces that of its class")
     if getattr(layer, "activity_regularizer", None) is not None:
         raise NotCoveredError(f"{name} has an activity regulariser")
 
@@ -126,7 +116,7 @@ def _check_weights(model: Any, steps: list[Any]) -> None:
                 continue
             if not isinstance(variable, keras.Variable):
                 raise NotCoveredError(f"the {name} of {layer.name!r} is computed from other weights")
-            # The tensor that holds the numbers: two Keras variables can share one.
+            # Compare the tf.Variables, because two Keras variables can share one.
             owner = owners.setdefault(id(variable.value), layer.name)
             if owner != layer.name:
                 raise NotCoveredError(f"the layers {owner!r} and {layer.name!r} share a {name}")
@@ -136,11 +126,11 @@ def _check_weights(model: Any, steps: list[Any]) -> None:
 
 
 def _chain(model: Any) -> Iterator[Any]:
-    # The layers from the input to the output, each once.
+    # Returns the layers from the input to the output, each once.
     if isinstance(model, keras.Sequential) and type(model).call is keras.Sequential.call:
         model = model._functional
     if not (isinstance(model, Functional) and type(model).call is Functional.call):
-        raise NotCoveredError(f"{type(model).__name__} is neither Sequential nor made of inputs and outputs")
+        raise NotCoveredError(f"{type(model).__name__} is neither Sequential nor a functional model")
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise NotCoveredError(f"the model has {len(model.inputs)} inputs and {len(model.outputs)} outputs")
     layers: list[Any] = []
@@ -157,7 +147,7 @@ def _chain(model: Any) -> Iterator[Any]:
 
 
 def _slopes(activation: Any, name: str) -> list[float]:
-    # The negative slope of a (leaky) ReLU, in a list; nothing for a linear activation; all others are refused.
+    # Returns the negative slope of a (leaky) ReLU in a list, and an empty list for a linear activation.
     while isinstance(activation, keras.layers.Layer):
         _check_layer(activation, name)
         if type(activation) is not keras.layers.Activation:
@@ -175,28 +165,18 @@ def _slopes(activation: Any, name: str) -> list[float]:
 
 
 def check_loss(probe_loss: ProbeLoss) -> str:
-    """Check that what is minimised is a plain mean squared error and regularisers.
-
-    Args:
-        probe_loss: The loss and its data.
-
-    Returns:
-        The dtype of the error, float32 or float64.
-
-    Raises:
-        NotCoveredError: It is not.
-    """
+    """Return the dtype of the error, "float32" or "float64"; NotCoveredError unless the loss is mse and penalties."""
     objective = probe_loss.objective
     model, loss, weights = objective.model, objective.given_loss, None
     if type(model).train_step is not keras.Model.train_step or "train_step" in vars(model):
-        raise NotCoveredError("the model has a training step of its own")
+        raise NotCoveredError("the model overrides `train_step`")
     if any(type(layer).losses is not keras.layers.Layer.losses for layer in model._flatten_layers()):
-        raise NotCoveredError("the model computes penalties of its own")
+        raise NotCoveredError("a layer of the model overrides `losses`")
     if loss is None:
         compiled_loss = getattr(model, "_compile_loss", None)
         is_own = type(model).compute_loss is not keras.Model.compute_loss or "compute_loss" in vars(model)
         if compiled_loss is None or is_own:
-            raise NotCoveredError("the model computes a loss of its own")
+            raise NotCoveredError("the model computes its own loss")
         loss, weights = compiled_loss._user_loss, compiled_loss._user_loss_weights
         if weights is not None and keras.tree.flatten(weights) != [1.0]:
             raise NotCoveredError(f"the loss has the weights {weights}")
@@ -215,17 +195,7 @@ def check_loss(probe_loss: ProbeLoss) -> str:
 
 
 def common_l2(layers: list[Any]) -> float:
-    """Return the coefficient of the L2 penalty that all kernels, and all biases that there are, have in common.
-
-    Args:
-        layers: Dense layers.
-
-    Returns:
-        The coefficient.
-
-    Raises:
-        NotCoveredError: They have none in common.
-    """
+    """Return the common L2 coefficient of all kernels and biases of Dense layers; NotCoveredError if they differ."""
     found = {}
     for layer in layers:
         found[f"{layer.name}/kernel"] = _l2_of(layer.kernel, f"the kernel of {layer.name!r}")
@@ -237,7 +207,7 @@ def common_l2(layers: list[Any]) -> float:
 
 
 def _l2_of(variable: Any, name: str) -> float:
-    # The variable's own regulariser is the one in the loss; a layer's argument is only read when it is built.
+    # The loss contains the variable's regulariser. The layer's argument is only read when the layer is built.
     regularizer = variable.regularizer
     is_l2 = type(regularizer) is keras.regularizers.L2 or (
         type(regularizer) is keras.regularizers.L1L2 and float(regularizer.l1) == 0.0
@@ -247,7 +217,7 @@ def _l2_of(variable: Any, name: str) -> float:
         raise NotCoveredError(
             f"{name} has {kind} in place of an L2 penalty (an optimizer's weight_decay does not count)"
         )
-    # Keras rounds the coefficient to float32, in models of float64 too; processors may set denormal numbers to zero.
+    # Keras rounds the coefficient to float32, also in float64 models. Processors may set denormal numbers to zero.
     given = float(regularizer.l2)
     with np.errstate(over="ignore"):
         rounded = float(np.float32(given))

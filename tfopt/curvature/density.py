@@ -1,4 +1,4 @@
-"""How the eigenvalues of a matrix are spread, without computing them."""
+"""The distribution of the eigenvalues of a matrix, estimated without computing them."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SpectralDensity:
-    """An estimate of the distribution of a matrix's eigenvalues, from several random probes.
+    """An estimate of the distribution of a matrix's eigenvalues, from several random vectors.
 
-    Each probe gives a distribution of its own: masses `weights` at the points `nodes`. Means over probes estimate the
-    matrix's, and their scatter gives the standard errors.
+    Each vector gives one distribution: masses `weights` at the points `nodes`. Means over the vectors estimate the
+    distribution of the eigenvalues, and their scatter gives the standard errors.
 
     Attributes:
-        nodes: Points, of shape (num_probes, m). Where an iteration ended early, the rest has no weight.
-        weights: Masses, of shape (num_probes, m); each row adds up to 1.
-        size: Number of the matrix's rows.
-        batch_norm: How batch normalisation was computed, "batch" or "moving"; None for a matrix that is no model's.
+        nodes: Points, of shape (num_probes, m). If an iteration ended early, its remaining points have weight 0.
+        weights: Masses, of shape (num_probes, m); each row sums to 1.
+        size: Number of rows of the matrix.
+        batch_norm: How batch normalisation was computed, "batch" or "moving"; None for a matrix without a model.
     """
 
     nodes: np.ndarray = field(repr=False)
@@ -34,17 +34,17 @@ class SpectralDensity:
     batch_norm: str | None = None
 
     def cumulative(self, points: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return the share of eigenvalues up to some points.
+        """Return the fraction of eigenvalues up to some points.
 
         Args:
-            points: Where, of shape (k,).
+            points: The points, of shape (k,).
 
         Returns:
-            Shares from 0 to 1, and their standard errors, of shape (k,) each.
+            Fractions from 0 to 1, and their standard errors, of shape (k,) each.
 
         Raises:
-            TypeError: `points` holds no numbers.
-            ValueError: It is no list.
+            TypeError: `points` does not hold numbers.
+            ValueError: `points` is not one-dimensional.
         """
         points = _check_points(points)
         below = self.nodes[:, :, None] <= points
@@ -54,7 +54,7 @@ class SpectralDensity:
         """Return the density, smoothed by a Gaussian.
 
         Args:
-            points: Where, of shape (k,).
+            points: The points, of shape (k,).
             width: Standard deviation of the Gaussian, > 0; None (default) means a hundredth of the spectrum's width.
 
         Returns:
@@ -62,7 +62,7 @@ class SpectralDensity:
 
         Raises:
             TypeError: An argument has the wrong type.
-            ValueError: `points` is no list, or `width` not > 0.
+            ValueError: `points` is not one-dimensional, or `width` is not > 0.
         """
         width = self._width if width is None else check_number("width", width, minimum=0.0, exclusive_minimum=True)
         distance = (_check_points(points) - self.nodes[:, :, None]) / width
@@ -73,7 +73,7 @@ class SpectralDensity:
         """Return the mean of a power of the eigenvalues.
 
         Args:
-            power: The power, an integer >= 0. Exact for one probe up to 2 num_matvecs - 1, but for the probe's chance.
+            power: The power, an integer >= 0. Up to 2 num_matvecs - 1 the quadrature is exact for each random vector.
 
         Returns:
             The mean, and its standard error.
@@ -88,10 +88,10 @@ class SpectralDensity:
         return 0.01 * (high - low) or 0.01 * abs(high) or 0.01
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None, width: float | None = None) -> "matplotlib.axes.Axes":
-        """Draw the density on a logarithmic scale, with one standard error to both sides.
+        """Draw the density on a logarithmic scale, with a band of one standard error on both sides.
 
         Args:
-            ax: Where to draw; None (default) for new axes.
+            ax: The axes; None (default) for new ones.
             width: As in `density`.
 
         Returns:
@@ -111,22 +111,23 @@ class SpectralDensity:
 
 
 def spectral_density(operator: Any, num_probes: int = 5, num_matvecs: int = 30, seed: int = 0) -> SpectralDensity:
-    """Estimate how a symmetric matrix's eigenvalues are spread, by stochastic Lanczos quadrature.
+    """Estimate the distribution of a symmetric matrix's eigenvalues, by stochastic Lanczos quadrature.
 
-    Lanczos's iteration from a random vector v gives nodes (eigenvalues of T) and weights (squared first entries of its
-    eigenvectors) of the Gauss quadrature for v'f(A)v, whose mean over v is tr f(A) / n (Ubaru, Chen and Saad, 2017).
+    The Lanczos iteration from a random vector v gives nodes (eigenvalues of T) and weights (squared first entries of
+    its eigenvectors) of the Gauss quadrature for v'f(A)v, whose mean over v is tr f(A) / n (Ubaru, Chen and Saad,
+    2017).
 
     Args:
         operator: A symmetric matrix, as `extremal_eigenvalues` takes it.
-        num_probes: Number of random vectors, >= 1; two or more for standard errors. Default 5.
-        num_matvecs: Number of products for each, >= 1. Default 30.
+        num_probes: Number of random vectors, >= 1; standard errors need two or more. Default 5.
+        num_matvecs: Number of products for each vector, >= 1. Default 30.
         seed: Seed of the vectors, an integer >= 0. Default 0.
 
     Returns:
         The estimate.
 
     Raises:
-        TypeError: `operator` is no matrix.
+        TypeError: `operator` is not a matrix.
         ValueError: An argument is out of its range.
 
     Example:
@@ -142,11 +143,11 @@ def spectral_density(operator: Any, num_probes: int = 5, num_matvecs: int = 30, 
     count = min(num_matvecs, linear.size)
     nodes, weights = np.zeros((num_probes, count)), np.zeros((num_probes, count))
     with linear.shared():
-        for place in range(num_probes):
-            start = np.random.default_rng([seed, place]).standard_normal(linear.size)
+        for index in range(num_probes):
+            start = np.random.default_rng([seed, index]).standard_normal(linear.size)
             values, vectors, _ = lanczos(linear, num_matvecs, start=start).ritz()
-            nodes[place], weights[place, : len(values)] = values[-1], vectors[0] ** 2
-            nodes[place, : len(values)] = values
+            nodes[index], weights[index, : len(values)] = values[-1], vectors[0] ** 2
+            nodes[index, : len(values)] = values
     return SpectralDensity(nodes, weights, linear.size, linear.batch_norm)
 
 

@@ -1,4 +1,4 @@
-"""Is a derivative what finite differences say?"""
+"""Compare derivatives with finite differences."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -8,18 +8,18 @@ import numpy as np
 import tensorflow as tf
 
 NUM_DIRECTIONS = 3
-WIDE = 1e-3  # a step that moves what is computed in float32
+WIDE = 1e-3  # a step that changes results computed in float32
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Two step sizes, and what is made of the differences at them.
+    """Two step sizes, and the tolerances for the differences at them.
 
     Attributes:
-        steps: The larger and the smaller one, relative to the point.
-        agreement: Relative to the derivative, how well central differences at both must agree to count.
-        sides: How well the differences ahead and behind must agree, which they do not at a kink.
-        limit: The relative error of a derivative that is too large.
+        steps: The larger and the smaller step, relative to the point.
+        agreement: How well central differences at both steps must agree to count, relative to the derivative.
+        sides: How well differences ahead and behind must agree, relative to the derivative; they disagree at a kink.
+        limit: The relative error above which a derivative counts as wrong.
         is_fine: Whether steps are so small that few kinks are crossed.
     """
 
@@ -31,41 +31,41 @@ class Stage:
 
 
 FINE = Stage((1e-6, 2.5e-7), 1e-3, 1e-2, 5e-3, True)
-# Where a single row may be wrong, in a batch of many.
+# This stage detects a single wrong row in a large batch.
 STRICT = Stage((1e-6, 2.5e-7), 1e-5, 1e-4, 1e-4, True)
-# For what is computed in float32, whose rounding swamps small steps.
+# These stages are for results in float32, whose rounding errors exceed the effect of small steps.
 COARSE = tuple(Stage((step, step / 4), 0.05, 0.2, 0.1, False) for step in (1e-4, 1e-3, 1e-2))
 
 
 @dataclass(frozen=True)
 class Derivatives:
-    """Derivatives on which products rest, each beside the quantity that it must be the derivative of.
+    """Derivatives that make up products, each with the quantity whose derivative it must be.
 
     Attributes:
         names: A noun for each derivative.
-        point: Where they are taken, a list of tensors.
-        quantities: Takes a point; returns a flat array for each name.
-        along: Takes a point and a direction; returns for each name the derivative along it, a flat array, and how large
-            it would be if nothing in it cancelled by chance.
-        is_symmetric: Whether the last one is a symmetric matrix times the direction.
+        point: Where the derivatives are taken, a list of tensors.
+        differentiated: Takes a point; returns the differentiated quantities, a flat array for each name.
+        along: Takes a point and a direction; returns for each name the derivative along it, a flat array, and its
+            expected size if no terms cancel by chance.
+        is_symmetric: Whether the last derivative is a symmetric matrix times the direction.
     """
 
     names: Sequence[str]
     point: list[Any]
-    quantities: Callable[[list[Any]], list[np.ndarray]]
+    differentiated: Callable[[list[Any]], list[np.ndarray]]
     along: Callable[[list[Any], list[Any]], list[tuple[np.ndarray, float]]]
     is_symmetric: bool = False
 
 
 @dataclass
 class Verdict:
-    """What differences say about one derivative.
+    """The result of comparing one derivative with differences.
 
     Attributes:
-        confirmations: How much differences have confirmed it; a single number may be right along a direction by chance.
-        errors: Where they say something else for certain: sizes of the derivative and of the difference, and the
-            relative error, for each direction.
-        is_fine: Whether it was found with steps so small that kinks do not matter.
+        confirmations: Weight of the confirmations; a single number may be right along a direction by chance, so it
+            counts 1 and an array 2.
+        errors: Directions with a certain disagreement: norm of the derivative, norm of the difference, relative error.
+        is_fine: Whether the steps were so small that kinks do not matter.
     """
 
     confirmations: int = 0
@@ -74,47 +74,38 @@ class Verdict:
 
     @property
     def is_right(self) -> bool:
-        """Whether the derivative is what differences say."""
+        """Whether differences confirm the derivative."""
         return self.confirmations >= 2
 
     @property
     def is_wrong(self) -> bool:
-        """Whether the derivative is wrong along two directions, and right along none."""
+        """Whether the derivative is wrong along two directions, and not confirmed."""
         return not self.is_right and len(self.errors) >= 2
 
 
 def compare(subject: Derivatives, rng: np.random.Generator, stages: Sequence[Stage]) -> dict[str, Verdict]:
-    """Compare derivatives with central differences, along random directions.
-
-    Args:
-        subject: The derivatives.
-        rng: Draws directions.
-        stages: The step sizes to try one after the other.
-
-    Returns:
-        A verdict for each name.
-    """
+    """Compare derivatives with central differences along random directions, stage by stage; a verdict for each name."""
     verdicts = {name: Verdict() for name in subject.names}
-    at_point = subject.quantities(subject.point)
+    at_point = subject.differentiated(subject.point)
     for stage in stages:
         for _ in range(NUM_DIRECTIONS):
             undecided = [n for n, verdict in enumerate(verdicts.values()) if not (verdict.is_right or verdict.is_wrong)]
             if not undecided:
                 return verdicts
             direction = random_like(subject.point, rng)
-            claims = subject.along(subject.point, direction)
+            derivatives = subject.along(subject.point, direction)
             line = _Line(subject, direction, at_point)
             for n in undecided:
                 verdicts[subject.names[n]].is_fine = stage.is_fine
-                _judge(verdicts[subject.names[n]], claims[n], line, n, stage)
+                _judge(verdicts[subject.names[n]], derivatives[n], line, n, stage)
     return verdicts
 
 
 class _Line:
-    """The quantities along a direction, each computed when it is asked for."""
+    """The differentiated quantities along a direction, each computed on first access."""
 
     def __init__(self, subject: Derivatives, direction: list[Any], middle: list[np.ndarray]) -> None:
-        self._compute = lambda step: subject.quantities(shifted(subject.point, direction, step))
+        self._compute = lambda step: subject.differentiated(shifted(subject.point, direction, step))
         self._found = {0.0: middle}
 
     def at(self, step: float, n: int) -> np.ndarray:
@@ -126,28 +117,28 @@ class _Line:
         return (self.at(step, n) - self.at(-step, n)) / (2 * step)
 
     def kink(self, step: float, n: int) -> np.ndarray:
-        """Return how much the slope ahead differs from that behind."""
+        """Return the difference between the slopes ahead and behind."""
         return (self.at(step, n) - 2 * self.at(0.0, n) + self.at(-step, n)) / step
 
 
-def _judge(verdict: Verdict, claim: tuple[np.ndarray, float], line: _Line, n: int, stage: Stage) -> None:
-    claimed, size = claim
+def _judge(verdict: Verdict, derivative: tuple[np.ndarray, float], line: _Line, n: int, stage: Stage) -> None:
+    computed, size = derivative
     far, near = stage.steps
     measured = line.slope(near, n)
-    if not (np.isfinite(claimed).all() and np.isfinite(measured).all()):
+    if not (np.isfinite(computed).all() and np.isfinite(measured).all()):
         return
-    scale = max(_norm(measured), _norm(claimed), size)
-    error = _norm(claimed - measured)
+    scale = max(_norm(measured), _norm(computed), size)
+    error = _norm(computed - measured)
     if scale <= 1e-9 * _norm(line.at(0.0, n)) or error <= stage.limit * scale or scale == 0.0:
-        # Or nothing depends on the point in this direction.
-        is_sure = claimed.size > 2 or error <= 1e-3 * stage.limit * scale
+        # The derivative agrees, or nothing depends on the point in this direction.
+        is_sure = computed.size > 2 or error <= 1e-3 * stage.limit * scale
         verdict.confirmations += 2 if is_sure else 1
         return
     if not measured.any() and line.slope(WIDE, n).any():
-        return  # the step was below the rounding of something in float32
+        return  # the step was smaller than the rounding of an operation in float32
     agree = _norm(line.slope(far, n) - measured) <= stage.agreement * scale
     if agree and _norm(line.kink(near, n)) <= stage.sides * scale:
-        verdict.errors.append((_norm(claimed), _norm(measured), error / scale))
+        verdict.errors.append((_norm(computed), _norm(measured), error / scale))
 
 
 def _norm(array: np.ndarray) -> float:
@@ -155,15 +146,7 @@ def _norm(array: np.ndarray) -> float:
 
 
 def random_like(point: list[Any], rng: np.random.Generator) -> list[Any]:
-    """Return a random direction, in each tensor of about its size, or that of the others where it is zero.
-
-    Args:
-        point: A list of tensors.
-        rng: Draws it.
-
-    Returns:
-        A list of tensors.
-    """
+    """Return a random direction: in each tensor of its root mean square, or of the others' mean if it is zero."""
     sizes = [
         float(np.sqrt(np.mean(np.square(np.asarray(part, np.float64))))) if np.size(part) else 0.0 for part in point
     ]
@@ -175,40 +158,16 @@ def random_like(point: list[Any], rng: np.random.Generator) -> list[Any]:
 
 
 def shifted(point: list[Any], direction: list[Any], step: float) -> list[Any]:
-    """Return a point one step further.
-
-    Args:
-        point: A list of tensors.
-        direction: The same.
-        step: How far, in units of the direction.
-
-    Returns:
-        A list of tensors.
-    """
+    """Return point + step * direction, a list of tensors."""
     return [p + tf.constant(step, p.dtype) * d for p, d in zip(point, direction, strict=True)]
 
 
 def flat(parts: Sequence[Any]) -> np.ndarray:
-    """Join tensors to one vector.
-
-    Args:
-        parts: The tensors.
-
-    Returns:
-        An array of float64.
-    """
+    """Join tensors to one float64 vector."""
     return np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in parts])
 
 
 def inner(parts: Sequence[Any], direction: Sequence[Any]) -> tuple[np.ndarray, float]:
-    """Return the product of a gradient and a direction, and the size that it has if nothing cancels by chance.
-
-    Args:
-        parts: The gradient, a list of tensors.
-        direction: The same.
-
-    Returns:
-        An array of one entry, and a number.
-    """
+    """Return the product of a gradient and a direction, of shape (1,), and its expected size without cancellation."""
     products = flat(parts) * flat(direction)
     return np.array([products.sum()]), float(np.linalg.norm(products))

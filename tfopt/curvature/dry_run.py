@@ -1,4 +1,4 @@
-"""A model and its loss, traced once into a graph that is never run, to look at before anything is computed."""
+"""A model and its loss, traced once into a graph that never runs, to check them before any computation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,20 +8,15 @@ import tensorflow as tf
 
 
 class DryRun:
-    """A graph that is never run, with placeholders for data and weights.
-
-    Args:
-        batch: Inputs, targets and weights of rows: nested structures of tensors and None.
-        variables: The variables of the weights.
-        dtype: The dtype of the weights; None for that of each variable.
+    """A graph that never runs, with placeholders for data and weights.
 
     Attributes:
         graph: The graph, a `tf.Graph`.
-        batch: A placeholder for each tensor of the batch.
-        values: A placeholder for each variable.
-        y_pred: The outputs of the model. Set by who traces.
-        loss: The loss. Set by who traces.
-        start: How many operations came before those of the loss. Set by who traces.
+        batch: A placeholder for each tensor of the batch (inputs, targets, weights); None stays None.
+        values: A placeholder for each variable, of its dtype unless `dtype` is given.
+        y_pred: The outputs of the model. Set by the caller after tracing.
+        loss: The loss; None before, or if the model computes its own. Set by the caller.
+        start: Number of operations in the graph before those of the loss. Set by the caller.
     """
 
     def __init__(self, batch: Any, variables: Sequence[Any], dtype: str | None) -> None:
@@ -37,16 +32,7 @@ class DryRun:
 
 
 def weights_in(graph: Any, values: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
-    """Return the operations of a graph from which weights come.
-
-    Args:
-        graph: The graph.
-        values: Tensors that stand for some of the weights.
-        variables: The variables of all weights, which are read where no tensor stands for them.
-
-    Returns:
-        A list of operations.
-    """
+    """Return the operations of a graph that yield weights: symbolic `values`, and reads of `variables`."""
     handles = {id(variable._value.handle) for variable in variables}
     read = [inside.op for outside, inside in graph.captures if id(outside) in handles]
     return [*(value.op for value in values if tf.is_symbolic_tensor(value)), *read]

@@ -1,9 +1,9 @@
 """Float64 arithmetic with a proven bound of its error.
 
 The bounds are those of running error analysis (Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition,
-chapter 3). A sum of n products, in any order and with or without fused operations, is off by at most n u times the sum
-of the products' sizes, u = 2^-53, and by one smallest normal number for each product that underflows. Each bound below
-is at least twice that, which also pays for the rounding of the bound itself.
+chapter 3). A sum of n products, in any order and with or without fused operations, has an error of at most n u times
+the sum of the products' absolute values, u = 2^-53, plus one smallest normal number for each product that underflows.
+Each bound below is at least twice that, which also covers the rounding of the bound itself.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ SINGULAR_VALUE_MARGIN = 1e-12  # 4,500 times float64's epsilon; LAPACK's error i
 
 @dataclass(frozen=True)
 class Enclosure:
-    """Float64 numbers, and how far the exact ones may be from them.
+    """Float64 numbers with bounds of their distance from the exact numbers.
 
     Attributes:
         value: The numbers, of any shape.
@@ -30,13 +30,13 @@ class Enclosure:
 
     @property
     def size(self) -> np.ndarray:
-        """Upper bounds of the exact numbers' absolute values; infinite where nothing is known."""
+        """Upper bounds of the exact numbers' absolute values; infinite if the value is NaN."""
         bound = (np.abs(self.value) + self.error) * (1.0 + 4.0 * UNIT_ROUNDOFF)
         return np.where(np.isnan(bound), np.inf, bound)
 
 
 def stored(values: Any, dtype: str) -> Enclosure:
-    """Return an enclosure of numbers and of what they become in a dtype, if denormal numbers may be set to zero."""
+    """Return an enclosure of numbers before and after rounding to a dtype, whose denormals may be set to zero."""
     given = np.asarray(values)
     exact = given.astype(np.float64)
     with np.errstate(over="ignore"):
@@ -49,7 +49,7 @@ def stored(values: Any, dtype: str) -> Enclosure:
 
 
 def through_dense(x: Enclosure, kernel: Enclosure, bias: Enclosure | None) -> Enclosure:
-    """Return an enclosure of x W + b, for rows of shape (rows, n), a kernel (n, units) and a bias (units,)."""
+    """Return an enclosure of x W + b, for x (rows, n), a kernel W (n, units), and b (units,) or None."""
     num_terms = len(kernel.value)
     size, weight = x.size, kernel.size
     slack = 4.0 * (num_terms + 4) * UNIT_ROUNDOFF
@@ -62,7 +62,7 @@ def through_dense(x: Enclosure, kernel: Enclosure, bias: Enclosure | None) -> En
 
 
 def through_relu(x: Enclosure, slope: float) -> Enclosure:
-    """Return an enclosure of a (leaky) ReLU whose slope, at most 1 in size, TensorFlow may round to float32."""
+    """Return an enclosure of a (leaky) ReLU whose slope, |slope| <= 1, TensorFlow may round to float32."""
     inexact = abs(slope - float(np.float32(slope))) + 4.0 * UNIT_ROUNDOFF * abs(slope)
     return Enclosure(np.where(x.value > 0, x.value, slope * x.value), x.error + inexact * x.size + SMALLEST)
 
@@ -82,18 +82,16 @@ def sum_of_squares(x: Enclosure, axis: int | None = None) -> np.ndarray:
 
 
 def largest_row_norm(x: Enclosure) -> float:
-    """Return an upper bound of the largest norm of a row, of shape (rows, ...)."""
+    """Return an upper bound of the largest norm of a row of an array of shape (rows, ...)."""
     rows = Enclosure(*(part.reshape(len(part), -1) for part in (x.value, x.error)))
     return float(np.sqrt(sum_of_squares(rows, axis=1).max()) * (1.0 + 4.0 * UNIT_ROUNDOFF))
 
 
 def spectral_norm(matrix: Enclosure) -> float:
-    """Return an upper bound of the largest singular value of a finite matrix.
-
-    LAPACK's largest singular value is off by a few times epsilon times the larger dimension; it is raised by
-    `SINGULAR_VALUE_MARGIN` times that dimension.
-    """
-    # A power of two as the scale: nothing is rounded, and no square inside LAPACK overflows or underflows.
+    """Return an upper bound of the largest singular value of a finite matrix."""
+    # LAPACK's largest singular value has a relative error of a few times epsilon times the larger dimension. It is
+    # raised by `SINGULAR_VALUE_MARGIN` times that dimension. The matrix is scaled by a power of two, which rounds
+    # nothing, so that no square inside LAPACK overflows or underflows.
     exponent = int(np.frexp(np.abs(matrix.value).max())[1])
     norm = np.linalg.norm(np.ldexp(matrix.value, -exponent), 2)
     norm *= 1.0 + SINGULAR_VALUE_MARGIN * max(matrix.value.shape)

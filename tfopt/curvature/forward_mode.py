@@ -1,4 +1,4 @@
-"""How a model is run while it is measured, in the thread that measures and nowhere else."""
+"""Replace parts of Keras and TensorFlow in a thread that measures, so that models compute as measurements need."""
 
 import contextlib
 import functools
@@ -28,11 +28,11 @@ from tfopt.curvature.precision import policy_to_measure
 from tfopt.curvature.softmax_targets import with_check
 from tfopt.curvature.stand_ins import StandIns
 
-# Operations that are linear in an image, and have a first derivative only.
+# TensorFlow has only first derivatives of these operations, which are linear in the image.
 RESIZING = ("resize_nearest_neighbor", "resize_bilinear", "resize_bicubic", "scale_and_translate")
-# Layers and cells to which `training` means nothing but noise.
+# In these layers and cells `training` only turns noise on.
 NOISY = (
-    BaseImagePreprocessingLayer,  # of all random augmentations
+    BaseImagePreprocessingLayer,  # the base class of all random augmentations
     keras.layers.Dropout,
     keras.layers.SpatialDropout1D,
     keras.layers.SpatialDropout2D,
@@ -54,7 +54,7 @@ NOISY = (
 
 @dataclass
 class _Measurement:
-    """What holds in a thread that measures."""
+    """The settings of a thread that measures: a dtype, None for the layers' own, and the recorded calls of `fit`."""
 
     dtype: str | None
     calls: CallsInFit | None = None
@@ -65,19 +65,10 @@ _current: ContextVar[_Measurement | None] = ContextVar("tfopt measurement", defa
 
 @contextlib.contextmanager
 def measuring(dtype: str | None, calls: CallsInFit | None = None) -> Iterator[None]:
-    """Within this context, let models, losses and regularisers compute as measurements need it.
-
-    Means and variances can be differentiated twice, the noise of Keras's layers is off also where a model asks for it
-    with `training=True`, and layers that compute in half precision compute in float32.
-
-    Args:
-        dtype: The dtype in which all layers compute; None for their own.
-        calls: What calls the layers of the model; None leaves it to them.
-
-    Yields:
-        Nothing.
-    """
-    # For variables of networks that are no part of the model, such as those inside a loss.
+    """Within this context, models, losses and regularisers compute without noise and twice differentiably."""
+    # Noise is off even for `training=True`. Half precision becomes float32. `dtype` is that of all layers, None for
+    # their own; `calls` calls the model's layers, None leaves this to them.
+    # The autocast scope reaches variables of networks outside the model, such as those inside a loss.
     reading = contextlib.nullcontext() if dtype is None else AutocastScope(dtype)
     with _entered(_Measurement(dtype, calls)), reading:
         yield
@@ -97,7 +88,7 @@ def _entered(measurement: _Measurement) -> Iterator[None]:
 
 
 def _without_noise(original: Any) -> Any:
-    """Return a stand-in for a layer's `call`, whose `training` is false."""
+    """Return a stand-in for a layer's `call`, with `training=False`."""
     signature = inspect.signature(original)
 
     @functools.wraps(original)
@@ -112,7 +103,7 @@ def _without_noise(original: Any) -> Any:
 
 
 def _called_as_it_is(original: Any) -> Any:
-    """Return a stand-in for the `call` of a class whose base class is called without noise."""
+    """Return a stand-in for the `call` of a class whose base class is called without noise: the original."""
 
     @functools.wraps(original)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -122,7 +113,7 @@ def _called_as_it_is(original: Any) -> Any:
 
 
 def _in_the_middle(original: Any) -> Any:
-    """Return a stand-in for what draws where images are cut, which makes them smaller in training only."""
+    """Return a stand-in for the method that draws the position of a crop: a measurement crops the middle."""
 
     @functools.wraps(original)
     def draw(self: Any, data: Any, training: bool = True, seed: Any = None) -> Any:
@@ -136,7 +127,7 @@ def _in_the_middle(original: Any) -> Any:
 
 
 def _as_in_fit(original: Any) -> Any:
-    """Return a stand-in for what calls a layer once its `training` is known."""
+    """Return a stand-in for the method that calls a layer with its final `training` argument."""
 
     @functools.wraps(original)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -149,7 +140,7 @@ def _as_in_fit(original: Any) -> Any:
 
 
 def _without_dropout(original: Any) -> Any:
-    """Return a stand-in for the function behind TensorFlow's and Keras's functions for dropout: it drops nothing."""
+    """Return a stand-in for the function that TensorFlow's and Keras's dropout functions call: the identity."""
 
     @functools.wraps(original)
     def dropout(x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -162,16 +153,14 @@ def _without_dropout(original: Any) -> Any:
 
 
 def _without_building(original: Any) -> Any:
-    """Return a stand-in for the method with which layers create their variables at their first call.
+    """Return a stand-in for the method that creates a layer's variables at its first call: it refuses to."""
 
-    A layer that is not built and not used holds nothing that training moves, and only a call of the model can tell.
-    """
-
+    # A layer that is neither built nor used holds no trained weights. Only a call of the model shows which are used.
     @functools.wraps(original)
     def maybe_build(self: Any, call_spec: Any) -> None:
-        # A `build` that is Keras's default creates nothing.
+        # Keras's default `build` creates no variables.
         if _current.get() is not None and not self.built and not is_default(self.build):
-            raise NotBuiltError(f"the layer {self.name!r}, which is used and not built")
+            raise NotBuiltError(f"the layer {self.name!r}, which the model calls and which is not built")
         original(self, call_spec)
 
     return maybe_build
@@ -181,7 +170,7 @@ def _without_building(original: Any) -> Any:
 
 
 class _PolicyStandIn:
-    """The dtype policy of all layers: in a thread that measures, the one in which they are measured."""
+    """The dtype policy of a layer: the measured one in a thread that measures, else the layer's own."""
 
     def __init__(self, _: None) -> None:
         pass
@@ -200,12 +189,10 @@ class _PolicyStandIn:
 
 
 def _exact_moments(original: Any) -> Any:
-    """Return a stand-in for `tf.nn.moments` that can be differentiated twice.
+    """Return a stand-in for `tf.nn.moments` that can be differentiated twice."""
 
-    `tf.nn.moments`, in which Keras computes batch, layer and group normalisation, stops the gradient at the mean inside
-    the variance. That leaves the first derivative as it is, and makes the second one wrong, without a word.
-    """
-
+    # Keras computes batch, layer and group normalisation with `tf.nn.moments`, which stops the gradient at the mean
+    # inside the variance. The first derivative stays right, and the second one is silently wrong.
     @functools.wraps(original)
     def moments(x: Any, axes: Any, shift: Any = None, name: Any = None, keep_dims: Any = None, **kwargs: Any) -> Any:
         if _current.get() is None:
@@ -239,7 +226,7 @@ def _resizing_by_matrices(original: Any) -> Any:
         def along(images: Any, size: Any, axis: int) -> Any:
             if "scale" not in bound:
                 return original(images, size, **bound)
-            # The other axis has one pixel, which stays where it is.
+            # The other axis has one pixel, which is neither scaled nor moved.
             scale, translation = (tf.convert_to_tensor(bound[name]) for name in ("scale", "translation"))
             pairs = {"scale": [scale[axis], 1.0], "translation": [translation[axis], 0.0]}
             return original(
@@ -257,7 +244,7 @@ def _resizing_by_matrices(original: Any) -> Any:
 
 
 def _checking_targets(original: Any) -> Any:
-    """Return a stand-in for the operation, whose gradient is right for targets that sum to 1 only."""
+    """Return a stand-in for the cross-entropy operation that checks that the targets of each row sum to 1."""
 
     @functools.wraps(original)
     def cross_entropy(features: Any, labels: Any, name: Any = None) -> Any:
@@ -272,11 +259,9 @@ def _checking_targets(original: Any) -> Any:
 
 
 def _traced_anew(original: Any) -> Any:
-    """Return a stand-in for the call of a `tf.function`, which keeps what it has traced.
+    """Return a stand-in for the call of a `tf.function` that traces it again in a thread that measures."""
 
-    A trace of training does not compute as measurements need it, and one of a measurement must not reach training.
-    """
-
+    # A trace from training does not compute as measurements need, and training must not reuse a trace of a measurement.
     @functools.wraps(original)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if _current.get() is None:
@@ -288,7 +273,7 @@ def _traced_anew(original: Any) -> Any:
             return original(again, *args, **kwargs)
         if self._autograph:
             function = autograph_util.py_func_from_autograph(function, options)
-        with ag_ctx.ControlStatusCtx(ag_ctx.Status.UNSPECIFIED):  # callers that are not converted are no reason
+        with ag_ctx.ControlStatusCtx(ag_ctx.Status.UNSPECIFIED):  # convert also if the caller is not converted
             return function(*args, **kwargs)
 
     return call
@@ -303,7 +288,7 @@ _STAND_INS = StandIns((
     (keras.layers.Layer, "_maybe_build", _without_building),
     (nn_ops, "_dropout", _without_dropout),
     (Operation, "__call__", _as_in_fit),
-    (keras.layers.RandomCrop, "call", _called_as_it_is),  # before its base class
+    (keras.layers.RandomCrop, "call", _called_as_it_is),  # must come before its base class
     (keras.layers.RandomCrop, "get_random_transformation", _in_the_middle),
     *((kind, "call", _without_noise) for kind in NOISY),
 ))

@@ -32,16 +32,8 @@ class ForwardPass:
     def at(
         self, variables: Sequence[Any], values: Sequence[Any], sources: Sequence[Any] | None = None
     ) -> Iterator[None]:
-        """Within this context the model's variables have other values, and none of them changes.
-
-        Args:
-            variables: Some of the variables.
-            values: One tensor for each.
-            sources: Those of the variables by whose values derivatives may be taken; None means all.
-
-        Yields:
-            Nothing.
-        """
+        """Within this context variables have other values, and no variable of the model changes."""
+        # `sources` are the variables by whose values the caller differentiates; None means all `variables`.
         pairs = list(zip(variables, values, strict=True))
         if self._dtype is not None:
             known = {id(variable) for variable in variables}
@@ -52,48 +44,28 @@ class ForwardPass:
             yield
 
     def predict(self, x: Any) -> Any:
-        """Return the model's outputs.
-
-        Args:
-            x: The inputs of the rows.
-
-        Returns:
-            What the model returns.
-        """
+        """Return the model's outputs for the inputs of rows."""
         return self._measured(self._call, x)
 
     def custom_loss(self, x: Any, y: Any, sample_weight: Any) -> Any:
-        """Return the loss that the model computes in a method of its own, which gets data as `fit` casts them.
-
-        Args:
-            x: The inputs of the rows.
-            y: Their targets.
-            sample_weight: Their weights.
-
-        Returns:
-            A scalar tensor.
-        """
+        """Return the loss of the model's own `compute_loss`, a scalar tensor, for data cast as in `fit`."""
         dtype = self._dtype or keras.config.floatx()
         x, y, sample_weight = keras.tree.map_structure(lambda leaf: _cast(leaf, dtype), (x, y, sample_weight))
         return self._measured(self._loss, x, y, sample_weight)
 
     def changed_shapes(self) -> str:
-        """Say which layers return another shape without noise than in training.
-
-        Returns:
-            A text that names them and says what to write; empty where there are none.
-        """
+        """Return a text on layers that return another shape without noise than in training; "" if none do."""
         changed = [text for calls in self._calls_in_fit.values() for text in calls.changed_shapes]
         if not changed:
             return ""
         return (
-            f"`model` must be one that can be called without noise. Received: {', '.join(dict.fromkeys(changed))}. "
-            "Let what draws random numbers return the shape of training with training=False too, as by a crop from the "
-            "middle, or move it into the tf.data pipeline."
+            f"`model` must keep its shapes without noise. Received: {', '.join(dict.fromkeys(changed))}. "
+            "Let the random layers return the shape of training with training=False too, such as by a central crop, "
+            "or move them into the tf.data pipeline."
         )
 
     def _call(self, x: Any, training: bool) -> Any:
-        # As `fit` and `predict` call it: a model without the argument leaves its layers to their defaults.
+        # Like `fit` and `predict`, pass `training` only to a model with this argument; else layers use their defaults.
         return self._model(x, training=training) if self._model._call_has_training_arg else self._model(x)
 
     def _loss(self, x: Any, y: Any, sample_weight: Any, training: bool) -> Any:
@@ -110,7 +82,7 @@ class ForwardPass:
         return result
 
     def _trace_fit(self, function: Callable[..., Any], tensors: tuple[Any, ...]) -> CallsInFit:
-        """Return how layers are called in training, from a graph that is traced and never computed."""
+        """Return the recorded calls of layers in training, from a graph that never runs."""
         leaves = keras.tree.flatten(tensors)
         key = (function.__name__, *(None if leaf is None else (str(leaf.shape), leaf.dtype) for leaf in leaves))
         if key not in self._calls_in_fit:

@@ -14,9 +14,9 @@ from tfopt.curvature.self_check import TURN_OFF
 from tfopt.curvature.softmax_targets import note_targets
 from tfopt.curvature.split import SplitFunction
 
-MOST_ROWS = 16  # on which the loss is looked at, one by one
+MOST_ROWS = 16  # number of single rows on which the convexity of the loss is checked
 _LINEAR = (
-    "perhaps in pieces, as `mae`. Gauss-Newton needs a loss that is curved in them: use HessianOperator, or, for a "
+    "perhaps piecewise, as `mae`. Gauss-Newton needs a loss with curvature in the outputs: use HessianOperator. For a "
     "likelihood, let the model return natural parameters (logits; the logarithm of a rate), and write the loss as a "
     "function of them"
 )
@@ -26,31 +26,31 @@ class GaussNewtonOperator(CurvatureOperator):
     """The generalised Gauss-Newton matrix of the loss on a probe, as a function v -> Gv.
 
     G = J' L J + R, with J the Jacobian of the outputs by the weights, L the Hessian of the loss by the outputs, and R
-    the Hessian of the regularisers (Schraudolph, "Fast curvature matrix-vector products", 2002). Positive semi-definite
-    where the loss is convex in the outputs; where it is not, the first product warns.
+    the Hessian of the regularisers (Schraudolph, "Fast curvature matrix-vector products", 2002). G is positive
+    semi-definite if the loss is convex in the outputs; if it is not, the first product warns.
 
-    Softmax, sigmoid or exp at the end of the model counts as part of the loss where the loss takes the logarithm of the
-    outputs; so does their logarithm (log-probabilities) where the loss is linear in it or takes its exponential.
-    "Outputs" are then what they are computed from, such as logits: for cross-entropies G is the Fisher matrix, that of
-    the same model with logits and a loss of logits. For `mse` over k outputs it is that of a Gaussian of variance
-    k / 2. `split_at` says which.
+    A softmax, sigmoid or exp at the end of the model counts as part of the loss if the loss takes the logarithm of the
+    outputs. The logarithm of one of these (log-probabilities) counts as part of the loss if the loss is linear in it or
+    takes its exponential. The "outputs" in the equation are then the inputs of softmax, sigmoid or exp, such as logits.
+    For cross-entropies G is the Fisher matrix: the same matrix as for a model that returns logits and a loss of logits.
+    For `mse` over k outputs it is that of a Gaussian of variance k / 2. `split_at` tells where the loss begins.
 
     J v is computed as the derivative of u -> J' u, in reverse mode twice.
 
     Args:
         model: A Keras model with its variables, compiled or not.
-        loss: As `compile` takes it. None (default) means the one that the model was compiled with.
+        loss: As `compile` takes it. None (default) means the loss that the model was compiled with.
         x: The data: a `tfopt.curvature.Probe`, or what `Probe` takes as its `x`.
         y: As `Probe` takes it.
         sample_weight: As `Probe` takes it.
         batch_size: As `Probe` takes it.
-        class_weight: As `Probe` takes it: not at all.
+        class_weight: Not supported, as in `Probe`.
         batch_norm: "batch" (default) normalises by each batch's own statistics, "moving" by the moving averages.
             Dropout is off in both.
-        variables: The variables whose block is wanted: a variable, a layer, or a list of these. None (default) means
+        variables: The variables of the wanted block: a variable, a layer, or a list of these. None (default) means
             all trainable variables.
-        self_check: Whether to check the first product against finite differences, and whether the loss is curved and
-            convex in the outputs. Default True.
+        self_check: Whether to check the first product against finite differences, and whether the loss has curvature
+            and is convex in the outputs. Default True.
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
 
     Raises:
@@ -72,21 +72,21 @@ class GaussNewtonOperator(CurvatureOperator):
 
     @property
     def split_at(self) -> str:
-        """Where the loss is split from the model: "logits", "outputs", or "logits and outputs" where there are several.
+        """Where the loss is split from the model: "logits", "outputs", or "logits and outputs" for several outputs.
 
-        "logits" stands for whatever softmax, sigmoid or exp is taken of.
+        "logits" stands for the inputs of a softmax, sigmoid or exp.
         """
         split = self.objective.split
         return "outputs" if split is None else split.name
 
     def check_matrix(self, small: CurvatureOperator) -> None:
-        """Check that the loss is curved and convex in what it is split from.
+        """Check that the loss has curvature and is convex in the tensors from which it is split; warn if not.
 
         Args:
-            small: The same matrix over a few rows, whose derivatives have been compiled.
+            small: The same matrix over a few rows, with its derivatives compiled.
 
         Raises:
-            RuntimeError: It is linear in all outputs, so that the matrix is zero.
+            RuntimeError: The loss is linear in all outputs, so that the matrix is zero.
         """
         flat_ones = [] if self.objective.split is None else self.objective.split.is_flat
         if flat_ones and all(flat_ones):
@@ -94,24 +94,24 @@ class GaussNewtonOperator(CurvatureOperator):
                 f"{self!r} is zero, because the loss is linear in the model's outputs, {_LINEAR}. {TURN_OFF}"
             )
         if any(flat_ones):
-            places = ", ".join(str(place) for place, is_flat in enumerate(flat_ones) if is_flat)
+            indices = ", ".join(str(index) for index, is_flat in enumerate(flat_ones) if is_flat)
             warnings.warn(
-                f"{self!r} leaves out the outputs {places} (from 0), because the loss is linear in them, {_LINEAR}",
+                f"{self!r} leaves out the outputs {indices} (from 0), because the loss is linear in them, {_LINEAR}",
                 stacklevel=6,
             )
         if hidden := [] if self.objective.split is None else self.objective.split.hidden:
             warnings.warn(
-                f"{self!r} may be another matrix than that of logits: exponentials and logarithms in a branch or a "
-                f"loop are not seen to cancel. Received: {', '.join(dict.fromkeys(hidden))}. For the Fisher matrix, "
-                "let the model return logits, and take the loss of them (from_logits=True)",
+                f"{self!r} may differ from the matrix of logits: exponentials and logarithms that cancel are not "
+                f"recognised in a branch or a loop. Received: {', '.join(dict.fromkeys(hidden))}. For the Fisher "
+                "matrix, let the model return logits, and use a loss of logits (from_logits=True)",
                 stacklevel=6,
             )
         found = _Halves(small, small.values()).row_curvatures(np.random.default_rng(2))
         scale = max(map(abs, found))
         if scale == 0.0 and flat_ones:
             warnings.warn(
-                f"{self!r} is zero on {small.num_rows} rows from all over the first batch: there the loss is linear in "
-                "the model's outputs, or rows have no weight. HessianOperator needs no loss that is curved in them",
+                f"{self!r} is zero on {small.num_rows} rows, spread over the first batch: there the loss is linear in "
+                "the model's outputs, or the rows have weight 0. HessianOperator needs no curvature in the outputs",
                 stacklevel=6,
             )
         elif min(found) < -1e-3 * scale:
@@ -123,32 +123,26 @@ class GaussNewtonOperator(CurvatureOperator):
             )
 
     def derivatives(self, values: list[Any]) -> list[Derivatives]:
-        """Return the Jacobian of the outputs, and the derivatives of the loss by them, on the first batch.
-
-        Args:
-            values: Where they are taken, one tensor for each variable.
-
-        Returns:
-            A list of two, and one more for regularisers.
-        """
+        """Return the derivatives that make up products on the first batch: J, L, and R if there are regularisers."""
+        # A list of two `Derivatives`, or of three with regularisers.
         halves = _Halves(self, values)
         jacobian = Derivatives(
             ("the Jacobian of the outputs times a vector", "the Jacobian transposed, times a vector"),
             values,
             halves.outputs,
-            halves.along_weights,
+            halves.weights_along,
         )
         curvature = Derivatives(
             ("the gradient of the loss by the outputs", "the Hessian of the loss by the outputs, times a vector"),
             halves.point,
             halves.losses,
-            halves.along_outputs,
+            halves.outputs_along,
             is_symmetric=True,
         )
         if not halves.is_regularized:
             return [jacobian, curvature]
         name = "the Hessian of the regularisers times a vector"
-        return [jacobian, curvature, Derivatives((name,), values, halves.penalties, halves.along_penalties)]
+        return [jacobian, curvature, Derivatives((name,), values, halves.penalties, halves.penalties_along)]
 
     def _trace_product(self, values: Any, batch: Any, vectors: Any) -> list[Any]:
         tape, outputs, _, moved = self._trace_jacobian(values, vectors, batch[0])
@@ -160,18 +154,9 @@ class GaussNewtonOperator(CurvatureOperator):
         return [a + b for a, b in zip(products, added, strict=True)]
 
     def trace_halves(self, values: Any, moves: Any, batch: Any, vectors: Any) -> list[Any]:
-        """Return what products are made of, in one list.
-
-        Args:
-            values: One tensor for each variable.
-            moves: What is added to the outputs before the loss is computed from them.
-            batch: The inputs, targets and weights of the rows.
-            vectors: For the Jacobian, for its transpose, and for the Hessian of the loss by the outputs, in one list.
-
-        Returns:
-            The outputs, the loss, its gradient by the outputs, the gradient of the regularisers if there are some; then
-            the products with the transposed Jacobian, the Jacobian, the Hessian by the outputs and of the regularisers.
-        """
+        """Return the parts of products at the outputs plus `moves`, in one list, in the order of the comments below."""
+        # First outputs, loss, gradient of the loss by the outputs, and gradient of the regularisers, if there are some.
+        # Then the products with J', J, L and R. `vectors` joins the vectors for J (and R), for J' and for L.
         first, second = len(values), len(values) + len(moves)
         rest = (vectors[first:second], vectors[second:])
         _, outputs, pulled, moved = self._trace_jacobian(values, vectors[:first], batch[0], rest[0])
@@ -207,7 +192,7 @@ class GaussNewtonOperator(CurvatureOperator):
 
 
 def _curve(function: Callable[[Any], Any], point: list[Any], vectors: list[Any]) -> tuple[Any, list[Any], list[Any]]:
-    """Return a function's value, its gradient, and the product of its Hessian and vectors."""
+    """Return a function's value, its gradient, and the product of its Hessian with `vectors`."""
     with tf.GradientTape(watch_accessed_variables=False) as outer:
         outer.watch(point)
         with tf.GradientTape(watch_accessed_variables=False) as inner_tape:
@@ -218,7 +203,7 @@ def _curve(function: Callable[[Any], Any], point: list[Any], vectors: list[Any])
 
 
 class _Halves:
-    """The two halves of the matrix at some weights, as functions of the weights and of the outputs."""
+    """The two halves of the matrix at some weights: as functions of the weights, and of the outputs."""
 
     def __init__(self, operator: Any, values: list[Any]) -> None:
         self._values, self._batch = values, operator.probe.batches[0].tensors
@@ -254,7 +239,7 @@ class _Halves:
         found = flat(self._compute(values, self._none)[0])
         return [found, np.array([found @ flat(self._pulled)])]
 
-    def along_weights(self, values: list[Any], direction: list[Any]) -> list[tuple[np.ndarray, float]]:
+    def weights_along(self, values: list[Any], direction: list[Any]) -> list[tuple[np.ndarray, float]]:
         found = self._multiply(values, self._none, direction, self._pulled, self._none)
         return [(flat(found[5]), 0.0), inner(found[4], direction)]
 
@@ -262,16 +247,16 @@ class _Halves:
         _, loss, gradient, _ = self._compute(self._values, self._moves(outputs))
         return [flat(loss), flat(gradient)]
 
-    def along_outputs(self, outputs: list[Any], direction: list[Any]) -> list[tuple[np.ndarray, float]]:
+    def outputs_along(self, outputs: list[Any], direction: list[Any]) -> list[tuple[np.ndarray, float]]:
         found = self._multiply(self._values, self._moves(outputs), self._values, self._none, direction)
         return [inner(found[2], direction), (flat(found[6]), 0.0)]
 
     def row_curvatures(self, rng: np.random.Generator) -> list[float]:
-        """Return the curvature of the loss along random directions of the outputs of some single rows."""
+        """Return d'Ld for random directions d in the outputs of single rows, three for each of up to 16 rows."""
         found: list[float] = []
         for row in np.unique(np.linspace(0, self._num_rows - 1, MOST_ROWS).astype(int)):
             for _ in range(NUM_DIRECTIONS):
-                # Cubes, so that few entries count: negative curvature of one is not to drown in that of others.
+                # Cubes make a few entries dominate, so that others cannot hide the negative curvature of one.
                 drawn = [rng.standard_normal(part.shape) ** 3 for part in self.point]
                 for array in drawn:
                     if array.ndim and len(array) == self._num_rows:
@@ -284,7 +269,7 @@ class _Halves:
     def penalties(self, values: list[Any]) -> list[np.ndarray]:
         return [flat(self._compute(values, self._none)[3])]
 
-    def along_penalties(self, values: list[Any], direction: list[Any]) -> list[tuple[np.ndarray, float]]:
+    def penalties_along(self, values: list[Any], direction: list[Any]) -> list[tuple[np.ndarray, float]]:
         return [(flat(self._multiply(values, self._none, direction, self._none, self._none)[7]), 0.0)]
 
     def _moves(self, outputs: list[Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""How much the gradients of single rows and of batches scatter."""
+"""The scatter of the gradients of single rows and of batches."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,10 +14,10 @@ from tfopt.curvature.hessian import HessianOperator
 from tfopt.curvature.linear_map import as_vector
 from tfopt.curvature.probe import Batch
 from tfopt.curvature.probe_loss import ProbeLoss
-from tfopt.curvature.row_means import Evaluation, Place, RowMeanCheck, evaluation
+from tfopt.curvature.row_means import Evaluation, RowMeanCheck, RowRange, evaluation
 from tfopt.curvature.trace import Estimate
 
-KEPT_BYTES = 2**28  # of the gradients of all groups, in place of computing them twice
+KEPT_BYTES = 2**28  # limit up to which the gradients of all groups are cached in place of computed twice
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,16 @@ class GradientNoise:
 
     Attributes:
         covariance_trace: tr C.
-        hessian_covariance_trace: tr(H C), with H the Hessian on the probe; None if it was not asked for.
+        hessian_covariance_trace: tr(H C), with H the Hessian on the probe; None unless it was requested.
         projections: d'C d for each direction d of norm 1, a list.
         squared_gradient_norm: |g|^2.
-        noise_scale_standard_error: Of `noise_scale`, in rows, by leaving out each group in turn (jackknife); NaN where
-            the probe is too small to tell.
+        noise_scale_standard_error: Standard error of `noise_scale`, in rows, by leaving out each group in turn
+            (jackknife); NaN if the probe is too small.
         gradient: g, a vector of n entries.
-        num_rows: Number of rows in all groups.
+        num_rows: Number of rows in all groups (N).
         group_size: B.
         batch_norm: How batch normalisation was computed: "batch" or "moving".
-        precision: How layers were computed: "model", "float32" or "bfloat16", as `HessianOperator.precision` says.
+        precision: How layers were computed: "model", "float32" or "bfloat16", as in `HessianOperator.precision`.
     """
 
     covariance_trace: Estimate
@@ -53,18 +53,18 @@ class GradientNoise:
     precision: str = "model"
 
     def batch_variance(self, batch_size: int, num_rows: int | None = None) -> float:
-        """Return the mean squared distance of a batch's gradient from that of all rows: tr C / B (1 - B / N).
+        """Return the mean squared distance between the gradients of a batch and of all rows: tr C / B (1 - B / N).
 
         Args:
             batch_size: Rows in a batch (B), an integer >= 1.
             num_rows: Number of rows from which batches are drawn without replacement (N). None (default) means
-                infinitely many, or drawing with replacement.
+                infinitely many rows, or drawing with replacement.
 
         Returns:
-            The variance; 0 where the batch is all rows.
+            The variance; 0 if the batch is all rows.
 
         Raises:
-            ValueError: There are more rows in a batch than altogether.
+            ValueError: `batch_size` is larger than `num_rows`.
         """
         check_integer("batch_size", batch_size, minimum=1)
         correction = 1.0
@@ -79,8 +79,8 @@ class GradientNoise:
     def noise_scale(self) -> float:
         """The simple noise scale tr C / |G|^2, in rows (McCandlish et al., arXiv 1812.06162, equation 2.9).
 
-        |G|^2 is that of infinitely many rows, estimated as |g|^2 - tr C / N; NaN where that is not positive: the probe
-        is too small to tell.
+        |G|^2 is the squared gradient norm of infinitely many rows, estimated as |g|^2 - tr C / N. The noise scale is
+        NaN if this estimate is not positive, because the probe is then too small.
         """
         signal = self.squared_gradient_norm - self.covariance_trace.value / self.num_rows
         return self.covariance_trace.value / signal if signal > 0 else float("nan")
@@ -104,37 +104,37 @@ def gradient_noise(
 ) -> GradientNoise:
     """Measure the scatter of gradients over a probe.
 
-    Groups are consecutive rows of the probe, which must be in random order; rows that do not fill a group are left out.
-    Standard errors take the groups for independent. Regularisation is part of every gradient, and so of none's scatter.
+    Groups are consecutive rows of the probe, which must be in random order. Rows that do not fill a group are left out.
+    Standard errors assume independent groups. Regularisation adds the same term to every gradient, and no scatter.
 
     Args:
         model: A Keras model with its variables, compiled or not.
-        loss: As `compile` takes it. None (default) means the one that the model was compiled with.
+        loss: As `compile` takes it. None (default) means the loss that the model was compiled with.
         x: The data: a `tfopt.curvature.Probe`, or what `Probe` takes as its `x`.
         y: As `Probe` takes it.
         sample_weight: As `Probe` takes it.
-        group_size: Rows in a group (B), an integer >= 1. Default 1: gradients of single rows. A model with batch
-            normalisation by batch statistics has none, and needs larger groups.
-        directions: Vectors of n entries, or lists of arrays shaped like the variables, of any norm but 0, to project
-            gradients on.
-        num_hessian_groups: From how many groups to estimate tr(H C), one Hessian product each; 0 (default) leaves it
-            out.
+        group_size: Rows in a group (B), an integer >= 1. Default 1: gradients of single rows. These do not exist for a
+            model that normalises by batch statistics, which needs larger groups.
+        directions: Vectors of n entries, or lists of arrays shaped like the variables, of any norm but 0, on which to
+            project gradients.
+        num_hessian_groups: Number of groups from which to estimate tr(H C), with one Hessian product each; 0 (default)
+            leaves tr(H C) out.
         batch_size: As `Probe` takes it.
         batch_norm: "batch" (default) or "moving", as for `HessianOperator`.
         self_check: Whether to check the first Hessian product, as `HessianOperator` does. Default True.
         seed: Seed of the choice of groups for tr(H C), an integer >= 0. Default 0.
-        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`. Groups of all ranks
-            are taken together.
+        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`. The groups of all
+            ranks are combined.
 
     Returns:
         The scatter.
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: An argument is out of its range; there are fewer than two groups; the loss is no mean over rows
-            (other reductions, masks, layers or losses that mix rows); gradients of single rows were asked of a model
-            that normalises by batch statistics; or TensorFlow's gradient is wrong, for targets of a categorical
-            cross-entropy that do not sum to 1.
+        ValueError: An argument is out of its range; there are fewer than two groups; the loss is not a mean over rows
+            (other reductions, masks, layers or losses that mix rows); `group_size` is 1 for a model that normalises by
+            batch statistics; or TensorFlow's gradient is wrong, because targets of a categorical cross-entropy do not
+            sum to 1.
         RuntimeError: Products with the Hessian are wrong, see `HessianOperator`.
 
     Example:
@@ -174,11 +174,11 @@ def simple_noise_scale(small_squared_norm: float, big_squared_norm: float, small
         big_size: The larger size (B).
 
     Returns:
-        tr C / |G|^2, in rows; NaN where the estimate of |G|^2 is not positive.
+        tr C / |G|^2, in rows; NaN if the estimate of |G|^2 is not positive.
 
     Raises:
-        TypeError: A size is no integer, or a norm no number.
-        ValueError: The sizes are not in order, or a norm is negative or not finite.
+        TypeError: A size is not an integer, or a norm is not a number.
+        ValueError: `big_size` is not above `small_size`, or a norm is negative or not finite.
 
     Example:
         >>> simple_noise_scale(3.0, 2.0, small_size=1, big_size=2)
@@ -199,17 +199,17 @@ class Groups:
     Args:
         probe_loss: The loss and its data.
         size: Rows in a group, an integer >= 1.
-        has_all_rows: Whether the last group of each batch takes the rows that are left over too, and a batch of fewer
-            than `size` rows is a group. Else these rows are left out.
+        has_all_rows: Whether the last group of each batch also takes the remaining rows, and a batch of fewer than
+            `size` rows is a group. Otherwise these rows are left out.
 
     Attributes:
         count: Number of groups (M), over all ranks.
         sizes: Rows in each group of this rank.
-        factor: B M / (M - 1), which turns mean squares of distances into a variance of single rows.
+        factor: B M / (M - 1), which turns mean squared distances into a variance of single rows.
 
     Raises:
-        ValueError: There are fewer than two groups; or gradients of single rows were asked of a model that normalises
-            by batch statistics.
+        ValueError: There are fewer than two groups; or groups are single rows of a model that normalises by batch
+            statistics.
     """
 
     def __init__(self, probe_loss: ProbeLoss, size: int, *, has_all_rows: bool = False) -> None:
@@ -219,37 +219,30 @@ class Groups:
         smallest = min([size, *(batch.num_rows for batch in probe_loss.probe.batches if has_all_rows)])
         if smallest == 1 and self._normalizes:
             raise ValueError(
-                "Single rows have no gradients where batches are normalised by their own statistics. Received: "
+                "Single rows have no gradients if batches are normalised by their own statistics. Received: "
                 "group_size=1 and batch_norm='batch' for a model with BatchNormalization. Use batch_norm='moving', or "
                 "larger groups"
             )
         self._is_checked = False
         self._batches = [batch for batch in probe_loss.probe.batches if has_all_rows or batch.num_rows >= size]
-        self._places: list[Place] = []
+        self._ranges: list[RowRange] = []
         for number, batch in enumerate(self._batches):
             starts = list(range(0, max(batch.num_rows - size, 0) + 1, size))
             last = batch.num_rows if has_all_rows else starts[-1] + size
-            self._places += [(number, *ends) for ends in zip(starts, [*starts[1:], last], strict=True)]
-        self.sizes = [stop - start for _, start, stop in self._places]
-        (count,) = self._ranks.allreduce_sum([tf.constant(len(self._places), tf.int64)], name="groups")
+            self._ranges += [(number, *ends) for ends in zip(starts, [*starts[1:], last], strict=True)]
+        self.sizes = [stop - start for _, start, stop in self._ranges]
+        (count,) = self._ranks.allreduce_sum([tf.constant(len(self._ranges), tf.int64)], name="groups")
         self.count = int(count)
         if self.count < 2:
             raise ValueError(
                 f"`x` must have at least two groups of `group_size` rows, each within a batch. Received: {self.count} "
                 f"groups of group_size={size} rows in batches of {max(b.num_rows for b in probe_loss.probe.batches)}"
             )
-        # Divided by M - 1 in place of M: each square is one draw of its mean.
+        # The factor divides by M - 1, and each square then is one draw of an unbiased mean.
         self.factor = size * self.count / (self.count - 1)
 
     def noise(self, directions: Any = ()) -> GradientNoise:
-        """Measure the scatter at the model's weights.
-
-        Args:
-            directions: As `gradient_noise` takes them.
-
-        Returns:
-            The scatter, without tr(H C).
-        """
+        """Return the scatter at the model's weights, without tr(H C); `directions` as in `gradient_noise`."""
         size = sum(int(v.shape.num_elements()) for v in self._loss.values())
         units = _units(directions, size)
         evaluations = self.evaluations()
@@ -275,13 +268,9 @@ class Groups:
         )
 
     def evaluations(self) -> Sequence[Evaluation]:
-        """Return loss and gradient of each group of this rank.
-
-        Returns:
-            Pairs of a loss and a vector of n entries: computed once, if they fit into 256 MiB; otherwise each time.
-        """
-        computed = _Evaluations(self._loss, self._batches, self._places)
-        num_bytes = 8 * len(self._places) * sum(int(v.shape.num_elements()) for v in self._loss.values())
+        """Return loss and gradient (n entries) of each group of this rank: cached up to 256 MiB, else recomputed."""
+        computed = _Evaluations(self._loss, self._batches, self._ranges)
+        num_bytes = 8 * len(self._ranges) * sum(int(v.shape.num_elements()) for v in self._loss.values())
         return list(computed) if num_bytes <= KEPT_BYTES else computed
 
     def _mean(self, gradients: Iterable[np.ndarray], size: int) -> np.ndarray:
@@ -292,16 +281,9 @@ class Groups:
         return total.numpy() / self.count
 
     def check(self, evaluations: Sequence[Evaluation] | None = None) -> None:
-        """Check once that the loss of any batch is the mean over its rows, which all else takes for granted.
-
-        Where batches are normalised by their own statistics, moving averages take their place for the check.
-
-        Args:
-            evaluations: What `evaluations` has returned; None to compute them.
-
-        Raises:
-            ValueError: It is not.
-        """
+        """Check once that the loss is a mean over rows, which all estimates here assume; ValueError if it is not."""
+        # If batches are normalised by their own statistics, the check uses moving averages instead. `evaluations` is
+        # the result of the method of this name; None computes it.
         if self._is_checked:
             return
         loss, own = self._loss, evaluations
@@ -309,66 +291,46 @@ class Groups:
             loss, own = loss.with_moving_averages(), None
         elif own is None:
             own = self.evaluations()
-        RowMeanCheck(loss, self._batches, self._places)(own)
+        RowMeanCheck(loss, self._batches, self._ranges)(own)
         self._is_checked = True
 
     def curved(
         self, hessian: HessianOperator, mean: np.ndarray, count: int, rng: np.random.Generator
     ) -> Iterator[float]:
-        """Yield (g_i - g)' H (g_i - g) for some groups of all ranks, which multiply with the same vectors.
-
-        Args:
-            hessian: The Hessian on the same probe.
-            mean: The mean gradient (g).
-            count: How many groups.
-            rng: Chooses them.
-
-        Yields:
-            One number for each group.
-        """
-        counts = self._ranks.allgather_object(len(self._places), "groups")
-        owners = [(rank, place) for rank, owned in enumerate(counts) for place in range(owned)]
-        evaluations = _Evaluations(self._loss, self._batches, self._places)
+        """Yield (g_i - g)' H (g_i - g) for `count` random groups of all ranks, with g = `mean`, on every rank."""
+        counts = self._ranks.allgather_object(len(self._ranges), "groups")
+        owners = [(rank, index) for rank, owned in enumerate(counts) for index in range(owned)]
+        evaluations = _Evaluations(self._loss, self._batches, self._ranges)
         with hessian.shared():
-            for index in rng.choice(len(owners), min(count, len(owners)), replace=False):
-                rank, place = owners[index]
+            for chosen in rng.choice(len(owners), min(count, len(owners)), replace=False):
+                rank, index = owners[chosen]
                 is_mine = rank == self._ranks.rank
-                away = evaluations[place][1] - mean if is_mine else np.zeros_like(mean)
+                away = evaluations[index][1] - mean if is_mine else np.zeros_like(mean)
                 (shared,) = self._ranks.allreduce_sum([tf.constant(away)], name="away")
                 away = shared.numpy()
                 yield float(away @ np.asarray(hessian.matvec(away.astype(hessian.dtype)), np.float64))
 
 
 class _Evaluations(Sequence[Evaluation]):
-    """Loss and gradient of each group, computed when they are asked for, at the weights of the beginning."""
+    """Loss and gradient of each group, computed on access, at the weights at construction."""
 
-    def __init__(self, loss: ProbeLoss, batches: list[Batch], places: list[Place]) -> None:
-        self._loss, self._batches, self._places = loss, batches, places
+    def __init__(self, loss: ProbeLoss, batches: list[Batch], ranges: list[RowRange]) -> None:
+        self._loss, self._batches, self._ranges = loss, batches, ranges
         self._values = loss.values()
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._ranges)
 
     def __getitem__(self, index: Any) -> Any:
-        number, start, stop = self._places[index]
+        number, start, stop = self._ranges[index]
         return evaluation(self._loss, self._values, self._batches[number].rows(start, stop))
 
 
 def _jackknife(squares: np.ndarray, alignments: np.ndarray, squared_norm: float, size: int) -> float:
-    """Return the standard error of the noise scale, from its values without each of the groups.
-
-    Without group i the mean gradient is g - (g_i - g) / (M - 1), and the sum of squares is less by
-    |g_i - g|^2 M / (M - 1).
-
-    Args:
-        squares: |g_i - g|^2, of shape (M,).
-        alignments: (g_i - g)'g, of shape (M,).
-        squared_norm: |g|^2.
-        size: Rows in a group.
-
-    Returns:
-        The standard error; NaN for two groups, or where a noise scale is NaN.
-    """
+    """Return the standard error of the noise scale, in rows; NaN for two groups, or if a noise scale is NaN."""
+    # Without group i the mean gradient is g - (g_i - g) / (M - 1), and the sum of squares is less by
+    # |g_i - g|^2 M / (M - 1). `squares` holds |g_i - g|^2, of shape (M,); `alignments` (g_i - g)'g, of shape (M,);
+    # `squared_norm` is |g|^2, and `size` the rows in a group.
     count = len(squares)
     if count < 3:
         return float("nan")
@@ -382,17 +344,17 @@ def _jackknife(squares: np.ndarray, alignments: np.ndarray, squared_norm: float,
 def _units(directions: Any, size: int) -> np.ndarray:
     listed = as_items("directions", directions, "hold vectors")
     units = np.empty((len(listed), size))
-    for place, direction in enumerate(listed):
+    for index, direction in enumerate(listed):
         vector = as_vector("directions", direction)
         if vector.shape != (size,):
             raise ValueError(f"`directions` must be vectors of {size} entries. Received: shape {vector.shape}")
         norm = np.linalg.norm(vector)
         if not (np.isfinite(norm) and norm > 0.0):
             raise ValueError(f"`directions` must be finite and not zero. Received: a vector of norm {norm}")
-        units[place] = vector / norm
+        units[index] = vector / norm
     return units
 
 
 def _has_batch_norm(model: Any) -> bool:
-    kind = keras.layers.BatchNormalization  # which uses its moving averages where it is frozen
+    kind = keras.layers.BatchNormalization  # a frozen layer uses its moving averages
     return any(isinstance(layer, kind) and layer.trainable for layer in model._flatten_layers())

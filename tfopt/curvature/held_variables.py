@@ -1,4 +1,4 @@
-"""Other values for the variables of a model, in the thread that measures, however the model reads them."""
+"""Replace the values of a model's variables in the thread that measures, for every way in which a model reads them."""
 
 import contextlib
 import functools
@@ -19,7 +19,7 @@ from tfopt.curvature.stand_ins import StandIns
 
 @dataclass(frozen=True)
 class _Held:
-    """What is held: by the id of each `tf.Variable` its value, and its path if derivatives may be taken by it."""
+    """Held values: id of each `tf.Variable` -> (value, path); the path is empty if no derivative by it is wanted."""
 
     pairs: list[tuple[Any, Any]]
     values: dict[int, tuple[Any, str]]
@@ -27,7 +27,7 @@ class _Held:
 
 
 _held: ContextVar[_Held | None] = ContextVar("tfopt held variables", default=None)
-# The paths of the variables that have been read, while a custom gradient is being traced.
+# The paths of the variables that were read during the trace of a function with a custom gradient.
 _reads: ContextVar[list[str] | None] = ContextVar("tfopt reads", default=None)
 
 
@@ -39,18 +39,18 @@ def holding(
 ) -> Iterator[None]:
     """Within this context variables have other values, and no Keras variable changes.
 
-    A context inside another one keeps the values of that one where it has none of its own.
+    A nested context keeps the values of the outer one for variables without a value of its own.
 
     Args:
         pairs: Keras variables and their values, tensors.
-        sources: Those of the variables by whose values derivatives may be taken.
+        sources: Those variables by whose values the caller differentiates.
         again: Returns the same context, for gradients that are computed later.
 
     Yields:
         Nothing.
 
     Raises:
-        ValueError: Such a variable is read in a way that derivatives by its value cannot follow.
+        ValueError: The model reads one of the sources in a way that derivatives by its value cannot follow.
     """
     paths = {id(variable): variable.path for variable in sources}
     outer = _held.get()
@@ -68,27 +68,27 @@ def holding(
     for variable in watcher.watched_variables():
         if path := values.get(id(variable), (None, ""))[1]:
             raise ValueError(
-                "`model` must read its weights where it is called, for derivatives by them. Received: a model that "
-                f"reads {path} in a function that was compiled before, such as a concrete function or one that was "
-                "loaded from a file. Call the Python function or the tf.function in its place"
+                "`model` must read its weights when it is called, so that derivatives by them exist. Received: a model "
+                f"that reads {path} in a function that was compiled before, such as a concrete function or a function "
+                "loaded from a file. Call the Python function or the tf.function instead"
             )
 
 
 class CustomGradientError(ValueError):
-    """A function with a gradient of its own, which reads weights."""
+    """A function with a custom gradient reads weights."""
 
-    _keras_call_info_injected = True  # Keras passes it on as it is, from within a call of a layer
+    _keras_call_info_injected = True  # prevents Keras from rewriting the error inside a layer's call
 
     def __init__(self, function: Any, path: str) -> None:
         super().__init__(
-            "`model` must not read its weights inside a function with a gradient of its own (tf.custom_gradient). "
+            "`model` must not read its weights inside a function with a custom gradient (tf.custom_gradient). "
             f"Received: {getattr(function, '__name__', function)}, which reads {path}. Pass the weights as arguments "
             "of the function; to save memory, use tf.recompute_grad or keras.remat"
         )
 
 
 class _Scope(keras.StatelessScope):
-    """Keras's scope, which tells what is read."""
+    """Keras's stateless scope, which also records which variables are read."""
 
     def __init__(self, paths: dict[int, str]) -> None:
         super().__init__(collect_losses=True)
@@ -104,7 +104,7 @@ class _Scope(keras.StatelessScope):
     def get_current_value(self, variable: Any) -> Any:
         _note(self._paths.get(id(variable), ""))
         value = super().get_current_value(variable)
-        # What a model has assigned is a constant where training reads it, as any variable that is not trained.
+        # Training treats a value that the model assigned as a constant, like any variable that is not trained.
         return tf.stop_gradient(value) if id(variable) in self._assigned else value
 
 
@@ -114,7 +114,7 @@ def _note(path: str) -> None:
         reads.append(path)
 
 
-# --- variables of TensorFlow's own, in which Keras's keep their values
+# --- the tf.Variables in which Keras's variables keep their values
 
 
 def _held_value(variable: Any) -> Any:
@@ -127,7 +127,7 @@ def _held_value(variable: Any) -> Any:
 
 
 def _of_held(read: Callable[..., Any]) -> Callable[[Any], Any]:
-    """Return a function that makes a stand-in of a method that reads a variable; `read` takes the held value first."""
+    """Return a function that makes a stand-in for a method that reads a variable; `read` takes the held value first."""
 
     def make(original: Any) -> Any:
         @functools.wraps(original)
@@ -144,25 +144,23 @@ def _of_held(read: Callable[..., Any]) -> Callable[[Any], Any]:
 
 
 def _differentiated_through(original: Any) -> Any:
-    """Return a stand-in for what calls a function with a custom gradient.
+    """Return a stand-in for the function that calls functions with a custom gradient."""
 
-    TensorFlow tells the gradient of such a function which variables it reads, and held ones are none to TensorFlow.
-    """
-
+    # TensorFlow passes to a custom gradient the variables that its function reads. It does not recognise held values.
     @functools.wraps(original)
     def call(function: Any, args: Any, kwargs: Any) -> Any:
         held = _held.get()
         if held is None:
             return original(function, args, kwargs)
         if recomputed := _recomputed(function):
-            return recomputed(*args, **kwargs)  # computed once, the numbers are the same
+            return recomputed(*args, **kwargs)  # without recomputation the numbers are the same
         return original(_reading_arguments_only(function, held), args, kwargs)
 
     return call
 
 
 def _reading_arguments_only(function: Any, held: _Held) -> Callable[..., Any]:
-    """Return a function with a gradient of its own that refuses to read weights, and whose gradient may read them."""
+    """Return a function with a custom gradient that raises if it reads weights; its gradient may read them."""
 
     def watched(*args: Any, **kwargs: Any) -> Any:
         reads: list[str] = []
@@ -184,7 +182,7 @@ def _reading_arguments_only(function: Any, held: _Held) -> Callable[..., Any]:
 
 
 def _recomputed(function: Any) -> Any:
-    """Return the function that `tf.recompute_grad` was given; None where this is another function."""
+    """Return the function that was passed to `tf.recompute_grad`; None for any other function."""
     if getattr(function, "__qualname__", "") != "recompute_grad.<locals>.inner":
         return None
     return inspect.getclosurevars(function).nonlocals["f"]

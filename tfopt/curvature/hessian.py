@@ -15,19 +15,19 @@ class HessianOperator(CurvatureOperator):
     """The Hessian of the loss on a probe, regularisation included, as a function v -> Hv.
 
     Hv = d/dw (g(w)' v), with g the gradient: reverse mode over reverse mode, at about the cost of two gradients
-    (Pearlmutter, "Fast exact multiplication by the Hessian", 1994). Symmetric; its eigenvalues have either sign.
+    (Pearlmutter, "Fast exact multiplication by the Hessian", 1994). H is symmetric; its eigenvalues have either sign.
 
     Args:
         model: A Keras model with its variables, compiled or not.
-        loss: As `compile` takes it. None (default) means the one that the model was compiled with.
+        loss: As `compile` takes it. None (default) means the loss that the model was compiled with.
         x: The data: a `tfopt.curvature.Probe`, or what `Probe` takes as its `x`.
         y: As `Probe` takes it.
         sample_weight: As `Probe` takes it.
         batch_size: As `Probe` takes it.
-        class_weight: As `Probe` takes it: not at all.
+        class_weight: Not supported, as in `Probe`.
         batch_norm: "batch" (default) normalises by each batch's own statistics, "moving" by the moving averages.
             Dropout is off in both.
-        variables: The variables whose block is wanted: a variable, a layer, or a list of these. None (default) means
+        variables: The variables of the wanted block: a variable, a layer, or a list of these. None (default) means
             all trainable variables.
         self_check: Whether to check the first product against finite differences. Default True.
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
@@ -46,28 +46,17 @@ class HessianOperator(CurvatureOperator):
     """
 
     def check_matrix(self, small: CurvatureOperator) -> None:
-        """Check nothing more: a Hessian needs no split.
-
-        Args:
-            small: Not used.
-        """
+        """Do nothing: a Hessian does not depend on where the loss is split from the model."""
 
     def derivatives(self, values: list[Any]) -> list[Derivatives]:
-        """Return the gradient and the product on the first batch.
-
-        Args:
-            values: Where they are taken, one tensor for each variable.
-
-        Returns:
-            A list of one.
-        """
+        """Return a list of one: the gradient and the product on the first batch, at `values`."""
         batch, count = self.probe.batches[0].tensors, len(values)
         if self._checks is None:
             traced = SplitFunction(self._trace, (values, batch), values)
             self._checks = traced, traced.first_outputs(1 + count)
         traced, gradient = self._checks
 
-        def quantities(point: list[Any]) -> list[np.ndarray]:
+        def differentiated(point: list[Any]) -> list[np.ndarray]:
             loss, *gradients = gradient((point, batch), point)
             return [flat([loss]), flat(gradients)]
 
@@ -76,13 +65,13 @@ class HessianOperator(CurvatureOperator):
             return [inner(found[:count], direction), (flat(found[count:]), 0.0)]
 
         names = ("the gradient of the loss", "the product of the Hessian and a vector")
-        return [Derivatives(names, values, quantities, along, is_symmetric=True)]
+        return [Derivatives(names, values, differentiated, along, is_symmetric=True)]
 
     def _trace_product(self, values: Any, batch: Any, vectors: Any) -> list[Any]:
         return self._trace(values, batch, vectors)[1 + len(values) :]
 
     def _trace(self, values: Any, batch: Any, vectors: Any) -> list[Any]:
-        """Return the loss, the gradient and the product in one list."""
+        """Return the loss, the gradient and the product Hv in one list."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
             loss, gradients = self.probe_loss.trace(values, batch)

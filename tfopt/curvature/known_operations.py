@@ -1,4 +1,4 @@
-"""What is known about TensorFlow's operations, and where a graph has them."""
+"""Lists of TensorFlow operations with missing or wrong derivatives, and a search for them in graphs."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -6,23 +6,23 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-# Operations of first derivatives whose own derivative TensorFlow takes for zero without a word.
+# Operations of first derivatives for whose own derivative TensorFlow silently returns zero.
 SILENT = (
     "ResizeBilinearGrad",
     "FakeQuantWithMinMaxArgsGradient",
     "FakeQuantWithMinMaxVarsGradient",
     "FakeQuantWithMinMaxVarsPerChannelGradient",
 )
-# What TensorFlow puts where an operation inside a loop has no derivative; it fails when it runs.
+# TensorFlow inserts this operation if an operation inside a loop has no derivative; it fails when it runs.
 WITHOUT_DERIVATIVE = ("SymbolicGradient",)
-# Products whose derivatives TensorFlow computes by division, wrong where a factor is exactly zero.
+# TensorFlow computes the derivatives of these products by division, which is wrong if a factor is exactly zero.
 PRODUCTS = ("Prod", "Cumprod", "SegmentProd", "UnsortedSegmentProd")
-# Operations whose wrong derivatives may concern a few rows only: factors of zero, and weights that are stopped.
+# Operations whose derivatives may be wrong for a few rows only: factors of zero, and weights with stopped gradients.
 OF_SOME_ROWS = (*PRODUCTS, "StopGradient")
-# The gradient by the logits is right for targets that sum to 1 only. `softmax_targets` looks at all rows, but not into
+# The gradient by the logits is right only for targets that sum to 1. `softmax_targets` checks all rows, but not inside
 # functions that were compiled before.
 SOFTMAX = ("SoftmaxCrossEntropyWithLogits",)
-# Operations with kinks or jumps. Steps across many of them do not measure the derivative on one smooth piece.
+# Operations with kinks or jumps. A step across a kink does not measure the derivative on one smooth piece.
 KINKED = (
     *("Relu", "Relu6", "LeakyRelu", "Selu", "Abs", "Sign", "Round", "Rint", "Floor", "Ceil", "FloorMod", "ClipByValue"),
     *("MaxPool", "MaxPoolV2", "MaxPool3D", "FractionalMaxPool", "Dilation2D", "Max", "Min", "Maximum", "Minimum"),
@@ -56,39 +56,25 @@ SINGULAR = (
 
 
 class MissingDerivativeError(RuntimeError):
-    """An operation without a second derivative, inside a loop or a branch."""
+    """An operation inside a loop or a branch has no second derivative."""
 
     def __init__(self, where: Sequence[str] = ()) -> None:
         super().__init__(
             "Products with the matrix of this model cannot be computed: TensorFlow has no second derivative of an "
-            f"operation in a loop{''.join(f', {one}' for one in where)}. tf.nn.ctc_loss and keras.losses.CTC are such; "
-            "tfopt.curvature.gradient_noise and tfopt.relative_trust need first derivatives only"
+            f"operation in a loop{''.join(f', {one}' for one in where)}. Examples: tf.nn.ctc_loss, keras.losses.CTC. "
+            "tfopt.curvature.gradient_noise and tfopt.relative_trust need only first derivatives"
         )
 
 
 def check_derivatives(graph: tf.Graph) -> None:
-    """Check that a graph can compute all derivatives in it.
-
-    Args:
-        graph: The graph.
-
-    Raises:
-        MissingDerivativeError: It cannot.
-    """
-    if found := places(graph, WITHOUT_DERIVATIVE):
+    """Raise MissingDerivativeError if a derivative in a graph cannot be computed."""
+    if found := scopes_of(graph, WITHOUT_DERIVATIVE):
         raise MissingDerivativeError(describe(found))
 
 
-def places(graph: tf.Graph, kinds: Iterable[str]) -> dict[str, list[str]]:
-    """Return where a graph computes with numbers by some operations, functions and loops in it included.
-
-    Args:
-        graph: The graph.
-        kinds: Types of operations; "CustomGradient" means `tf.custom_gradient`.
-
-    Returns:
-        For each type that is there, the names of the scopes in which it is, such as that of a layer.
-    """
+def scopes_of(graph: tf.Graph, kinds: Iterable[str]) -> dict[str, list[str]]:
+    """Return, for each of some types of operation in a graph and its functions and loops, the names of its scopes."""
+    # Only operations on floats count. "CustomGradient" means `tf.custom_gradient`. A scope is, for example, a layer's.
     wanted, found = set(kinds), {}  # type: set[str], dict[str, dict[str, None]]
     for node in _nodes(graph):
         kind = "CustomGradient" if node.attr["_gradient_op_type"].s.startswith(b"CustomGradient") else node.op
@@ -98,41 +84,19 @@ def places(graph: tf.Graph, kinds: Iterable[str]) -> dict[str, list[str]]:
 
 
 def is_in_functions(graph: tf.Graph, kinds: Iterable[str]) -> bool:
-    """Say whether functions that a graph calls, such as branches and loops, have some operations.
-
-    Args:
-        graph: The graph.
-        kinds: Types of operations.
-
-    Returns:
-        Whether they do.
-    """
+    """Return whether functions that a graph calls, such as branches and loops, contain operations of some types."""
     functions = graph.as_graph_def().library.function
     return any(node.op in kinds for function in functions for node in function.node_def)
 
 
 def rounds_to_half(graph: tf.Graph) -> bool:
-    """Say whether a graph casts to half precision, which is constant along small steps.
-
-    Args:
-        graph: The graph.
-
-    Returns:
-        Whether it does.
-    """
+    """Return whether a graph casts to half precision, which is constant along small steps."""
     half = (tf.float16.as_datatype_enum, tf.bfloat16.as_datatype_enum)
     return any(node.op == "Cast" and node.attr["DstT"].type in half for node in _nodes(graph))
 
 
 def describe(found: dict[str, list[str]]) -> list[str]:
-    """Return what `places` has found as text.
-
-    Args:
-        found: The scopes of each type of operation.
-
-    Returns:
-        A text for each type, with the first three of its scopes.
-    """
+    """Return a text for each type of operation from `scopes_of`, with its first three scopes."""
     texts = []
     for kind, scopes in found.items():
         own = [s for s in scopes if s and not any(s.startswith(other + "/") for other in scopes)]
@@ -142,14 +106,7 @@ def describe(found: dict[str, list[str]]) -> list[str]:
 
 
 def suspicious_layers(model: keras.Model) -> list[str]:
-    """Return the layers of a model whose derivatives are known to be stopped, replaced or missing.
-
-    Args:
-        model: The model.
-
-    Returns:
-        A description of each.
-    """
+    """Return a text for each layer whose derivatives are known to be stopped, replaced or missing."""
     return [
         f"{layer.name} ({type(layer).__name__}, {reason})"
         for layer in model._flatten_layers()
@@ -174,7 +131,7 @@ def _nodes(graph: tf.Graph) -> Iterator[Any]:
 
 
 def _is_of_numbers(node: Any) -> bool:
-    # Shapes are multiplied and compared too, in integers.
+    # Operations on shapes have the same types, with integers.
     kind = node.attr["T"].type
     return not kind or tf.as_dtype(kind).is_floating or tf.as_dtype(kind).is_complex
 

@@ -1,4 +1,4 @@
-"""Lanczos's iteration, and the signed extreme eigenvalues that it finds."""
+"""The Lanczos iteration, and the signed extreme eigenvalues that it finds."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,18 +11,18 @@ from scipy.linalg.blas import get_blas_funcs
 from tfopt._checks import as_numbers, check_integer, check_number
 from tfopt.curvature.linear_map import LinearMap, as_linear_map, multiply_quietly
 
-_FEWEST = 10  # products, before the ends are believed
+_FEWEST = 10  # the smallest number of products before the iteration may stop
 
 
 @dataclass(frozen=True)
 class Tridiagonal:
-    """What m steps of Lanczos's iteration make of a symmetric matrix A: A Q = Q T + beta_m q_{m+1} e_m'.
+    """The result of m steps of the Lanczos iteration for a symmetric matrix A: A Q = Q T + beta_m q_{m+1} e_m'.
 
     Attributes:
         diagonal: The diagonal of T (alpha), of shape (m,), float64.
-        off_diagonal: Beside it (beta), of shape (m - 1,), float64.
-        residual: beta_m, the norm of what the m vectors do not span; 0 if they span an invariant space.
-        rounding: What the dtype's rounding adds to the bounds: 4 epsilon times the largest entry of T.
+        off_diagonal: The entries beside it (beta), of shape (m - 1,), float64.
+        residual: beta_m, the norm of the part of A q_m outside the span of Q; 0 if the span is invariant.
+        rounding: The contribution of the dtype's rounding to the bounds: 4 epsilon times the largest entry of T.
         basis: The vectors of Q as rows, of shape (m, n), orthonormal.
     """
 
@@ -33,28 +33,28 @@ class Tridiagonal:
     basis: np.ndarray = field(repr=False)
 
     def ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the eigenvalues of T, its eigenvectors, and how far each may be from an eigenvalue of A.
+        """Return the eigenvalues of T, its eigenvectors, and bounds of the distance to an eigenvalue of A.
 
         Returns:
             Values in rising order, of shape (m,); vectors as columns, of shape (m, m); bounds, of shape (m,): within
-            the bound of each value there is an eigenvalue of A (beta_m |s_m|, with s_m the vector's last entry, and
-            what rounding adds).
+            the bound of each value there is an eigenvalue of A. A bound is beta_m |s_m|, with s_m the vector's last
+            entry, plus `rounding`.
         """
         values, vectors = eigh_tridiagonal(self.diagonal, self.off_diagonal)
         return values, vectors, self.residual * np.abs(vectors[-1]) + self.rounding
 
     def eigenvector(self, index: int) -> np.ndarray:
-        """Return the approximate eigenvector of A that belongs to a value of `ritz`.
+        """Return the approximate eigenvector of A for a value of `ritz`.
 
         Args:
-            index: Its place; 0 is the smallest, -1 the largest.
+            index: Index of the value; 0 is the smallest, -1 the largest.
 
         Returns:
             A vector of n entries and norm 1.
 
         Raises:
-            TypeError: `index` is no integer.
-            ValueError: There is no such place.
+            TypeError: `index` is not an integer.
+            ValueError: `index` is out of range.
         """
         count = len(self.diagonal)
         check_integer("index", index, minimum=-count, maximum=count - 1)
@@ -65,22 +65,23 @@ class Tridiagonal:
 
 @dataclass(frozen=True)
 class ExtremalEigenvalues:
-    """The two ends of a spectrum.
+    """The smallest and the largest eigenvalue of a matrix.
 
     Attributes:
-        lambda_min: The smallest eigenvalue, with its sign; never below the true one but for rounding.
-        lambda_max: The largest eigenvalue, with its sign; never above the true one but for rounding.
+        lambda_min: The smallest eigenvalue, with its sign; never below the true one, except for rounding.
+        lambda_max: The largest eigenvalue, with its sign; never above the true one, except for rounding.
         lambda_min_bound: There is an eigenvalue within this distance of `lambda_min`.
         lambda_max_bound: There is an eigenvalue within this distance of `lambda_max`.
         num_matvecs: Number of products used.
-        converged: Whether both bounds are within the tolerance. Bounds say that there is an eigenvalue near, not that
-            there is none beyond: an end that the random first vector hardly contains may be missed, the less likely the
-            more products there were.
+        converged: Whether both bounds are within the tolerance. A bound guarantees an eigenvalue near the value, and
+            not that there is none beyond it: an end may be missed if its eigenvector is almost orthogonal to the random
+            first vector. More products make that less likely.
         vector_min: Approximate eigenvector of `lambda_min`, of shape (n,) and norm 1.
         vector_max: Approximate eigenvector of `lambda_max`, of shape (n,) and norm 1.
-        batch_norm: How batch normalisation was computed, "batch" or "moving"; None for a matrix that is no model's.
-        precision: "float32" where the model trains in half precision, whose layers were computed in float32; "model"
-            where all layers were computed as in training; None for a matrix that is no model's.
+        batch_norm: How batch normalisation was computed, "batch" or "moving"; None for a matrix without a model.
+        precision: "float32" if the model trains in half precision and its layers were computed in float32; "model" if
+            all layers were computed as in training; "bfloat16" if the model or loss casts to it; None for a matrix
+            without a model.
     """
 
     lambda_min: float
@@ -101,15 +102,15 @@ class ExtremalEigenvalues:
 
 
 def lanczos(operator: Any, num_matvecs: int, seed: int = 0, start: Any = None) -> Tridiagonal:
-    """Run Lanczos's iteration with full re-orthogonalisation.
+    """Run the Lanczos iteration with full re-orthogonalisation.
 
-    Each new vector is orthogonalised against all others, a second time where much cancels (Daniel, Gragg, Kaufman and
-    Stewart, 1976), so no eigenvalue appears twice. Vectors are kept in the matrix's dtype, T in float64. Memory:
+    Each new vector is orthogonalised against all others, again if much cancels (Daniel, Gragg, Kaufman and Stewart,
+    1976), so that no eigenvalue appears twice. Vectors are stored in the matrix's dtype, T in float64. Memory:
     `num_matvecs` vectors.
 
     Args:
         operator: A symmetric matrix, as `extremal_eigenvalues` takes it.
-        num_matvecs: Number of products, >= 1. The iteration ends before where the vectors span an invariant space.
+        num_matvecs: Number of products, >= 1. The iteration ends earlier if the vectors span an invariant space.
         seed: Seed of the random first vector, an integer >= 0. Default 0.
         start: The first vector, of n entries; None (default) for a random one.
 
@@ -117,7 +118,7 @@ def lanczos(operator: Any, num_matvecs: int, seed: int = 0, start: Any = None) -
         The tridiagonal matrix and the basis.
 
     Raises:
-        TypeError: `operator` is no matrix.
+        TypeError: `operator` is not a matrix.
         ValueError: An argument is out of its range, or a product is not finite.
 
     Example:
@@ -138,22 +139,22 @@ def extremal_eigenvalues(
 ) -> ExtremalEigenvalues:
     """Find the smallest and the largest eigenvalue of a symmetric matrix, with their signs and error bounds.
 
-    Lanczos's iteration converges to both ends at once, whichever is larger in absolute value. After ten products at the
-    earliest, it stops when both bounds are within `tolerance` of the values (or within `tolerance` squared of the
-    larger of the two, for an end near zero).
+    The Lanczos iteration converges to both ends at once, whichever is larger in absolute value. After at least ten
+    products it stops when both bounds are within `tolerance` of the values. For a value near zero, the bound must be
+    within `tolerance` squared of the larger absolute value.
 
     Args:
         operator: A symmetric matrix: a `HessianOperator` or `GaussNewtonOperator`; a NumPy array of shape (n, n); a
-            sparse matrix or `LinearOperator` of scipy; or anything with `shape` and `matvec`.
+            sparse matrix or `LinearOperator` of scipy; or any object with `shape` and `matvec`.
         num_matvecs: The largest number of products, >= 1. Default 100.
         tolerance: Relative size of the bounds at which to stop, in (0, 1). Default 0.01.
         seed: Seed of the random first vector, an integer >= 0. Default 0.
 
     Returns:
-        The eigenvalues. If they have not converged within `num_matvecs`, `converged` says so and the bounds are larger.
+        The eigenvalues. If they have not converged within `num_matvecs`, `converged` is False.
 
     Raises:
-        TypeError: `operator` is no matrix.
+        TypeError: `operator` is not a matrix.
         ValueError: An argument is out of its range, the matrix is not square or not symmetric, or a product is not
             finite.
 
@@ -188,19 +189,7 @@ def extremal_eigenvalues(
 
 
 def iterate(linear: LinearMap, first: np.ndarray, num_matvecs: int) -> Iterator[Tridiagonal]:
-    """Yield the tridiagonal matrix after each product.
-
-    Args:
-        linear: The matrix.
-        first: The first vector, of norm 1.
-        num_matvecs: The largest number of products.
-
-    Yields:
-        Results of 1, 2, ... products; fewer than `num_matvecs` where the space is exhausted.
-
-    Raises:
-        ValueError: A product is not finite.
-    """
+    """Yield the tridiagonal matrix after each product, from `first` of norm 1; fewer if the space is exhausted."""
     basis = np.empty((min(num_matvecs, 16), linear.size), linear.dtype)
     basis[0] = first
     diagonal: list[float] = []
@@ -226,7 +215,7 @@ def iterate(linear: LinearMap, first: np.ndarray, num_matvecs: int) -> Iterator[
 
 
 def _orthogonalize(vector: np.ndarray, basis: np.ndarray) -> tuple[np.ndarray, float]:
-    # Again where the first time has cancelled most of it, and left rounding errors along the basis.
+    # Repeat if most of the vector cancelled, because rounding errors along the basis then remain.
     before = _norm(vector)
     for _ in range(3):
         vector = vector - multiply_quietly(basis, vector) @ basis
@@ -238,7 +227,7 @@ def _orthogonalize(vector: np.ndarray, basis: np.ndarray) -> tuple[np.ndarray, f
 
 
 def _norm(vector: np.ndarray) -> float:
-    # BLAS's norm neither overflows nor underflows where the result does not.
+    # BLAS's norm overflows or underflows only if the result does.
     return float(get_blas_funcs("nrm2", (vector,))(vector))
 
 

@@ -1,4 +1,4 @@
-"""One way to multiply with every kind of symmetric matrix: an operator of a model, NumPy's, scipy's."""
+"""A common interface to symmetric matrices: operators of a model, NumPy arrays, scipy's matrices."""
 
 import contextlib
 import functools
@@ -19,7 +19,7 @@ class LinearMap:
 
     Attributes:
         size: Number of rows.
-        dtype: Of the vectors: float32 or float64.
+        dtype: Dtype of the vectors: float32 or float64.
         matvec: Takes a vector of `size` entries and returns the product.
         shared: Returns a context within which the matrix does not change, so that products can share work.
         batch_norm: How a model's batch normalisation is computed; None for other matrices.
@@ -35,20 +35,9 @@ class LinearMap:
 
 
 def as_linear_map(operator: Any) -> LinearMap:
-    """Return a symmetric matrix as a function.
-
-    Args:
-        operator: A `CurvatureOperator`; a NumPy array of shape (n, n); a sparse matrix or `LinearOperator` of scipy; or
-            anything else with `shape` and `matvec` or `@`.
-
-    Returns:
-        The function. Matrices of integers are taken as float64.
-
-    Raises:
-        TypeError: This is no matrix.
-        ValueError: It is not square, has complex entries, or is seen to be not symmetric or not finite (arrays and
-            sparse matrices).
-    """
+    """Return a symmetric matrix, as `extremal_eigenvalues` takes it, as a function; integers become float64."""
+    # Raises TypeError if it is not a matrix; ValueError if it is not square or has complex entries, or if an array or a
+    # sparse matrix is not symmetric or not finite. Other objects need `shape` and `matvec` or `@`.
     if isinstance(operator, LinearMap):
         return operator
     if isinstance(operator, CurvatureOperator):
@@ -79,18 +68,9 @@ def as_linear_map(operator: Any) -> LinearMap:
 
 
 def multiply_quietly(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
-    """Multiply an array with a vector, both finite, without NumPy's warning of invalid values.
-
-    OpenBLAS's float32 kernel for rows of five entries (0.3.31, AVX-512) reads a few bytes that are not the matrix's.
-    The product is right, but in one process of some hundreds they happen to be such that NumPy warns.
-
-    Args:
-        matrix: Of shape (m, n).
-        vector: Of shape (n,).
-
-    Returns:
-        The product, of shape (m,).
-    """
+    """Multiply a finite matrix (m, n) with a finite vector (n,), without NumPy's warning of invalid values."""
+    # OpenBLAS's float32 kernel for rows of five entries (0.3.31, AVX-512) reads a few bytes beyond the matrix. The
+    # product is right, but in one of several hundred processes these bytes make NumPy warn.
     with np.errstate(invalid="ignore"):
         return matrix @ vector
 
@@ -107,18 +87,7 @@ def _check_symmetric(matrix: Any) -> None:
 
 
 def as_vector(name: str, value: Any) -> np.ndarray:
-    """Make one vector of a vector, or of a list of arrays, one after the other.
-
-    Args:
-        name: The argument's name, for the message.
-        value: What came.
-
-    Returns:
-        A float64 array.
-
-    Raises:
-        TypeError: It does not hold numbers.
-    """
+    """Return a vector, or a list of arrays joined in order, as a float64 vector; TypeError for non-numbers."""
     parts = value if isinstance(value, list | tuple) and any(hasattr(part, "shape") for part in value) else None
     if parts is None or all(np.shape(part) == () for part in parts):
         return as_numbers(name, value)
@@ -136,8 +105,8 @@ def curvature_along(operator: Any, direction: Any) -> float:
         The curvature, a number between the smallest and the largest eigenvalue.
 
     Raises:
-        TypeError: `operator` is no matrix.
-        ValueError: It is not square or not symmetric; the direction has another shape, is zero, or not finite.
+        TypeError: `operator` is not a matrix.
+        ValueError: The matrix is not square or not symmetric; the direction has another shape, is zero, or not finite.
 
     Example:
         >>> round(curvature_along(np.diag([1.0, 3.0]), [1.0, 1.0]), 6)

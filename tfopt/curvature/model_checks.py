@@ -1,4 +1,4 @@
-"""Which models can be measured."""
+"""Checks that a model and its loss can be measured."""
 
 import re
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfopt._trained_variables import trained_variables
 
-# Operations that write to what outlives a graph: variables, states of tf.random.Generator, tables, queues and stacks.
+# Operations that write to state outside the graph: variables, tf.random.Generator, tables, queues and stacks.
 _CHANGES = re.compile(
     "^Assign|^ResourceScatter|^ResourceStridedSliceAssign|^ResourceCountUpTo|^Resource(Sparse)?Apply|^Rng(ReadAndSkip|Skip)"
     "|^Stateful(Uniform|StandardNormal|TruncatedNormal|RandomBinomial)|^LookupTable(Insert|Remove|Import)"
@@ -18,9 +18,9 @@ _CHANGES = re.compile(
 
 
 class NotBuiltError(ValueError):
-    """A model whose variables do not exist yet."""
+    """The variables of a model do not exist yet."""
 
-    _keras_call_info_injected = True  # Keras passes it on as it is, from within a call of a layer
+    _keras_call_info_injected = True  # prevents Keras from rewriting the error inside a layer's call
 
     def __init__(self, found: str) -> None:
         super().__init__(
@@ -29,28 +29,18 @@ class NotBuiltError(ValueError):
 
 
 class SetsWeightsError(ValueError):
-    """A model that sets its trainable variables when it is called."""
+    """A model sets its trainable variables when it is called."""
 
     def __init__(self, path: str) -> None:
         super().__init__(
             "`model` must not set its trainable variables while it trains: the loss would be that of other weights "
-            f"than those that are measured. Received: an assignment to {path}, as in SpectralNormalization. With "
-            "batch_norm='moving' it is measured as in `predict`, which sets nothing"
+            f"than the measured ones. Received: an assignment to {path}, as in SpectralNormalization. Use "
+            "batch_norm='moving', which calls the model as `predict` does and sets no variable"
         )
 
 
 def check_model(model: Any) -> None:
-    """Check that a model can be measured.
-
-    Args:
-        model: What came.
-
-    Raises:
-        TypeError: It is no Keras 3 model.
-        NotBuiltError: It has no variables yet.
-        ValueError: It has none that is trainable, or some of half precision; or the backend or the
-            distribution of Keras is another one.
-    """
+    """Raise TypeError, NotBuiltError or ValueError if a model, its dtypes or Keras's backend cannot be measured."""
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
             "tfopt.curvature works with the TensorFlow backend of Keras. "
@@ -78,53 +68,30 @@ def check_model(model: Any) -> None:
 
 
 def check_changes_nothing(graph: Any) -> None:
-    """Check that nothing that outlives it is changed by what a model and its loss compute.
-
-    Keras's variables are held still by its scopes; variables, tables and queues of TensorFlow's own are not.
-
-    Args:
-        graph: The graph in which model and loss were traced.
-
-    Raises:
-        ValueError: Something changes.
-    """
+    """Raise ValueError if the graph of a model and its loss changes state outside the graph."""
+    # Keras's scopes protect its variables, but not variables, tables and queues of TensorFlow.
     definition = graph.as_graph_def()
     nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
     changing = [node for node in nodes if _CHANGES.search(node.op)]
     if changing:
         raise ValueError(
             "`model` and `loss` must not change a tf.Variable, a table or a queue while they predict, because a "
-            f"measurement leaves everything as it is. Received: {changing[0].op} in {changing[0].name!r}. Keep the "
-            "state in a keras.Variable (self.add_weight), which is held still, or change it in the training step only"
+            f"measurement must not change any state. Received: {changing[0].op} in {changing[0].name!r}. Keep the "
+            "state in a keras.Variable (self.add_weight), whose changes are undone, or change it only in `train_step`"
         )
 
 
 def check_keeps_weights(variables: Sequence[Any], before: Sequence[Any], after: Sequence[Any]) -> None:
-    """Check that a model does not set the weights that are measured, as spectral normalisation does in training.
-
-    Args:
-        variables: The trainable variables.
-        before: Their values before the model was called; None for those of the variables themselves.
-        after: The same afterwards.
-
-    Raises:
-        SetsWeightsError: It sets one.
-    """
+    """Raise SetsWeightsError if a call set a trainable variable, as spectral normalisation does in training."""
+    # `before` and `after` hold a value for each variable; None for a variable without a replaced value.
     for variable, old, new in zip(variables, before, after, strict=True):
         if old is not new:
             raise SetsWeightsError(variable.path)
 
 
 def refuse_rounding(model: Any) -> None:
-    """Refuse models whose layers round what they compute.
-
-    Args:
-        model: A Keras model.
-
-    Raises:
-        ValueError: There is such a layer; the message names all.
-    """
-    # Layers that keep only their weights in integers round nothing on the way, and have derivatives.
+    """Raise ValueError, with all names, if layers of a model round their inputs or results."""
+    # Layers that only store their weights as integers round no intermediate result, and have derivatives.
     rounding = [
         f"{layer.path} ({layer.quantization_mode})"
         for layer in model._flatten_layers()
@@ -135,21 +102,12 @@ def refuse_rounding(model: Any) -> None:
         raise ValueError(
             "`model` must not round what its layers compute: rounding has no second derivative. Received: the "
             f"quantised layers {', '.join(rounding)}. Measure the model as it was before `quantize`; "
-            "tfopt.curvature.gradient_noise and tfopt.relative_trust need first derivatives only, and take it as it is"
+            "tfopt.curvature.gradient_noise and tfopt.relative_trust need only first derivatives, and accept this model"
         )
 
 
 def check_reads_outputs_only(variables: Sequence[Any], loss: Any, num_before: int) -> None:
-    """Check that no operation of a loss takes a weight.
-
-    Args:
-        variables: The weights.
-        loss: The loss, in the graph that is being traced.
-        num_before: How many operations the graph had before those of the loss.
-
-    Raises:
-        ValueError: One does.
-    """
+    """Raise ValueError if an operation of a loss, after the first `num_before` ones of its graph, reads a weight."""
     if tf.executing_eagerly():
         return
     paths = {id(variable.value.handle): variable.path for variable in variables}
@@ -158,21 +116,14 @@ def check_reads_outputs_only(variables: Sequence[Any], loss: Any, num_before: in
         for tensor in operation.inputs:
             if tensor.name in inner:
                 raise ValueError(
-                    f"`loss` must be a function of the model's outputs. Received: one that reads {inner[tensor.name]}, "
-                    "such as a penalty on a weight. Make it a regularizer of the layer, or use HessianOperator"
+                    "`loss` must be a function of the model's outputs. Received: a loss that reads "
+                    f"{inner[tensor.name]}, such as a penalty on a weight. Make it a regularizer of the layer, "
+                    "or use HessianOperator"
                 )
 
 
 def check_targets(y: Any, y_pred: Any) -> None:
-    """Check that there is a target for each row of the outputs.
-
-    Args:
-        y: Targets, a nested structure of tensors; or None.
-        y_pred: Outputs, a nested structure of tensors.
-
-    Raises:
-        ValueError: There is none, or there are more or fewer rows.
-    """
+    """Raise ValueError unless the targets `y` exist and have a row for each row of the outputs."""
     if y is None:
         raise ValueError("`y` must be given: the loss compares the model's outputs to it")
     for target, output in zip(keras.tree.flatten(y), keras.tree.flatten(y_pred), strict=False):

@@ -1,4 +1,4 @@
-"""Where a network's loss is provably strongly convex (Milne, NeurIPS 2019, arXiv 1810.12805)."""
+"""A lower bound of the strong convexity of a network's loss (Milne, NeurIPS 2019, arXiv 1810.12805)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,31 +9,31 @@ from tfopt._checks import as_numbers, check_choice, check_integer, check_number
 from tfopt.curvature.enclosure import SMALLEST, UNIT_ROUNDOFF
 
 KINDS = ("paper", "sharp")
-MODULUS_MARGIN = 32.0 * UNIT_ROUNDOFF  # the formula rounds a dozen times, each time by at most the unit roundoff
+MODULUS_MARGIN = 32.0 * UNIT_ROUNDOFF  # the formula rounds about 12 times, by at most the unit roundoff each time
 
 
 @dataclass(frozen=True)
 class ConvexityCertificate:
-    """What the strong-convexity theorem says at a network's weights W.
+    """The bound of the strong-convexity theorem at a network's weights W.
 
     The network has H hidden layers of (leaky) ReLUs, k linear outputs, Keras's loss "mse" and an L2 penalty l2 |W|^2.
     With c = H (H + 1) in the paper, and c = H in a sharper form of the same proof, the smallest eigenvalue of the
-    Hessian is, on the piece on which the activation pattern does not change, at least
+    Hessian is, on the region on which the activation pattern does not change, at least
 
         theta = 2 l2 - 2 c r sqrt(mse / k) |W|_*^(H - 1).
 
-    If theta is positive, the loss is strongly convex there: a critical point on that piece is an isolated local
-    minimum. If it is not, nothing is said.
+    If theta is positive, the loss is strongly convex there: a critical point in that region is an isolated local
+    minimum. If theta is not positive, the theorem says nothing.
 
-    Every number is on the safe side of rounding, so that theta is a lower bound: for the network in exact arithmetic
-    with the weights as they are stored, and for its evaluation in float64. See `convexity_certificate`.
+    Every number is rounded to the safe side, so that theta is a lower bound: for the network in exact arithmetic with
+    the weights as they are stored, and for its evaluation in float64. See `convexity_certificate`.
 
     Attributes:
-        l2: Coefficient of the penalty l2 |W|^2, at most the one that Keras multiplies by; the paper's lambda is k l2.
-        mean_squared_error: An upper bound of Keras's "mse" on the probe, without the penalty; the paper's l(W) is half
-            of k times it. Infinite where the outputs overflow: then nothing is certified.
+        l2: Coefficient of the penalty l2 |W|^2, at most the one that Keras uses; the paper's lambda is k l2.
+        mean_squared_error: An upper bound of Keras's "mse" on the probe, without the penalty; the paper's l(W) is k / 2
+            times it. Infinite if the outputs overflow: then nothing is certified.
         spectral_norm: An upper bound of |W|_*, the largest singular value among the weight matrices.
-        input_radius: An upper bound of r, the largest norm of an input; of sqrt(r^2 + 1) where there are biases.
+        input_radius: An upper bound of r, the largest norm of an input; with biases, of sqrt(r^2 + 1).
         num_hidden_layers: H.
         num_outputs: k.
     """
@@ -47,25 +47,25 @@ class ConvexityCertificate:
 
     @property
     def theta_paper(self) -> float:
-        """The modulus that the paper's theorem certifies; of the loss that Keras minimises."""
+        """The modulus that the paper's theorem certifies, in units of the loss that Keras minimises."""
         return self.modulus("paper")
 
     @property
     def theta_sharp(self) -> float:
-        """The modulus by the sharper form; never below `theta_paper`."""
+        """The modulus by the sharper form of the proof; never below `theta_paper`."""
         return self.modulus("sharp")
 
     def modulus(self, kind: str = "sharp", norm_bound: float | None = None) -> float:
         """Return theta.
 
         Args:
-            kind: "paper" or "sharp".
+            kind: "paper" or "sharp" (default).
             norm_bound: A bound R of the spectral norms, at least `spectral_norm`. Then theta holds for all weights with
                 |W|_* <= R and no larger mean squared error. None (default) means `spectral_norm`.
 
         Returns:
-            A lower bound of the Hessian's eigenvalues, positive or not, in units of the loss that Keras minimises:
-            the formula's value less 32 * 2^-53 times the sum of the sizes of its two terms, for its own rounding.
+            A lower bound of the Hessian's eigenvalues, of either sign, in units of the loss that Keras minimises: the
+            formula's value minus 32 * 2^-53 times the sum of the sizes of its two terms, which covers its own rounding.
 
         Raises:
             ValueError: An argument is out of its range.
@@ -75,11 +75,11 @@ class ConvexityCertificate:
         return theta - self._rounding(theta)
 
     def contains(self, theta: float = 0.0, kind: str = "sharp", norm_bound: float | None = None) -> bool:
-        """Return whether the weights are in U(lambda, theta), where the modulus is more than theta.
+        """Return whether the weights are in U(lambda, theta), the set where the modulus is above theta.
 
         Args:
-            theta: In units of the loss that Keras minimises; 2 / k times the paper's. Default 0.
-            kind: "paper" or "sharp".
+            theta: In units of the loss that Keras minimises; 2 / k times the paper's theta. Default 0.
+            kind: "paper" or "sharp" (default).
             norm_bound: As `modulus` takes it.
 
         Returns:
@@ -93,11 +93,11 @@ class ConvexityCertificate:
     def largest_mean_squared_error(
         self, theta: float = 0.0, kind: str = "sharp", norm_bound: float | None = None
     ) -> float:
-        """Return below which mean squared error weights are in U(lambda, theta), at these norms.
+        """Return the mean squared error below which weights of these norms are in U(lambda, theta).
 
         Args:
             theta: In units of the loss that Keras minimises, at most 2 l2. Default 0.
-            kind: "paper" or "sharp".
+            kind: "paper" or "sharp" (default).
             norm_bound: As `modulus` takes it; the result then holds in the whole ball |W|_* <= R.
 
         Returns:
@@ -116,7 +116,7 @@ class ConvexityCertificate:
         return root * root
 
     def _rounding(self, theta: float) -> float:
-        # Without hidden layers theta is 2 l2, exactly.
+        # Without hidden layers theta is exactly 2 l2.
         return MODULUS_MARGIN * (4.0 * self.l2 - theta) if self.num_hidden_layers else 0.0
 
     def _norm(self, norm_bound: float | None) -> float:
@@ -142,23 +142,23 @@ def convexity_modulus(
     num_outputs: int = 1,
     kind: str = "sharp",
 ) -> np.ndarray:
-    """Return the certified modulus theta = 2 l2 - 2 c r sqrt(mse / k) |W|_*^(H - 1) from numbers or arrays of them.
+    """Return the certified modulus theta = 2 l2 - 2 c r sqrt(mse / k) |W|_*^(H - 1) of numbers or arrays.
 
     Args:
-        l2: Coefficient of the penalty l2 |W|^2.
-        mean_squared_error: Keras's "mse", a mean over rows and outputs.
-        spectral_norm: |W|_*, the largest singular value among the weight matrices.
-        input_radius: r, the largest norm of an input.
+        l2: Coefficient of the penalty l2 |W|^2, >= 0.
+        mean_squared_error: Keras's "mse", a mean over rows and outputs, >= 0.
+        spectral_norm: |W|_*, the largest singular value among the weight matrices, >= 0.
+        input_radius: r, the largest norm of an input, >= 0.
         num_hidden_layers: H, an integer >= 0.
-        num_outputs: k, an integer >= 1.
-        kind: "paper" (c = H (H + 1)) or "sharp" (c = H).
+        num_outputs: k, an integer >= 1. Default 1.
+        kind: "paper" (c = H (H + 1)) or "sharp" (c = H; default).
 
     Returns:
-        Moduli, of the shape that the arrays have together, rounded to float64; minus infinity where a power overflows.
-        What underflows counts as the smallest normal number.
+        Moduli, of the shape to which the arrays broadcast, rounded to float64; minus infinity if a power overflows.
+        A factor that underflows counts as the smallest normal number.
 
     Raises:
-        TypeError: A number is no integer.
+        TypeError: An argument has the wrong type.
         ValueError: An argument is out of its range.
 
     Example:

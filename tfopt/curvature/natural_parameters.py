@@ -1,4 +1,4 @@
-"""Where a loss is split from the outputs of a model: which of their endings belong to the loss."""
+"""Decide which final operations of a model's outputs belong to the loss."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import tensorflow as tf
 from tfopt.curvature.cancellation import cancelled, hidden_in, last
 from tfopt.curvature.outputs import ENDINGS, SHAPES, Outputs
 
-# Operations whose results have no derivative: what depends on a tensor through them only is constant in pieces.
+# The results of these operations have no derivative: they are piecewise constant in their inputs.
 CONSTANT_IN_PIECES = (
     *SHAPES,
     *("Sign", "Round", "Rint", "Floor", "Ceil", "ArgMax", "ArgMin", "StopGradient"),
@@ -17,24 +17,24 @@ CONSTANT_IN_PIECES = (
 
 
 class Split:
-    """Which outputs a loss is split from before their ending, and which ones at the outputs themselves.
+    """For each output, whether the loss is split from it before its ending, or at the output itself.
 
-    An ending (softmax, sigmoid, exp, or the logarithm of one) belongs to the loss where exponential and logarithm
-    cancel: where the loss takes the logarithm of the output itself or of how far it is from its bounds, or the output
-    is a logarithm and the loss linear in it or takes its exponential. Then the loss is one of natural parameters, in
-    which likelihoods are convex. The logarithm of something else that is made of the output, such as the square of an
-    error, cancels nothing; nor does one that only the output itself weighs, as in p log p, which is convex in p.
+    An ending (softmax, sigmoid, exp, or the logarithm of one) belongs to the loss if exponential and logarithm cancel:
+    the loss takes the logarithm of the output or of its distance from a bound, or the output is a logarithm and the
+    loss is linear in it or takes its exponential. Then the loss is a function of natural parameters, in which
+    likelihoods are convex. The logarithm of another function of the output, such as the square of an error, cancels
+    nothing. Nor does a logarithm whose only weight is the output, as in p log p, which is convex in p.
 
     Args:
         outputs: The outputs.
         loss: The loss, in the same graph.
-        start: How many operations the graph had before those of the loss.
+        start: Number of operations of the graph before those of the loss.
         targets: The targets of the rows, tensors in the same graph.
 
     Attributes:
-        before_ending: For each output of floats, whether the loss is split from it before its ending.
-        is_flat: For each output of floats, whether the loss has no curvature there: it is linear, perhaps in pieces.
-        hidden: The branches and loops in which exponentials or logarithms are that might cancel, names of scopes.
+        before_ending: For each floating-point output, whether the loss is split from it before its ending.
+        is_flat: For each floating-point output, whether the loss is (piecewise) linear there.
+        hidden: Names of branches and loops with exponentials or logarithms that might cancel.
     """
 
     def __init__(self, outputs: Outputs, loss: Any, start: int, targets: Sequence[Any] = ()) -> None:
@@ -55,7 +55,8 @@ class Split:
             else:
                 sources = {source.ref() for source in ending.sources}
                 past = sources - own
-                is_linear &= not sources & own & read  # Keras may have taken the loss of an output past it
+                # Keras may compute the loss directly from the logits of an output.
+                is_linear &= not sources & own & read
                 is_before = bool(past & read) or bool(found) or (is_logarithm and is_linear and gradient is not None)
                 self.hidden += [] if is_before else unseen
             self.before_ending.append(is_before)
@@ -63,13 +64,13 @@ class Split:
 
     @property
     def name(self) -> str:
-        """Where the loss is split: "logits", "outputs" or "logits and outputs"."""
+        """The position of the split: "logits", "outputs" or "logits and outputs"."""
         kinds = {"logits" if is_before else "outputs" for is_before in self.before_ending}
         return " and ".join(sorted(kinds))
 
 
 def _is_natural(loss: Any, result: Any, output: Any, targets: Sequence[Any]) -> bool:
-    """Return whether something weighs a logarithm or exponential in a loss that is not the output alone."""
+    """Return whether a logarithm or exponential in a loss has a weight that is not the output alone."""
     (weight,) = tf.gradients(loss, [result])
     if weight is None or not _depends(weight, output):
         return weight is not None
@@ -77,7 +78,7 @@ def _is_natural(loss: Any, result: Any, output: Any, targets: Sequence[Any]) -> 
 
 
 def _depends(result: Any, tensor: Any, stopped: Sequence[str] = CONSTANT_IN_PIECES) -> bool:
-    """Return whether a result depends on a tensor, by default in a way that has a derivative."""
+    """Return whether a result depends on a tensor, by default in a differentiable way."""
     waiting, seen = [result], set()  # type: list[Any], set[Any]
     while waiting:
         at = waiting.pop()

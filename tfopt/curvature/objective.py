@@ -1,4 +1,4 @@
-"""What a model minimises, as a function of its weights that leaves the model as it is."""
+"""The loss that a model minimises, as a function of its weights that leaves the model unchanged."""
 
 import contextlib
 import functools
@@ -34,31 +34,31 @@ BATCH_NORM_MODES = ("batch", "moving")
 class Objective:
     """The loss of a model on batches of a probe, regularisation included, as a function of the trainable variables.
 
-    Everything is computed without touching the model: no variable, metric, moving average or random state changes, and
-    dropout is off. Where there are several batches, the loss is the mean of the batches' losses, weighted by rows, as
-    `evaluate` reports it. For Keras's usual reduction that is the loss of all rows at once, except where a batch's loss
-    is no mean over its rows: with batch statistics, masks, or `ignore_class`.
+    No computation changes the model: variables, metrics, moving averages and random states stay, and dropout is off.
+    With several batches, the loss is the mean of the batches' losses, weighted by rows, as `evaluate` reports it. For
+    Keras's usual reduction that is the loss of all rows at once, unless a batch's loss is not a mean over its rows:
+    with batch statistics, masks, or `ignore_class`.
 
     Args:
         model: A Keras model with its variables.
-        loss: As `compile` takes it. None means the one that the model was compiled with.
+        loss: As `compile` takes it. None means the loss that the model was compiled with.
         probe: The data.
         batch_norm: "batch" normalises by each batch's own statistics, as training does; "moving" by the moving
             averages, as prediction does.
-        dtype: "float64" to compute in float64 whatever the model's dtype is; None for the model's.
+        dtype: "float64" to compute in float64 for any model dtype; None for the model's dtype.
 
     Attributes:
         model: The model.
-        variables: Its trainable variables, without those whose gradient is their next value.
-        dtype: In which it computes; None for the model's, as always for a quantised one.
-        precision: "model" if layers and loss are computed as in training; "float32" where training computes some in
-            half precision; "bfloat16" where the model or the loss casts to it by itself, which a measurement does too.
+        variables: Its trainable variables, except those whose gradient is their next value.
+        dtype: The dtype of all computations; None for the model's, always so for a quantised model.
+        precision: "model" if layers and loss are computed as in training; "float32" if training computes some of them
+            in half precision; "bfloat16" if the code of the model or the loss casts to it, also in a measurement.
         given_loss: The argument `loss`.
 
     Raises:
-        TypeError: `model` is no Keras 3 model.
-        ValueError: The model has no variables yet, none that is trainable, or some of half precision; there is no loss;
-            the loss is no number, or does not fit the data.
+        TypeError: `model` is not a Keras 3 model.
+        ValueError: The model has no variables yet, no trainable ones, or some in half precision; there is no loss; the
+            loss is not a number, or does not fit the data.
     """
 
     def __init__(
@@ -73,27 +73,18 @@ class Objective:
         self.precision = "float32" if any(map(computes_in_half, model._flatten_layers())) else "model"
         self.given_loss = loss
         self._is_custom = loss is None and type(model).compute_loss is not keras.Model.compute_loss
-        self._outputs = Outputs([])  # of the model's last trace
+        self._outputs = Outputs([])  # the outputs of the model's last trace
         self._forward = ForwardPass(model, self.batch_norm, self.dtype)
-        self.reduction = ""  # the loss's, where it depends on how rows are cut into batches
+        self.reduction = ""  # the loss's reduction, if the result depends on how rows are divided into batches
         self._loss: CompileLoss | None = None
         self._dry_run = self._try_out(loss, probe)
         check_changes_nothing(self._dry_run.graph)
         rounded = rounded_to(self._dry_run.graph, self._dry_run.values)
-        is_quantized = any(layer.quantization_mode for layer in model._flatten_layers())  # which casts as it must
+        is_quantized = any(layer.quantization_mode for layer in model._flatten_layers())  # its casts are necessary
         self.precision = self.precision if rounded is None or is_quantized else rounded
 
     def loss(self, values: Sequence[Any], batch: tuple[Any, Any, Any], variables: Sequence[Any] | None = None) -> Any:
-        """Return the loss of a batch.
-
-        Args:
-            values: One tensor for each variable.
-            batch: The inputs, targets and weights of the rows.
-            variables: The variables that have these values; None means all that are trainable.
-
-        Returns:
-            A scalar tensor.
-        """
+        """Return the loss of a batch, a scalar tensor; `variables` None means all trainable ones."""
         _, y, sample_weight = batch
         with self._scope(values, variables):
             if self._is_custom:
@@ -107,53 +98,43 @@ class Objective:
         return tf.add_n([tf.cast(part, dtype) for part in parts])
 
     def outputs(self, values: Sequence[Any], x: Any, variables: Sequence[Any] | None = None) -> list[Any]:
-        """Return what the loss is split from: logits or the outputs of the model, as `split` says.
+        """Return the tensors from which the loss is split: logits or outputs of the model, according to `split`.
 
         Args:
             values: One tensor for each variable.
             x: The inputs of the rows.
-            variables: The variables that have these values; None means all that are trainable.
+            variables: The variables that have these values; None means all trainable ones.
 
         Returns:
-            A list of tensors. An output that joins several tensors that come out of softmax, such as those of time
-            steps, counts for several.
+            A list of tensors. An output that joins several softmax results, such as those of time steps, gives several.
 
         Raises:
-            ValueError: The model adds losses of its own on the way, which are no function of its outputs.
+            ValueError: The model adds losses in its layers, which are not a function of its outputs.
         """
         if self._is_custom:
             raise ValueError(
-                f"{type(self.model).__name__} computes its loss in a method of its own, which need not be a function "
-                "of its outputs: pass `loss`"
+                f"`loss` must be given, because {type(self.model).__name__} overrides `compute_loss`, whose result may "
+                "depend on more than the outputs. Received: loss=None"
             )
-        if tf.executing_eagerly() and not tf.config.functions_run_eagerly():  # a graph tells where outputs come from
+        # Only a graph records the origin of outputs.
+        if tf.executing_eagerly() and not tf.config.functions_run_eagerly():
             made = tf.function(lambda values, x: self.outputs(values, x, variables), autograph=False)
-            made._omit_frequent_tracing_warning = True  # many operators in a program are no mistake
+            made._omit_frequent_tracing_warning = True  # many operators in a program are legitimate
             return list(made(list(values), x))
         with self._scope(values, variables):
             y_pred = each_once(self._forward.predict(x), self._weights_of(values))
             num_regularized = sum(v.regularizer is not None for v in self.model.trainable_variables)
             if len(self.model.losses) > num_regularized:
                 raise ValueError(
-                    "The model adds losses on the way (add_loss or activity_regularizer), which are no function of its "
-                    "outputs: they have no Gauss-Newton matrix. Use HessianOperator"
+                    "`model` must not add losses in its layers (add_loss or activity_regularizer): they are no "
+                    "function of its outputs, and have no Gauss-Newton matrix. Use HessianOperator"
                 )
         self._outputs = self._outputs_of(y_pred, values, None if self.split is None else self.split.before_ending)
         return self._outputs.tensors
 
     def loss_of_outputs(self, outputs: Sequence[Any], batch: tuple[Any, Any, Any]) -> Any:
-        """Return the loss of a batch, without regularisation, in the same trace as `outputs`.
-
-        Args:
-            outputs: The tensors that `outputs` has returned for these rows, or others in their place.
-            batch: The inputs, targets and weights of the rows.
-
-        Returns:
-            A scalar tensor.
-
-        Raises:
-            ValueError: The loss reads weights of the model, and so is no function of its outputs.
-        """
+        """Return the loss of a batch without regularisation, a scalar tensor, in the same trace as `outputs`."""
+        # Raises ValueError if the loss reads weights of the model, and so is not a function of its outputs.
         _, y, sample_weight = batch
         if self._loss is None:
             return tf.zeros((), outputs[0].dtype)
@@ -164,15 +145,7 @@ class Objective:
         return loss
 
     def regularization(self, values: Sequence[Any], variables: Sequence[Any]) -> Any:
-        """Return the loss that regularisers add for some variables.
-
-        Args:
-            values: One tensor for each variable.
-            variables: The variables.
-
-        Returns:
-            A scalar tensor; None if none of them has a regulariser.
-        """
+        """Return the regularisers' loss of some variables, a scalar tensor; None if no variable has a regulariser."""
         pairs = [(v, value) for v, value in zip(variables, values, strict=True) if v.regularizer is not None]
         if not pairs:
             return None
@@ -184,7 +157,7 @@ class Objective:
 
     @functools.cached_property
     def split(self) -> Split | None:
-        """Where the loss is split from the outputs; None where there is no loss of the outputs."""
+        """The split of the loss from the outputs; None if there is no loss of the outputs."""
         run = self._dry_run
         if run.loss is None:
             return None
@@ -200,7 +173,7 @@ class Objective:
         return [] if tf.executing_eagerly() else weights_in(graph, values, self.variables)
 
     def _try_out(self, loss: Any, probe: Probe) -> DryRun:
-        # Nothing is computed here: a model that changes variables of TensorFlow's own must be refused before.
+        # Only trace: a model that changes a tf.Variable must be rejected before it runs.
         run = DryRun(probe.batches[0].tensors, self.variables, self.dtype)
         x, y, sample_weight = run.batch
         with run.graph.as_default(), self._forward.at(self.variables, run.values, sources=[]):
@@ -210,7 +183,7 @@ class Objective:
                 raise
             except Exception as error:
                 found = self._forward.changed_shapes() or "`x` must fit the model."
-                raise ValueError(f"{found} {type(self.model).__name__} says: {error}") from error
+                raise ValueError(f"{found} {type(self.model).__name__} raised: {error}") from error
             if self._is_custom:
                 self._forward.custom_loss(x, y, sample_weight)
                 return run
@@ -222,12 +195,12 @@ class Objective:
                 if shape is None or shape.rank != 0:
                     raise ValueError(
                         "`loss` must reduce the rows to a number. Received: a loss of shape "
-                        f"{shape and tuple(shape)}; use a loss with the reduction 'sum_over_batch_size'"
+                        f"{shape and tuple(shape)}. Use a loss with the reduction 'sum_over_batch_size'"
                     )
         return run
 
     def _make_loss(self, loss: Any, run: DryRun, probe: Probe) -> CompileLoss | None:
-        # A loss of our own: the model's keeps metrics, which a measurement must not move.
+        # Build a separate loss, because the model's own updates metrics, which a measurement must not change.
         compiled = getattr(self.model, "_compile_loss", None)
         weights = None
         if loss is None:
@@ -235,7 +208,7 @@ class Objective:
                 loss, weights = compiled._user_loss, compiled._user_loss_weights
             elif not (self.model.compiled and self.model.losses):
                 raise ValueError(
-                    "`loss` must say what the model minimises: it was not compiled with a loss. "
+                    "`loss` must be given, because the model was not compiled with a loss. "
                     "Pass loss=..., as `compile` takes it"
                 )
         if loss is None:
@@ -245,7 +218,7 @@ class Objective:
         _, y, sample_weight = run.batch
         check_targets(y, run.y_pred)
         try:
-            # Builds it, in a graph and a scope of its own: the loss is not yet in the dtype in which it is measured.
+            # Build it in a separate graph and scope, because it does not yet have the dtype of measurements.
             with (
                 tf.__internal__.FuncGraph("thrown_away").as_default(),
                 self._forward.at(self.variables, run.values, sources=[]),
@@ -254,12 +227,12 @@ class Objective:
         except Exception as error:
             raise ValueError(
                 "`loss`, `y` and `sample_weight` must fit the model's outputs. "
-                f"Keras says: {type(error).__name__}: {error}"
+                f"Keras raised: {type(error).__name__}: {error}"
             ) from error
         return self._finish_loss(made, probe)
 
     def _finish_loss(self, made: CompileLoss, probe: Probe) -> CompileLoss:
-        # The loss in float64, where weights are: by default Keras casts outputs to float32 before it compares them.
+        # Compute the loss in float64 if the weights are, because Keras by default casts outputs to float32.
         dtypes = {tf.as_dtype(v.dtype) for v in self.variables}
         wide = self.dtype or ("float64" if tf.float64 in dtypes else None)
         parts = []
@@ -278,14 +251,7 @@ class Objective:
 
 
 def check_loss_name(loss: Any) -> None:
-    """Check that a loss given by its name is one.
-
-    Args:
-        loss: As `compile` takes it.
-
-    Raises:
-        ValueError: Keras does not know the name.
-    """
+    """Raise ValueError if `loss` is a string that Keras does not know."""
     if isinstance(loss, str):
         try:
             keras.losses.get(loss)
@@ -294,19 +260,8 @@ def check_loss_name(loss: Any) -> None:
 
 
 def check_trainable(objective: Objective, choice: Any) -> list[Any]:
-    """Return the trainable variables that a choice means.
-
-    Args:
-        objective: The objective.
-        choice: None for all; a variable, a layer, or a list of these.
-
-    Returns:
-        The variables.
-
-    Raises:
-        TypeError: The choice is something else.
-        ValueError: It means no variable, one that is not the model's or not trainable, or one twice.
-    """
+    """Return the trainable variables for a choice: None for all, a variable, a layer, or a list of these."""
+    # TypeError for any other choice; ValueError for no variable, a foreign or untrained one, or one twice.
     if choice is None:
         return list(objective.variables)
     chosen = []

@@ -1,4 +1,4 @@
-"""Symmetric matrices of a model that are never formed: what all of them have in common."""
+"""The common base of a model's symmetric matrices, which are known only by their products with vectors."""
 
 import contextlib
 import copy
@@ -22,37 +22,37 @@ from tfopt.curvature.self_check import check_finite, check_product
 from tfopt.curvature.softmax_targets import check_sums, noted_targets, refusing_targets
 from tfopt.curvature.split import SplitFunction
 
-# Of the intermediate results of the first pass, over all batches, that `shared` keeps.
+# Memory limit of the intermediate results that `shared` caches, over all batches.
 SHARED_BYTES = 2**31
 
 
 class CurvatureOperator(ABC):
     """A symmetric matrix over trainable variables of a model, averaged over a probe, as a function v -> Av.
 
-    The matrix is taken at the weights that the model has when a product is asked for. The first product is checked
-    against finite differences, and against itself computed again. See `HessianOperator` and `GaussNewtonOperator`.
+    A product uses the weights that the model has at that time. The first product is checked against finite differences,
+    and against a second computation. See `HessianOperator` and `GaussNewtonOperator`.
 
     Args:
         model: A Keras model with its variables, compiled or not.
-        loss: As `compile` takes it. None (default) means the one that the model was compiled with.
+        loss: As `compile` takes it. None (default) means the loss that the model was compiled with.
         x: The data: a `tfopt.curvature.Probe`, or what `Probe` takes as its `x`.
         y: As `Probe` takes it.
         sample_weight: As `Probe` takes it.
         batch_size: As `Probe` takes it.
-        class_weight: As `Probe` takes it: not at all.
+        class_weight: Not supported, as in `Probe`.
         batch_norm: "batch" (default): the model is called as in training, and batch normalisation uses each batch's own
             statistics; "moving": as in prediction, with its moving averages. Noise is off in both.
-        variables: The variables whose block of the matrix is wanted: a variable, a layer, or a list of these. None
-            (default) means all trainable variables.
+        variables: The variables of the wanted block: a variable, a layer, or a list of these. None (default) means all
+            trainable variables.
         self_check: Whether to check the first product. Default True.
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`. Products are averaged
             over the rows of all ranks, whose models must have the same weights.
 
     Attributes:
-        shape: (n, n), where n counts the entries of the variables.
-        dtype: Of the vectors: float32 or float64.
+        shape: (n, n), with n the number of entries of the variables.
+        dtype: Dtype of the vectors: float32 or float64.
         variables: The variables.
-        num_matvecs: How many products have been computed.
+        num_matvecs: Number of products computed so far.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -106,7 +106,7 @@ class CurvatureOperator(ABC):
         self._shared: list[Any] | None = None
         self._bytes_needed: list[int] = []
         self._products: dict[Any, SplitFunction] = {}
-        self._checks: Any = None  # what `derivatives` has compiled
+        self._checks: Any = None  # the compiled functions of `derivatives`
 
     def __repr__(self) -> str:
         precision = "" if self.precision == "model" else f", in {self.precision}"
@@ -119,7 +119,11 @@ class CurvatureOperator(ABC):
 
     @property
     def precision(self) -> str:
-        """How layers are computed: "model", "float32" (training has some in half precision) or "bfloat16" (a cast)."""
+        """The precision of the layers: "model", "float32" or "bfloat16".
+
+        "model" means as in training. "float32" means that training computes some layers in half precision. "bfloat16"
+        means that the code of the model or the loss casts to it.
+        """
         return self.objective.precision
 
     def matvec(self, vector: Any) -> Any:
@@ -133,7 +137,7 @@ class CurvatureOperator(ABC):
 
         Raises:
             ValueError: The vector has another shape.
-            RuntimeError: The first product is not what finite differences say, or another one the second time.
+            RuntimeError: The first product disagrees with finite differences, or with a second computation.
         """
         parts = self._split(vector)
         is_checked = self._is_checked
@@ -189,9 +193,9 @@ class CurvatureOperator(ABC):
 
     @contextlib.contextmanager
     def shared(self) -> Iterator[None]:
-        """Within this context compute once what all products have in common; the weights must not change.
+        """Within this context compute the common part of all products only once; the weights must not change.
 
-        Keeps the intermediate results of as many batches as fit into 2 GiB.
+        The intermediate results of as many batches as fit into 2 GiB are cached.
 
         Yields:
             Nothing.
@@ -206,13 +210,13 @@ class CurvatureOperator(ABC):
             self._shared = None
 
     def over(self, probe: Probe) -> "CurvatureOperator":
-        """Return the same matrix over other rows, with what is compiled already for batches of the same form.
+        """Return the same matrix over other rows, with the functions compiled for batches of the same form.
 
         Args:
             probe: The data of this rank.
 
         Returns:
-            An operator, which counts its products anew.
+            An operator, whose count of products starts at 0.
         """
         other = copy.copy(self)
         other.probe_loss = self.probe_loss.over(probe)
@@ -223,15 +227,7 @@ class CurvatureOperator(ABC):
     # --- for the self-check
 
     def on_rows_of(self, batch: Batch, dtype: str | None) -> "CurvatureOperator":
-        """Return the same matrix over other rows, computed anew.
-
-        Args:
-            batch: The rows.
-            dtype: "float64" to compute in float64; None for the model's dtype.
-
-        Returns:
-            An operator.
-        """
+        """Return the same matrix over the rows of a batch, compiled anew in `dtype`; None for the model's dtype."""
         small = type(self).__new__(type(self))
         probe = Probe.of([batch])
         objective = Objective(self.objective.model, self.objective.given_loss, probe, self.batch_norm, dtype)
@@ -240,65 +236,42 @@ class CurvatureOperator(ABC):
         return small
 
     def values(self) -> list[Any]:
-        """Return the values of the variables.
-
-        Returns:
-            A list of tensors.
-        """
+        """Return the values of the variables, a list of tensors."""
         return self.probe_loss.values()
 
     def product_graph(self) -> Any:
-        """Return the graph of the product for the first batch.
-
-        Returns:
-            A `tf.Graph`.
-        """
+        """Return the graph of the product for the first batch, a `tf.Graph`."""
         values = self.values()
         return self._product_for(0, values, values).graph
 
     def check_targets(self) -> None:
-        """Check the targets of categorical cross-entropies, in all batches of this rank.
-
-        Raises:
-            ValueError: They do not sum to 1, where the gradient is wrong.
-        """
+        """Raise ValueError if targets of categorical cross-entropies do not sum to 1, in any batch of this rank."""
         values = self.values()
         functions: dict[int, Any] = {}
-        for place, batch in enumerate(self.probe.batches):
-            product = self._product_for(place, values, values)
+        for index, batch in enumerate(self.probe.batches):
+            product = self._product_for(index, values, values)
             sums = noted_targets(product.graph)
             if sums:
                 if id(product) not in functions:
                     functions[id(product)] = product.pruned_to(sums)
                 check_sums(functions[id(product)](values, batch.tensors))
             if is_in_functions(product.graph, SOFTMAX):
-                self._product_of(place, values, values)
+                self._product_of(index, values, values)
 
     @abstractmethod
     def check_matrix(self, small: "CurvatureOperator") -> None:
-        """Check what only this kind of matrix needs.
-
-        Args:
-            small: The same matrix over a few rows, whose derivatives have been compiled.
-        """
+        """Check what only this kind of matrix needs; `small` is the same matrix over a few rows, compiled."""
 
     @property
     def checks_graph(self) -> Any:
-        """The graph of what `derivatives` has compiled, a `tf.Graph`."""
+        """The graph that `derivatives` has compiled, a `tf.Graph`."""
         return self._checks[0].graph
 
     @abstractmethod
     def derivatives(self, values: list[Any]) -> list[Derivatives]:
-        """Return the derivatives on which products rest, on the first batch.
+        """Return the derivatives that make up products, on the first batch, at `values`."""
 
-        Args:
-            values: Where they are taken, one tensor for each variable.
-
-        Returns:
-            Derivatives, each with what it must be the derivative of.
-        """
-
-    # --- what the matrices differ in
+    # --- specific to each kind of matrix
 
     @abstractmethod
     def _trace_product(self, values: Any, batch: Any, vectors: Any) -> list[Any]:
@@ -309,26 +282,26 @@ class CurvatureOperator(ABC):
     def _sum_over_batches(self, vectors: list[Any]) -> list[Any]:
         values = self.values()
         sums: list[Any] = []
-        for place, batch in enumerate(self.probe.batches):
+        for index, batch in enumerate(self.probe.batches):
             share = batch.num_rows / self.num_rows
-            # The product is linear: scaling the vector is scaling the product.
+            # The product is linear, so that scaling the vector scales the product.
             scaled = vectors if share == 1.0 else [tf.constant(share, part.dtype) * part for part in vectors]
-            sums = add(sums, self._product_of(place, values, scaled))
+            sums = add(sums, self._product_of(index, values, scaled))
         return self.communicator.allreduce_sum(sums, name="products")
 
-    def _product_of(self, place: int, values: list[Any], vectors: list[Any]) -> list[Any]:
-        batch = self.probe.batches[place].tensors
-        product = self._product_for(place, values, vectors)
+    def _product_of(self, index: int, values: list[Any], vectors: list[Any]) -> list[Any]:
+        batch = self.probe.batches[index].tensors
+        product = self._product_for(index, values, vectors)
         with refusing_targets():
-            if self._shared is None or not self._may_share(place, values, vectors):
+            if self._shared is None or not self._may_share(index, values, vectors):
                 return product((values, batch), vectors)
-            if self._shared[place] is None:
-                self._shared[place] = product.prepare(values, batch)
-            return product.finish(self._shared[place], vectors)
+            if self._shared[index] is None:
+                self._shared[index] = product.prepare(values, batch)
+            return product.finish(self._shared[index], vectors)
 
-    def _product_for(self, place: int, values: list[Any], vectors: list[Any]) -> SplitFunction:
-        # One for each form of batch: the last one often has fewer rows.
-        batch = self.probe.batches[place].tensors
+    def _product_for(self, index: int, values: list[Any], vectors: list[Any]) -> SplitFunction:
+        # Each form of batch needs its own function: the last batch often has fewer rows.
+        batch = self.probe.batches[index].tensors
         form = tuple((tuple(leaf.shape), leaf.dtype) for leaf in tf.nest.flatten(batch) if leaf is not None)
         if form not in self._products:
             product = SplitFunction(self._trace_product, (values, batch), vectors)
@@ -336,11 +309,11 @@ class CurvatureOperator(ABC):
             self._products[form] = product
         return self._products[form]
 
-    def _may_share(self, place: int, values: list[Any], vectors: list[Any]) -> bool:
-        while len(self._bytes_needed) <= place:  # by the batches up to each
+    def _may_share(self, index: int, values: list[Any], vectors: list[Any]) -> bool:
+        while len(self._bytes_needed) <= index:  # cumulative over batches
             needed = self._product_for(len(self._bytes_needed), values, vectors).num_bytes
             self._bytes_needed.append(needed + sum(self._bytes_needed[-1:]))
-        return self._bytes_needed[place] <= SHARED_BYTES
+        return self._bytes_needed[index] <= SHARED_BYTES
 
     # --- vectors
 
@@ -349,15 +322,7 @@ class CurvatureOperator(ABC):
         return is_list and np.ndim(vector[0]) == len(self._shapes[0])
 
     def check_vector(self, name: str, vector: Any) -> None:
-        """Check that a vector fits the variables.
-
-        Args:
-            name: The argument's name, for the message.
-            vector: As `matvec` takes it.
-
-        Raises:
-            ValueError: It does not.
-        """
+        """Raise ValueError if a vector, as in `matvec`, does not fit the variables; `name` is the argument's name."""
         self._split(vector, name)
 
     def _split(self, vector: Any, name: str = "vector") -> list[Any]:

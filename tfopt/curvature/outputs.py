@@ -1,4 +1,4 @@
-"""A model's outputs as a function of tensors that come before them, such as logits."""
+"""A model's outputs as a function of earlier tensors, such as logits."""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -9,12 +9,12 @@ import keras
 import tensorflow as tf
 
 LOGARITHMS = ("Log", "Log1p", "Xlogy", "Xlog1py")
-# These join an exponential and the logarithm of its sum in one operation.
+# Each of these operations combines an exponential with the logarithm of a sum of exponentials.
 LOG_ENDINGS = ("LogSoftmax", "Softplus")
 ENDINGS = ("Softmax", "Sigmoid", "Tanh", "Exp", *LOG_ENDINGS)
-# Operations whose results depend on shapes only.
+# The results of these operations depend only on shapes.
 SHAPES = ("Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike")
-# (Piecewise) linear operations: with their inputs as the point of the split the matrix is the same.
+# These operations are (piecewise) linear: a split at their inputs gives the same matrix as a split at their results.
 LINEAR = (
     *("AddV2", "Sub", "Neg", "Max", "Min", "Maximum", "Minimum", "SelectV2", "StopGradient", "Identity", "Cast"),
     *("ConcatV2", "ExpandDims", "Pack", "Reshape", "Squeeze", "StridedSlice", "Transpose"),
@@ -25,11 +25,11 @@ MOVES = (*JOINS, "Cast", "ExpandDims", "Identity", "Reshape", "Squeeze", "Transp
 
 @dataclass(frozen=True)
 class Ending:
-    """The fixed operations that make an output of exponentials.
+    """The weightless operations at the end of an output, which start with exponentials.
 
     Attributes:
-        sources: What the exponentials are taken of: logits, or the logarithm of a mean.
-        is_logarithm: Whether the output is the logarithm of what they make, such as log-probabilities.
+        sources: The inputs of the exponentials: logits, or the logarithm of a mean.
+        is_logarithm: Whether the output is a logarithm of the exponentials' result, such as log-probabilities.
     """
 
     sources: list[Any]
@@ -37,18 +37,18 @@ class Ending:
 
 
 class Outputs:
-    """The outputs of a model as a function of what the loss starts from, in the graph in which the model was traced.
+    """The outputs of a model as a function of the tensors from which the loss starts, in the graph of the trace.
 
     Args:
-        y_pred: What the model has returned: a tensor, or a nested structure of tensors.
-        weights: The operations from which the model's weights come.
-        splits: For each output, whether the loss starts from the sources of its ending, where it has one; else from the
-            output. None for all.
+        y_pred: The result of the model: a tensor, or a nested structure of tensors.
+        weights: The operations that yield the model's weights.
+        splits: For each output, whether the loss starts from the sources of its ending, if it has one, in place of the
+            output itself. None means True for all.
 
     Attributes:
-        flat: The outputs that are of floats, each once for each place that it has.
+        flat: The floating-point outputs; an output that occurs several times is listed several times.
         endings: An `Ending` for each of them; None for an output without one.
-        tensors: What the loss starts from, each once.
+        tensors: The tensors from which the loss starts, each once.
     """
 
     def __init__(self, y_pred: Any, weights: Sequence[Any] = (), splits: Sequence[bool] | None = None) -> None:
@@ -64,28 +64,14 @@ class Outputs:
         self.tensors = _unique(found)
 
     def at(self, tensors: Sequence[Any]) -> Any:
-        """Return what the model would return for other tensors, with all that losses read: Keras's mask and logits.
-
-        Args:
-            tensors: One for each of `tensors`.
-
-        Returns:
-            The same structure as what the model has returned.
-        """
+        """Return the structure of `y_pred` for other `tensors`, with Keras's logits and mask, which losses read."""
         again = _Again({old.ref(): new for old, new in zip(self.tensors, tensors, strict=True)})
         return keras.tree.map_structure(again.output, self._y_pred)
 
 
 def each_once(y_pred: Any, weights: Sequence[Any]) -> Any:
-    """Return outputs with a copy of each that is there again, so that each loss has one for itself.
-
-    Args:
-        y_pred: What a model has returned: a tensor, or a nested structure of tensors.
-        weights: The operations from which the model's weights come.
-
-    Returns:
-        The same structure. Copies are made of copies of their logits, and have what losses read.
-    """
+    """Return `y_pred` with each repeated tensor replaced by a copy of its own, so that each loss has its own."""
+    # Copies are made of copies of their logits, and have the logits and masks that losses read.
     seen: set[Any] = set()
 
     def one(tensor: Any) -> Any:
@@ -99,12 +85,12 @@ def each_once(y_pred: Any, weights: Sequence[Any]) -> Any:
 
 
 class _Network:
-    """What the operations of a graph depend on: the weights, and the rows."""
+    """Which operations of a graph depend on the weights, and which on the rows."""
 
     def __init__(self, graph: Any, weights: Sequence[Any]) -> None:
         captured = {inside.op for inside in graph.internal_captures}
         self._dependent, self._of_rows = set(weights), set()  # type: set[Any], set[Any]
-        for operation in graph.get_operations():  # in the order in which they were made, inputs first
+        for operation in graph.get_operations():  # in the order of creation, inputs first
             inputs = {tensor.op for tensor in operation.inputs}
             if operation.type == "Placeholder" and operation not in captured and operation not in self._dependent:
                 self._of_rows.add(operation)
@@ -116,9 +102,9 @@ class _Network:
         self._known: dict[Any, Ending | None] = {}
 
     def ending(self, tensor: Any) -> Ending | None:
-        """Return the ending of a tensor; None if some path from the weights to it is through no exponential."""
+        """Return the ending of a tensor; None if a path from the weights to it contains no exponential."""
         if tensor.ref() not in self._known:
-            self._known[tensor.ref()] = None  # while it is looked for
+            self._known[tensor.ref()] = None  # during the search
             self._known[tensor.ref()] = self._find(tensor)
         return self._known[tensor.ref()]
 
@@ -129,14 +115,14 @@ class _Network:
         heads, is_logarithm = self._heads(tensor)
         found: list[Any] = []
         for head in heads:
-            # An exponential of a logarithm, as softmax(z) = exp(z - log(sum(exp(z)))).
+            # The head may be a logarithm, as in softmax(z) = exp(z - log(sum(exp(z)))).
             before = self.ending(head)
             found += before.sources if before is not None and before.is_logarithm else [head]
         sources = self._widened(tensor, _unique(found))
         return Ending(sources, is_logarithm) if sources else self._joined(tensor)
 
     def _joined(self, tensor: Any) -> Ending | None:
-        """Return the ending of a tensor that joins some with an ending and some without."""
+        """Return the ending of a tensor that joins tensors with an ending and tensors without; else None."""
         joint = tensor
         while joint.op.type in MOVES and joint.op.type not in JOINS:
             joint = joint.op.inputs[0]
@@ -152,7 +138,7 @@ class _Network:
         return Ending(sources, all(ending.is_logarithm for ending in endings if ending is not None))
 
     def _heads(self, tensor: Any) -> tuple[list[Any], bool]:
-        """Return the inputs of the last exponentials before a tensor, and whether a logarithm is taken of one."""
+        """Return the inputs of the last exponentials before a tensor, and whether a logarithm follows one of them."""
         heads: list[Any] = []
         waiting = [(tensor, False, False)]
         seen, is_logarithm = set(), False  # type: set[Any], bool
@@ -164,7 +150,7 @@ class _Network:
             seen.add(state)
             in_logarithm |= operation.type in LOGARITHMS
             is_negative |= operation.type in ("Neg", "Sub")
-            # log(sigmoid(z)) is -softplus(-z); softplus by itself makes numbers positive, and is no logarithm of one.
+            # log(sigmoid(z)) is -softplus(-z). Softplus without a minus only makes numbers positive.
             if operation.type in ENDINGS and (operation.type != "Softplus" or is_negative):
                 heads.append(operation.inputs[0])
                 is_logarithm |= in_logarithm or operation.type in LOG_ENDINGS
@@ -173,7 +159,7 @@ class _Network:
         return heads, is_logarithm
 
     def _widened(self, tensor: Any, sources: list[Any]) -> list[Any]:
-        """Return the last tensors before linear operations that lead to sources, which make all of a tensor."""
+        """Move `sources` back through linear operations until they determine the tensor; return [] if they cannot."""
         is_wide = False
         while sources and not (self._is_made_of(tensor, sources) and not any(map(self._is_shifted, sources))):
             linear = [s for s in sources if self._is_linear(s.op)]
@@ -188,7 +174,7 @@ class _Network:
         return sources
 
     def _is_shifted(self, tensor: Any) -> bool:
-        """Return whether a tensor is linear in others and in a stopped gradient, as z - stop_gradient(max(z))."""
+        """Return whether a tensor is linear in others and a stopped gradient, as z - stop_gradient(max(z))."""
         waiting, seen = [tensor], set()  # type: list[Any], set[Any]
         while waiting:
             operation = waiting.pop().op
@@ -216,23 +202,23 @@ class _Network:
         return True
 
     def _is_fixed(self, operation: Any) -> bool:
-        """Return whether an operation reads no weight, and can be done again to other tensors."""
+        """Return whether an operation reads no weight, and can be repeated with other inputs."""
         of_weights = any(t.op in self._dependent and t.op not in self._of_rows for t in operation.inputs)
         return bool(operation.inputs) and not of_weights and _can_be_repeated(operation)
 
 
 class _Again:
-    """Outputs made again of other tensors."""
+    """Outputs computed again from replaced tensors."""
 
     def __init__(self, known: dict[Any, Any]) -> None:
         self._known, self._made = known, dict(known)
-        self._replaced = set(known)  # and what depends on it, also where a tensor is replaced by itself
+        self._replaced = set(known)  # with all dependent tensors, also if a tensor is replaced by itself
 
     def output(self, output: Any) -> Any:
         if not output.dtype.is_floating:
             return output
         rebuilt = self._tensor(output)
-        if output.ref() in self._known:  # Keras may have left logits on this tensor, and a mask of its own on the other
+        if output.ref() in self._known:  # the copy may carry other logits and another mask
             rebuilt = tf.identity(rebuilt)
         rebuilt.set_shape(output.shape)
         logits, mask = getattr(output, "_keras_logits", None), getattr(output, "_keras_mask", None)
@@ -243,7 +229,7 @@ class _Again:
         return rebuilt
 
     def _tensor(self, tensor: Any) -> Any:
-        """Return a tensor made again; itself where it depends on none of those that are replaced."""
+        """Return a tensor computed again; the tensor itself if it depends on no replaced tensor."""
         for at in _inputs_first(tensor, self._made):
             results = at.op.outputs
             if any(part.ref() in self._replaced for part in at.op.inputs):
@@ -258,7 +244,7 @@ def _unique(tensors: list[Any]) -> list[Any]:
 
 
 def _inputs_first(tensor: Any, made: dict[Any, Any]) -> Iterator[Any]:
-    """Yield what a tensor is made of and then itself, without what is made already when its turn comes."""
+    """Yield all tensors of which a tensor is made, then the tensor itself; skip tensors in `made` at their turn."""
     waiting: list[tuple[Any, bool]] = [(tensor, False)]
     while waiting:
         at, is_ready = waiting.pop()
@@ -272,21 +258,13 @@ def _inputs_first(tensor: Any, made: dict[Any, Any]) -> Iterator[Any]:
 
 
 def repeat(operation: Any, inputs: Sequence[Any]) -> list[Any]:
-    """Do an operation again.
-
-    Args:
-        operation: An operation of a graph.
-        inputs: Tensors of the same dtypes in place of its inputs.
-
-    Returns:
-        A list of tensors.
-    """
+    """Repeat an operation of a graph with other inputs of the same dtypes, and return its list of results."""
     left = iter(inputs)
     arguments = [_argument(operation, one, left) for one in operation.op_def.input_arg]
     function: Callable[..., Any] = getattr(tf.raw_ops, operation.type)
     names = [name for name in inspect.signature(function).parameters if name != "name"]
     attributes = _attributes(operation)
-    # TensorFlow's functions of operations take inputs first, and have other names for some inputs and attributes.
+    # The functions in tf.raw_ops take inputs first, and rename some inputs and attributes.
     renamed = [name for name in attributes if name not in names]
     own = {name: name if name in attributes else renamed.pop(0) for name in names[len(arguments) :]}
     given = dict(zip(names, arguments, strict=False))
@@ -303,7 +281,7 @@ def _argument(operation: Any, argument: Any, left: Iterator[Any]) -> Any:
 
 
 def _attributes(operation: Any) -> list[str]:
-    """Return the attributes that the inputs do not tell."""
+    """Return the names of the attributes that do not follow from the inputs."""
     told = {
         name
         for one in operation.op_def.input_arg

@@ -1,4 +1,4 @@
-"""The fixed set of data on which a model is measured."""
+"""The fixed data on which a model is measured."""
 
 import itertools
 import math
@@ -20,10 +20,10 @@ class Batch:
     """Some rows of a probe.
 
     Attributes:
-        x: The model's inputs, as the model takes them: a tensor, or a tuple, list or dictionary of tensors.
-        y: Targets in the same kind of form; None for none.
-        sample_weight: Weights of the rows; None for none.
-        num_rows: How many rows.
+        x: The inputs in the form that the model takes: a tensor, or a tuple, list or dictionary of tensors.
+        y: Targets in such a form; None without targets.
+        sample_weight: Weights of the rows; None without weights.
+        num_rows: Number of rows.
     """
 
     x: Any
@@ -37,53 +37,23 @@ class Batch:
         return self.x, self.y, self.sample_weight
 
     def rows(self, start: int, stop: int) -> "Batch":
-        """Return some of the rows.
-
-        Args:
-            start: The first.
-            stop: The one after the last.
-
-        Returns:
-            A batch of these rows, of fewer if there are not so many.
-        """
+        """Return the batch of rows `start` to `stop` - 1, or to the last row."""
         x, y, sample_weight = (map_arrays(lambda leaf: leaf[start:stop], part) for part in self.tensors)
         return Batch(x, y, sample_weight, min(stop, self.num_rows) - start)
 
-    def take(self, places: Any) -> "Batch":
-        """Return some of the rows.
-
-        Args:
-            places: Their places, an array of integers.
-
-        Returns:
-            A batch of these rows, in this order.
-        """
-        x, y, sample_weight = (map_arrays(lambda leaf: tf.gather(leaf, places), part) for part in self.tensors)
-        return Batch(x, y, sample_weight, len(places))
+    def take(self, indices: Any) -> "Batch":
+        """Return the batch of the rows with these indices, in this order."""
+        x, y, sample_weight = (map_arrays(lambda leaf: tf.gather(leaf, indices), part) for part in self.tensors)
+        return Batch(x, y, sample_weight, len(indices))
 
 
 def map_arrays(function: Callable[[Any], Any], part: Any) -> Any:
-    """Apply a function to each array of a nested structure; None stays None.
-
-    Args:
-        function: The function.
-        part: An array, a tuple, list or dictionary of arrays, or None.
-
-    Returns:
-        The same structure of what the function returned.
-    """
+    """Apply a function to each array of a nested structure; None stays None."""
     return keras.tree.map_structure(lambda leaf: None if leaf is None else function(leaf), part)
 
 
 def join(batches: Sequence[Batch]) -> Batch:
-    """Return the rows of several batches as one batch.
-
-    Args:
-        batches: One or more batches, whose rows have the same shapes.
-
-    Returns:
-        The batch.
-    """
+    """Join batches whose rows have the same shapes to one batch."""
 
     def concatenate(*leaves: Any) -> Any:
         return None if leaves[0] is None else tf.concat(leaves, axis=0)
@@ -94,34 +64,27 @@ def join(batches: Sequence[Batch]) -> Batch:
 
 
 def row_form(batch: Batch) -> tuple[Any, ...]:
-    """Return the shapes and dtypes of a row; rows of equal form can be joined.
-
-    Args:
-        batch: The batch.
-
-    Returns:
-        A shape and a dtype for each tensor.
-    """
+    """Return the shape and dtype of a row of each tensor; rows of equal form can be joined."""
     leaves = [leaf for leaf in tf.nest.flatten(batch.tensors) if leaf is not None]
     return tuple((tuple(leaf.shape[1:]), leaf.dtype) for leaf in leaves)
 
 
 class Probe:
-    """Data that stay the same from one measurement to the next, checked and cut into batches once.
+    """Data that stay the same from one measurement to the next, checked and divided into batches once.
 
-    Everything that `fit` takes is taken. Infinite data sets and generators need `num_batches`; a generator is read
-    once, here.
+    A probe accepts all data that `fit` accepts. Infinite data sets and generators need `num_batches`. A generator is
+    read once, by the constructor.
 
     Args:
         x: The inputs: an array of numbers or strings, or a tuple, list or dictionary of arrays, with one row per
-            sample. Or all data in one: a batched `tf.data.Dataset`, a `keras.utils.PyDataset`, or a generator of
+            sample. Or all data together: a batched `tf.data.Dataset`, a `keras.utils.PyDataset`, or a generator of
             batches, whose elements are `x`, `(x, y)` or `(x, y, sample_weight)`.
-        y: Targets with one row per sample; None for none, or if they come with `x`.
-        sample_weight: One weight per sample; None for none, or if they come with `x`.
+        y: Targets with one row per sample; None (default) for none, or if `x` contains them.
+        sample_weight: One weight per sample; None (default) for none, or if `x` contains them.
         batch_size: Rows in a batch, for arrays only; an integer >= 1. None (default) means 512, or all rows if there
             are fewer.
-        num_batches: How many batches to take of data sets and generators, an integer >= 1; None (default) means all.
-        class_weight: Not supported; the error says what to pass in its place.
+        num_batches: Number of batches to take from data sets and generators, an integer >= 1; None (default) means all.
+        class_weight: Not supported; the error says what to pass instead.
 
     Attributes:
         batches: The batches, a list of `Batch`.
@@ -129,8 +92,8 @@ class Probe:
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: There are no rows; numbers of rows differ; an entry is NaN or infinite; data without end come
-            without `num_batches`.
+        ValueError: There are no rows; numbers of rows differ; an entry is NaN or infinite; or infinite data have no
+            `num_batches`.
 
     Example:
         >>> probe = Probe(np.ones((600, 2)), np.zeros(600))
@@ -158,40 +121,38 @@ class Probe:
         if brings_batches(x):
             for name, value in {"y": y, "sample_weight": sample_weight, "batch_size": batch_size}.items():
                 if value is not None:
-                    raise ValueError(
-                        f"`{name}` must be None where `x` is a {type(x).__name__}, which brings it with it"
-                    )
+                    raise ValueError(f"`{name}` must be None if `x` is a {type(x).__name__}: `x` contains it")
             elements = _take(x, num_batches)
         else:
             if num_batches is not None:
-                raise ValueError("`num_batches` goes with data sets and generators. Received: arrays")
+                raise ValueError("`num_batches` is only for data sets and generators. Received: arrays")
             elements = _slices(x, y, sample_weight, batch_size)
         self.batches = [_make_batch(element, index) for index, element in enumerate(elements)]
         if not self.batches:
             raise ValueError("`x` has no batches. Received: an empty data set")
         self.num_rows = sum(batch.num_rows for batch in self.batches)
         if len({repr(keras.tree.map_structure(lambda leaf: leaf is None, b.tensors)) for b in self.batches}) > 1:
-            raise ValueError("`x` must bring batches of one form. Received: batches of different structures")
+            raise ValueError("`x` must yield batches of one structure. Received: batches of different structures")
 
     def first(self, num_rows: int) -> "Probe":
         """Return the first rows of the first batch.
 
         Args:
-            num_rows: How many, an integer >= 1; if that is more than there are, all.
+            num_rows: Number of rows, an integer >= 1; all rows of the batch if it has fewer.
 
         Returns:
             A probe of one batch.
 
         Raises:
-            TypeError: `num_rows` is no integer.
-            ValueError: It is not >= 1.
+            TypeError: `num_rows` is not an integer.
+            ValueError: `num_rows` is not >= 1.
         """
         check_integer("num_rows", num_rows, minimum=1)
         return self.of([self.batches[0].rows(0, num_rows)])
 
     @classmethod
     def of(cls, batches: Sequence[Batch]) -> "Probe":
-        """Make a probe of batches of other probes.
+        """Make a probe from batches of other probes.
 
         Args:
             batches: One or more batches, of one form.
@@ -210,37 +171,18 @@ class Probe:
 def as_probe(
     x: Any, y: Any = None, sample_weight: Any = None, batch_size: int | None = None, class_weight: None = None
 ) -> Probe:
-    """Return a probe as it is, and make one of anything else.
-
-    Args:
-        x: A `Probe`, or what `Probe` takes.
-        y: As `Probe` takes it.
-        sample_weight: As `Probe` takes it.
-        batch_size: As `Probe` takes it.
-        class_weight: As `Probe` takes it.
-
-    Returns:
-        The probe.
-
-    Raises:
-        ValueError: `x` is a probe, and there is more.
-    """
+    """Return a `Probe` unchanged, and make one of any other data; ValueError for a `Probe` with more arguments."""
     if not isinstance(x, Probe):
         return Probe(x, y, sample_weight, batch_size=batch_size, class_weight=class_weight)
     if any(given is not None for given in (y, sample_weight, batch_size, class_weight)):
-        raise ValueError("`y`, `sample_weight` and `batch_size` belong to the Probe. Received: a Probe and more")
+        raise ValueError(
+            "`y`, `sample_weight` and `batch_size` must be given to the Probe. Received: a Probe and one of them"
+        )
     return x
 
 
 def brings_batches(x: Any) -> bool:
-    """Say whether data come in batches, with their targets.
-
-    Args:
-        x: The data.
-
-    Returns:
-        True for a data set, a PyDataset or a generator.
-    """
+    """Return whether data are a data set, a PyDataset or a generator, which yield batches with targets."""
     return isinstance(x, tf.data.Dataset | keras.utils.PyDataset | Iterator)
 
 
@@ -252,13 +194,11 @@ def _take(data: Any, num_batches: int | None) -> Iterable[Any]:
         available = math.inf if _may_be_endless(data) else -1
         source = data
     else:
-        available = math.inf  # or it may end: nobody knows
+        available = math.inf  # a generator may or may not end
         source = data
     if num_batches is None:
         if available == math.inf:
-            raise ValueError(
-                f"`num_batches` must say how many batches to take of a {type(data).__name__}, which may have no end"
-            )
+            raise ValueError(f"`num_batches` must be given for a {type(data).__name__}, which may be infinite")
         return source if available < 0 else itertools.islice(source, int(available))
     count = num_batches if available < 0 else min(num_batches, available)
     taken = list(itertools.islice(source, int(count)))
@@ -302,7 +242,7 @@ def _as_array(name: str, leaf: Any) -> Any:
     if isinstance(leaf, tf.RaggedTensor | tf.SparseTensor):
         raise TypeError(f"`{name}` must be dense. Received: a {type(leaf).__name__}")
     array = leaf.numpy() if isinstance(leaf, tf.Tensor | tf.Variable) else np.asarray(leaf)
-    if array.dtype.kind == "T":  # NumPy's strings of any length, which TensorFlow does not know
+    if array.dtype.kind == "T":  # TensorFlow does not support NumPy's variable-length strings
         array = array.astype(object)
     if array.ndim == 0 or not (_is_floating(array) or array.dtype.kind in "biucSU" or _is_text(array)):
         raise TypeError(
@@ -313,7 +253,7 @@ def _as_array(name: str, leaf: Any) -> Any:
 
 
 def _is_floating(array: np.ndarray) -> bool:
-    # NumPy does not count bfloat16, which JAX and TensorFlow lend it, as a number.
+    # NumPy does not count bfloat16, an extension type of JAX and TensorFlow, as a number.
     return np.issubdtype(array.dtype, np.floating) or array.dtype == tf.bfloat16.as_numpy_dtype
 
 
@@ -322,10 +262,10 @@ def _is_text(array: np.ndarray) -> bool:
 
 
 def _make_batch(element: Any, index: int) -> Batch:
-    parts = tuple(element) if isinstance(element, tuple | list) else (element,)  # as Keras takes a batch apart
+    parts = tuple(element) if isinstance(element, tuple | list) else (element,)  # as Keras unpacks a batch
     if not 1 <= len(parts) <= 3:
         raise ValueError(
-            f"`x` must bring (x, y, sample_weight) or less. Received: a tuple of {len(parts)} in batch {index}"
+            f"`x` must yield x, (x, y) or (x, y, sample_weight). Received: a tuple of {len(parts)} in batch {index}"
         )
     x, y, weight = (*parts, None, None)[:3]
     named = {}
@@ -337,8 +277,8 @@ def _make_batch(element: Any, index: int) -> Batch:
             _check_finite(name, leaf, index)
     if len(lengths) != 1:
         raise ValueError(
-            f"A batch must have equally many rows everywhere. Received: {sorted(lengths)} in batch {index}; "
-            "a data set must be batched"
+            f"All arrays of a batch must have equally many rows. Received: {sorted(lengths)} rows in batch {index}. "
+            "Call `batch` on a data set that is not batched"
         )
     if lengths == {0}:
         raise ValueError(f"A batch must have rows. Received: none in batch {index}")

@@ -17,12 +17,12 @@ from tfopt.curvature.zero_factors import check_factors, note_factors, noted_fact
 
 
 class ProbeLoss:
-    """The loss on a probe, regularisation included, as a function of trainable variables; it leaves the model as it is.
+    """The loss on a probe, regularisation included, as a function of trainable variables; the model stays unchanged.
 
     Args:
         objective: The loss of single batches.
         probe: The data of this rank.
-        variables: The variables; None for all that are trainable.
+        variables: The variables; None for all trainable ones.
         communicator: The job's communicator.
 
     Attributes:
@@ -36,7 +36,7 @@ class ProbeLoss:
         self.variables: list[Any] = list(objective.variables if variables is None else variables)
         self.dtypes = [tf.as_dtype(objective.dtype or v.dtype) for v in self.variables]
         self.num_rows = self._count_rows()
-        self._moving: list[ProbeLoss] = []  # the same loss with moving averages; shared by what `over` returns
+        self._moving: list[ProbeLoss] = []  # the same loss with moving averages; shared with the results of `over`
         self._loss_and_gradient_of = compiled(self._trace_with_notes)
         self._loss_of = compiled(lambda values, batch: self.objective.loss(values, batch, self.variables))
 
@@ -55,54 +55,27 @@ class ProbeLoss:
         variables: Any = None,
         communicator: Communicator | None = None,
     ) -> "ProbeLoss":
-        """Make one of what users pass.
-
-        Args:
-            model: A Keras model with its variables, compiled or not.
-            loss: As `compile` takes it. None means the one that the model was compiled with.
-            x: The data: a `Probe`, or what `Probe` takes as its `x`.
-            y: As `Probe` takes it.
-            sample_weight: As `Probe` takes it.
-            batch_size: As `Probe` takes it.
-            class_weight: As `Probe` takes it: not at all.
-            batch_norm: "batch" or "moving".
-            variables: A variable, a layer, or a list of these; None for all trainable variables.
-            communicator: The job's communicator; None means `tfopt.communicator.current()`.
-
-        Returns:
-            The loss.
-        """
+        """Return the loss for the arguments of `CurvatureOperator`, with the same meanings and defaults."""
         probe = as_probe(x, y, sample_weight, batch_size, class_weight)
         objective = Objective(model, loss, probe, batch_norm)
         if objective.precision == "bfloat16":
             warnings.warn(
-                "`model` or `loss` casts to bfloat16 by itself, which a measurement does too: its numbers have about "
-                "two digits, and products are those of no symmetric matrix. Leave the precision to dtype policies, "
-                "which are float32 while half precision is measured",
+                "`model` or `loss` casts to bfloat16 in its code. A measurement keeps this cast: results have about "
+                "two digits, and products belong to no symmetric matrix. Leave the precision to dtype policies, which "
+                "measurements raise from half precision to float32",
                 stacklevel=3,
             )
         return cls(objective, probe, check_trainable(objective, variables), check_communicator(communicator))
 
     def over(self, probe: Probe) -> "ProbeLoss":
-        """Return the same loss over other rows, with what is compiled already.
-
-        Args:
-            probe: The data of this rank, of the same form.
-
-        Returns:
-            The loss.
-        """
+        """Return the same loss over another probe of the same form, with all compiled functions."""
         other = copy.copy(self)
         other.probe = probe
         other.num_rows = other._count_rows()
         return other
 
     def with_moving_averages(self) -> "ProbeLoss":
-        """Return the loss of the same rows, with batches normalised by moving averages.
-
-        Returns:
-            The loss, with what is compiled already for other rows.
-        """
+        """Return the loss of the same rows, normalised by moving averages, with its compiled functions."""
         if not self._moving:
             old = self.objective
             objective = Objective(old.model, old.given_loss, self.probe, "moving", old.dtype)
@@ -114,44 +87,26 @@ class ProbeLoss:
         rows, batches = map(int, self.communicator.allreduce_sum(here, name="rows"))
         if self.objective.reduction and batches > 1:
             raise ValueError(
-                "`loss` depends on how rows are cut into batches. Received: "
-                f"reduction={self.objective.reduction!r} and {batches} batches, those of all ranks. Use the reduction "
+                "`loss` must not depend on how rows are divided into batches. Received: "
+                f"reduction={self.objective.reduction!r} and {batches} batches over all ranks. Use the reduction "
                 "'sum_over_batch_size', or one batch of all rows"
             )
         return rows
 
     def values(self) -> list[Any]:
-        """Return the values of the variables.
-
-        Returns:
-            A list of tensors, which later changes of the variables do not reach.
-        """
+        """Return the values of the variables, tensors that later changes of the variables do not affect."""
         pairs = zip(self.variables, self.dtypes, strict=True)
         return [tf.cast(tf.convert_to_tensor(variable.value), dtype) for variable, dtype in pairs]
 
     def loss(self, values: Sequence[Any] | None = None) -> float:
-        """Return the loss.
-
-        Args:
-            values: One tensor for each variable; None for their own.
-
-        Returns:
-            The mean of the batches' losses, weighted by rows.
-        """
+        """Return the mean of the batches' losses, weighted by rows; `values` None means the current ones."""
         values = self.values() if values is None else values
         total = sum(b.num_rows / self.num_rows * float(self._loss_of(values, b.tensors)) for b in self.probe.batches)
         (total,) = self.communicator.allreduce_sum([tf.constant(total, tf.float64)], name="loss")
         return float(total)
 
     def loss_and_gradient(self, values: Sequence[Any] | None = None) -> tuple[float, list[Any]]:
-        """Return the loss and its gradient.
-
-        Args:
-            values: One tensor for each variable; None for their own.
-
-        Returns:
-            The loss, and a list of tensors shaped like the variables.
-        """
+        """Return the loss, and its gradient as tensors shaped like the variables; `values` None: the current."""
         values = self.values() if values is None else values
         total = 0.0
         sums: list[Any] = []
@@ -164,15 +119,7 @@ class ProbeLoss:
         return float(total), sums
 
     def trace(self, values: Sequence[Any], batch: Any) -> tuple[Any, list[Any]]:
-        """Return the loss of a batch and its gradient, in a graph; `loss_and_gradient_of` is the compiled form.
-
-        Args:
-            values: One tensor for each variable.
-            batch: The inputs, targets and weights of the rows.
-
-        Returns:
-            A scalar tensor, and a list of tensors shaped like the variables.
-        """
+        """Return the loss of a batch and its gradient, in a graph; `loss_and_gradient_of` is the compiled form."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
             loss = self.objective.loss(values, batch, self.variables)
@@ -181,19 +128,9 @@ class ProbeLoss:
         return loss, dense_gradients(tape, loss, list(values))
 
     def loss_and_gradient_of(self, values: Sequence[Any], batch: Any) -> tuple[Any, list[Any]]:
-        """Return the loss of a batch and its gradient.
-
-        Args:
-            values: One tensor for each variable.
-            batch: The inputs, targets and weights of the rows.
-
-        Returns:
-            A scalar tensor, and a list of tensors shaped like the variables.
-
-        Raises:
-            ValueError: The gradient is wrong, because targets of a categorical cross-entropy do not sum to 1, or a
-                factor of a cumulative product is zero.
-        """
+        """Return the loss of a batch, a scalar tensor, and its gradient, tensors shaped like the variables."""
+        # Raises ValueError if TensorFlow's gradient is wrong, because targets of a categorical cross-entropy do not sum
+        # to 1, or a factor of a cumulative product is zero.
         with refusing_targets():
             loss, gradient, sums, zeros = self._loss_and_gradient_of(values, batch)
         check_sums(sums)
@@ -206,57 +143,30 @@ class ProbeLoss:
 
 
 def add(sums: list[Any], parts: Sequence[Any]) -> list[Any]:
-    """Add tensors to sums that may not have begun.
-
-    Args:
-        sums: A list of tensors, or an empty one.
-        parts: A list of tensors.
-
-    Returns:
-        The sums.
-    """
+    """Return sums + parts, elementwise over two lists of tensors; `parts` if `sums` is empty."""
     return [a + b for a, b in zip(sums, parts, strict=True)] if sums else list(parts)
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """Compile a function of tensors.
-
-    Args:
-        function: The function.
-
-    Returns:
-        A `tf.function`, which does not take the number of operators in a program for a mistake.
-    """
+    """Return a `tf.function` that does not warn of frequent tracing, which many operators in one program cause."""
     made = tf.function(function, autograph=False)
     made._omit_frequent_tracing_warning = True
     return made
 
 
 def dense_gradients(tape: tf.GradientTape, target: Any, sources: list[Any], output_gradients: Any = None) -> list[Any]:
-    """Return gradients as dense tensors, with zeros where nothing is connected.
-
-    Args:
-        tape: The tape.
-        target: What to differentiate.
-        sources: Tensors.
-        output_gradients: As `tf.GradientTape.gradient` takes it.
-
-    Returns:
-        A list of tensors shaped like the sources.
-
-    Raises:
-        MissingDerivativeError: TensorFlow lacks a second derivative inside a loop.
-        RuntimeError: It lacks another derivative.
-    """
+    """Return dense gradients of `target` by `sources`, zero for unconnected sources, shaped like the sources."""
+    # Raises MissingDerivativeError if TensorFlow has no second derivative of an operation inside a loop, and
+    # RuntimeError if it has no derivative of another operation.
     zero = tf.UnconnectedGradients.ZERO
     try:
         gradients = tape.gradient(target, sources, output_gradients=output_gradients, unconnected_gradients=zero)
     except (LookupError, NotImplementedError, TypeError, ValueError, tf.errors.OpError) as error:
-        if "duplicate function" in str(error):  # what TensorFlow makes of the next error, once it has been there before
+        if "duplicate function" in str(error):  # TensorFlow raises this when the error below occurs a second time
             raise MissingDerivativeError from error
         raise RuntimeError(
-            f"TensorFlow cannot differentiate this model as it must be for this: {type(error).__name__}: {error}. "
-            "Leave out the operation that it names, or write it in terms of others"
+            f"TensorFlow cannot differentiate this model as often as needed: {type(error).__name__}: {error}. "
+            "Remove the operation named there, or express it by other operations"
         ) from error
     return [
         tf.math.unsorted_segment_sum(g.values, g.indices, s.shape[0]) if isinstance(g, tf.IndexedSlices) else g

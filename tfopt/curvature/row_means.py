@@ -1,4 +1,4 @@
-"""Is the loss of a batch the mean of the losses of its rows? Gradients of single rows mean nothing else."""
+"""Check that the loss of a batch is the mean of the losses of its rows; gradients of single rows assume it."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,31 +10,24 @@ import tensorflow as tf
 from tfopt.curvature.probe import Batch, join, map_arrays, row_form
 from tfopt.curvature.probe_loss import ProbeLoss
 
-# Groups in a mixed batch: few, so that one row with a mask shows; an odd number, so that groups whose gradients are
-# opposite do not cancel.
+# The largest number of groups in a mixed batch. It is small, so that one row with a mask changes the mean visibly, and
+# odd, so that groups with opposite gradients do not cancel.
 MOST_GROUPS = 15
 TOLERANCE = 1e-3
-FLOAT8_TOLERANCE = 0.2  # its rounding is no sign of a mask; half precision is measured in float32
+FLOAT8_TOLERANCE = 0.2  # float8 rounds this much without any mask; half precision is computed in float32
 
-Place = tuple[int, int, int]  # number of a batch, the first row of a group in it, and the one after its last
-Evaluation = tuple[float, np.ndarray]  # a loss and its gradient, one vector
+RowRange = tuple[int, int, int]  # the index of a batch, the first row of a group in it, and one past the last row
+Evaluation = tuple[float, np.ndarray]  # a loss and its gradient, a vector of n entries
 
 
 class RowMeanCheck:
-    """Compares loss and gradient of mixed batches with the means over the groups that they consist of.
+    """Compare loss and gradient of mixed batches with the means over the groups of rows in them."""
 
-    Mixed batches hold groups from anywhere in the probe, so that masks count which differ from batch to batch only;
-    each group is part of one or two of them. Where groups have several rows, the rows are dealt anew as well, so that
-    masks count that differ within groups only. Groups whose rows have different shapes are not mixed.
-
-    Args:
-        loss: The loss; its data do not matter.
-        batches: The batches of this rank.
-        places: The groups of this rank.
-    """
-
-    def __init__(self, loss: ProbeLoss, batches: Sequence[Batch], places: Sequence[Place]) -> None:
-        self._loss, self._batches, self._places = loss, batches, places
+    # A mixed batch joins groups from the whole probe, which reveals masks that differ only between batches. Each group
+    # is in one or two mixed batches. If groups have several rows, the joined rows are also redistributed at random,
+    # which reveals masks that differ only within groups. Groups whose rows have different shapes are not mixed.
+    def __init__(self, loss: ProbeLoss, batches: Sequence[Batch], ranges: Sequence[RowRange]) -> None:
+        self._loss, self._batches, self._ranges = loss, batches, ranges
         self._values = loss.values()
         is_float8 = any(layer.quantization_mode == "float8" for layer in loss.objective.model._flatten_layers())
         self._tolerance = FLOAT8_TOLERANCE if is_float8 else TOLERANCE
@@ -43,43 +36,43 @@ class RowMeanCheck:
         """Check all groups of all ranks.
 
         Args:
-            evaluations: Loss and gradient of each group of this rank; None where the loss is not the one that is
-                measured, and only rows that are dealt anew are compared.
+            evaluations: Loss and gradient of each group of this rank. None if the caller measures another loss (batch
+                statistics in place of moving averages); then only redistributed rows are compared.
 
         Raises:
-            ValueError: The loss is no mean over rows, or not finite; on all ranks the same.
+            ValueError: The loss is not a mean over rows, or not finite; all ranks raise the same error.
         """
         rng = np.random.default_rng(0)
         verdicts = [self._compare(mixture, evaluations, rng) for mixture in self._mixtures(rng)]
         verdict = max([*verdicts, self._compare_ranks()])
         if evaluations is None and verdict == INFINITE:
-            verdict = EQUAL  # of a loss that is not the one that is measured
+            verdict = EQUAL  # the caller measures another loss, which may be finite
         found = set(self._loss.communicator.allgather_object(verdict, "the loss of groups"))
         if OTHER in found:
             raise ValueError(
-                "`loss` must be a mean over rows for gradients of single rows to mean something: the gradient of a "
-                "batch is not the mean of those of its rows. Possible causes: a reduction other than "
-                "'sum_over_batch_size'; masks or `ignore_class`, by which some rows have fewer entries than others; a "
-                "model or loss that mixes the rows of a batch (batch statistics in a layer that is not Keras's "
+                "`loss` must be a mean over rows, so that gradients of single rows are defined. Received: a loss whose "
+                "gradient on a batch is not the mean of the gradients of its rows. Possible causes: a reduction other "
+                "than 'sum_over_batch_size'; masks or `ignore_class`, which give some rows fewer entries than others; "
+                "a model or loss that mixes the rows of a batch (batch statistics in a layer that is not Keras's "
                 "BatchNormalization, contrastive losses, attention over the batch)"
             )
         if INFINITE in found:
             raise ValueError("`model` must have a finite loss and gradient on the data. Received: NaN or infinity")
 
     def _mixtures(self, rng: np.random.Generator) -> Iterator[list[int]]:
-        """Yield places of groups whose rows can be joined, until each group has been in a mixture."""
+        """Yield lists of indices of groups whose rows can be joined, until each group was in one."""
         by_form: dict[Any, dict[int, list[int]]] = {}
-        for index, (number, start, stop) in enumerate(self._places):
+        for index, (number, start, stop) in enumerate(self._ranges):
             by_form.setdefault(row_form(self._batches[number]), {}).setdefault(stop - start, []).append(index)
         for by_size in by_form.values():
             for size, indices in by_size.items():
                 order = rng.permutation(indices).tolist()
-                if len(order) == 1:  # the only one of its size
+                if len(order) == 1:  # no other group has this size
                     order += [others[0] for other, others in by_size.items() if other != size][:1]
-                most = max(self._batches[self._places[index][0]].num_rows for index in indices) // size
+                most = max(self._batches[self._ranges[index][0]].num_rows for index in indices) // size
                 count = min(MOST_GROUPS, max(most, 2), len(order))
                 count -= count > 2 and count % 2 == 0
-                # Of equal size, as a program is compiled for each size.
+                # All mixtures have the same size, because each size compiles another program.
                 for start in range(0, len(order), count):
                     first = min(start, len(order) - count)
                     yield order[first : first + count]
@@ -89,7 +82,7 @@ class RowMeanCheck:
         rows = join(groups)
         count = max(len(mixture), 2)
         is_lone = len(mixture) < count
-        has_several = rows.num_rows > len(mixture)  # in a group
+        has_several = rows.num_rows > len(mixture)  # some group has several rows
         if rows.num_rows < 2 or (evaluations is None and not has_several):
             return EQUAL
         whole = self._evaluate(rows)
@@ -104,11 +97,11 @@ class RowMeanCheck:
         return verdict
 
     def _compare_ranks(self) -> int:
-        # A group with one of the next rank whose rows have the same shapes.
+        # Compare with a group of the next rank whose rows have the same shapes.
         ranks = self._loss.communicator
         if ranks.size == 1:
             return EQUAL
-        mine = self._rows(0) if self._places else None
+        mine = self._rows(0) if self._ranges else None
         arrays = None if mine is None else (mine.num_rows, *(map_arrays(np.asarray, part) for part in mine.tensors))
         everyone = ranks.allgather_object(arrays, "a group of each rank")
         if mine is None:
@@ -125,7 +118,7 @@ class RowMeanCheck:
         return EQUAL
 
     def _rows(self, index: int) -> Batch:
-        number, start, stop = self._places[index]
+        number, start, stop = self._ranges[index]
         return self._batches[number].rows(start, stop)
 
     def _evaluate(self, rows: Batch) -> Evaluation:
@@ -138,7 +131,7 @@ class RowMeanCheck:
         for weight, (part, of_part) in zip(np.divide(weights, sum(weights)), parts, strict=True):
             mean_value, mean_size = mean_value + weight * part, mean_size + weight * abs(part)
             mean, mean_square = mean + weight * of_part, mean_square + weight * float(of_part @ of_part)
-        # Where gradients cancel, rounding is as large as that of a mean of independent ones.
+        # If gradients cancel, the rounding error is still that of a mean of independent gradients.
         expected = math.sqrt(mean_square / len(weights)) if math.isfinite(mean_square) else math.inf
         scale = max(float(np.linalg.norm(gradient)), float(np.linalg.norm(mean)), expected)
         if not math.isfinite(scale + abs(value) + mean_size):
@@ -148,19 +141,10 @@ class RowMeanCheck:
         return EQUAL if has_mean_gradient and has_mean_value else OTHER
 
 
-EQUAL, INFINITE, OTHER = 0, 1, 2  # the gradient of the whole is the mean; cannot tell; it is not
+EQUAL, INFINITE, OTHER = 0, 1, 2  # the whole equals the mean of its parts; undecided (not finite); it differs
 
 
 def evaluation(loss: ProbeLoss, values: list[Any], rows: Batch) -> Evaluation:
-    """Return the loss of some rows and its gradient.
-
-    Args:
-        loss: The loss.
-        values: One tensor for each variable.
-        rows: The rows.
-
-    Returns:
-        The loss, and a float64 vector of n entries.
-    """
+    """Return the loss of some rows and its gradient by `values`, a float64 vector of n entries."""
     value, gradient = loss.loss_and_gradient_of(values, rows.tensors)
     return float(value), np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in gradient])

@@ -1,4 +1,4 @@
-"""Targets for which TensorFlow's gradient of the softmax cross-entropy is wrong."""
+"""Find targets for which TensorFlow's gradient of the softmax cross-entropy is wrong."""
 
 import contextlib
 import re
@@ -9,32 +9,27 @@ import tensorflow as tf
 from tensorflow.python.framework.func_graph import FuncGraph
 
 KEY = "tfopt_softmax_targets"
-TOLERANCE = 5e-3  # of the sum, for targets that were rounded
+TOLERANCE = 5e-3  # allowed deviation of the sum from 1, for targets that were rounded
 MARK = re.compile(re.escape(f"[{KEY}]") + r" \[(\d+)\] \[(\d+)\] \[([^\]]*)\]")
 
 
 class TargetsError(ValueError):
-    """Targets for which TensorFlow's gradient is wrong."""
+    """Targets do not sum to 1, so that TensorFlow's gradient is wrong."""
 
     def __init__(self, count: int, num_rows: int, first: float) -> None:
         super().__init__(
             "`y` must have rows that sum to 1 for a categorical cross-entropy: for others the gradient that TensorFlow "
             f"computes, softmax(z) - y, is not that of the loss. Received: {count:,} of {num_rows:,} rows that do not, "
-            f"the first one sums to {first:.4g}. Divide each row by its sum, which belongs into `sample_weight`; give "
-            "rows that do not count the weight 0"
+            f"the first one sums to {first:.4g}. Divide each row by its sum, and pass the sums as `sample_weight`; "
+            "pass the weight 0 for rows that should not count"
         )
 
 
 def note_targets(loss: Any) -> None:
-    """Note in the graph of a loss which targets of softmax cross-entropies do not sum to 1.
-
-    TensorFlow takes softmax(z) - t for the gradient by the logits, which is right only where t sums to 1: otherwise it
-    is sum(t) softmax(z) - t. Rows that have no weight in the loss do not count. `with_check` looks at the
-    cross-entropies in functions that the graph calls.
-
-    Args:
-        loss: A tensor of the graph that is being traced.
-    """
+    """Add to the graph of a loss the target sums of its softmax cross-entropies, 1 for rows without weight."""
+    # TensorFlow's gradient by the logits, softmax(z) - t, is right only for sum(t) = 1. In general it must be
+    # sum(t) softmax(z) - t.
+    # `with_check` handles cross-entropies in functions that the graph calls.
     operations = [op for op in loss.graph.get_operations() if op.type == "SoftmaxCrossEntropyWithLogits"]
     weights = tf.gradients(loss, [op.outputs[0] for op in operations]) if operations else []
     for operation, weight in zip(operations, weights, strict=True):
@@ -45,26 +40,12 @@ def note_targets(loss: Any) -> None:
 
 
 def noted_targets(graph: tf.Graph) -> list[Any]:
-    """Return what has been noted in a graph.
-
-    Args:
-        graph: The graph.
-
-    Returns:
-        A tensor of the sums that count for each softmax cross-entropy.
-    """
+    """Return from a graph a tensor of target sums for each softmax cross-entropy."""
     return list(graph.get_collection(KEY))
 
 
 def check_sums(sums: list[Any]) -> None:
-    """Check sums of targets.
-
-    Args:
-        sums: The values of `noted_targets`.
-
-    Raises:
-        TargetsError: One of them is not 1.
-    """
+    """Raise TargetsError unless all values of `noted_targets` are 1 within the tolerance."""
     for values in sums:
         array = values.numpy()
         is_wrong = ~(abs(array - 1.0) <= TOLERANCE)
@@ -73,19 +54,8 @@ def check_sums(sums: list[Any]) -> None:
 
 
 def with_check(cross_entropy: Callable[..., Any], logits: Any, targets: Any, name: Any = None) -> tuple[Any, Any]:
-    """Compute a softmax cross-entropy, whose gradient checks the targets where `note_targets` does not see them.
-
-    Branches, loops and functions are graphs of their own, and only know when they run which targets they get.
-
-    Args:
-        cross_entropy: TensorFlow's operation.
-        logits: Its logits.
-        targets: Its targets.
-        name: Its name.
-
-    Returns:
-        What the operation returns.
-    """
+    """Compute a softmax cross-entropy whose gradient checks its targets, if the graph is that of a function."""
+    # `note_targets` cannot see targets in branches, loops and functions, whose graphs get them only when they run.
     loss, backprop = cross_entropy(logits, targets, name=name)
     if isinstance(getattr(tf.compat.v1.get_default_graph(), "outer_graph", None), FuncGraph):
         loss = _checked(loss, targets)
@@ -94,15 +64,7 @@ def with_check(cross_entropy: Callable[..., Any], logits: Any, targets: Any, nam
 
 @contextlib.contextmanager
 def refusing_targets() -> Iterator[None]:
-    """Within this context a gradient that finds wrong targets raises the error of `check_sums`.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        TargetsError: Targets do not sum to 1.
-        InvalidArgumentError: Another error of TensorFlow's.
-    """
+    """Within this context a gradient that finds wrong targets raises the TargetsError of `check_sums`."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:

@@ -1,4 +1,4 @@
-"""A function cut in two: what does not depend on a vector, computed once for many vectors, and the rest."""
+"""A function cut in two: the part that does not depend on a vector, computed once for many vectors, and the rest."""
 
 import functools
 from collections.abc import Callable
@@ -8,12 +8,11 @@ import tensorflow as tf
 
 
 class SplitFunction:
-    """A function of tensors, of which the part that does not depend on the last argument can be computed by itself.
+    """A function of tensors whose operations that do not depend on the last argument can be computed separately.
 
-    The function is traced once. When it is first cut, the operations that depend on the vectors become one function,
-    all that these need of the others a second one; nothing that is not needed is computed. Loops (recurrent layers)
-    hand over stacks of tensors that cannot be passed between functions: where they are in between, everything is
-    computed anew for each vector.
+    The function is traced once. The first cut makes two functions: the operations that depend on the vectors, and the
+    other operations that these need; operations that are not needed are dropped. Loops (recurrent layers) use stacks of
+    tensors, which functions cannot pass to each other. If such a stack crosses the cut, every vector recomputes all.
 
     Args:
         function: Takes the fixed arguments and then the vectors; returns a list of tensors.
@@ -21,99 +20,62 @@ class SplitFunction:
         vectors: An example of the vectors, a list of tensors.
 
     Attributes:
-        num_bytes: Size of what `prepare` computes and returns; 0 where the function cannot be cut.
+        num_bytes: Size of the result of `prepare` in bytes; 0 if the function cannot be cut.
         graph: The whole graph, a `tf.Graph`.
     """
 
     def __init__(self, function: Callable[..., list[Any]], fixed: tuple[Any, ...], vectors: list[Any]) -> None:
         arguments = (*fixed, vectors)
         flat = tf.nest.flatten(arguments)
-        places = [place for place, leaf in enumerate(flat) if leaf is not None]
+        indices = [index for index, leaf in enumerate(flat) if leaf is not None]
 
         def flat_function(*tensors: Any) -> list[Any]:
             leaves: list[Any] = [None] * len(flat)
-            for place, tensor in zip(places, tensors, strict=True):
-                leaves[place] = tensor
+            for index, tensor in zip(indices, tensors, strict=True):
+                leaves[index] = tensor
             return function(*tf.nest.pack_sequence_as(arguments, leaves))
 
-        specs = [tf.TensorSpec(flat[place].shape, flat[place].dtype) for place in places]
+        specs = [tf.TensorSpec(flat[index].shape, flat[index].dtype) for index in indices]
         self._function = tf.compat.v1.wrap_function(flat_function, specs)
         self.graph = self._function.graph
-        inputs, num_fixed = self._function.inputs[: len(places)], len(places) - len(vectors)
+        inputs, num_fixed = self._function.inputs[: len(indices)], len(indices) - len(vectors)
         self._fixed, self._vectors = inputs[:num_fixed], inputs[num_fixed:]
         self._outputs = tf.nest.flatten(self._function.structured_outputs)
         self._kept = _boundary(self.graph, self._vectors, self._outputs)
-        # `prune` copies operations that are not needed, too. Lookups among them run, and want their texts.
+        # `prune` also copies operations that are not needed. Table lookups among them run, and need their strings.
         kept = {tensor.ref() for tensor in self._kept}
-        texts = [place for place, tensor in enumerate(self._fixed) if tensor.dtype == tf.string]
-        self._texts = [place for place in texts if self._fixed[place].ref() not in kept]
+        texts = [index for index, tensor in enumerate(self._fixed) if tensor.dtype == tf.string]
+        self._texts = [index for index in texts if self._fixed[index].ref() not in kept]
 
     @functools.cached_property
     def num_bytes(self) -> int:
-        """Memory for what `prepare` returns, in bytes."""
+        """Memory of the result of `prepare`, in bytes."""
         known = [tensor for tensor in self._kept if self._can_be_cut and tensor.shape.is_fully_defined()]
         return sum((tensor.shape.num_elements() or 0) * tensor.dtype.size for tensor in known)
 
     def __call__(self, fixed: tuple[Any, ...], vectors: list[Any]) -> list[Any]:
-        """Compute everything.
-
-        Args:
-            fixed: The fixed arguments.
-            vectors: The vectors.
-
-        Returns:
-            What the function returns.
-        """
+        """Compute everything."""
         return list(self._whole(*_leaves(fixed), *vectors))
 
     def prepare(self, *fixed: Any) -> list[Any]:
-        """Compute what does not depend on the vectors.
-
-        Args:
-            *fixed: The fixed arguments.
-
-        Returns:
-            Tensors for `finish`.
-        """
+        """Compute all that does not depend on the vectors; returns tensors for `finish`."""
         leaves = _leaves(fixed)
         if not self._can_be_cut:
             return leaves
-        return [*self._first_part(*leaves), *(leaves[place] for place in self._texts)]
+        return [*self._first_part(*leaves), *(leaves[index] for index in self._texts)]
 
     def finish(self, prepared: list[Any], vectors: list[Any]) -> list[Any]:
-        """Compute the rest.
-
-        Args:
-            prepared: What `prepare` has returned.
-            vectors: The vectors.
-
-        Returns:
-            What the function returns.
-        """
+        """Compute the function's results from the result of `prepare` and the vectors."""
         return list((self._second_part if self._can_be_cut else self._whole)(*prepared, *vectors))
 
     def first_outputs(self, count: int) -> Any:
-        """Return a function that computes the first outputs only.
-
-        Args:
-            count: How many.
-
-        Returns:
-            A function of the fixed arguments and the vectors, which returns a list of tensors.
-        """
+        """Return a function of (fixed arguments, vectors) that computes only the first `count` outputs."""
         inputs = [*self._fixed, *self._vectors]
         first = _compiled(lambda *tensors: tf.nest.flatten(self._function(*tensors))[:count], inputs)
         return lambda fixed, vectors: list(first(*_leaves(fixed), *vectors))
 
     def pruned_to(self, tensors: list[Any]) -> Any:
-        """Return a function that computes some tensors of the graph only, none of which may depend on the vectors.
-
-        Args:
-            tensors: The tensors.
-
-        Returns:
-            A function of the fixed arguments, which returns a list of tensors.
-        """
+        """Return a function of the fixed arguments that computes only `tensors`, which do not depend on the vectors."""
         pruned = _compiled(self._function.prune(self._fixed, tensors), self._fixed)
         return lambda *fixed: list(pruned(*_leaves(fixed)))
 
@@ -123,7 +85,7 @@ class SplitFunction:
             return False
         try:
             return self._second_part is not None
-        except KeyError:  # TensorFlow loses its way where a branch only passes its input on
+        except KeyError:  # `prune` fails on a branch that only returns its input
             return False
 
     @functools.cached_property
@@ -136,7 +98,7 @@ class SplitFunction:
 
     @functools.cached_property
     def _second_part(self) -> Any:
-        inputs = [*self._kept, *(self._fixed[place] for place in self._texts), *self._vectors]
+        inputs = [*self._kept, *(self._fixed[index] for index in self._texts), *self._vectors]
         return _compiled(self._function.prune(inputs, self._outputs), inputs)
 
 
@@ -145,24 +107,25 @@ def _leaves(arguments: tuple[Any, ...]) -> list[Any]:
 
 
 def _compiled(function: Any, inputs: list[Any]) -> Any:
-    # A pruned function is slow to call by itself; inside a `tf.function` it is inlined. What is called is the concrete
-    # function: to find it anew by the kinds of its many inputs takes a millisecond.
+    # A direct call of a pruned function is slow; inside a `tf.function` it is inlined. The concrete function is called,
+    # because a lookup by the specs of its many inputs takes a millisecond.
     made = tf.function(lambda *tensors: function(*tensors), autograph=False)
     made._omit_frequent_tracing_warning = True
     return made.get_concrete_function(*[tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in inputs])
 
 
 def _boundary(graph: Any, vectors: list[Any], outputs: list[Any]) -> list[Any]:
-    """Return the tensors that do not depend on the vectors and are needed to go on from there."""
+    """Return the tensors that do not depend on the vectors and that the outputs or dependent operations need."""
     dependent = {vector.op for vector in vectors}
     needed: dict[Any, Any] = {}
-    for operation in graph.get_operations():  # in the order in which they were made, inputs first
+    for operation in graph.get_operations():  # in the order of creation, inputs first
         if any(t.op in dependent for t in operation.inputs) or any(op in dependent for op in operation.control_inputs):
             dependent.add(operation)
     useful = _ancestors(outputs) & dependent
     wanted = [t for operation in graph.get_operations() if operation in useful for t in operation.inputs]
     for tensor in [*wanted, *outputs]:
-        is_constant = tensor.op.type == "Const" and not tensor.op.control_inputs  # else it takes others with it
+        # A constant is copied, unless its control inputs would pull in other operations.
+        is_constant = tensor.op.type == "Const" and not tensor.op.control_inputs
         if tensor.op not in dependent and not is_constant and tensor.dtype != tf.resource:
             needed[tensor.ref()] = tensor
     return list(needed.values())

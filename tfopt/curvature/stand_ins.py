@@ -1,4 +1,4 @@
-"""Attributes of classes and modules of other libraries, replaced while a thread measures."""
+"""Replace attributes of other libraries' classes and modules while a thread measures."""
 
 import contextlib
 import threading
@@ -9,14 +9,13 @@ _ABSENT = object()
 
 
 class StandIns:
-    """Replacements that are in place while at least one thread is within `installed`, and that are all taken out after.
+    """Replacements of attributes that are active while at least one thread is within `installed`.
 
-    A replacement must do what the original does in threads that do not measure: these meet it too, because a class or
-    a module is the same object in all threads.
+    Other threads also call a replacement, because classes and modules are shared. There it must act as the original.
 
     Args:
-        replaced: The owners of the attributes, the attributes' names, and functions that make the replacement of the
-            original, which may be inherited; of None where there is none.
+        replaced: Triples of an attribute's owner, its name, and a function that makes the replacement from the
+            original, which may be inherited, or from None if there is none.
     """
 
     def __init__(self, replaced: Sequence[tuple[Any, str, Callable[[Any], Any]]]) -> None:
@@ -27,11 +26,7 @@ class StandIns:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """Within this context the replacements are in place.
-
-        Yields:
-            Nothing.
-        """
+        """Within this context the replacements are active."""
         with self._lock:
             if self._num_users == 0:
                 self._kept = [_replace(*one) for one in self._replaced]
@@ -55,7 +50,7 @@ def _replace(owner: Any, name: str, make: Callable[[Any], Any]) -> tuple[Any, st
 
 def _put_back(owner: Any, name: str, original: Any, made: Any) -> None:
     if vars(owner).get(name) is not made:
-        return  # somebody has wrapped the replacement since
+        return  # other code has wrapped the replacement in the meantime
     if original is _ABSENT:
         delattr(owner, name)
     else:

@@ -1,4 +1,4 @@
-"""The trace of a matrix that is never formed."""
+"""The trace of a matrix that is known only by its products."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +15,9 @@ class Estimate:
 
     Attributes:
         value: The mean.
-        standard_error: Its standard error; NaN for a single draw.
-        num_draws: How many draws.
-        batch_norm: How batch normalisation was computed, "batch" or "moving"; None for a matrix that is no model's.
+        standard_error: Standard error of the mean; NaN for a single draw.
+        num_draws: Number of draws.
+        batch_norm: How batch normalisation was computed, "batch" or "moving"; None for a matrix without a model.
     """
 
     value: float
@@ -31,10 +31,10 @@ class Estimate:
 
         Args:
             draws: Independent draws, of shape (k,) with k >= 1.
-            batch_norm: How batch normalisation was computed.
+            batch_norm: How batch normalisation was computed, "batch" or "moving"; None (default) without a model.
 
         Returns:
-            Their mean, and its standard error: the sample's standard deviation over the square root of k.
+            The mean, and its standard error: the sample's standard deviation over the square root of k.
         """
         draws = np.asarray(draws, np.float64)
         error = draws.std(ddof=1) / np.sqrt(len(draws)) if len(draws) > 1 else np.nan
@@ -44,19 +44,19 @@ class Estimate:
 def trace(operator: Any, num_matvecs: int = 30, seed: int = 0) -> Estimate:
     """Estimate the trace of a symmetric matrix: the mean of z'Az over random signs z (Hutchinson, 1990).
 
-    The mean is exact for a diagonal matrix. In general the variance of one draw is twice the sum of the squares beside
-    the diagonal.
+    A single draw is exact for a diagonal matrix. In general the variance of one draw is twice the sum of the squares of
+    the off-diagonal entries.
 
     Args:
         operator: A symmetric matrix, as `extremal_eigenvalues` takes it.
-        num_matvecs: Number of draws, one product each, >= 1. Default 30.
+        num_matvecs: Number of draws, with one product each, >= 1. Default 30.
         seed: Seed of the signs, an integer >= 0. Default 0.
 
     Returns:
         The estimate with its standard error.
 
     Raises:
-        TypeError: `operator` is no matrix.
+        TypeError: `operator` is not a matrix.
         ValueError: An argument is out of its range.
 
     Example:

@@ -1,4 +1,4 @@
-"""Cumulative products for which TensorFlow's gradient is wrong."""
+"""Find cumulative products with factors of zero, for which TensorFlow's gradient is wrong."""
 
 from typing import Any
 
@@ -8,14 +8,8 @@ KEY = "tfopt_zero_factors"
 
 
 def note_factors(loss: Any) -> None:
-    """Note in the graph of a loss whether factors of its cumulative products are zero.
-
-    TensorFlow divides products by the factor, and takes the derivative by a factor of zero for zero. Products that have
-    no weight in the loss do not count.
-
-    Args:
-        loss: A tensor of the graph that is being traced.
-    """
+    """Add to the graph of a loss a count of the zero factors of each cumulative product with a weight in it."""
+    # TensorFlow computes the gradient by division, and returns 0 as the derivative by a factor of zero.
     operations = [op for op in loss.graph.get_operations() if op.type == "Cumprod" and op.inputs[0].dtype.is_floating]
     weights = tf.gradients(loss, [op.outputs[0] for op in operations]) if operations else []
     for operation, weight in zip(operations, weights, strict=True):
@@ -27,30 +21,17 @@ def note_factors(loss: Any) -> None:
 
 
 def noted_factors(graph: tf.Graph) -> list[Any]:
-    """Return what has been noted in a graph.
-
-    Args:
-        graph: The graph.
-
-    Returns:
-        A tensor for each cumulative product: how many of its factors are zero.
-    """
+    """Return from a graph the number of zero factors of each cumulative product, a list of scalar tensors."""
     return list(graph.get_collection(KEY))
 
 
 def check_factors(counts: list[Any]) -> None:
-    """Check that no factor of a cumulative product is zero.
-
-    Args:
-        counts: The values of `noted_factors`.
-
-    Raises:
-        ValueError: One is.
-    """
+    """Raise ValueError unless all `counts` of `noted_factors` are zero."""
     count = sum(int(found) for found in counts)
     if count:
         raise ValueError(
             "`model` and `loss` must not take the cumulative product (cumprod) of factors that are exactly zero: "
-            f"TensorFlow takes the derivative by them for zero. Received: {count:,} of them in a batch. Add a small "
+            "TensorFlow returns 0 as the derivative by such a factor. "
+            f"Received: {count:,} of them in a batch. Add a small "
             "number to the factors, or multiply slices in place of cumprod"
         )
