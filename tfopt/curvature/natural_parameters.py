@@ -34,7 +34,7 @@ class Split:
     Attributes:
         before_ending: For each output of floats, whether the loss is split from it before its ending.
         is_flat: For each output of floats, whether the loss has no curvature there: it is linear, perhaps in pieces.
-        hidden: The branches and loops in which exponentials or logarithms are that might cancel, names of scopes.
+        hidden: Names of branches, loops and logarithms in which something might cancel.
     """
 
     def __init__(self, outputs: Outputs, loss: Any, start: int, targets: Sequence[Any] = ()) -> None:
