@@ -318,6 +318,9 @@ PAIRED = {
 }
 
 
+HALF = np.array([1.0, 0.0, 1.0, 0.0])
+
+
 def mask_of(y):
     return ops.cast(ops.sum(y, -1, keepdims=True) > 1, y.dtype)
 
@@ -343,6 +346,7 @@ PAIRED |= {
     "powers": ("bits", ops.sigmoid, lambda y, p: -ops.log(ops.prod(p**y * (1 - p) ** (1 - y), -1))),
     "dot product": ("bits", ops.sigmoid, lambda y, p: -ops.log(tf.einsum("ab,ab->a", p[:, :2], p[:, 2:]))),
     "masked": ("bits", ops.sigmoid, masked),
+    "masked by numbers": ("bits", ops.sigmoid, lambda y, p: -ops.sum(y * ops.log(p * HALF + (1 - HALF)), -1)),
     "masked by its complement": ("bits", ops.sigmoid, masked_by_one),
 }
 
@@ -394,9 +398,9 @@ def test_the_logarithm_of_a_product_is_a_sum_of_logarithms():
 def test_a_sum_of_which_it_is_not_clear_warns():
     x, y, rng = make_data("bits")
     inputs, z = make_bottom()
-    mask, rest = rng.integers(0, 2, K).astype("float64"), rng.uniform(0.5, 1.0, K)
+    rest = rng.uniform(0.5, 1.0, K)
     found = GaussNewtonOperator(
-        keras.Model(inputs, ops.sigmoid(z)), lambda y, p: -ops.mean(ops.log(p * mask + rest), -1), x, y
+        keras.Model(inputs, ops.sigmoid(z)), lambda y, p: -ops.mean(ops.log(p * HALF + rest), -1), x, y
     )
     with pytest.warns(UserWarning, match="may be another matrix than that of logits: it is split at the outputs"):
         found.matvec(np.ones(found.shape[0]))

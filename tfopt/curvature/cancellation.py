@@ -166,6 +166,10 @@ def _where_one(tensor: Any, mask: Any) -> float | None:
         return None
     if last(tensor).ref() == last(mask).ref():
         return 1.0
+    value, where = tf.get_static_value(tensor), tf.get_static_value(mask)
+    if value is not None and where is not None and np.shape(value) == np.shape(where):
+        chosen = value[where == 1]
+        return float(chosen[0]) if chosen.size and not np.ptp(chosen) else None
     operation = last(tensor).op
     is_complement = operation.type == "Sub" and _number(operation.inputs[0]) == 1.0
     return 0.0 if is_complement and last(operation.inputs[1]).ref() == last(mask).ref() else None
