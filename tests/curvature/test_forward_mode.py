@@ -281,6 +281,18 @@ def test_random_crops_are_taken_from_the_middle(asked):
     assert "call" not in vars(layers.RandomCrop)
 
 
+@pytest.mark.parametrize("size", [(8, 3), (4, 8), (6, 4), (3, 6)])
+def test_crops_that_draw_nothing_are_taken_as_in_training(size):
+    """Keras cuts a fixed window where a side of the image is no larger than that of the crop."""
+    inputs, crop = keras.Input((6, 6, 1)), layers.RandomCrop(*size)
+    x, y = np.random.default_rng(0).normal(size=(5, 6, 6, 1)), np.ones((5, 1))
+    alone, head = keras.Input((*size, 1)), layers.Dense(1)
+    plain = keras.Model(alone, head(layers.Flatten()(alone)))
+    model = keras.Model(inputs, head(layers.Flatten()(crop(inputs))))
+    expected = HessianOperator(plain, "mse", np.asarray(crop(x, training=True)), y).to_dense()
+    np.testing.assert_allclose(HessianOperator(model, "mse", x, y).to_dense(), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_augmentation_is_off_where_a_model_asks_for_it():
     inputs = keras.Input((4, 4, 1))
     flips = [layers.RandomFlip(), layers.RandomRotation(0.5), layers.RandomBrightness(0.5)]

@@ -41,6 +41,67 @@ def test_a_wrong_second_derivative_is_found_by_differences(operator):
         GaussNewtonOperator(model, "mse", x, y).to_dense()
 
 
+MASKS = {
+    "added": lambda z, m, far: z + (1 - keras.ops.cast(m, "float32")) * far,
+    "chosen": lambda z, m, far: keras.ops.where(m, z, far),
+    "softmax": lambda z, m, far: keras.layers.Softmax()(z + (1 - keras.ops.cast(m, "float32")) * far),
+    "one class": lambda z, m, far: z + np.array([0, 0, far], "float32"),
+}
+
+
+def masked_data(share):
+    rng = np.random.default_rng(0)
+    x, y, mask = rng.normal(size=(6, 2)).astype("float32"), rng.integers(0, 2, 6), rng.random((6, 3)) > share
+    mask[np.arange(6), y] = True
+    return x, y, mask
+
+
+@pytest.mark.parametrize(
+    ("kind", "far", "share", "start"),
+    [
+        ("added", -1e9, 0.4, "glorot_uniform"),
+        ("added", float(np.finfo("float32").min), 0.4, "glorot_uniform"),
+        ("chosen", -1e9, 0.9, "zeros"),
+        ("softmax", -1e9, 0.4, "glorot_uniform"),
+        ("one class", -1e30, 0.4, "glorot_uniform"),
+    ],
+)
+def test_logits_may_be_masked_by_large_numbers(kind, far, share, start):
+    """Gauss-Newton of masked logits is J' (diag(p) - p p') J / N, with p over the legal classes."""
+    x, y, mask = masked_data(share)
+    inputs, legal = keras.Input((2,)), keras.Input((3,), dtype="bool")
+    logits = keras.layers.Dense(3, kernel_initializer=start)
+    z = logits(inputs)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=kind != "softmax")
+    model = keras.Model([inputs, legal], MASKS[kind](z, legal, far))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = GaussNewtonOperator(model, loss, [x, mask], y).to_dense()
+    mask = np.tile([True, True, False], (6, 1)) if kind == "one class" else mask
+    p = np.where(mask, np.exp(x.astype("float64") @ logits.kernel.numpy()), 0.0)
+    p /= p.sum(1, keepdims=True)
+    expected = np.zeros((9, 9))
+    for row, of_row in zip(x, p, strict=True):
+        jacobian = np.concatenate([np.kron(row[:, None], np.eye(3)), np.eye(3)]).T
+        expected += jacobian.T @ (np.diag(of_row) - np.outer(of_row, of_row)) @ jacobian / 6
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("far", [-1e9, -1e30])
+def test_a_wrong_second_derivative_of_a_masked_loss_is_found(far):
+    x, y, mask = masked_data(0.4)
+    inputs, legal = keras.Input((2,)), keras.Input((3,), dtype="bool")
+    model = keras.Model([inputs, legal], MASKS["added"](keras.layers.Dense(3)(inputs), legal, far))
+
+    def loss(y, z):
+        p = tf.nn.softmax(z)
+        wrong = tf.stop_gradient(p - tf.one_hot(tf.cast(y[:, 0], tf.int32), 3, dtype=p.dtype)) * z
+        return tf.reduce_sum(tf.where(z > -1e4, wrong + 0.01 * z**2, 0), -1)
+
+    with pytest.raises(RuntimeError, match="the loss by the outputs.* finite differences say"):
+        GaussNewtonOperator(model, loss, [x, mask], y[:, None]).to_dense()
+
+
 class Noise(keras.layers.Layer):
     def __init__(self, draw):
         super().__init__()

@@ -265,6 +265,11 @@ NOT_PAIRED = {
     "cauchy": ("bits", lambda y, p: ops.mean(ops.log(1 + (y - p) ** 2), -1)),
     "psnr": ("bits", psnr),
     "msle": ("bits", "msle"),
+    "of a square by hand": ("bits", lambda y, p: ops.mean(ops.log(1.01 + (p - 0.5) * (p - 0.5)), -1)),
+    "ratio of sums": (
+        "bits",
+        lambda y, p: -ops.log((ops.sum(y * p, -1) + 1) / (ops.sum(y + p, -1) - ops.sum(y * p, -1) + 1)),
+    ),
     "log of dice": ("bits", lambda y, p: -ops.log((2 * ops.sum(y * p, -1) + 1e-6) / (ops.sum(y + p, -1) + 1e-6))),
     "reverse KL": ("classes", lambda y, p: ops.sum(p * ops.log((p + 1e-7) / (y + 0.01)), -1)),
     "Jensen-Shannon": ("classes", lambda y, p: ops.sum(p * ops.log(p / (y + p)) - y * ops.log((y + p) / 2), -1)),
@@ -313,6 +318,94 @@ PAIRED = {
     "gathered": ("classes", ops.softmax, lambda y, p: -tf.math.log(tf.gather(p, tf.argmax(y, -1), batch_dims=1))),
     "negative binomial": ("counts", ops.exp, lambda y, p: ops.mean((y + 2) * ops.log(p + 2) - y * ops.log(p), -1)),
 }
+
+
+HALF = np.array([1.0, 0.0, 1.0, 0.0])
+
+
+def mask_of(y):
+    return ops.cast(ops.sum(y, -1, keepdims=True) > 1, y.dtype)
+
+
+def masked(y, p):
+    m = mask_of(y)
+    return -ops.mean(y * ops.log(p * m + 1 - m), -1)
+
+
+def masked_by_one(y, p):
+    m = mask_of(y)
+    return -ops.mean(y * ops.log(p * m + (1 - m)) + (1 - y) * ops.log(m * (1 - p) + 1 - m), -1)
+
+
+PAIRED |= {
+    "product": ("bits", ops.sigmoid, lambda y, p: -ops.log(p[:, 0] * p[:, 1] + 1e-9)),
+    "1 - product": (
+        "bits",
+        ops.sigmoid,
+        lambda y, p: losses.binary_crossentropy(y[:, :1], p[:, :1]) - (1 - y[:, 1]) * ops.log(1 - p[:, 0] * p[:, 1]),
+    ),
+    "product of many": ("bits", ops.sigmoid, lambda y, p: -ops.log(ops.prod(y * p + (1 - y) * (1 - p), -1))),
+    "powers": ("bits", ops.sigmoid, lambda y, p: -ops.log(ops.prod(p**y * (1 - p) ** (1 - y), -1))),
+    "dot product": ("bits", ops.sigmoid, lambda y, p: -ops.log(tf.einsum("ab,ab->a", p[:, :2], p[:, 2:]))),
+    "masked": ("bits", ops.sigmoid, masked),
+    "masked by numbers": ("bits", ops.sigmoid, lambda y, p: -ops.sum(y * ops.log(p * HALF + (1 - HALF)), -1)),
+    "masked by its complement": ("bits", ops.sigmoid, masked_by_one),
+}
+
+
+def mixture_of_logarithms(y, p):
+    return -ops.logsumexp(ops.log(p[:, :2]) - ((y[:, :1] - p[:, 2:]) / 0.3) ** 2, -1)
+
+
+def mixture(y, p):
+    return -ops.log(ops.sum(p[:, :2] * ops.exp(-(((y[:, :1] - p[:, 2:]) / 0.3) ** 2)), -1))
+
+
+def mixture_of_t(y, p):
+    return -ops.log(ops.sum(p[:, :2] / (1 + ((y[:, :1] - p[:, 2:]) / 0.3) ** 2), -1))
+
+
+@pytest.mark.filterwarnings("ignore:.*may have negative eigenvalues")
+def test_mixtures_are_split_at_the_logits():
+    x, y, _ = make_data("amounts")
+    inputs, z = make_bottom()
+    model = keras.Model(inputs, ops.concatenate([ops.softmax(z[:, :2]), z[:, 2:]], -1))
+    found, of_logarithms, of_t = (
+        GaussNewtonOperator(model, loss, x, y) for loss in (mixture, mixture_of_logarithms, mixture_of_t)
+    )
+    np.testing.assert_allclose(found.to_dense(), of_logarithms.to_dense(), atol=1e-9)
+    assert {one.split_at for one in (found, of_logarithms, of_t)} == {"logits"}
+
+
+def test_the_logarithm_of_a_product_is_a_sum_of_logarithms():
+    """A hierarchical softmax: that of the classes times that of their kinds."""
+    x, y, _ = make_data("classes")
+    inputs, z = make_bottom()
+    logits = [z[:, :2], z[:, 2:]]
+    model = keras.Model(inputs, ops.concatenate([ops.softmax(part) for part in logits], -1))
+    plain = keras.Model(inputs, z)
+
+    def of_product(y, p):
+        return -ops.log(ops.sum(y[:, :2] * p[:, :2], -1) * p[:, 3])
+
+    def of_logits(y, z):
+        return -ops.log(ops.sum(y[:, :2] * ops.softmax(z[:, :2]), -1)) - ops.log_softmax(z[:, 2:])[:, 1]
+
+    y = np.eye(2)[np.argmax(y, -1) % 2]
+    found = GaussNewtonOperator(model, of_product, x, y)
+    np.testing.assert_allclose(found.to_dense(), GaussNewtonOperator(plain, of_logits, x, y).to_dense(), atol=1e-9)
+    assert found.split_at == "logits"
+
+
+def test_a_sum_of_which_it_is_not_clear_warns():
+    x, y, rng = make_data("bits")
+    inputs, z = make_bottom()
+    rest = rng.uniform(0.5, 1.0, K)
+    found = GaussNewtonOperator(
+        keras.Model(inputs, ops.sigmoid(z)), lambda y, p: -ops.mean(ops.log(p * HALF + rest), -1), x, y
+    )
+    with pytest.warns(UserWarning, match="may differ from the matrix of logits: it is split at the outputs"):
+        found.matvec(np.ones(found.shape[0]))
 
 
 @pytest.mark.parametrize("name", PAIRED)

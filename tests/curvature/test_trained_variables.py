@@ -83,6 +83,11 @@ def test_operators_leave_them_out():
     assert (fit.num_parameters, fit.is_displaced) == (37, True)
 
 
+def test_coarse_rounding_is_named_where_a_gradient_is_no_mean_over_rows():
+    with pytest.raises(ValueError, match="must be a mean over rows.*the rounding of the float8 layers .*a, .*b, "):
+        gradient_noise(make_float8(), lambda y, p: keras.ops.sum((y - p) ** 2), X, Y, group_size=4)
+
+
 def make_quantized(mode):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     model.layers[0].quantize(mode)

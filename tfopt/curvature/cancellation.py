@@ -1,6 +1,7 @@
 """Find exponentials and logarithms of a loss that cancel the last operation of a model."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,30 +23,59 @@ CHOICES = (*JOINS, "SelectV2", "Maximum", "Minimum", "ClipByValue")
 STACKS = ("TensorListStack", "TensorListGetItem", "TensorListFromTensor")  # loops pass their tensors on in stacks
 NEAR = 0.02  # the largest offset that still counts as protection against a logarithm of zero
 
-Affine = tuple[float, float]  # (a, b) of a p + b, where p is an output
+PRODUCTS = ("Mul", "MatMul", "BatchMatMulV2", "Einsum")
+
+# What a tensor can be that is neither a constant nor a `_Form`.
+CURVE = "curve"  # some function of the output
+SHIFTED = "shifted"  # that, or p, plus something unknown, such as targets
+UNCLEAR = "unclear"  # p times a mask plus something unknown, which may be 1 where the mask is 0
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What is made of outputs by sums with numbers and products: a p + b, 1 - p q."""
+
+    values: tuple[float, ...]  # where each output is at one of its bounds
+    mask: Any = None  # the last constant tensor by which it was multiplied
+
+    def plus(self, number: float) -> "_Form":
+        return _Form(tuple(value + number for value in self.values), self.mask)
+
+    def times(self, *numbers: float, mask: Any = None) -> "_Form":
+        made = {value * number for value in self.values for number in numbers}
+        return _Form(tuple(sorted(made)), self.mask if mask is None else mask)
+
+    def vanishes(self, shift: float) -> bool:
+        spread = max(self.values) - min(self.values)
+        return any(abs(value + shift) <= NEAR * spread for value in self.values)
 
 
 def cancelled(operations: Sequence[Any], output: Any, is_logarithm: bool) -> tuple[list[Any], list[str]]:
     """Return the logarithms or exponentials of a loss that cancel an output's ending, and scopes that may hide more."""
     # For an output p it is a logarithm of a p + b that vanishes at a bound of p: of p and 1 - p for a probability, of p
-    # for a rate, of 1 + p for a tanh. For the logarithm of an output it is any exponential of it, shifted or scaled.
-    # `operations` are those of the loss, in the order of creation. The scopes are those of branches and loops.
+    # for a rate, of 1 + p for a tanh; and of products with such factors. For the logarithm of an output it is any
+    # exponential of it, shifted or scaled. `operations` are those of the loss, in the order of creation. The scopes are
+    # those of branches and loops, and of logarithms that may cancel or not.
     wanted = EXPONENTIALS if is_logarithm else LOGARITHMS
     bounds = (-1.0, 1.0) if last(output).op.type == "Tanh" else (0.0, 1.0)
-    known: dict[Any, Affine | None] = {output.ref(): (1.0, 0.0)}
+    known: dict[Any, Any] = {output.ref(): _Form(bounds)}
     found: list[Any] = []
     unseen: list[str] = []
     for operation in operations:
         parts = [known.get(part.ref(), "constant") for part in operation.inputs]
         if all(part == "constant" for part in parts) or operation.type in SHAPES:
             continue
-        made = None
+        made: Any = CURVE
         if operation.type in wanted:
             at = parts[operation.type in SECOND_ARGUMENTS]
-            if isinstance(at, tuple) and (is_logarithm or _vanishes(operation, at, bounds)):
+            shift = 1.0 if operation.type in SHIFTED_BY_ONE else 0.0
+            if isinstance(at, _Form) and (is_logarithm or at.vanishes(shift)):
                 found.append(operation.outputs[0])
+            unseen += [operation.name] if at == UNCLEAR else []
         elif hidden := hidden_in(operation, wanted):
             unseen.append(hidden)
+        elif operation.type == "Pow":
+            made = _power(operation, parts, is_logarithm)
         elif operation.type not in (*CURVED, *LOGARITHMS, *EXPONENTIALS):
             made = _followed(operation, parts, is_logarithm)
         for result in operation.outputs:
@@ -54,44 +84,85 @@ def cancelled(operations: Sequence[Any], output: Any, is_logarithm: bool) -> tup
     return found, unseen
 
 
-def _vanishes(operation: Any, at: Affine, bounds: tuple[float, float]) -> bool:
-    slope, offset = at
-    offset += 1.0 if operation.type in SHIFTED_BY_ONE else 0.0
-    return any(abs(slope * bound + offset) <= NEAR * abs(slope) for bound in bounds)
+def _power(operation: Any, parts: list[Any], is_logarithm: bool) -> Any:
+    """Return p where it is raised to targets or masks, as in a likelihood; a number makes it a curve."""
+    is_product = parts[1] == "constant" and _number(operation.inputs[1]) is None and not is_logarithm
+    return parts[0] if is_product and isinstance(parts[0], _Form) else CURVE
 
 
-def _followed(operation: Any, parts: list[Any], is_logarithm: bool) -> Affine | None:
-    """Return (a, b) of the operation's result, a p + b; None if the result does not have this form."""
-    affine = [part for part in parts if isinstance(part, tuple)]
-    if operation.type in CHOICES:  # one affine part is enough
-        return affine[0] if affine else None
-    if len(affine) + parts.count("constant") < len(parts):
-        return None
-    if len(affine) == 1 and len(parts) == 2:
-        return _with_another(operation, parts, affine[0], is_logarithm)
-    if operation.type in ("Mul", "MatMul", "BatchMatMulV2", "Einsum") and len(affine) > 1:
-        return None
-    slope, offset = affine[0]
-    return (-slope, -offset) if operation.type == "Neg" else (slope, offset)
+def _followed(operation: Any, parts: list[Any], is_logarithm: bool) -> Any:
+    """Return what an operation makes of its inputs: a form, or one of the words for others."""
+    forms = [part for part in parts if isinstance(part, _Form)]
+    if operation.type in CHOICES:  # one of its pieces is enough
+        return forms[0] if forms else _worst(parts)
+    if not forms:
+        return _sum_with_constant(operation, parts)
+    if operation.type in PRODUCTS and parts.count("constant") < len(parts) - 1:
+        return CURVE if is_logarithm else _product(operation, parts, forms)
+    others = [part for part in parts if part != "constant" and not isinstance(part, _Form)]
+    if others:
+        # A divisor moves no zero, unless it is of the kind of the dividend, as in a ratio of sums.
+        is_divided = operation.type == "RealDiv" and others == [CURVE] and parts[1] == CURVE
+        return forms[0] if is_divided and not is_logarithm else _worst(others)
+    if len(forms) == 1 and len(parts) == 2:
+        return _with_constant(operation, parts, forms[0], is_logarithm)
+    return forms[0].times(-1.0) if operation.type == "Neg" else forms[0]
 
 
-def _with_another(operation: Any, parts: list[Any], at: Affine, is_logarithm: bool) -> Affine | None:
-    """Return (a, b) of the result for inputs a p + b and a tensor without p; None if it is not affine."""
-    slope, offset = at
-    index = parts.index("constant")
-    number = _number(operation.inputs[index])
+def _worst(parts: list[Any]) -> str:
+    return next((kind for kind in (UNCLEAR, SHIFTED) if kind in parts), CURVE)
+
+
+def _sum_with_constant(operation: Any, parts: list[Any]) -> str:
+    """Return what an operation makes of parts none of which is a form."""
+    is_sum = operation.type in ("AddV2", "Add", "Sub") and "constant" in parts
+    is_shifted = is_sum and _number(operation.inputs[parts.index("constant")]) is None
+    return SHIFTED if is_shifted and UNCLEAR not in parts else _worst(parts)
+
+
+def _product(operation: Any, parts: list[Any], forms: list[_Form]) -> Any:
+    """Return what an operation makes of factors of which several depend on the output: none moves another's zero."""
+    if operation.inputs[0].ref() == operation.inputs[-1].ref():
+        return CURVE  # a square
+    made = forms[0]
+    for other in forms[1:]:
+        made = made.times(*other.values, mask=other.mask)
+    return made
+
+
+def _with_constant(operation: Any, parts: list[Any], form: _Form, is_logarithm: bool) -> Any:
+    """Return what an operation makes of a form and a tensor that does not depend on the output."""
+    place = parts.index("constant")
+    constant = operation.inputs[place]
+    number = _number(constant)
     if operation.type in ("AddV2", "Add", "Sub"):
-        if operation.type == "Sub" and index == 0:
-            slope, offset = -slope, -offset
+        if operation.type == "Sub" and place == 0:
+            form = form.times(-1.0)
         if is_logarithm:
-            return slope, offset
-        if number is None:  # for example, targets
-            return None
-        return slope, offset - number if operation.type == "Sub" and index == 1 else offset + number
-    if operation.type in ("Mul", "RealDiv") and number and not (operation.type == "RealDiv" and index == 0):
-        scale = number if operation.type == "Mul" else 1.0 / number
-        return slope * scale, offset * scale
-    return slope, offset  # weights and masks do not move a zero
+            return form
+        if number is None:
+            number = _where_one(constant, form.mask)
+        if number is None:  # targets, say
+            return SHIFTED if form.mask is None else UNCLEAR
+        return form.plus(-number if operation.type == "Sub" and place == 1 else number)
+    if operation.type in ("Mul", "RealDiv") and number and not (operation.type == "RealDiv" and place == 0):
+        return form.times(number if operation.type == "Mul" else 1.0 / number)
+    return form.times(1.0, mask=constant) if operation.type == "Mul" else form  # weights and masks move no zero
+
+
+def _where_one(tensor: Any, mask: Any) -> float | None:
+    """Return what a mask m, or 1 - m, is where the mask is one; None for another tensor."""
+    if mask is None:
+        return None
+    if last(tensor).ref() == last(mask).ref():
+        return 1.0
+    value, where = tf.get_static_value(tensor), tf.get_static_value(mask)
+    if value is not None and where is not None and np.shape(value) == np.shape(where):
+        chosen = value[where == 1]
+        return float(chosen[0]) if chosen.size and not np.ptp(chosen) else None
+    operation = last(tensor).op
+    is_complement = operation.type == "Sub" and _number(operation.inputs[0]) == 1.0
+    return 0.0 if is_complement and last(operation.inputs[1]).ref() == last(mask).ref() else None
 
 
 def _number(tensor: Any) -> float | None:

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 NUM_DIRECTIONS = 3
 WIDE = 1e-3  # a step that changes results computed in float32
+FAR = 1e3  # entries from here on may be offsets that stand for -inf, and say nothing about other entries
 
 
 @dataclass(frozen=True)
@@ -146,14 +147,14 @@ def _norm(array: np.ndarray) -> float:
 
 
 def random_like(point: list[Any], rng: np.random.Generator) -> list[Any]:
-    """Return a random direction: in each tensor of its root mean square, or of the others' mean if it is zero."""
-    sizes = [
-        float(np.sqrt(np.mean(np.square(np.asarray(part, np.float64))))) if np.size(part) else 0.0 for part in point
-    ]
+    """Return a random direction: in each tensor of the size of its entries, or of the others' if it is zero."""
+    # Entries that are far out, such as the -1e9 of masked logits, have their own size.
+    entries = [np.minimum(np.abs(np.asarray(part, np.float64)), 1e30) for part in point]
+    sizes = [float(np.sqrt(np.mean(np.square(near)))) if (near := part[part < FAR]).size else 0.0 for part in entries]
     usual = float(np.mean([size for size in sizes if size > 0.0] or [0.01]))
     return [
-        tf.constant((size or usual) * rng.standard_normal(part.shape), part.dtype)
-        for part, size in zip(point, sizes, strict=True)
+        tf.constant(np.where(large < FAR, size or usual, large) * rng.standard_normal(part.shape), part.dtype)
+        for part, large, size in zip(point, entries, sizes, strict=True)
     ]
 
 

@@ -121,7 +121,9 @@ def _in_the_middle(original: Any) -> Any:
             return original(self, data, training, seed)
         shape = (data["images"] if isinstance(data, dict) else data).shape
         free = shape[self.height_axis] - self.height, shape[self.width_axis] - self.width
-        return tuple(max(number, 0) // 2 for number in free)
+        if min(free) <= 0:  # nothing is drawn
+            return original(self, data, training, seed)
+        return tuple(number // 2 for number in free)
 
     return draw
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfopt.curvature.differences import NUM_DIRECTIONS, Derivatives, flat, inner, random_like
+from tfopt.curvature.differences import FAR, NUM_DIRECTIONS, Derivatives, flat, inner, random_like
 from tfopt.curvature.operator import CurvatureOperator
 from tfopt.curvature.probe_loss import dense_gradients
 from tfopt.curvature.self_check import TURN_OFF
@@ -101,9 +101,10 @@ class GaussNewtonOperator(CurvatureOperator):
             )
         if hidden := [] if self.objective.split is None else self.objective.split.hidden:
             warnings.warn(
-                f"{self!r} may differ from the matrix of logits: exponentials and logarithms that cancel are not "
-                f"recognised in a branch or a loop. Received: {', '.join(dict.fromkeys(hidden))}. For the Fisher "
-                "matrix, let the model return logits, and use a loss of logits (from_logits=True)",
+                f"{self!r} may differ from the matrix of logits: it is split at the {self.split_at}. Exponentials and "
+                "logarithms that cancel are not recognised in a branch, a loop, or a sum with a tensor. Received: "
+                f"{', '.join(dict.fromkeys(hidden))}. For the Fisher matrix, let the model return logits, and use a "
+                "loss of logits (from_logits=True)",
                 stacklevel=6,
             )
         found = _Halves(small, small.values()).row_curvatures(np.random.default_rng(2))
@@ -225,7 +226,11 @@ class _Halves:
             operator._checks = traced, traced.first_outputs(self._fixed_ends[-1]), self._none
         self._traced, self._fixed, _ = operator._checks
         self.point = self._compute(values, self._none)[0]
-        self._pulled = random_like(self.point, np.random.default_rng(1))
+        # What is far out, as masked logits are, is not to drown the other outputs.
+        self._weights = [FAR / tf.maximum(abs(part), FAR) for part in self.point]
+        self._pulled = [
+            a * b for a, b in zip(random_like(self._weights, np.random.default_rng(1)), self._weights, strict=True)
+        ]
 
     def _compute(self, values: list[Any], moves: list[Any]) -> list[list[Any]]:
         vectors = [*values, *self._none, *self._none]
@@ -237,11 +242,11 @@ class _Halves:
 
     def outputs(self, values: list[Any]) -> list[np.ndarray]:
         found = flat(self._compute(values, self._none)[0])
-        return [found, np.array([found @ flat(self._pulled)])]
+        return [found * flat(self._weights), np.array([found @ flat(self._pulled)])]
 
     def weights_along(self, values: list[Any], direction: list[Any]) -> list[tuple[np.ndarray, float]]:
         found = self._multiply(values, self._none, direction, self._pulled, self._none)
-        return [(flat(found[5]), 0.0), inner(found[4], direction)]
+        return [(flat(found[5]) * flat(self._weights), 0.0), inner(found[4], direction)]
 
     def losses(self, outputs: list[Any]) -> list[np.ndarray]:
         _, loss, gradient, _ = self._compute(self._values, self._moves(outputs))

@@ -34,7 +34,7 @@ class Split:
     Attributes:
         before_ending: For each floating-point output, whether the loss is split from it before its ending.
         is_flat: For each floating-point output, whether the loss is (piecewise) linear there.
-        hidden: Names of branches and loops with exponentials or logarithms that might cancel.
+        hidden: Names of branches, loops and logarithms in which something might cancel.
     """
 
     def __init__(self, outputs: Outputs, loss: Any, start: int, targets: Sequence[Any] = ()) -> None:

@@ -29,8 +29,10 @@ class RowMeanCheck:
     def __init__(self, loss: ProbeLoss, batches: Sequence[Batch], ranges: Sequence[RowRange]) -> None:
         self._loss, self._batches, self._ranges = loss, batches, ranges
         self._values = loss.values()
-        is_float8 = any(layer.quantization_mode == "float8" for layer in loss.objective.model._flatten_layers())
-        self._tolerance = FLOAT8_TOLERANCE if is_float8 else TOLERANCE
+        self._float8 = [
+            layer.path for layer in loss.objective.model._flatten_layers() if layer.quantization_mode == "float8"
+        ]
+        self._tolerance = FLOAT8_TOLERANCE if self._float8 else TOLERANCE
 
     def __call__(self, evaluations: Sequence[Evaluation] | None) -> None:
         """Check all groups of all ranks.
@@ -49,12 +51,17 @@ class RowMeanCheck:
             verdict = EQUAL  # the caller measures another loss, which may be finite
         found = set(self._loss.communicator.allgather_object(verdict, "the loss of groups"))
         if OTHER in found:
+            rounding = (
+                f"; the rounding of the float8 layers {', '.join(self._float8)}, which is coarse: measure the model as "
+                "it was before `quantize` to rule it out"
+            )
             raise ValueError(
                 "`loss` must be a mean over rows, so that gradients of single rows are defined. Received: a loss whose "
                 "gradient on a batch is not the mean of the gradients of its rows. Possible causes: a reduction other "
                 "than 'sum_over_batch_size'; masks or `ignore_class`, which give some rows fewer entries than others; "
                 "a model or loss that mixes the rows of a batch (batch statistics in a layer that is not Keras's "
                 "BatchNormalization, contrastive losses, attention over the batch)"
+                f"{rounding if self._float8 else ''}"
             )
         if INFINITE in found:
             raise ValueError("`model` must have a finite loss and gradient on the data. Received: NaN or infinity")
