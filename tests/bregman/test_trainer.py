@@ -500,8 +500,9 @@ def test_rows_in_a_periodic_order_are_mixed():
 def test_overflows_in_half_precision_are_said():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(100, 4))
-    model = models.mlp(4, (8,), 1, seed=0)
-    model.layers[1].kernel.assign(1e6 * model.layers[1].kernel)  # float16 ends at 65504
+    model = models.mlp(4, (8, 8), 1, seed=0)
+    second = model.get_layer("hidden_2")
+    second.kernel.assign(1e6 * second.kernel)  # float16 ends at 65504
     trainer = BregmanTrainer(model, "mse", state_dtype="float16")
     with pytest.warns(UserWarning, match="diverged in epoch 10: 10 sweeps in a row overflowed"):
         history = trainer.fit(x, x[:, 0], epochs=30, verbose=0)

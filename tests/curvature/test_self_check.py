@@ -199,7 +199,7 @@ def test_what_is_not_finite_says_on_which_rows(operator):
     text = refused(operator, make_applied(function), "mse", x, y)
     assert "not finite at the model's weights, on all rows together" in text
     text = refused(operator, make_applied(function), "mse", np.zeros_like(x), y)
-    assert "not finite at the model's weights, on 24 rows of the first batch, of 24," in text
+    assert "not finite at the model's weights, on 24 rows of the first batch, of 24." in text
 
 
 # --- the whole family of wrong derivatives

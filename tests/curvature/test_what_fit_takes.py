@@ -207,7 +207,7 @@ def test_layers_that_are_used_need_weights():
     assert model.built
     for _ in range(2):  # the first refusal leaves the model as it is
         with pytest.raises(
-            ValueError, match="`model` must have its variables: .*Received: the layer 'late', which is us"
+            ValueError, match="`model` must have its variables: .*Received: the layer 'late', which the model calls"
         ):
             HessianOperator(model, LOSS, NUMBERS, LABELS)
         assert len(model.variables) == 1

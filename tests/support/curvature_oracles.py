@@ -22,7 +22,7 @@ def gradient(model, loss, x, y, variables, training):
     return tf.concat([tf.reshape(_dense(g, v), [-1]) for g, v in zip(gradients, variables, strict=True)], 0)
 
 
-def derivative(function, variables, step=4e-3, levels=3):
+def derivative(function, variables, step=4e-3, levels=4):
     """The derivative of a function of the variables, by columns: Richardson's extrapolation of central differences."""
     original = [np.asarray(v) for v in variables]
     sizes = np.cumsum([0] + [value.size for value in original])
