@@ -30,6 +30,7 @@ from tfopt.callbacks._running_fit import (
     epoch_batches_of,
     find_running_fit,
     has_call,
+    reset_given_metrics,
 )
 from tfopt.callbacks._still_running import StillRunning
 from tfopt.callbacks._traced_step import trace_step
@@ -330,6 +331,7 @@ class ResumableCheckpoint(Callback):
     def _restore(self, state: dict[str, Any]) -> None:
         for (_, variable), (_, value) in zip(self._variables, state["variables"], strict=True):
             variable.assign(value)
+        reset_given_metrics(self.model)  # The next epoch begins with empty metrics.
         if missing := self._plain.set_state(state["attributes"]):
             warnings.warn(
                 f"The checkpoint in {self.folder} holds what training had changed in {', '.join(missing)}, which do "
