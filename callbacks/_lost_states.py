@@ -4,7 +4,8 @@ import warnings
 from typing import Any
 
 from tfopt.callbacks._data_position import DataPosition
-from tfopt.callbacks._plain_state import PlainState
+from tfopt.callbacks._optimizer_arguments import describe
+from tfopt.callbacks._plain_state import PlainState, is_installed
 from tfopt.callbacks._resumability import functions_in, unknown_among
 from tfopt.callbacks._unknown_callbacks import UnknownCallbacks
 
@@ -12,14 +13,15 @@ from tfopt.callbacks._unknown_callbacks import UnknownCallbacks
 class LostStates:
     """Warns when a checkpoint lacks changed states of callbacks (except `stateless` classes), code or data sets."""
 
-    def __init__(self, callbacks: list[Any], stateless: tuple[type, ...], saved: list[Any]) -> None:
-        self._callbacks = callbacks
-        self._unknown = UnknownCallbacks(unknown_among(callbacks, stateless), saved)
-        self._functions = functions_in(callbacks)
-        self._is_first, self._is_order_lost = True, False
+    def __init__(self, callbacks: list[Any], stateless: tuple[type, ...], saved: list[Any], plain: PlainState) -> None:
+        self._callbacks, self._plain = callbacks, plain
+        self._unknown = UnknownCallbacks(unknown_among(callbacks, stateless), saved, plain)
+        self._installed = _installed_functions(callbacks)
+        self._named: set[str] = set()
+        self._is_order_lost = False
 
-    def warn(self, plain: PlainState, position: DataPosition) -> None:
-        """Warn about unsaved changes since training began; `plain` and `position` are saved."""
+    def warn(self, position: DataPosition) -> None:
+        """Warn about unsaved changes since training began, once about each; `plain` and `position` are saved."""
         for name, changed in self._unknown.changed().items():
             warnings.warn(
                 f"ResumableCheckpoint does not know the callback {name}: training has changed {', '.join(changed)} "
@@ -34,22 +36,31 @@ class LostStates:
                 "restart, training may use other rows. Read the whole data set in each epoch, or shuffle after `cache`",
                 stacklevel=4,
             )
-        if self._is_first:
-            self._is_first = False
-            self._warn_of_code(plain)
+        self._warn_of_code()
 
-    def _warn_of_code(self, plain: PlainState) -> None:
-        if lost := plain.lost():
+    def _warn_of_code(self) -> None:
+        if lost := self._first_time(self._plain.lost()):
             warnings.warn(
                 f"The code of this training uses {', '.join(lost)}, which training changes, and which cannot be saved: "
                 "after a restart it begins anew. Use numbers, arrays, collections of them, or random number generators "
                 "of NumPy or Python instead",
                 stacklevel=5,
             )
-        now = functions_in(self._callbacks)
-        if changed := [name for name, text in now.items() if text != self._functions.get(name)]:
+        now = _installed_functions(self._callbacks)
+        if changed := self._first_time([name for name, text in now.items() if text != self._installed.get(name)]):
             warnings.warn(
                 f"The content of {', '.join(changed)} has changed in training and is not saved: after a restart it "
                 "begins anew. Compute it from the epoch, or write a callback with get_state() and set_state(state)",
                 stacklevel=5,
             )
+
+    def _first_time(self, names: list[str]) -> list[str]:
+        new = [name for name in names if name not in self._named]
+        self._named.update(new)
+        return new
+
+
+def _installed_functions(callbacks: list[Any]) -> dict[str, str]:
+    """Return the contents of functions of installed packages in Keras's callbacks; `PlainState` has all others."""
+    functions = functions_in(callbacks).items()
+    return {name: describe(value) for name, value in functions if is_installed(getattr(value, "__module__", None))}

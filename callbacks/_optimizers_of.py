@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 _LIBRARIES = frozenset({*sys.stdlib_module_names, "absl", "google", "h5py", "keras", "numpy", "tensorflow", "tfopt"})
+_OF_KERAS = (keras.layers.Layer, keras.optimizers.Optimizer)
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
@@ -57,6 +58,7 @@ def parts_of(name: str, thing: Any) -> Iterator[tuple[str, Any]]:
             yield f"{name}[{number}]", value
     elif isinstance(thing, types.MethodType | staticmethod | classmethod):
         yield name, thing.__func__
+        yield name, getattr(thing, "__self__", None)
     elif isinstance(thing, property):
         yield name, thing.fget
     elif isinstance(thing, types.FunctionType):
@@ -91,6 +93,8 @@ def _used_from_outside(name: str, function: types.FunctionType) -> Iterator[tupl
         yield f"{variable} in {name}", cell.cell_contents
     for variable in globals_of(function):
         yield f"{variable} in {name}", function.__globals__[variable]
+    yield name, function.__defaults__
+    yield name, function.__kwdefaults__
     yield name, getattr(function, "__wrapped__", None)
 
 
@@ -115,17 +119,23 @@ def globals_of(function: types.FunctionType) -> Iterator[str]:
                 yield instruction.argval
 
 
-def things_of(model: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (location, object) once for a model and all that its code uses, except plain values and variables."""
+def things_of(model: Any, others: tuple[tuple[str, Any], ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Yield (location, object) once for a model and all that its code uses, except plain values and variables.
+
+    What the objects `others` use, besides, comes behind it; of that, Keras's own layers and the like are left out.
+    """
+    left_out = (*_PLAIN, keras.Variable, keras.callbacks.Callback)
     seen = {id(model)}
-    waiting: deque[tuple[str, Any]] = deque([("model", model)])
-    while waiting:
-        name, thing = waiting.popleft()
-        yield name, thing
-        for child_name, child in parts_of(name, thing):
-            if not isinstance(child, (*_PLAIN, keras.Variable, keras.callbacks.Callback)) and id(child) not in seen:
-                seen.add(id(child))
-                waiting.append((child_name, child))
+    for start in (("model", model), *others):
+        waiting: deque[tuple[str, Any]] = deque([start])
+        while waiting:
+            name, thing = waiting.popleft()
+            yield name, thing
+            for child_name, child in parts_of(name, thing):
+                is_other = isinstance(child, _OF_KERAS) and not is_users(child) and start[1] is not model
+                if not isinstance(child, left_out) and not is_other and id(child) not in seen:
+                    seen.add(id(child))
+                    waiting.append((child_name, child))
 
 
 def is_users(thing: Any) -> bool:

@@ -7,8 +7,9 @@ import sys
 import types
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -37,25 +38,27 @@ class PlainState:
     """Saves what training changes in attributes of a model's objects, and in variables that its code uses.
 
     The objects are layers, optimizers, losses and the like, and objects of the user's classes. The variables are
-    globals and closure variables of the user's functions that the model reaches.
+    globals, closure variables and default values of the user's functions that the model reaches, and of `functions`
+    by name, which are those in Keras's callbacks.
     """
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self._before = {name: digest(slot.value) for name, slot in _slots(model).items()}
+    def __init__(self, model: Any, functions: Mapping[str, Any] = MappingProxyType({})) -> None:
+        self._model, self._functions = model, tuple(functions.items())
+        self._before = {name: digest(slot.value) for name, slot in self._slots().items()}
         self._restored: set[str] = set()  # These are saved even if they do not change again.
 
     def get_state(self) -> list[list[Any]]:
         """Return a list [name, value, kind] for each value that has changed."""
         return [
             [name, *_packed(slot.value)]
-            for name, slot in _slots(self._model).items()
+            for name, slot in self._slots().items()
             if _can_be_saved(slot.value) and (name in self._restored or self._before.get(name) != digest(slot.value))
         ]
 
     def set_state(self, state: list[list[Any]]) -> list[str]:
         """Restore the values from `get_state`, and return the names that do not exist any more."""
-        slots, owners = _slots(self._model), dict(_owners(self._model))
+        slots = self._slots()
+        owners = {path: thing for path, thing in things_of(self._model, self._functions) if _is_owner(thing)}
         self._restored = {name for name, _, _ in state}
         missing = []
         for name, value, kind in state:
@@ -71,21 +74,37 @@ class PlainState:
 
     def lost(self) -> list[str]:
         """Return the names of changed values that cannot be saved, and of iterators, which may have changed."""
-        slots = {name: slot for name, slot in _slots(self._model).items() if not _can_be_saved(slot.value)}
+        slots = {name: slot for name, slot in self._slots().items() if not _can_be_saved(slot.value)}
         return [
             name
             for name, slot in slots.items()
             if isinstance(slot.value, Iterator) or self._before.get(name) != digest(slot.value)
         ]
 
+    def outside_of(self, callback: Any) -> dict[str, Any]:
+        """Return the values in what a callback's code uses from outside, by location, without those of this object."""
+        name = type(callback).__name__
+        known, found = self._slots(), self._slots((name, callback))
+        return {
+            location: slot.value
+            for location, slot in found.items()
+            if location not in known and not location.startswith(f"{name}.")
+        }
 
-def _slots(model: Any) -> dict[str, _Slot]:
+    def _slots(self, *others: tuple[str, Any]) -> dict[str, _Slot]:
+        return _slots_of(things_of(self._model, (*self._functions, *others)))
+
+
+def _slots_of(things: Iterator[tuple[str, Any]]) -> dict[str, _Slot]:
     found: dict[str, _Slot] = {}
     seen: set[tuple[int, str]] = set()
-    for path, thing in things_of(model):
+    for path, thing in things:
         if isinstance(thing, types.FunctionType):
             if computes(thing):
                 _add_outside(found, seen, path, thing)
+        elif isinstance(thing, functools.partial):
+            _add_arguments(found, seen, path, "argument", thing.keywords)
+            _add_arguments(found, seen, path, "argument", thing.args)
         elif _is_owner(thing):
             counts = _is_state if is_users(thing) else _can_be_saved  # Skip Keras's temporary lists.
             for attribute, value in vars(thing).items():
@@ -110,6 +129,14 @@ def _add_outside(found: dict[str, _Slot], seen: set[tuple[int, str]], path: str,
             id(cell),
         )
     _add(found, seen, path, vars(function), functools.partial(setattr, function))
+    _add_arguments(found, seen, path, "default value", function.__defaults__ or ())
+    _add_arguments(found, seen, path, "default value", function.__kwdefaults__ or {})
+
+
+def _add_arguments(found: dict[str, _Slot], seen: set[tuple[int, str]], path: str, kind: str, values: Any) -> None:
+    """Add default values of a function, or arguments that a partial function holds; only their content can change."""
+    items = values.items() if isinstance(values, dict) else enumerate(values)
+    _add(found, seen, path, {f"{kind} {key}": item for key, item in items}, lambda *_: None, id(values))
 
 
 def _add(
@@ -146,22 +173,6 @@ def _refill(old: Any, assign: Callable[[Any], None], new: Any) -> None:
         old[...] = new
     else:
         assign(new)
-
-
-def outside_of(cls: type, functions: list[Any]) -> dict[str, Any]:
-    """Return the outside variables that `functions` of a user's class use, and those of the class, by location."""
-    found: dict[str, _Slot] = {}
-    seen: set[tuple[int, str]] = set()
-    for function in functions:
-        if isinstance(function, types.FunctionType) and computes(function):
-            _add_outside(found, seen, function.__qualname__, function)
-    for owner in filter(_is_own, cls.__mro__):
-        _add(found, seen, owner.__qualname__, vars(owner), functools.partial(setattr, owner), id(owner))
-    return {name: slot.value for name, slot in found.items()}
-
-
-def _owners(model: Any) -> Iterator[tuple[str, Any]]:
-    return ((path, thing) for path, thing in things_of(model) if _is_owner(thing))
 
 
 def _is_owner(thing: Any) -> bool:

@@ -9,7 +9,6 @@ import tensorflow as tf
 from keras.src.trainers import data_adapters
 from tensorflow.python.eager import context
 from tfopt.callbacks._dataset_order import is_shuffled, why_lost
-from tfopt.callbacks._optimizer_arguments import describe as describe_value
 from tfopt.callbacks._row_order import shuffles_arrays, shuffles_batches, why_not_taken_over
 from tfopt.callbacks._running_fit import RunningFit
 from tfopt.callbacks._traced_step import (
@@ -67,11 +66,11 @@ def unknown_among(callbacks: list[Any], stateless: tuple[type, ...]) -> list[Any
     ]
 
 
-def functions_in(callbacks: list[Any]) -> dict[str, str]:
-    """Return the contents of users' functions in Keras's callbacks, which should have no state, by location."""
+def functions_in(callbacks: list[Any]) -> dict[str, Any]:
+    """Return the functions in Keras's callbacks that call functions, by location."""
     kinds = (keras.callbacks.LambdaCallback, keras.callbacks.LearningRateScheduler)
     return {
-        f"{type(callback).__name__} number {index}'s {name}": describe_value(value)
+        f"{type(callback).__name__} number {index}'s {name}": value
         for index, callback in enumerate(callbacks)
         if isinstance(callback, kinds)
         for name, value in vars(callback).items()

@@ -56,6 +56,15 @@ def build_model(model: Any, running: RunningFit) -> None:
         model.optimizer.build(model.trainable_variables)
 
 
+def reset_given_metrics(model: Any) -> None:
+    """Reset the metric objects given to `compile`; Keras does so too, but not before they have seen a batch."""
+    compiled = getattr(model, "_compile_metrics", None)
+    given = (compiled._user_metrics, compiled._user_weighted_metrics) if compiled is not None else ()
+    for metric in keras.tree.flatten(given):
+        if isinstance(metric, keras.Metric):
+            metric.reset_state()
+
+
 def epoch_batches_of(running: RunningFit) -> Any:
     """Return the `keras.utils.PyDataset` of a `fit` if it has `start_at(epoch)`, as `EpochBatches` has; else None."""
     batches = getattr(getattr(running.epoch_iterator, "data_adapter", None), "py_dataset", None)

@@ -6,23 +6,23 @@ from typing import Any
 import keras
 import tensorflow as tf
 from tfopt.callbacks._optimizers_of import is_users
-from tfopt.callbacks._plain_state import digest, outside_of
+from tfopt.callbacks._plain_state import PlainState, digest
 from tfopt.callbacks._training_state import key_of, read
 
 from tfopt._checkpoints.callback_states import get_state
 
-_KERAS_OWN = frozenset({*vars(keras.callbacks.Callback()), "_model", "_params"})
+_KERAS_OWN = frozenset({*vars(keras.callbacks.Callback()), "_model", "_params", "monitor_op"})
 
 
 class UnknownCallbacks:
-    """Finds what callbacks change in themselves, in their classes, and in variables that their code uses.
+    """Finds what callbacks change in themselves, in their classes, and in what their code uses from outside.
 
     The state of these callbacks is not saved, or only the part that Keras's own class has. The variables `saved` are
-    saved in any case.
+    saved in any case, and so is what `plain` holds.
     """
 
-    def __init__(self, callbacks: list[Any], saved: list[Any]) -> None:
-        self._callbacks = callbacks
+    def __init__(self, callbacks: list[Any], saved: list[Any], plain: PlainState) -> None:
+        self._callbacks, self._plain = callbacks, plain
         self._saved = {key_of(variable) for variable in saved}
         self._before = [self._values_of(callback) for callback in callbacks]
 
@@ -40,9 +40,8 @@ class UnknownCallbacks:
     def _values_of(self, callback: Any) -> dict[str, str]:
         kept = {*_KERAS_OWN, *(get_state(callback) or {})}
         found = {name: value for name, value in vars(callback).items() if name not in kept}
-        functions = [value for cls in type(callback).__mro__ for value in vars(cls).values()]
-        outside = {name: value for name, value in outside_of(type(callback), functions).items() if name not in kept}
-        return {name: "".join(self._texts_of(value, set())) for name, value in {**outside, **found}.items()}
+        found |= self._plain.outside_of(callback)
+        return {name: "".join(self._texts_of(value, set())) for name, value in found.items()}
 
     def _texts_of(self, value: Any, seen: set[int]) -> Iterator[str]:
         """Yield texts that change when a value, or what it holds, changes."""
@@ -58,7 +57,7 @@ class UnknownCallbacks:
             yield digest(value)
             for item in value.values() if isinstance(value, dict) else value:
                 yield from self._texts_of(item, seen) if hasattr(item, "__dict__") else ()
-        elif hasattr(value, "__dict__") and is_users(value) and not callable(value):
+        elif hasattr(value, "__dict__") and is_users(value):
             for item in vars(value).values():
                 yield from self._texts_of(item, seen)
         else:

@@ -21,6 +21,7 @@ from tfopt.callbacks._resumability import (
     check_callbacks,
     check_data,
     check_validation,
+    functions_in,
 )
 from tfopt.callbacks._row_order import RowOrder
 from tfopt.callbacks._running_fit import (
@@ -30,6 +31,7 @@ from tfopt.callbacks._running_fit import (
     epoch_batches_of,
     find_running_fit,
     has_call,
+    reset_given_metrics,
 )
 from tfopt.callbacks._still_running import StillRunning
 from tfopt.callbacks._traced_step import trace_step
@@ -129,7 +131,7 @@ class ResumableCheckpoint(Callback):
         self._plain = PlainState(None)
         self._job = Job({}, {}, {})
         self._program: Any = None
-        self._lost = LostStates([], (), [])
+        self._lost = LostStates([], (), [], self._plain)
         weakref.finalize(self, self._files.close)  # After an exception, nothing else closes them.
 
     def set_model(self, model: Any) -> None:
@@ -170,9 +172,9 @@ class ResumableCheckpoint(Callback):
         in_agreement(self.communicator, lambda: states_of(self._others))  # Raises if a state cannot be saved.
         self._job = in_agreement(self.communicator, self._job_now)
         self._program = getattr(self.model, "train_function", None)
-        self._plain = PlainState(self.model)
+        self._plain = PlainState(self.model, functions_in(self._others))
         saved = [variable for _, variable in self._variables]
-        self._lost = LostStates(self._others, self.stateless, saved)
+        self._lost = LostStates(self._others, self.stateless, saved, self._plain)
         self._files.open()
         try:
             state = self._files.read_newest()
@@ -252,13 +254,13 @@ class ResumableCheckpoint(Callback):
         self.model._initial_epoch = None
         self._running = RunningFit([])
         self._variables, self._plain = [], PlainState(None)
-        self._position, self._lost = DataPosition(None, None), LostStates([], (), [])
+        self._position, self._lost = DataPosition(None, None), LostStates([], (), [], self._plain)
         self._files.close()
 
     def _state(self, epoch: int) -> dict[str, Any]:
         self._check_that_none_is_new()
         self._follow_compiling()
-        self._lost.warn(self._plain, self._position)
+        self._lost.warn(self._position)
         return {
             "epochs": epoch + 1,
             "planned": self.parameters.get("epochs"),
@@ -330,6 +332,7 @@ class ResumableCheckpoint(Callback):
     def _restore(self, state: dict[str, Any]) -> None:
         for (_, variable), (_, value) in zip(self._variables, state["variables"], strict=True):
             variable.assign(value)
+        reset_given_metrics(self.model)  # The next epoch begins with empty metrics.
         if missing := self._plain.set_state(state["attributes"]):
             warnings.warn(
                 f"The checkpoint in {self.folder} holds what training had changed in {', '.join(missing)}, which do "

@@ -1,5 +1,6 @@
 """State in the user's own Python objects: what training changes is resumed, what the user changes is named."""
 
+import functools
 import itertools
 import os
 import random
@@ -181,6 +182,56 @@ def of_an_object():
     return Counter()
 
 
+def of_a_method():
+    return of_an_object().__call__
+
+
+def of_a_partial():
+    def factor(box, log, step=1):
+        box["calls"] += step
+        log.append(1.0)
+        return box["calls"] + len(log)
+
+    return functools.partial(factor, {"calls": 0}, log=[])
+
+
+def of_a_default():
+    def factor(box={"calls": 0}, *, log=[]):  # noqa: B006
+        box["calls"] += 1
+        log.append(1.0)
+        return box["calls"] + len(log)
+
+    return factor
+
+
+class Meter:
+    def __init__(self):
+        self.total, self.calls = 0.0, []
+
+    def update(self, value):
+        self.total += value
+        self.calls.append(value)
+
+
+METER = Meter()
+
+
+def with_meter():
+    METER.update(1.0)
+    return METER.total + len(METER.calls)
+
+
+def begin_meter():
+    METER.__init__()
+    return with_meter
+
+
+FACTORS = [
+    *(begin_globals, closed_over, of_the_function, of_an_object),
+    *(of_a_method, of_a_partial, of_a_default, begin_meter),
+]
+
+
 def scaled_by(factor, is_eager):
     class Scaled(M):
         def train_step(self, data):
@@ -194,7 +245,7 @@ def scaled_by(factor, is_eager):
 
 
 @pytest.mark.parametrize("is_eager", [True, False])
-@pytest.mark.parametrize("begin", [begin_globals, closed_over, of_the_function, of_an_object])
+@pytest.mark.parametrize("begin", FACTORS)
 def test_what_the_code_of_a_step_changes_outside_is_resumed(begin, is_eager, tmp_path):
     def run(place, epochs, seed=0):
         keras.utils.set_random_seed(seed)
@@ -203,6 +254,66 @@ def test_what_the_code_of_a_step_changes_outside_is_resumed(begin, is_eager, tmp
     whole = run("whole", 4)
     run("parts", 2)
     assert run("parts", 4, seed=9) == whole
+
+
+@pytest.mark.parametrize("begin", FACTORS)
+def test_what_functions_in_callbacks_change_is_resumed(begin, tmp_path):
+    def run(place, epochs):
+        keras.utils.set_random_seed(0)
+        model, factor = of_class(), begin()
+        callbacks = [
+            keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.01 / factor()),
+            keras.callbacks.LambdaCallback(
+                on_train_batch_end=lambda batch, logs: model.optimizer.learning_rate.assign(0.01 / factor())
+            ),
+        ]
+        return fit(tmp_path / place, epochs, model, callbacks)
+
+    whole = run("whole", 4)
+    run("parts", 2)
+    assert run("parts", 4) == whole
+
+
+class Trainer:
+    def __init__(self):
+        self.scale, self.log = 1.0, []
+
+    def loss(self, y_true, y_pred, power=2):
+        self.scale *= 0.9
+        self.log.append(self.scale)
+        return self.scale * len(self.log) * tf.reduce_mean(tf.abs(y_true - y_pred) ** power)
+
+    def rate(self, epoch, rate):
+        self.log.append(rate)
+        return 0.1 / len(self.log)
+
+
+def weighted(box, y_true, y_pred, log):
+    box["scale"] *= 0.9
+    log.append(box["scale"])
+    return box["scale"] * len(log) * tf.reduce_mean((y_true - y_pred) ** 2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: (Trainer().loss, Trainer().rate),
+        lambda: (functools.partial(Trainer().loss, power=2), functools.partial(Trainer().rate)),
+        lambda: (functools.partial(weighted, {"scale": 1.0}, log=[]), lambda epoch, rate: rate),
+    ],
+    ids=["methods", "partial_methods", "partial"],
+)
+def test_what_a_loss_and_a_schedule_hold_is_resumed(make, tmp_path):
+    def run(place, epochs):
+        keras.utils.set_random_seed(0)
+        loss, rate = make()
+        model = of_class()
+        model.compile("sgd", loss, run_eagerly=True)
+        return fit(tmp_path / place, epochs, model, [keras.callbacks.LearningRateScheduler(rate)])
+
+    whole = run("whole", 4)
+    run("parts", 2)
+    assert run("parts", 4) == whole
 
 
 def generated():
@@ -223,6 +334,14 @@ def gathered():
 def test_what_cannot_be_saved_is_named(begin, name, tmp_path):
     with pytest.warns(UserWarning, match=f"uses {name}.*cannot be saved: after a restart it begins anew"):
         fit(tmp_path, 1, scaled_by(begin(), is_eager=True))
+
+
+def test_what_callbacks_change_late_and_cannot_be_saved_is_named_once(tmp_path):
+    rows = []
+    late = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: epoch and rows.append(Row()))
+    with pytest.warns(UserWarning, match="uses rows in LambdaCallback") as caught:
+        fit(tmp_path, 4, of_class(), [late])
+    assert len(caught) == 1
 
 
 class OwnRate(optimizers.SGD):

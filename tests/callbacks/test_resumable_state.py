@@ -169,6 +169,38 @@ def test_eager_steps_are_resumed_if_their_optimizers_are_built(tmp_path):
         train(lambda: eager(build=False), tmp_path / "late", 1)
 
 
+class Rows(keras.metrics.Metric):
+    """Counts rows."""
+
+    def __init__(self):
+        super().__init__(name="rows")
+        self.count = self.add_weight(initializer="zeros")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.count.assign_add(float(y_true.shape[0]))
+
+    def result(self):
+        return keras.ops.convert_to_tensor(self.count)
+
+
+@pytest.mark.parametrize("kind", ["metrics", "weighted_metrics"])
+@pytest.mark.parametrize("is_named", [False, True], ids=["list", "dictionary"])
+def test_metric_objects_of_eager_models_begin_each_epoch_empty(kind, is_named, tmp_path):
+    def run(place, epochs):
+        entry = keras.Input((4,))
+        model = keras.Model(entry, layers.Dense(1, name="last")(entry))
+        metrics = [Rows(), keras.metrics.MeanAbsoluteError()]
+        model.compile("sgd", "mse", run_eagerly=True, **{kind: {"last": metrics} if is_named else metrics})
+        return model.fit(X, Y, epochs=epochs, verbose=0, callbacks=[ResumableCheckpoint(tmp_path / place, verbose=0)])
+
+    keras.utils.set_random_seed(0)
+    whole = run("whole", 3).history
+    keras.utils.set_random_seed(0)
+    run("parts", 1)
+    assert run("parts", 3).history == whole
+    assert whole["rows"] == [float(len(X))] * 3
+
+
 def test_eager_steps_draw_the_same_random_numbers(tmp_path):
     def make():
         model = keras.Sequential([keras.Input((4,)), layers.Dense(1), Drawing(lambda: tf.random.normal(()))])

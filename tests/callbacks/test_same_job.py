@@ -464,6 +464,8 @@ def test_other_code_is_warned_about_and_so_are_fewer_epochs(tmp_path):
 
 
 class Falling:
+    __module__ = "pytest"  # as of an installed package, whose objects are not saved
+
     def __init__(self):
         self.calls = 0
 
@@ -485,12 +487,12 @@ def counting(model):
     ("make", "message"),
     [
         (lambda model: keras.callbacks.LearningRateScheduler(Falling()), "LearningRateScheduler number .*'s schedule"),
-        (counting, "LambdaCallback number .*'s on_epoch_end has changed"),
+        (counting, None),
         (lambda model: keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: model.get_weights()), None),
     ],
     ids=["schedule", "counter", "model"],
 )
-def test_functions_with_a_state_are_warned_about(make, message, tmp_path):
+def test_functions_with_a_state_that_is_not_saved_are_warned_about(make, message, tmp_path):
     model = compiled()
     callbacks = [make(model), ResumableCheckpoint(tmp_path, verbose=0)]
     expected = contextlib.nullcontext() if message is None else pytest.warns(UserWarning, match=message)

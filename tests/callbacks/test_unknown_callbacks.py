@@ -75,6 +75,71 @@ class Global(Monitor):
         COUNTS["epochs"] += 1
 
 
+class Meter:
+    def __init__(self):
+        self.total, self.rows = 0, []
+
+    def update(self):
+        self.total += 1
+        self.rows.append(object())
+
+    __call__ = update
+
+
+METER, METERS, BOX = Meter(), {"loss": Meter()}, Meter()
+
+
+def change_counts():
+    COUNTS["epochs"] += 1
+
+
+def change_box():
+    BOX.total += 1
+
+
+class OfAnObject(Monitor):
+    def on_epoch_end(self, epoch, logs=None):
+        METER.update()
+
+
+class OfObjects(Monitor):
+    def on_epoch_end(self, epoch, logs=None):
+        METERS["loss"]()
+
+
+class OfAFunction(Monitor):
+    def on_epoch_end(self, epoch, logs=None):
+        change_counts()
+
+
+class OfItsFunction(Monitor):
+    def __init__(self):
+        super().__init__()
+        self.function = change_box
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.function()
+
+
+class Calling(Monitor):
+    def __init__(self):
+        super().__init__()
+        self.meter = Meter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.meter()
+
+
+class Stopping(keras.callbacks.EarlyStopping):
+    def __init__(self):
+        super().__init__("loss")
+        self.probe, self.shown = keras.layers.Dense(1), 0
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch, logs)
+        self.shown += 1
+
+
 class OfTheClass(Monitor):
     best = 0
 
@@ -111,6 +176,12 @@ def test_callbacks_in_which_nothing_changes_are_accepted_in_silence(tmp_path):
         (Averaging, "metric, variable"),
         (Holding, "held"),
         (Global, "COUNTS in .*test_unknown_callbacks"),
+        (OfAnObject, "METER in OfAnObject.on_epoch_end.total, METER in OfAnObject.on_epoch_end.rows"),
+        (OfObjects, r".*METERS in OfObjects.on_epoch_end\['loss'\].total"),
+        (OfAFunction, "COUNTS in .*test_unknown_callbacks"),
+        (OfItsFunction, "BOX in OfItsFunction.function.total"),
+        (Calling, "meter"),
+        (Stopping, "shown(?= there)"),
         (OfTheClass, "best in OfTheClass"),
         (Later, "num_img"),
     ],
