@@ -23,7 +23,9 @@ FIRST_FLOOR = GROUND | {"tfopt._checkpoints", "tfopt.communicator", "tfopt.numer
 ALLOWED = {
     "tfopt": {"tfopt._version"},
     "tfopt._version": set(),
+    "tfopt._checkpoint_files": {"tfopt._checkpoints"},
     "tfopt._checkpoints": {"tfopt.communicator"},
+    "tfopt._state_file": {"tfopt._checkpoints"},
     "tfopt._checks": set(),
     "tfopt._naming": set(),
     "tfopt._plotting": set(),
