@@ -157,7 +157,7 @@ def test_plans_print_plot_and_export(plan, tmp_path):
 
 
 def test_critical_batch_sizes_beyond_the_largest(fit):
-    noisy = dataclasses.replace(fit, noise=1e3 * fit.noise, sampling=1e-9 * fit.sampling, loss=fit.loss + 0.1)
+    noisy = dataclasses.replace(fit, noise=1e3 * fit.noise, sampling=0.0 * fit.sampling, loss=fit.loss + 0.1)
     found = plan_from_fit(noisy, TARGET + 0.1, batch_sizes=[1, 2, 4, 8], families=["momentum"], draws=20)
     assert found.critical_batch_size["momentum"].value == math.inf
     assert "beyond the largest" in repr(found)

@@ -100,7 +100,10 @@ class NoisyQuadraticFit:
     @property
     def num_rows_per_run(self) -> int:
         """Number of rows in a run, on average; equal to `num_examples` where every run had all rows."""
-        return round(float(np.mean(1.0 / (self.sampling + 1.0 / self.num_examples))))
+        inverse = self.sampling + 1.0 / self.num_examples
+        if not inverse.all():  # a fit to all rows, turned into one to an endless stream of them
+            return round(self.num_rows / self.num_runs)
+        return round(float(np.mean(1.0 / inverse)))
 
     @property
     def sample(self) -> str:
