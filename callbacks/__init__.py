@@ -10,20 +10,23 @@ check_keras_3()
 from tfopt.callbacks.weight_norms import WeightNorms  # noqa: E402
 
 if TYPE_CHECKING:
+    from tfopt.callbacks.average_metrics import AverageMetrics
+    from tfopt.callbacks.broadcast_variables import BroadcastVariables
     from tfopt.callbacks.convexity import Convexity
-    from tfopt.callbacks.distributed import AverageMetrics, BroadcastVariables
     from tfopt.callbacks.gradient_breakdown import GradientBreakdown
     from tfopt.callbacks.gradient_noise_scale import GradientNoiseScale
+    from tfopt.callbacks.measurement import Measurement
     from tfopt.callbacks.resumable_checkpoint import ResumableCheckpoint
     from tfopt.callbacks.warmup import WarmupLearningRate
 
 # These modules import TensorFlow. The others also work on other Keras backends without it.
 _MODULES = {
-    "AverageMetrics": "distributed",
-    "BroadcastVariables": "distributed",
+    "AverageMetrics": "average_metrics",
+    "BroadcastVariables": "broadcast_variables",
     "Convexity": "convexity",
     "GradientBreakdown": "gradient_breakdown",
     "GradientNoiseScale": "gradient_noise_scale",
+    "Measurement": "measurement",
     "ResumableCheckpoint": "resumable_checkpoint",
     "WarmupLearningRate": "warmup",
 }
@@ -34,6 +37,7 @@ __all__ = [
     "Convexity",
     "GradientBreakdown",
     "GradientNoiseScale",
+    "Measurement",
     "ResumableCheckpoint",
     "WarmupLearningRate",
     "WeightNorms",

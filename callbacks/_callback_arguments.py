@@ -22,8 +22,7 @@ def arguments_of_callbacks(callbacks: list[Any], stateless: tuple[type, ...]) ->
         name = type(callback).__name__
         seen[name] += 1
         label = name if seen[name] == 1 else f"{name} number {seen[name]}"
-        names = [key for key in inspect.signature(type(callback).__init__).parameters if key not in ("self", "verbose")]
-        held = {key: vars(callback)[key] for key in names if key in vars(callback)}
+        held = {key: vars(callback)[key] for key in _arguments_of(type(callback)) if key in vars(callback)}
         found |= {f"{label}'s {key}": shorten(describe(value)) for key, value in held.items() if _counts(value)}
     return found
 
@@ -37,6 +36,18 @@ def other_arguments(there: dict[str, str], later: dict[str, str], here: dict[str
         for name in [*both, *schedules]
         if here.get(name) not in (there.get(name), later.get(name))
     ]
+
+
+def _arguments_of(cls: type) -> list[str]:
+    """Return the names of a constructor's arguments, those that it passes on as `**options` too."""
+    names: list[str] = []
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(base.__init__).parameters.values()
+            names += [parameter.name for parameter in parameters if parameter.name not in ("self", "verbose")]
+            if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+                break
+    return names
 
 
 def _counts(value: Any) -> bool:

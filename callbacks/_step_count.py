@@ -17,28 +17,33 @@ class Watched:
 
 
 class StepCount:
-    """Counts the steps of a training from one look to the next.
+    """Counts the steps of a training whose events it is told: begin_epoch, begin_batch, end_batch, end_epoch.
 
     If exactly one optimizer worked since the last look, its own count is used: accumulated gradients are no step, and a
     step that loss scaling skips is none. Otherwise each batch is a step, or several if an optimizer takes several.
+
+    Without `hears_ends`, `end_batch` is never called. With it, the count is exact even where data end unexpectedly.
     """
 
-    def __init__(self) -> None:
+    _OF_A_TRAINING = ("stepping", "_model", "_compiled", "_watched")  # A copy makes them anew.
+
+    def __init__(self, hears_ends: bool = False) -> None:
         self.batches = 0  # Number of batches trained so far.
         # The only optimizer that worked in the last batches; before the first batch, the one that Keras's own
         # `train_step` uses. None if there is no such optimizer, or it is not known.
         self.stepping: Any = None
+        self._hears_ends = hears_ends
         self._steps: int | None = None
-        self._batches_before_epoch = 0
-        self._batches_at_look = 0
-        self._has_begun = self._is_in_batch = False
+        self._batches_before_epoch = self._batches_at_look = 0
+        self._is_in_batch = False
         self._total: int | None = None
         self._execution_size = 1
+        self._model: Any = None
         self._compiled: Any = None
         self._watched: list[Watched] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_has_begun": False, "_watched": [], "_compiled": None, "stepping": None}
+        return vars(self) | dict.fromkeys(self._OF_A_TRAINING) | {"_watched": []}
 
     def get_state(self) -> dict[str, Any]:
         """Return the state that a checkpoint must keep."""
@@ -51,21 +56,20 @@ class StepCount:
     # --- events of training
 
     def begin_epoch(self, model: Any, epoch: int, total: int | None) -> None:
-        """Note the start of an epoch of `total` batches; None if `fit` does not know how many there are."""
+        """Note the start of an epoch (from 0) of `total` batches; None if `fit` does not know how many there are."""
         self._total, self._execution_size = total, execution_size_of(model)
         self._batches_before_epoch = self.batches
         self._is_in_batch = False
-        if not self._has_begun:
+        if self._model is None:
             self._begin(model, epoch)
 
-    def begin_batch(self, model: Any, batch: int, is_counting: bool = False) -> None:
-        """Note the start of a batch (0-based in the epoch), or of several batches in one execution."""
-        # With `is_counting`, `end_batch` counts. The count must then be exact even where data end unexpectedly.
-        if not is_counting:
+    def begin_batch(self, batch: int) -> None:
+        """Note the start of a batch (from 0 in the epoch), or of several batches in one execution."""
+        if not self._hears_ends:
             self.batches = self._batches_before_epoch + batch
         self._is_in_batch = True
-        if getattr(model, "optimizer", None) is not self._compiled or (is_counting and self._may_end_anywhere):
-            self.look(model)
+        if self._is_compiled_again or (self._hears_ends and self._may_end_anywhere):
+            self.look()
 
     def end_batch(self) -> None:
         """Note the end of what `begin_batch` has begun."""
@@ -73,12 +77,11 @@ class StepCount:
         self.batches += made if 0 < made < self.next_batches else self.next_batches
         self._is_in_batch = False
 
-    def end_epoch(self, is_counting: bool = False) -> None:
-        """Note the end of an epoch; if `end_batch` is called (`is_counting`), it may have cut off a batch."""
-        if self._is_in_batch and not is_counting:
+    def end_epoch(self) -> None:
+        """Note the end of an epoch, which may have cut off an execution: then Keras reports only its beginning."""
+        if self._is_in_batch and not self._hears_ends:
             self.batches += self.next_batches
         elif self._is_in_batch and self._may_end_anywhere:
-            # The data ended in the middle of an execution, and Keras reports only its beginning.
             self.batches += min(self._most_since_look(), self._execution_size)
         self._is_in_batch = False
 
@@ -97,56 +100,67 @@ class StepCount:
     def _may_end_anywhere(self) -> bool:
         return self._total is None and self._execution_size > 1
 
+    @property
+    def _is_compiled_again(self) -> bool:
+        return getattr(self._model, "optimizer", None) is not self._compiled
+
     # --- counters of the optimizers
 
-    def look(self, model: Any) -> int:
+    def look(self) -> int:
         """Return the number of steps taken so far."""
         batches, self._batches_at_look = self.batches - self._batches_at_look, self.batches
-        is_replaced = getattr(model, "optimizer", None) is not self._compiled
-        moved = []
-        for watched in self._watched:
-            now = look_at(watched.optimizer)
-            if now.counters != watched.counters:
-                moved.append((watched.optimizer, now.steps - watched.steps))
-                watched.counters, watched.steps = now.counters, now.steps
-        # Optimizers of other variables, such as those of a temperature or an adversary, do not count.
-        if len(moved) > 1:
-            variables = {id(variable) for variable in model.trainable_variables}
-            moved = [pair for pair in moved if variables_trained_by(pair[0]) & variables] or moved
+        is_replaced = self._is_compiled_again
+        moved = self._moved()
         if batches or moved:
             is_one = len(moved) == 1 and moved[0][1] >= 0 and not is_replaced
             most = max([0, *(steps for _, steps in moved)])
             self._steps = (self._steps or 0) + (most if is_one else max(most, batches))
             self.stepping = moved[0][0] if is_one else None
         if is_replaced or (batches and not moved):  # The model may have a new optimizer.
-            self._watch(model)
+            self._watch()
         return self._steps or 0
 
+    def _moved(self) -> list[tuple[Any, int]]:
+        """Return the optimizers that have worked since the last look, each with its steps, and update their counters.
+
+        Optimizers of other variables than the model's, such as those of a temperature or an adversary, do not count.
+        """
+        moved = []
+        for watched in self._watched:
+            now = look_at(watched.optimizer)
+            if now.counters != watched.counters:
+                moved.append((watched.optimizer, now.steps - watched.steps))
+                watched.counters, watched.steps = now.counters, now.steps
+        if len(moved) > 1:
+            variables = {id(variable) for variable in self._model.trainable_variables}
+            moved = [pair for pair in moved if variables_trained_by(pair[0]) & variables] or moved
+        return moved
+
     def _begin(self, model: Any, epoch: int) -> None:
-        self._has_begun = True
-        self._watch(model)
+        self._model = model
+        self._watch()
         self._batches_at_look = self.batches
         self.stepping = self._compiled if has_keras_train_step(model) else None
         if self._steps is None:
-            self._steps = self._steps_before(model, epoch)
+            self._steps = self._steps_before(epoch)
 
-    def _watch(self, model: Any) -> None:
-        self._compiled = getattr(model, "optimizer", None)
-        self._watched = [look_at(optimizer) for _, optimizer in optimizers_of(model)]
+    def _watch(self) -> None:
+        self._compiled = getattr(self._model, "optimizer", None)
+        self._watched = [look_at(optimizer) for _, optimizer in optimizers_of(self._model)]
 
     def _most_since_look(self) -> int:
         return max([0, *(look_at(watched.optimizer).steps - watched.steps for watched in self._watched)])
 
-    def _steps_before(self, model: Any, epoch: int) -> int:
+    def _steps_before(self, epoch: int) -> int:
         """Return how many steps were taken before this training, by optimizers that have trained the model."""
         if not self._watched:
             return epoch * (self._total or 1)
         steps = look_at(self._compiled).steps if self._compiled is not None else 0
-        if steps or has_keras_train_step(model):
+        if steps or has_keras_train_step(self._model):
             return steps
         used = [watched for watched in self._watched if watched.steps]
         trained = set().union(*(variables_trained_by(watched.optimizer) for watched in used))
-        are_all = {id(variable) for variable in model.trainable_variables} <= trained
+        are_all = {id(variable) for variable in self._model.trainable_variables} <= trained
         return max((watched.steps for watched in used), default=0) if are_all else 0
 
 

@@ -1,19 +1,17 @@
 """Whether the loss is convex along training."""
 
 import math
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import numpy as np
 from tfopt.callbacks._cadence import Cadence
 from tfopt.callbacks._change_share import ChangeShare
-from tfopt.callbacks._measurement import Measurement
 from tfopt.callbacks._step_count import variables_trained_by
+from tfopt.callbacks.measurement import Measurement
 
 from tfopt import _plotting
 from tfopt._checks import check_flag, check_integer
-from tfopt.communicator import Communicator
 from tfopt.curvature import (
     HessianOperator,
     NotCoveredError,
@@ -31,6 +29,11 @@ if TYPE_CHECKING:
 _GRADIENT = "curvature_along_gradient"
 # Quantity -> the name in the logs of the share of the loss change that began while it was positive.
 _SHARES = {_GRADIENT: "along_gradient", "theta_paper": "certified_paper", "theta_sharp": "certified_sharp"}
+
+
+class _Instruments(NamedTuple):
+    hessian: HessianOperator
+    network: CertifiedNetwork | None  # None without a certificate.
 
 
 class Convexity(Measurement):
@@ -59,12 +62,8 @@ class Convexity(Measurement):
     - `convexity/seconds`: the time that measuring has taken so far.
 
     Args:
-        probe_data: The data to measure on: (x, y), (x, y, sample_weight), a data set, or a `tfopt.curvature.Probe`. On
-            several ranks, each rank passes its own rows.
-        loss: As `compile` takes it. None (default) means the one that the model was compiled with.
-        every_n_steps: Measure after each n-th training batch, an integer >= 1. None (default) means by epochs.
-        every_n_epochs: Measure at the end of each n-th epoch, an integer >= 1. None (default) means every epoch, unless
-            `every_n_steps` is given.
+        probe_data: The data to measure on, see `Measurement`.
+        loss: The loss to measure, see `Measurement`.
         eigenvalues: Whether to find the extreme eigenvalues. Default True.
         trace: Whether to estimate the trace when eigenvalues are due. Default False.
         density: Whether to estimate the spectral density when eigenvalues are due, into `densities`. Default False.
@@ -73,19 +72,12 @@ class Convexity(Measurement):
         num_matvecs: The largest number of Hessian products for the eigenvalues, and the number for the trace and for
             each of 4 probes of the density. Default 20.
         certificate: True requires the certificate, False leaves it out. None (default) means where the theorem applies.
-        batch_size: Rows in a batch of the probe, for arrays.
-        batch_norm: "batch" (default) normalises by each batch's own statistics, "moving" by the moving averages.
         self_check: Whether to check the first Hessian product, as `HessianOperator` does. Default True.
         seed: Seed of the random vectors, which are the same for each measurement; an integer >= 0. Default 0.
-        log_dir: Folder for TensorBoard's event files, with each value at its step. None (default) writes none.
-        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
+        **options: When to measure, and the other options of every `Measurement`.
 
     Attributes:
-        history: Lists with one entry for each measurement: `epoch` (epochs completed), `step` (steps that the optimizer
-            took; training batches, if several optimizers or none take steps), `seconds`, and all values in the logs, by
-            the same names. NaN where a value was not measured.
-        precision: How layers were computed in the last measurement: "model", "float32" or "bfloat16", as
-            `HessianOperator.precision` says.
+        history: As in every `Measurement`.
         densities: The `SpectralDensity` of each step at which it was measured, by step.
         certificate_refused: Why there is no certificate. Empty if there is one, or if `certificate` is False.
 
@@ -112,30 +104,17 @@ class Convexity(Measurement):
         probe_data: Any,
         loss: Any = None,
         *,
-        every_n_steps: int | None = None,
-        every_n_epochs: int | None = None,
         eigenvalues: bool = True,
         trace: bool = False,
         density: bool = False,
         spectrum_every_n_epochs: int | None = None,
         num_matvecs: int = 20,
         certificate: bool | None = None,
-        batch_size: int | None = None,
-        batch_norm: str = "batch",
         self_check: bool = True,
         seed: int = 0,
-        log_dir: str | Path | None = None,
-        communicator: Communicator | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            probe_data,
-            loss,
-            cadence=Cadence.from_arguments(every_n_steps, every_n_epochs),
-            batch_size=batch_size,
-            batch_norm=batch_norm,
-            log_dir=log_dir,
-            communicator=communicator,
-        )
+        super().__init__(probe_data, loss, **options)
         self.eigenvalues = check_flag("eigenvalues", eigenvalues)
         self.trace = check_flag("trace", trace)
         self.density = check_flag("density", density)
@@ -198,7 +177,7 @@ class Convexity(Measurement):
 
     def _is_as_measured(self) -> bool:
         # False if Keras has replaced the weights of the last step by averages, or by the best weights.
-        loss, _ = self._hessian.loss_and_gradient()
+        loss, _ = self._instruments.hessian.loss_and_gradient()
         return bool(np.isclose(loss, self.history["convexity/loss"][-1], rtol=1e-6, equal_nan=True))
 
     def _spectrum_is_due(self, epochs: int) -> bool:
@@ -208,8 +187,8 @@ class Convexity(Measurement):
 
     # --- measurements
 
-    def _make_instruments(self) -> None:
-        self._hessian = HessianOperator(
+    def _make_instruments(self) -> "_Instruments":
+        hessian = HessianOperator(
             self.model,
             self.loss,
             self._probe,
@@ -217,15 +196,16 @@ class Convexity(Measurement):
             self_check=self.self_check,
             communicator=self.communicator,
         )
-        self._network: CertifiedNetwork | None = None
         self.certificate_refused = ""
-        if self.certificate is not False:
-            try:
-                self._network = CertifiedNetwork(self._hessian.probe_loss)
-            except NotCoveredError as error:
-                if self.certificate:
-                    raise
-                self.certificate_refused = str(error)
+        if self.certificate is False:
+            return _Instruments(hessian, None)
+        try:
+            return _Instruments(hessian, CertifiedNetwork(hessian.probe_loss))
+        except NotCoveredError as error:
+            if self.certificate:
+                raise
+            self.certificate_refused = str(error)
+            return _Instruments(hessian, None)
 
     def _after_change(self) -> None:
         super()._after_change()
@@ -234,17 +214,18 @@ class Convexity(Measurement):
             share.interrupt()
 
     def _measure(self, with_spectrum: bool) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-        self.precision = self._hessian.precision
+        hessian, network = self._instruments
+        self.precision = hessian.precision
         with_spectrum = with_spectrum or self._spectrum_is_due_now
-        loss, gradient = self._hessian.loss_and_gradient()
+        loss, gradient = hessian.loss_and_gradient()
         flat = np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in gradient])
         size = np.linalg.norm(flat)
         is_sound = bool(np.isfinite(loss) and np.isfinite(size))  # Otherwise training has diverged, and continues.
-        with self._hessian.shared():
-            along = curvature_along(self._hessian, flat) if is_sound and size > 0 else np.nan
+        with hessian.shared():
+            along = curvature_along(hessian, flat) if is_sound and size > 0 else np.nan
             signs = {_GRADIENT: along}
-            if self._network is not None:
-                certificate = self._network.certificate() if is_sound else None
+            if network is not None:
+                certificate = network.certificate() if is_sound else None
                 for name in ("theta_paper", "theta_sharp"):
                     signs[name] = getattr(certificate, name, np.nan)
             values = {"convexity/loss": loss, **{f"convexity/{name}": sign for name, sign in signs.items()}}
@@ -262,20 +243,21 @@ class Convexity(Measurement):
 
     def _spectrum(self, is_sound: bool) -> dict[str, float]:
         values: dict[str, float] = {}
+        hessian = self._instruments.hessian
         nan = float("nan")
         self._spectrum_step, self._spectrum_is_due_now = self._steps, False
         if self.eigenvalues:
-            ends = extremal_eigenvalues(self._hessian, self.num_matvecs, seed=self.seed) if is_sound else None
+            ends = extremal_eigenvalues(hessian, self.num_matvecs, seed=self.seed) if is_sound else None
             names = ("lambda_min", "lambda_max", "lambda_min_bound", "lambda_max_bound")
             values |= {f"hessian/{name}": nan if ends is None else getattr(ends, name) for name in names}
             values |= self._stability(values["hessian/lambda_max"])
         if self.trace:
-            found = trace(self._hessian, self.num_matvecs, self.seed) if is_sound else None
+            found = trace(hessian, self.num_matvecs, self.seed) if is_sound else None
             values["hessian/trace"] = nan if found is None else found.value
             values["hessian/trace_standard_error"] = nan if found is None else found.standard_error
         if self.density and is_sound:
             self.densities[self._steps] = spectral_density(
-                self._hessian, num_probes=4, num_matvecs=self.num_matvecs, seed=self.seed
+                hessian, num_probes=4, num_matvecs=self.num_matvecs, seed=self.seed
             )
         return values
 
@@ -284,7 +266,7 @@ class Convexity(Measurement):
         names = ("hessian/learning_rate_times_lambda_max", "hessian/stability_limit")
         optimizer = self._count.stepping
         trained = variables_trained_by(optimizer)
-        if optimizer is None or (trained and not trained >= {id(v) for v in self._hessian.variables}):
+        if optimizer is None or (trained and not trained >= {id(v) for v in self._instruments.hessian.variables}):
             is_possible = any(stability_limit(other) for other in self._count.optimizers)
             return dict.fromkeys(names, math.nan) if is_possible else {}
         limit = stability_limit(optimizer)

@@ -2,18 +2,15 @@
 
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tfopt.callbacks._cadence import Cadence
 from tfopt.callbacks._columns import by_path
-from tfopt.callbacks._measurement import Measurement
 from tfopt.callbacks._step_count import execution_size_of
+from tfopt.callbacks.measurement import Measurement
 
 from tfopt import _plotting
 from tfopt._checks import check_integer
-from tfopt.communicator import Communicator
 from tfopt.relative_trust import StepMeter
 
 if TYPE_CHECKING:
@@ -60,26 +57,16 @@ class GradientBreakdown(Measurement):
     of the first epoch until the next step.
 
     Args:
-        probe_data: The data to measure on: (x, y), (x, y, sample_weight), a data set, or a `tfopt.curvature.Probe`. On
-            several ranks, each rank passes its own rows.
-        loss: As `compile` takes it. None (default) means the one that the model was compiled with.
-        every_n_steps: Measure each n-th training step, an integer >= 1. None (default) means by epochs.
-        every_n_epochs: Measure the last step of each n-th epoch, an integer >= 1. None (default) means every epoch,
-            unless `every_n_steps` is given.
+        probe_data: The data to measure on, see `Measurement`.
+        loss: The loss to measure, see `Measurement`.
         num_points: Number of points on the step at which the descent lemma looks for the largest breakdown, an integer
             >= 1. Each costs a gradient. Default 4.
-        batch_size: Rows in a batch of the probe, for arrays.
-        batch_norm: "batch" (default) normalises by each batch's own statistics, "moving" by the moving averages.
-        log_dir: Folder for TensorBoard's event files, with the values of each variable. None (default) writes none.
-        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
+        **options: When to measure, and the other options of every `Measurement`.
 
     Attributes:
-        history: Lists with one entry for each measurement: `epoch` (epochs completed), `step` (steps taken after it, as
-            `Convexity` counts them), `seconds`, all values in the logs, by the same names, and
+        history: As in every `Measurement`, with `step` after the measured step, and with
             `relative_gradient_breakdown`, `relative_perturbation` and `cosine`, whose elements map each variable's path
-            to its value.
-        precision: How layers were computed in the last measurement: "model", "float32" or "bfloat16", as
-            `HessianOperator.precision` says.
+            to its value. With `log_dir`, TensorBoard shows them too.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -104,23 +91,10 @@ class GradientBreakdown(Measurement):
         probe_data: Any,
         loss: Any = None,
         *,
-        every_n_steps: int | None = None,
-        every_n_epochs: int | None = None,
         num_points: int = 4,
-        batch_size: int | None = None,
-        batch_norm: str = "batch",
-        log_dir: str | Path | None = None,
-        communicator: Communicator | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            probe_data,
-            loss,
-            cadence=Cadence.from_arguments(every_n_steps, every_n_epochs),
-            batch_size=batch_size,
-            batch_norm=batch_norm,
-            log_dir=log_dir,
-            communicator=communicator,
-        )
+        super().__init__(probe_data, loss, **options)
         self.num_points = check_integer("num_points", num_points, minimum=1)
 
     def _start(self) -> None:
@@ -128,6 +102,9 @@ class GradientBreakdown(Measurement):
         self._waiting: _Moment | None = None  # Before the next step that may be measured.
         self._kept: tuple[_Moment, _Moment] | None = None  # Before and after the last step.
         self._steps_per_epoch: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_waiting": None, "_kept": None}
 
     # --- times of measurements
 
@@ -158,7 +135,7 @@ class GradientBreakdown(Measurement):
         is_due = is_last or not self.history["step"] or self._is_due_next()
         if is_due and self._waiting is None:
             self._follow()
-            self._waiting = _Moment.from_meter(self._meter, self._steps)
+            self._waiting = _Moment.from_meter(self._instruments, self._steps)
 
     def _is_due_next(self) -> bool:
         batches = self._count.batches
@@ -207,8 +184,8 @@ class GradientBreakdown(Measurement):
 
     # --- measurements
 
-    def _make_instruments(self) -> None:
-        self._meter = StepMeter(
+    def _make_instruments(self) -> StepMeter:
+        meter = StepMeter(
             self.model,
             self.loss,
             self._probe,
@@ -218,7 +195,8 @@ class GradientBreakdown(Measurement):
         )
         # Trace now, because a step is measured for the model as it was then, even if the model changes before
         # measuring.
-        self._meter.loss_and_gradient(self._meter.weights())
+        meter.loss_and_gradient(meter.weights())
+        return meter
 
     def _measure(self) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
         assert self._kept is not None

@@ -1,16 +1,13 @@
 """The gradient noise scale along training: the batch size up to which more rows help."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tfopt.callbacks._cadence import Cadence
-from tfopt.callbacks._measurement import Measurement
 from tfopt.callbacks._running_fit import epoch_batches_of, find_running_fit
+from tfopt.callbacks.measurement import Measurement
 
 from tfopt import _plotting
 from tfopt._checks import check_integer
-from tfopt.communicator import Communicator
 from tfopt.curvature.gradient_noise import Groups
 from tfopt.curvature.probe_loss import ProbeLoss
 from tfopt.datasets import EpochBatches
@@ -41,28 +38,19 @@ class GradientNoiseScale(Measurement):
     - `gradient_noise/seconds`: the time that measuring has taken so far.
 
     Args:
-        probe_data: The data to measure on, in random order: (x, y), (x, y, sample_weight), a data set, or a
-            `tfopt.curvature.Probe`. None (default) means the training steps of several ranks under
-            `tfopt.distributed.DistributedOptimizer`.
-        loss: As `compile` takes it, with `probe_data`. None (default) means the one that the model was compiled with.
+        probe_data: The data to measure on, in random order, see `Measurement`. None (default) means the training steps
+            of several ranks under `tfopt.distributed.DistributedOptimizer`.
+        loss: The loss to measure with `probe_data`, see `Measurement`.
         group_size: With `probe_data`, rows in a group, an integer >= 1. Fewer rows and more groups cost more time and
             make the standard error smaller. Default 8.
         local_batch_size: Without `probe_data`, rows in a batch of one rank. None (default) takes it from `fit`. A
             smaller batch at the end of an epoch counts like the others.
-        every_n_steps: Measure after each n-th training batch, an integer >= 1. None (default) means by epochs.
-        every_n_epochs: Measure at the end of each n-th epoch, an integer >= 1. None (default) means after every tenth
-            part of training with `probe_data`, and every epoch without, unless `every_n_steps` is given.
-        batch_size: Rows in a batch of the probe, for arrays.
-        batch_norm: "batch" (default) normalises by the statistics of each group, "moving" by the moving averages.
-        log_dir: Folder for TensorBoard's event files, with each value at its step. None (default) writes none.
-        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
+        **options: When to measure, and the other options of every `Measurement`. Without `every_n_epochs` and
+            `every_n_steps`, the callback measures after every tenth part of training with `probe_data`, and after every
+            epoch without it.
 
     Attributes:
-        history: Lists with one entry for each measurement: `epoch` (epochs completed), `step` (steps that the optimizer
-            took; training batches, if several optimizers or none take steps), `seconds`, and all values in the logs, by
-            the same names.
-        precision: How layers were computed in the last measurement: "model", "float32" or "bfloat16", as
-            `HessianOperator.precision` says.
+        history: As in every `Measurement`.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -90,24 +78,9 @@ class GradientNoiseScale(Measurement):
         *,
         group_size: int = 8,
         local_batch_size: int | None = None,
-        every_n_steps: int | None = None,
-        every_n_epochs: int | None = None,
-        batch_size: int | None = None,
-        batch_norm: str = "batch",
-        log_dir: str | Path | None = None,
-        communicator: Communicator | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            probe_data,
-            loss,
-            cadence=Cadence.from_arguments(
-                every_n_steps, every_n_epochs, default_epochs=1 if probe_data is None else None
-            ),
-            batch_size=batch_size,
-            batch_norm=batch_norm,
-            log_dir=log_dir,
-            communicator=communicator,
-        )
+        super().__init__(probe_data, loss, **options)
         self.group_size = check_integer("group_size", group_size, minimum=1)
         if local_batch_size is not None:
             check_integer("local_batch_size", local_batch_size, minimum=1)
@@ -116,9 +89,17 @@ class GradientNoiseScale(Measurement):
             raise ValueError(
                 "`probe_data` must be given on a single rank, which has no other rank's gradients to compare with"
             )
-        self._scatter: GradientScatter | None = None
         self._sums: np.ndarray | None = None
         self._rows = 0
+
+    @property
+    def _default_epochs(self) -> int | None:
+        return 1 if self._given_probe is None else None
+
+    @property
+    def _scatter(self) -> GradientScatter | None:
+        """The scatter of the gradients of ranks within the training step; None if a probe is measured."""
+        return self._instruments if self._given_probe is None else None
 
     # --- times of measurements
 
@@ -143,13 +124,12 @@ class GradientNoiseScale(Measurement):
 
     # --- measurements
 
-    def _make_instruments(self) -> None:
+    def _make_instruments(self) -> Groups | GradientScatter:
         if self._probe is not None:
             probe_loss = ProbeLoss.of(
                 self.model, self.loss, self._probe, batch_norm=self.batch_norm, communicator=self.communicator
             )
-            self._groups = Groups(probe_loss, self.group_size)
-            return
+            return Groups(probe_loss, self.group_size)
         optimizer = self.model.optimizer
         if type(optimizer) is not DistributedOptimizer:
             found = "no optimizer" if optimizer is None else f"a plain {type(optimizer).__name__}"
@@ -157,8 +137,9 @@ class GradientNoiseScale(Measurement):
                 "Without `probe_data`, GradientNoiseScale compares the gradients of ranks, which needs "
                 f"model.compile(tfopt.distributed.DistributedOptimizer(optimizer), ...). Received: {found}"
             )
-        self._scatter = optimizer.watch_scatter()
+        scatter = optimizer.watch_scatter()
         self.model.make_train_function(force=True)  # The old one does not watch the gradients.
+        return scatter
 
     def _get_ready(self) -> None:
         super()._get_ready()
@@ -202,7 +183,7 @@ class GradientNoiseScale(Measurement):
             scale, error = self._rows * found.noise_scale, self._rows * found.noise_scale_standard_error
             covariance, signal = self._rows * found.covariance_trace, found.squared_gradient_norm
         else:
-            noise = self._groups.noise()
+            noise = self._instruments.noise()
             self.precision = noise.precision
             scale, error = noise.noise_scale, noise.noise_scale_standard_error
             covariance = noise.covariance_trace.value

@@ -114,7 +114,7 @@ class WeightNorms(Callback):
             batch: Its number in the epoch, from 0.
             logs: Not used.
         """
-        self._count.begin_batch(self.model, batch)
+        self._count.begin_batch(batch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Measure if it is due, and write the extremes into the logs.
@@ -149,7 +149,7 @@ class WeightNorms(Callback):
             for path, variable in zip(unique_paths(variables), variables, strict=True)
         }
         self.history["epoch"].append(epoch)
-        self.history["step"].append(self._count.look(self.model))
+        self.history["step"].append(self._count.look())
         self.history["norms"].append(norms)
 
     def to_dataframe(self) -> "pandas.DataFrame":

@@ -352,13 +352,13 @@ def test_a_resumed_training_measures_as_one_that_was_not_interrupted(tmp_path):
 def test_a_second_fit_starts_anew_with_the_same_instruments():
     model, convexity = make_model(), Convexity((X, Y), eigenvalues=False)
     fit(model, [convexity], epochs=1)
-    instrument = convexity._hessian
+    instrument = convexity._instruments.hessian
     fit(model, [convexity], epochs=2)
     assert convexity.history["step"] == [4, 8, 12]
-    assert convexity._hessian is instrument
+    assert convexity._instruments.hessian is instrument
     model.compile(keras.optimizers.SGD(0.1), "mae")
     fit(model, [convexity], epochs=1)
-    assert convexity._hessian is not instrument
+    assert convexity._instruments.hessian is not instrument
     assert convexity.history["convexity/loss"][-1] == pytest.approx(
         model.evaluate(X, Y, verbose=0, return_dict=True)["loss"], rel=1e-5
     )

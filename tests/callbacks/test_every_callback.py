@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import pickle
 
 import callback_table as table
 import keras
@@ -81,7 +82,25 @@ def test_loggers_last(name, tmp_path):
 
 
 def test_the_table_has_every_callback():
-    assert {name.split()[0] for name in table.CALLBACKS} == set(tfopt.callbacks.__all__)
+    base = "Measurement"
+    assert {name.split()[0] for name in table.CALLBACKS} | {base} == set(tfopt.callbacks.__all__)
+
+
+@pytest.mark.parametrize("name", ["Convexity", "GradientBreakdown", "GradientNoiseScale", "WeightNorms"])
+def test_copies_hold_the_measurements_and_nothing_of_the_model(name, tmp_path):
+    """Also those made during a training."""
+    callback = table.CALLBACKS[name](PROBE, tmp_path)
+    made = []
+    spy = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: made.append(pickle.dumps(callback)))
+    table.fit(table.model_at_its_start("adam", "graph"), [callback, spy])
+    made.append(pickle.dumps(callback))
+    assert max(map(len, made)) < 50_000
+    steps = callback.history["step"]
+    assert [pickle.loads(each).history["step"] for each in made] == [
+        *(steps[: end - 2] for end in (0, 1)),
+        steps,
+        steps,
+    ]
 
 
 def test_several_between_loggers(tmp_path):

@@ -92,7 +92,7 @@ def test_weights_of_the_running_fit_count_not_those_of_the_one_before():
     for class_weight in (CLASS_WEIGHT, dict(CLASS_WEIGHT), {0: 1.0, 1: 2.0}, None):
         model.fit(X, LABELS, class_weight=class_weight, verbose=0, callbacks=[convexity])
         losses.append(convexity.history["convexity/loss"][0])
-        instruments.append(convexity._hessian)
+        instruments.append(convexity._instruments.hessian)
     weights = [WEIGHTS, WEIGHTS, np.where(LABELS, 2.0, 1.0), np.ones(40)]
     assert losses == pytest.approx([expected_loss(w)[0] for w in weights], rel=1e-5)
     assert instruments[0] is instruments[1]

@@ -1,12 +1,10 @@
-"""Callbacks for training on several ranks: equal variables at the start, and equal metrics."""
+"""Equal variables on all ranks at the start of training."""
 
 from typing import Any
 
-import numpy as np
-import tensorflow as tf
 from tfopt.callbacks._optimizers_of import optimizers_of
 from tfopt.callbacks._rank_callback import RankCallback, learning_rates_of
-from tfopt.callbacks._running_fit import build_model, come_before_loggers, find_running_fit
+from tfopt.callbacks._running_fit import build_model, find_running_fit
 from tfopt.callbacks._step_count import has_keras_train_step
 
 from tfopt._checks import check_integer
@@ -35,6 +33,7 @@ class BroadcastVariables(RankCallback):
 
     Example:
         >>> import numpy as np
+        >>> from tfopt.callbacks import AverageMetrics
         >>> from tfopt.distributed import DistributedOptimizer
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         >>> model.compile(DistributedOptimizer(keras.optimizers.SGD(0.1)), loss="mse")
@@ -99,41 +98,6 @@ class BroadcastVariables(RankCallback):
         values = self.communicator.broadcast([v.value for v in variables], self.root_rank, name="variables")
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
-
-
-class AverageMetrics(RankCallback):
-    """Replace the metrics of each epoch, with those of validation, by their means over all ranks.
-
-    Put it before every callback that decides by `logs` (EarlyStopping, ReduceLROnPlateau, ModelCheckpoint), because all
-    ranks must decide alike. It moves itself before CSVLogger and TensorBoard.
-
-    Args:
-        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
-    """
-
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Check that all ranks train with the same callbacks of this kind, and move before Keras's loggers.
-
-        Args:
-            logs: Not used.
-        """
-        super().on_train_begin(logs)
-        come_before_loggers(self)
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Compare the ranks, then average.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-            logs: Metrics; numbers are replaced by their means.
-        """
-        self.compare(f"the end of epoch {epoch + 1}", logs)
-        if not logs or self.communicator.size == 1:
-            return
-        names = [name for name in sorted(logs) if np.ndim(logs[name]) == 0 and np.isreal(logs[name])]
-        local = tf.constant([float(logs[name]) for name in names], tf.float64)
-        (means,) = self.communicator.allreduce_mean([local], name="metrics")
-        logs.update(zip(names, means.numpy().tolist(), strict=True))
 
 
 def _describe(variables: list[Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """The base class of callbacks that measure a model on a probe: when, on which data, and where the results go."""
 
+import functools
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,11 +29,35 @@ if TYPE_CHECKING:
 
 
 class Measurement(RankCallback):
-    """A callback that measures a model on a probe; `probe_data` is None where nothing is measured on a probe.
+    """The base class of the callbacks that measure a model on a probe, with the options that all of them take.
 
-    `history` has lists with one entry per measurement: `epoch` (epochs completed), `step` (as `StepCount` counts),
-    `seconds`, and the measured values. `precision` is `HessianOperator.precision` of the last measurement: "model",
-    "float32" or "bfloat16".
+    It knows when to measure, on which data, and where the results go. A subclass says what it measures: it sets
+    `group`, makes its instruments in `_make_instruments`, and uses them in `_measure`. It measures by calling `_take`
+    in the hooks `_after_start`, `_after_batches`, `_after_epoch` and `_after_training`.
+
+    Args:
+        probe_data: The data to measure on: (x, y), (x, y, sample_weight), a data set, or a `tfopt.curvature.Probe`. On
+            several ranks, each rank passes its own rows.
+        loss: As `compile` takes it. None (default) means the one that the model was compiled with.
+        every_n_steps: Measure after each n-th training batch, an integer >= 1. None (default) means by epochs.
+        every_n_epochs: Measure at the end of each n-th epoch, an integer >= 1. None (default) means every epoch, unless
+            `every_n_steps` is given.
+        batch_size: Rows in a batch of the probe, for arrays.
+        batch_norm: "batch" (default) normalises by the statistics of each batch (of each group of rows, where gradients
+            of groups are compared), "moving" by the moving averages.
+        log_dir: Folder for TensorBoard's event files, with each value at its step. None (default) writes none.
+        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
+
+    Attributes:
+        history: Lists with one entry for each measurement: `epoch` (epochs completed), `step` (steps that the optimizer
+            took; training batches, if several optimizers or none take steps), `seconds`, and all values in the logs, by
+            the same names. NaN where a value was not measured.
+        precision: How layers were computed in the last measurement: "model", "float32" or "bfloat16", as
+            `HessianOperator.precision` says.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of its range; in `fit`: the model or data cannot be measured.
     """
 
     group = ""
@@ -41,45 +66,31 @@ class Measurement(RankCallback):
     def __init__(
         self,
         probe_data: Any,
-        loss: Any,
+        loss: Any = None,
         *,
-        cadence: Cadence,
-        batch_size: int | None,
-        batch_norm: str,
-        log_dir: str | Path | None,
-        communicator: Communicator | None,
+        every_n_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        batch_size: int | None = None,
+        batch_norm: str = "batch",
+        log_dir: str | Path | None = None,
+        communicator: Communicator | None = None,
     ) -> None:
         super().__init__(communicator)
+        check_loss_name(loss)
         self.loss = loss
-        self.cadence = cadence
-        self.batch_norm = check_choice("batch_norm", batch_norm, BATCH_NORM_MODES)
         is_left_out = probe_data is None and not self.needs_probe
         self._given_probe = self._probe = None if is_left_out else _make_probe(probe_data, batch_size)
+        self.cadence = Cadence.from_arguments(every_n_steps, every_n_epochs, self._default_epochs)
+        self.batch_norm = check_choice("batch_norm", batch_norm, BATCH_NORM_MODES)
         self._summaries = Summaries(log_dir if self.communicator.rank == 0 else None)
+        self._instruments: Any = None
         self._made_for: tuple[Any, ...] = ()
-        self._check_loss_and_hooks()
         self._start()
 
-    def _check_loss_and_hooks(self) -> None:
-        check_loss_name(self.loss)
-        if self.cadence.every_n_steps is None and type(self).on_train_batch_end is Measurement.on_train_batch_end:
-            # Keras computes batch metrics synchronously only if a callback overrides this hook.
-            self.__dict__["on_train_batch_end"] = keras.callbacks.Callback.on_train_batch_end.__get__(self)
-
-    # Copies and pickles hold the measurements. Their next `fit` makes new instruments.
-
-    _INSTRUMENTS = (
-        *("on_train_batch_end", "_model", "_threads", "_hessian", "_network", "_meter", "_groups", "_scatter"),
-        *("_waiting", "_kept"),
-    )
-
     def __getstate__(self) -> dict[str, Any]:
-        kept = {name: value for name, value in self.__dict__.items() if name not in self._INSTRUMENTS}
-        return kept | {"_made_for": (), "_is_ready": False, "_probe": self._given_probe}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _model=None, _scatter=None)
-        self._check_loss_and_hooks()
+        # Copies and pickles hold the measurements. Their next `fit` makes new instruments.
+        dropped = {"_model": None, "_instruments": None, "_made_for": (), "_is_ready": False}
+        return self.__dict__ | dropped | {"_probe": self._given_probe}
 
     def _start(self) -> None:
         self.history: dict[str, list] = {"epoch": [], "step": [], "seconds": []}
@@ -88,7 +99,7 @@ class Measurement(RankCallback):
         self._logged: set[str] = set()  # Names in the logs of the previous epoch.
         self._first_epoch: int | None = None
         self._epochs_completed = 0
-        self._count = StepCount()
+        self._count = StepCount(hears_ends=self._is_counting)
         self._is_ready = False
 
     # --- for ResumableCheckpoint
@@ -131,11 +142,18 @@ class Measurement(RankCallback):
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Note where the next steps begin; `batch` (0-based) may be beyond the end of the data."""
         self._num_batches = batch + 1  # The ranks compare this number.
-        self._count.begin_batch(self.model, batch, self._is_counting)
+        self._count.begin_batch(batch)
+
+    @property
+    def async_safe(self) -> bool:
+        """Whether Keras need not wait for the metrics of each batch, because `on_train_batch_end` does nothing."""
+        return not self._is_counting and type(self).on_train_batch_end is Measurement.on_train_batch_end
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Measure if it is due, and add the results to `logs`; Keras calls this only if the cadence counts steps."""
+        """Measure if it is due, and add the results to `logs`."""
         # `batch` is not used: if one execution makes several steps, it may be the first of them or beyond the last.
+        if not self._is_counting:
+            return
         num_measured, before = len(self.history["step"]), self._count.batches
         self._count.end_batch()
         self._after_batches(before, self._count.batches)
@@ -146,7 +164,7 @@ class Measurement(RankCallback):
         """Measure if it is due, and add the results of the last measurement to `logs`."""
         self.compare(f"the end of epoch {epoch + 1}", logs)
         before = self._count.batches
-        self._count.end_epoch(self._is_counting)
+        self._count.end_epoch()
         if self._is_counting and self._count.batches > before:
             self._after_batches(before, self._count.batches)
         self._epochs_completed = epoch + 1
@@ -166,8 +184,14 @@ class Measurement(RankCallback):
 
     # --- hooks of subclasses
 
-    def _make_instruments(self) -> None:
-        """Make the instruments, once for each state of the model."""
+    @property
+    def _default_epochs(self) -> int | None:
+        """Number of epochs between measurements if the user says nothing; None for tenths of training."""
+        return 1
+
+    def _make_instruments(self) -> Any:
+        """Return what measures the model in its present state; `_instruments` holds it, and copies drop it."""
+        raise NotImplementedError
 
     def _measure(self, **options: Any) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
         """Return scalars by their names in the logs, and values by variable, which stay out of the logs."""
@@ -196,7 +220,7 @@ class Measurement(RankCallback):
 
     @property
     def _steps(self) -> int:
-        return self._count.look(self.model)
+        return self._count.look()
 
     def _is_measured(self, step: int) -> bool:
         return step in self.history["step"][-1:]
@@ -206,7 +230,7 @@ class Measurement(RankCallback):
         self._follow()
         start = time.perf_counter()
         # Use one thread in NumPy's BLAS: its threads keep spinning after a call, and block TensorFlow's.
-        with self._threads.limit(limits=1, user_api="blas"):
+        with _native_threads().limit(limits=1, user_api="blas"):
             values, details = self._measure(**options)
         self._record(self._steps if step is None else step, values, details, time.perf_counter() - start)
 
@@ -225,7 +249,6 @@ class Measurement(RankCallback):
         self._summaries.write(step, {**values, **parts})
 
     def _get_ready(self) -> None:
-        self._threads = ThreadpoolController()
         if self._given_probe is not None:
             self._probe = in_agreement(self.communicator, self._make_weighted_probe)
         self._build_model()
@@ -247,7 +270,7 @@ class Measurement(RankCallback):
         is_new = not is_same(self._made_for, (self._probe, *state_of(self.model)))
         check_ranks(self.communicator, type(self).__name__, self.model, is_new, is_start)
         if is_new:
-            self._make_instruments()
+            self._instruments = self._make_instruments()
             self._made_for = (self._probe, *state_of(self.model))
             if not is_start:
                 self._after_change()
@@ -280,6 +303,11 @@ class Measurement(RankCallback):
             else:
                 columns[name] = series
         return _plotting.make_dataframe(columns)
+
+
+@functools.cache
+def _native_threads() -> ThreadpoolController:
+    return ThreadpoolController()  # It searches all loaded libraries, which takes milliseconds.
 
 
 def _make_probe(data: Any, batch_size: int | None) -> Probe:
