@@ -226,6 +226,11 @@ ENTRIES = {
         {"name": "breast_cancer"},
         ("seed", "test_fraction", "validation_fraction", "standardize", "num_rows"),
     ),
+    "from_arrays": Entry(
+        datasets.from_arrays,
+        {"x": X, "y": np.arange(len(X)) % 2},
+        ("name", "seed", "test_fraction", "validation_fraction", "standardize", "num_rows"),
+    ),
     "make_higgs_like": Entry(datasets.make_higgs_like, {"num_rows": 10, "seed": 0}),
     "fit_noisy_quadratic": Entry(
         planning.fit_noisy_quadratic,
