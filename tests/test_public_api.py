@@ -186,7 +186,6 @@ def test_docstrings_explain_every_argument(item):
         "tfopt.curvature.modulus",
         "tfopt.curvature.probe",
         "tfopt.curvature.trace",
-        "tfopt.datasets.dataset",
         "tfopt.datasets.epoch_batches",
         "tfopt.distributed.optimizer",
         "tfopt.distributed.sharding",
