@@ -7,6 +7,7 @@ from tfopt._checks import check_keras_3
 
 check_keras_3()
 
+from tfopt.callbacks._history import MeasurementHistory  # noqa: E402
 from tfopt.callbacks.weight_norms import WeightNorms  # noqa: E402
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ __all__ = [
     "Convexity",
     "GradientBreakdown",
     "GradientNoiseScale",
+    "MeasurementHistory",
     "ResumableCheckpoint",
     "WarmupLearningRate",
     "WeightNorms",

@@ -19,7 +19,7 @@ GROUND = {
     "tfopt._version",
     "tfopt._weight_decay",
 }
-FIRST_FLOOR = GROUND | {"tfopt._checkpoints", "tfopt.communicator", "tfopt.numerics"}
+FIRST_FLOOR = GROUND | {"tfopt._checkpoints", "tfopt._record", "tfopt.communicator", "tfopt.numerics"}
 ALLOWED = {
     "tfopt": {"tfopt._version"},
     "tfopt._version": set(),
@@ -30,6 +30,7 @@ ALLOWED = {
     "tfopt._naming": set(),
     "tfopt._plotting": set(),
     "tfopt._progress": set(),
+    "tfopt._record": {"tfopt._checkpoints", "tfopt._checks"},
     "tfopt._row_checksum": set(),
     "tfopt._trained_variables": set(),
     "tfopt._weight_decay": {"tfopt._checks"},

@@ -31,6 +31,7 @@ PUBLIC = {
         "Convexity",
         "GradientBreakdown",
         "GradientNoiseScale",
+        "MeasurementHistory",
         "ResumableCheckpoint",
         "WarmupLearningRate",
         "WeightNorms",

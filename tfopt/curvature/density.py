@@ -7,6 +7,7 @@ import numpy as np
 
 from tfopt._checks import as_numbers, check_integer, check_number
 from tfopt._plotting import get_axes
+from tfopt._record import Record
 from tfopt.curvature.lanczos import lanczos
 from tfopt.curvature.linear_map import as_linear_map
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SpectralDensity:
+class SpectralDensity(Record):
     """An estimate of the distribution of a matrix's eigenvalues, from several random vectors.
 
     Each vector gives one distribution: masses `weights` at the points `nodes`. Means over the vectors estimate the

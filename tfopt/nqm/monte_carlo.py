@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfopt import _plotting
 from tfopt._checks import check_integer, check_number, check_text
+from tfopt._record import Record
 from tfopt.nqm._checks import check_kind
 from tfopt.nqm._drawing import draw_trajectories, finish_losses
 from tfopt.nqm.algorithm import Algorithm
@@ -52,7 +53,7 @@ class UpdateRule(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Trajectories:
+class Trajectories(Record):
     """Losses of independent trajectories.
 
     Attributes:

@@ -8,6 +8,7 @@ import numpy as np
 
 from tfopt import _plotting
 from tfopt._checks import as_numbers, check_integer, check_number
+from tfopt._record import Record
 from tfopt.nqm._checks import check_values
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class NoisyQuadratic:
+class NoisyQuadratic(Record):
     """L(theta) = 1/2 sum_i h_i theta_i^2, with mini-batch gradients h_i theta_i plus noise of variance c_i / B.
 
     A diagonal Hessian loses no generality for algorithms that treat all directions alike: they see only the Hessian's

@@ -9,6 +9,7 @@ import numpy as np
 from tfopt import _plotting
 from tfopt._checks import check_integer, check_number, check_text
 from tfopt._progress import Progress
+from tfopt._record import Record
 from tfopt.nqm._checks import check_kind
 from tfopt.nqm.constant_rate import ConstantRate, stable_limit
 from tfopt.nqm.information_bound import information_bound
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Schedule:
+class Schedule(Record):
     """A piecewise constant learning rate for SGD, and the loss that it reaches.
 
     Attributes:

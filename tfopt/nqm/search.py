@@ -8,6 +8,7 @@ import numpy as np
 from tfopt import _plotting
 from tfopt._checks import check_choice, check_number, check_text
 from tfopt._progress import Progress
+from tfopt._record import Record
 from tfopt.nqm._checks import check_kind
 from tfopt.nqm._drawing import draw_by_batch_size
 from tfopt.nqm.algorithm import FAMILIES, Algorithm, check_batch_size, noise_in_steady_state
@@ -24,7 +25,7 @@ MAX_SEARCH_CURVATURES = 256
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class OptimalSettings:
+class OptimalSettings(Record):
     """For every batch size, the settings that reach the target first and the step at which they do.
 
     Attributes:

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm, t
 
+from tfopt._record import Record
+
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Interval:
+class Interval(Record):
     """An estimate of a number or an array, with a confidence interval.
 
     Attributes:

@@ -9,6 +9,7 @@ import numpy as np
 
 from tfopt import _plotting
 from tfopt._checks import check_indices, check_integer, check_number
+from tfopt._record import Record
 from tfopt.nqm import NoisyQuadratic
 from tfopt.nqm._checks import check_values
 from tfopt.planning.interval import Interval, bootstrap, describe
@@ -38,7 +39,7 @@ SMALLEST_COUNT = 1e-3
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class NoisyQuadraticFit:
+class NoisyQuadraticFit(Record):
     """A noisy quadratic fitted to a model, as measured in several independent runs.
 
     Each run measures everything on its own rows with its own random vectors. Estimates are means over runs, and runs

@@ -11,6 +11,7 @@ import numpy as np
 from tfopt import _plotting, nqm
 from tfopt._checkpoints import state_file
 from tfopt._checks import check_choice, check_integer, check_path
+from tfopt._record import Record
 from tfopt.planning.interval import Interval, describe
 from tfopt.planning.noisy_quadratic_fit import NoisyQuadraticFit
 from tfopt.planning.prediction import find_best
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Suggestion:
+class Suggestion(Record):
     """Settings for one batch size.
 
     Attributes:
@@ -46,7 +47,7 @@ class Suggestion:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class BatchSizePlan:
+class BatchSizePlan(Record):
     """Predicted steps to a target loss for every batch size, with intervals, and the settings to train with.
 
     Intervals cover the randomness of rows and random vectors in the fit. They do not cover that a network's loss is no

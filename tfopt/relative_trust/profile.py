@@ -9,6 +9,7 @@ import numpy as np
 from tfopt import _plotting
 from tfopt._checks import as_numbers
 from tfopt._naming import unique_paths
+from tfopt._record import Record
 from tfopt.communicator import Communicator
 from tfopt.relative_trust.breakdown import deep_relative_trust, largest_of, norms_of, relative_gradient_breakdown
 from tfopt.relative_trust.step import StepMeter
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class BreakdownProfile:
+class BreakdownProfile(Record):
     """Loss and gradient along W_l - eta |W_l| g_l / |g_l|: every variable moves by the same fraction of its norm.
 
     Attributes:
