@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt import _plotting
-from tfopt._checks import check_integer, check_number, check_text
+from tfopt._checks import check_integer, check_label, check_number
 from tfopt._record import Record
 from tfopt.nqm._checks import check_kind
 from tfopt.nqm._drawing import draw_trajectories, finish_losses
@@ -75,17 +75,17 @@ class Trajectories(Record):
         with np.errstate(invalid="ignore", over="ignore"):
             return self.losses.std(axis=1, ddof=1) / np.sqrt(self.losses.shape[1])
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str = "samples") -> "matplotlib.axes.Axes":
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str | None = None) -> "matplotlib.axes.Axes":
         """Draw the mean, and the range of nine in ten trajectories.
 
         Args:
             ax: Axes to draw into; None (default) makes new ones.
-            label: Name of the line. Default "samples".
+            label: Name of the line; None (default) for "samples".
 
         Returns:
             The axes.
         """
-        name, ax = check_text("label", label), _plotting.get_axes(ax)
+        name, ax = check_label(label, "samples"), _plotting.get_axes(ax)
         draw_trajectories(ax, self.steps, self.losses, name)
         finish_losses(ax)
         return ax

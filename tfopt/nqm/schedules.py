@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from tfopt import _plotting
-from tfopt._checks import check_integer, check_number, check_text
+from tfopt._checks import check_integer, check_label, check_number
 from tfopt._progress import Progress
 from tfopt._record import Record
 from tfopt.nqm._checks import check_kind
@@ -81,17 +81,17 @@ class Schedule(Record):
         columns = {"first_step": steps[:-1], "num_steps": self.lengths, "learning_rate": self.learning_rates}
         return _plotting.make_dataframe(columns | {"final_loss": losses[1:]})
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str = "") -> "matplotlib.axes.Axes":
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str | None = None) -> "matplotlib.axes.Axes":
         """Draw the rate against the fraction of the steps done.
 
         Args:
             ax: Axes to draw into; None (default) makes new ones.
-            label: Name of the line; empty (default) for the batch size.
+            label: Name of the line; None (default) for the batch size.
 
         Returns:
             The axes.
         """
-        name, ax = check_text("label", label) or f"batch size {self.batch_size:g}", _plotting.get_axes(ax)
+        name, ax = check_label(label, f"batch size {self.batch_size:g}"), _plotting.get_axes(ax)
         ends = np.concatenate([[0], np.cumsum(self.lengths)]) / self.num_steps
         rates = np.append(self.learning_rates, self.learning_rates[-1])
         ax.plot(ends, rates, drawstyle="steps-post", label=f"{name}: {self.num_steps:,} steps")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfopt import _plotting
-from tfopt._checks import check_choice, check_number, check_text
+from tfopt._checks import check_choice, check_label, check_number
 from tfopt._progress import Progress
 from tfopt._record import Record
 from tfopt.nqm._checks import check_kind
@@ -74,17 +74,17 @@ class OptimalSettings(Record):
         frame.index.name = "batch_size"
         return frame
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str = "") -> "matplotlib.axes.Axes":
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str | None = None) -> "matplotlib.axes.Axes":
         """Draw steps against batch size.
 
         Args:
             ax: Axes to draw into; None (default) makes new ones.
-            label: Name of the line; empty (default) for the family's name.
+            label: Name of the line; None (default) for the family's name.
 
         Returns:
             The axes.
         """
-        name, ax = check_text("label", label) or self.family, _plotting.get_axes(ax)
+        name, ax = check_label(label, self.family), _plotting.get_axes(ax)
         draw_by_batch_size(ax, self.batch_size, self.steps, name, "steps to the target")
         return ax
 
