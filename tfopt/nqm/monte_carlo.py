@@ -1,13 +1,15 @@
 """Random trajectories, whose mean the dynamics give exactly: with noise of any distribution, by any update rule."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import tensorflow as tf
 
 from tfopt import _plotting
 from tfopt._checks import check_integer, check_label, check_number
+from tfopt._lazy import tf
 from tfopt._record import Record
 from tfopt.nqm._checks import check_kind
 from tfopt.nqm._drawing import draw_trajectories, finish_losses
@@ -75,7 +77,7 @@ class Trajectories(Record):
         with np.errstate(invalid="ignore", over="ignore"):
             return self.losses.std(axis=1, ddof=1) / np.sqrt(self.losses.shape[1])
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str | None = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: matplotlib.axes.Axes | None = None, label: str | None = None) -> matplotlib.axes.Axes:
         """Draw the mean, and the range of nine in ten trajectories.
 
         Args:
@@ -93,7 +95,7 @@ class Trajectories(Record):
 
 def monte_carlo(
     problem: NoisyQuadratic,
-    algorithm: "Algorithm | UpdateRule",
+    algorithm: Algorithm | UpdateRule,
     batch_size: float,
     num_steps: int,
     *,

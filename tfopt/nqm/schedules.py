@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
 
 from tfopt import _plotting
@@ -18,6 +17,7 @@ from tfopt.nqm.schedule_solver import ScheduleSolver
 from tfopt.nqm.search import MAX_SEARCH_CURVATURES, optimize
 
 if TYPE_CHECKING:
+    import keras
     import matplotlib.axes
     import pandas
 
@@ -49,12 +49,14 @@ class Schedule(Record):
         """Whether all rates are below the limit of stability; if not, the loss grows again after its minimum."""
         return bool(self.learning_rates.max() < stable_limit(self.problem, self.preconditioner_power))
 
-    def to_keras(self) -> keras.optimizers.schedules.PiecewiseConstantDecay:
+    def to_keras(self) -> "keras.optimizers.schedules.PiecewiseConstantDecay":
         """Return the schedule for a Keras optimizer.
 
         Returns:
             A value for the optimizer's `learning_rate`. After the last step it keeps the last rate.
         """
+        import keras
+
         ends = np.cumsum(self.lengths)
         # Keras needs a boundary even for one piece.
         rates = np.append(self.learning_rates, self.learning_rates[-1])
