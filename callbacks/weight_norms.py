@@ -10,7 +10,7 @@ from tfopt.callbacks._running_fit import come_before_loggers, has_call
 from tfopt.callbacks._step_count import StepCount
 
 from tfopt import _plotting, numerics
-from tfopt._checks import check_integer
+from tfopt._checks import check_integer, check_label
 from tfopt._naming import unique_paths
 from tfopt._trained_variables import trained_variables
 
@@ -163,18 +163,20 @@ class WeightNorms(Callback):
         """
         return self.history.to_dataframe()
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str | None = None) -> "matplotlib.axes.Axes":
         """Draw the norms against epochs, on a logarithmic scale.
 
         Args:
-            ax: Axes to draw into; None makes new ones.
+            ax: Axes to draw into; None (default) makes new ones.
+            label: Text before the names of the lines; None (default) for none.
 
         Returns:
             The axes.
         """
-        ax = _plotting.get_axes(ax)
+        prefix, ax = check_label(label), _plotting.get_axes(ax)
         for path, norms in by_path(self.history["norms"]).items():
-            ax.plot(self.history["epoch"], [norm if norm > 0 else float("nan") for norm in norms], label=path)
+            values = [norm if norm > 0 else float("nan") for norm in norms]
+            ax.plot(self.history["epoch"], values, label=f"{prefix} {path}".strip())
         ax.set(xlabel="epoch", ylabel="Frobenius norm", yscale="log")
         if ax.lines:
             _plotting.add_legend(ax)

@@ -248,11 +248,12 @@ class NoisyQuadraticFit(Record):
             columns |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
         return _plotting.make_dataframe(columns)
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str | None = None) -> "matplotlib.axes.Axes":
         """Draw the fractions of directions, noise and possible gain at or above each curvature.
 
         Args:
             ax: Axes to draw into; None (default) makes new ones.
+            label: Text before the names of the lines; None (default) for none.
 
         Returns:
             The axes.
@@ -264,8 +265,9 @@ class NoisyQuadraticFit(Record):
             "gradient noise": problem.multiplicity * problem.noise_variance,
             "loss to be gained": problem.multiplicity * problem.curvature * problem.initial_second_moment,
         }
-        for label, part in parts.items():
-            ax.plot(self.curvature, np.cumsum(part[::-1])[::-1] / part.sum(), drawstyle="steps-pre", label=label)
+        for name, part in parts.items():
+            share = np.cumsum(part[::-1])[::-1] / part.sum()
+            ax.plot(self.curvature, share, drawstyle="steps-pre", label=f"{label or ''} {name}".strip())
         ax.set(xlabel="curvature", ylabel="share at this curvature or above", xscale="log", ylim=(0.0, 1.05))
         _plotting.add_legend(ax)
         return ax
