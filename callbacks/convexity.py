@@ -11,7 +11,7 @@ from tfopt.callbacks._step_count import variables_trained_by
 from tfopt.callbacks.measurement import Measurement
 
 from tfopt import _plotting
-from tfopt._checks import check_flag, check_integer
+from tfopt._checks import check_flag, check_integer, check_label
 from tfopt.curvature import (
     HessianOperator,
     NotCoveredError,
@@ -275,16 +275,17 @@ class Convexity(Measurement):
         rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
         return dict(zip(names, (rate * lambda_max, limit), strict=True))
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str | None = None) -> "matplotlib.axes.Axes":
         """Draw curvatures, eigenvalues and certified moduli against steps, on a scale that shows both signs.
 
         Args:
-            ax: Axes to draw into; None makes new ones.
+            ax: Axes to draw into; None (default) makes new ones.
+            label: Text before the names of the lines; None (default) for none.
 
         Returns:
             The axes.
         """
-        ax = _plotting.get_axes(ax)
+        prefix, ax = check_label(label), _plotting.get_axes(ax)
         names = [f"convexity/{_GRADIENT}", "hessian/lambda_max", "hessian/lambda_min"]
         names += ["convexity/theta_sharp", "convexity/theta_paper"]
         steps, sizes = np.array(self.history["step"]), []
@@ -292,7 +293,7 @@ class Convexity(Measurement):
             if name in self.history:
                 values = np.array(self.history[name])
                 known = np.isfinite(values)
-                ax.plot(steps[known], values[known], marker=".", label=name.split("/")[1])
+                ax.plot(steps[known], values[known], marker=".", label=f"{prefix} {name.split('/')[1]}".strip())
                 sizes += list(np.abs(values[known & (values != 0)]))
         ax.axhline(0.0, color="black", linewidth=0.8)
         ax.set(xlabel="step", ylabel="curvature")

@@ -7,7 +7,7 @@ from tfopt.callbacks._running_fit import epoch_batches_of, find_running_fit
 from tfopt.callbacks.measurement import Measurement
 
 from tfopt import _plotting
-from tfopt._checks import check_integer
+from tfopt._checks import check_integer, check_label
 from tfopt.curvature.gradient_noise import Groups
 from tfopt.curvature.probe_loss import ProbeLoss
 from tfopt.datasets import EpochBatches
@@ -196,20 +196,21 @@ class GradientNoiseScale(Measurement):
         }
         return {f"gradient_noise/{name}": value for name, value in values.items()}, {}
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str | None = None) -> "matplotlib.axes.Axes":
         """Draw the noise scale against steps, with a band of two standard errors on each side.
 
         Args:
-            ax: Axes to draw into; None makes new ones.
+            ax: Axes to draw into; None (default) makes new ones.
+            label: Name of the line; None (default) for "noise scale".
 
         Returns:
             The axes.
         """
-        ax = _plotting.get_axes(ax)
+        name, ax = check_label(label, "noise scale"), _plotting.get_axes(ax)
         scale = np.array(self.history.get("gradient_noise/noise_scale", []))
         if len(scale):
             error = 2 * np.nan_to_num(np.array(self.history["gradient_noise/noise_scale_standard_error"]))
-            (line,) = ax.plot(self.history["step"], scale, marker=".", label="noise scale")
+            (line,) = ax.plot(self.history["step"], scale, marker=".", label=name)
             lowest = np.nanmin(scale) / 10 if np.isfinite(scale).any() else 1.0
             low = np.maximum(scale - error, lowest)
             ax.fill_between(self.history["step"], low, scale + error, alpha=0.2, color=line.get_color())

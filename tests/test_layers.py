@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Room -> the rooms that it may import from. A room may always import from itself.
 GROUND = {
     "tfopt._checks",
+    "tfopt._lazy",
     "tfopt._naming",
     "tfopt._plotting",
     "tfopt._progress",
@@ -19,7 +20,7 @@ GROUND = {
     "tfopt._version",
     "tfopt._weight_decay",
 }
-FIRST_FLOOR = GROUND | {"tfopt._checkpoints", "tfopt.communicator", "tfopt.numerics"}
+FIRST_FLOOR = GROUND | {"tfopt._checkpoints", "tfopt._record", "tfopt.communicator", "tfopt.numerics"}
 ALLOWED = {
     "tfopt": {"tfopt._version"},
     "tfopt._version": set(),
@@ -27,9 +28,11 @@ ALLOWED = {
     "tfopt._checkpoints": {"tfopt.communicator"},
     "tfopt._state_file": {"tfopt._checkpoints"},
     "tfopt._checks": set(),
+    "tfopt._lazy": set(),
     "tfopt._naming": set(),
     "tfopt._plotting": set(),
     "tfopt._progress": set(),
+    "tfopt._record": {"tfopt._checkpoints", "tfopt._checks"},
     "tfopt._row_checksum": set(),
     "tfopt._trained_variables": set(),
     "tfopt._weight_decay": {"tfopt._checks"},
