@@ -6,6 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfopt import _keras
+
 # These data sets read each source without a pause. The seeds that a source draws do not depend on when it is read.
 _IN_ONE_GO = (
     "_AssertCardinalityDataset",
@@ -45,7 +47,7 @@ _DRAWING_LATE = ("CacheDataset", "_ConcatenateDataset", "_RepeatDataset")
 def parts_of(dataset: Any) -> Iterator[Any]:
     """Yield a data set and all data sets that it is made of, from the last operation to the first."""
     yield dataset
-    for source in getattr(dataset, "_inputs", list)():
+    for source in _keras.dataset_inputs(dataset, list)():
         yield from parts_of(source)
 
 
@@ -64,7 +66,7 @@ def shuffles_anew(part: Any) -> bool:
 def sources_of(dataset: Any) -> Iterator[Any]:
     """Yield the largest parts of a data set that serve the same rows in each iteration."""
     if is_shuffled(dataset):
-        for source in dataset._inputs():
+        for source in _keras.dataset_inputs(dataset)():
             yield from sources_of(source)
     else:
         yield dataset
@@ -93,7 +95,7 @@ def description_of(dataset: Any) -> str:
     for part in parts_of(dataset):
         names = ("_batch_size", "_buffer_size", "_count", "_seed", "_seed2")
         found: dict[str, Any] = {name.strip("_"): _number(getattr(part, name)) for name in names if hasattr(part, name)}
-        functions: list[Any] = getattr(part, "_functions", list)()
+        functions: list[Any] = _keras.dataset_functions(part, list)()
         if functions:
             found["functions"] = [_checksum_of(function) for function in functions]
         if found and "Prefetch" not in type(part).__name__:

@@ -9,10 +9,11 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras.src.models.functional import Functional
-from keras.src.ops.function import make_node_key
 from tfopt.callbacks._optimizer_arguments import describe
 from tfopt.callbacks._optimizers_of import is_of_a_library
+
+from tfopt import _keras
+from tfopt._keras import Functional, make_node_key
 
 _LONGEST = 120  # Number of characters. Longer texts are cut.
 _PLAIN = (bool, int, float, str, np.bool_, np.integer, np.floating)
@@ -85,7 +86,7 @@ def _parts(model: Any) -> list[Any]:
         part = waiting.pop()
         if id(part) not in found:
             found[id(part)] = part
-            inside = [*(part.operations if isinstance(part, Functional) else ()), *getattr(part, "_layers", ())]
+            inside = [*(part.operations if isinstance(part, Functional) else ()), *_keras.layers(part, ())]
             waiting.extend(reversed(inside))
     return list(found.values())
 
@@ -102,7 +103,7 @@ def _config_of(part: Any) -> dict[str, Any]:
     config: dict[str, Any] = {}
     if not _holds_only_layers(part):
         config = _written_down(part)
-    given = getattr(getattr(part, "_auto_config", None), "config", None)
+    given = getattr(_keras.auto_config(part, None), "config", None)
     if "seed" in config and given is not None:
         config["seed"] = given.get("seed")  # Some layers serialise a number that they drew.
     for name in list(config):
@@ -157,19 +158,19 @@ def _connections(model: Any, numbers: dict[int, int]) -> str:
     """Return which layer is called on which outputs, by the numbers of layers."""
 
     def of(operation: Any) -> list[int]:
-        nodes = range(len(operation._inbound_nodes))
-        return [number for number in nodes if make_node_key(operation, number) in model._nodes]
+        nodes = range(len(_keras.inbound_nodes(operation)))
+        return [number for number in nodes if make_node_key(operation, number) in _keras.nodes(model)]
 
     def source_of(tensor: Any) -> Any:
         if not isinstance(tensor, keras.KerasTensor):
             return tensor
-        operation, node, output = tensor._keras_history
+        operation, node, output = _keras.keras_history(tensor)
         return f"{numbers.get(id(operation))}.{of(operation).index(node)}.{output}"
 
     calls = []
     for operation in model.operations:
         for number in of(operation):
-            arguments = operation._inbound_nodes[number].arguments
+            arguments = _keras.inbound_nodes(operation)[number].arguments
             given = keras.tree.map_structure(source_of, [list(arguments.args), dict(arguments.kwargs)])
             calls.append(f"{numbers[id(operation)]}{describe(given)}")
     ends = [[source_of(tensor) for tensor in tensors] for tensors in (model.inputs, model.outputs)]

@@ -11,8 +11,10 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.trackable.base import Trackable
 from tfopt.callbacks._optimizers_of import is_of_a_library, is_users, optimizers_of
+
+from tfopt import _keras
+from tfopt._keras import Trackable
 
 # Training changes these objects. Variables, layers and optimizers are compared separately, not in functions.
 _TRACKED = (
@@ -44,7 +46,7 @@ def _arguments(name: str, optimizer: Any, model: Any) -> dict[str, str]:
         config = dict(optimizer.get_config())
     except Exception:  # A user's optimizer or schedule may not be serialisable.
         config = {key: value for key, value in vars(optimizer).items() if isinstance(value, bool | int | float | str)}
-    rate = getattr(optimizer, "_learning_rate", None)
+    rate = _keras.learning_rate(optimizer, None)
     if callable(rate) and not isinstance(rate, keras.Variable):
         config["learning_rate"] = rate  # Keras serialises functions with their line numbers.
     config["class"] = type(optimizer).__name__
@@ -71,7 +73,7 @@ def _arguments_of_several(name: str, optimizer: Any, model: Any) -> dict[str, st
     found: dict[str, str] = {}
     for number, part in enumerate(optimizer.optimizers):
         found.update(_arguments(f"{name}.optimizers[{number}]", part, model))
-        theirs = {id(variable) for variable in getattr(part, "_trainable_variables", ())}
+        theirs = {id(variable) for variable in _keras.optimizer_variables(part, ())}
         indices = [index for index, variable in enumerate(model.trainable_variables) if id(variable) in theirs]
         found[f"{name}.optimizers[{number}]'s variables"] = str(indices)
     return found

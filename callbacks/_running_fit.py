@@ -9,6 +9,8 @@ from typing import Any
 import keras
 from keras.callbacks import CallbackList
 
+from tfopt import _keras
+
 LOGGERS = (
     keras.callbacks.CSVLogger,
     keras.callbacks.History,
@@ -48,7 +50,7 @@ def build_model(model: Any, running: RunningFit) -> None:
             )
         batches = epoch_batches_of(running)
         epoch = getattr(batches, "epoch", 0)
-        model._symbolic_build(iterator=iterator)
+        _keras.symbolic_build(model)(iterator=iterator)
         iterator.reset()
         if batches is not None:
             batches.start_at(epoch)
@@ -58,8 +60,8 @@ def build_model(model: Any, running: RunningFit) -> None:
 
 def reset_given_metrics(model: Any) -> None:
     """Reset the metric objects given to `compile`; Keras does so too, but not before they have seen a batch."""
-    compiled = getattr(model, "_compile_metrics", None)
-    given = (compiled._user_metrics, compiled._user_weighted_metrics) if compiled is not None else ()
+    compiled = _keras.compile_metrics(model, None)
+    given = (_keras.user_metrics(compiled), _keras.user_weighted_metrics(compiled)) if compiled is not None else ()
     for metric in keras.tree.flatten(given):
         if isinstance(metric, keras.Metric):
             metric.reset_state()

@@ -4,8 +4,10 @@ import sys
 from types import FrameType
 from typing import Any
 
-from keras.src.backend.tensorflow.trainer import TFEpochIterator
 from tfopt.callbacks._traced_step import trace_step
+
+from tfopt import _keras
+from tfopt._keras import TFEpochIterator
 
 
 def trace_validation(model: Any) -> Any:
@@ -14,8 +16,8 @@ def trace_validation(model: Any) -> Any:
     given = _locals_of_fit(model)
     if given.get("validation_data") is None or model.run_eagerly:
         return None
-    if getattr(model, "_eval_epoch_iterator", None) is None:
-        model._eval_epoch_iterator = TFEpochIterator(
+    if _keras.eval_epoch_iterator(model, None) is None:
+        iterator = TFEpochIterator(
             x=given["val_x"],
             y=given["val_y"],
             sample_weight=given["val_sample_weight"],
@@ -25,8 +27,9 @@ def trace_validation(model: Any) -> Any:
             steps_per_epoch=given["validation_steps"],
             shuffle=False,
         )
+        _keras.eval_epoch_iterator.set(model, iterator)
     model.make_test_function()
-    return trace_step(model, model._eval_epoch_iterator, "test_function")
+    return trace_step(model, _keras.eval_epoch_iterator(model), "test_function")
 
 
 def _locals_of_fit(model: Any) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from tfopt.callbacks._traced_step import trace_step
 from tfopt.callbacks._traced_validation import trace_validation
 from tfopt.callbacks._training_state import check_step, read, variables_of
 
+from tfopt import _keras
 from tfopt._checkpoints.callback_states import check_states, set_states, states_of
 from tfopt._checkpoints.generations import CheckpointFiles
 from tfopt._checks import as_items, check_folder, check_integer
@@ -228,7 +229,7 @@ class ResumableCheckpoint(Callback):
             epoch: Number of the epoch, from 0.
             logs: Not used.
         """
-        self.model._initial_epoch = None  # `fit` has read it. An exception must not leave it behind.
+        _keras.initial_epoch.set(self.model, None)  # `fit` has read it. An exception must not leave it behind.
         self._order.epoch = epoch
         for batches in (epoch_batches_of(self._running), self._running.validation):
             if hasattr(batches, "start_at"):
@@ -251,7 +252,7 @@ class ResumableCheckpoint(Callback):
         Args:
             logs: Not used.
         """
-        self.model._initial_epoch = None
+        _keras.initial_epoch.set(self.model, None)
         self._running = RunningFit([])
         self._variables, self._plain = [], PlainState(None)
         self._position, self._lost = DataPosition(None, None), LostStates([], (), [], self._plain)
@@ -346,7 +347,7 @@ class ResumableCheckpoint(Callback):
         is_over = state["stopped"] or state["epochs"] >= epochs
         read_again = self._position.restore(state["position in the data"], is_over)
         set_random_state(state["random"])
-        self.model._initial_epoch = epochs if state["stopped"] else min(state["epochs"], epochs)
+        _keras.initial_epoch.set(self.model, epochs if state["stopped"] else min(state["epochs"], epochs))
         if state["stopped"]:
             self.model.stop_training = True
         if self.verbose and self.communicator.rank == 0:

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfopt import _keras
 from tfopt._checks import check_choice
 from tfopt._naming import path_of
 from tfopt._weight_decay import exclude
@@ -171,7 +172,7 @@ class DistributedOptimizer:
                 "`grads_and_vars` must hold at least one pair of a gradient and its variable. Received: none"
             )
         self.apply([gradient for gradient, _ in pairs], [variable for _, variable in pairs])
-        return self._innermost._iterations
+        return _keras.iterations(self._innermost)
 
     def apply(self, grads: Iterable[Any], trainable_variables: Iterable[Any] | None = None) -> None:
         """Average the gradients over all ranks and update the variables.
@@ -186,7 +187,7 @@ class DistributedOptimizer:
         """
         gradients = list(grads)
         if trainable_variables is None:
-            trainable_variables = self._optimizer._trainable_variables
+            trainable_variables = _keras.optimizer_variables(self._optimizer)
         variables = list(trainable_variables)
         if len(gradients) != len(variables):
             raise ValueError(f"There are {len(gradients)} gradients for {len(variables)} variables")
@@ -300,7 +301,8 @@ class DistributedOptimizer:
         # All ranks must agree each time whether a gradient is finite, because loss scaling skips the others.
         inner = self._innermost
         gradients = [tf.cast(densify(g, v.shape), g.dtype) for g, v in zip(gradients, variables, strict=True)]
-        accumulators = [inner._accumulated_gradients[inner._get_variable_index(v)] for v in variables]
+        sums = _keras.accumulated_gradients(inner)
+        accumulators = [sums[_keras.variable_index(inner)(v)] for v in variables]
         scale = tf.constant(1.0)
         is_finite = tf.constant(True)
         if self._scales_loss:
@@ -309,7 +311,7 @@ class DistributedOptimizer:
             (num_overflows,) = self._communicator.allreduce_sum([overflow], name="overflows")
             is_finite = tf.equal(num_overflows, 0)
         steps = inner.gradient_accumulation_steps
-        is_step = tf.equal((tf.convert_to_tensor(inner._iterations) + 1) % steps, 0)
+        is_step = tf.equal((tf.convert_to_tensor(_keras.iterations(inner)) + 1) % steps, 0)
 
         def mean_of_sums() -> list[Any]:
             sums = [
@@ -357,9 +359,9 @@ def _refuse_accumulation_in_parts(optimizer: Any) -> None:
 
 def _refuse_idle_exclusions(optimizer: Any) -> None:
     # Keras's loss scaling stores exclusions, but its inner optimizer decays the weights and ignores them.
-    patterns = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
+    patterns = _keras.excluded_patterns(optimizer, None)
     is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-    if is_scaled and (patterns or getattr(optimizer, "_exclude_from_weight_decay", None)):
+    if is_scaled and (patterns or _keras.excluded_variables(optimizer, None)):
         raise ValueError(
             "`optimizer` is a LossScaleOptimizer whose exclude_from_weight_decay() was called, which has no effect: "
             "its inner optimizer decays the weights. Call exclude_from_weight_decay() on the inner optimizer, or on "

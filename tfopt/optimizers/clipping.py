@@ -5,6 +5,7 @@ from typing import Any
 
 from keras import backend, ops
 
+from tfopt import _keras
 from tfopt.numerics import densify
 
 
@@ -19,7 +20,6 @@ class ClipsWholeGradients:
     clipnorm: float | None
     global_clipnorm: float | None
     clipvalue: float | None
-    _trainable_variables: list[Any]
 
     def apply(self, grads: Iterable[Any], trainable_variables: Iterable[Any] | None = None) -> None:
         """Update each variable with its gradient.
@@ -31,7 +31,7 @@ class ClipsWholeGradients:
         gradients = list(grads)
         variables = None if trainable_variables is None else list(trainable_variables)
         if self.clipnorm or self.global_clipnorm or self.clipvalue:
-            targets = self._trainable_variables if variables is None else variables
+            targets = _keras.optimizer_variables(self) if variables is None else variables
             if len(gradients) == len(targets):  # otherwise Keras raises an error
                 gradients = [_added_up(gradient, target) for gradient, target in zip(gradients, targets, strict=True)]
         super().apply(gradients, variables)

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfopt import numerics
+from tfopt import _keras, numerics
 from tfopt._checks import check_learning_rate, check_number
 from tfopt._weight_decay import exclude
 from tfopt.numerics import Tensor
@@ -87,7 +87,7 @@ class Fromage(ClipsWholeGradients, keras.optimizers.Optimizer):
             self._initial_norms = tuple(self._add_initial_norm(variable) for variable in variables)
 
     def _add_initial_norm(self, variable: Any) -> Any:
-        if self._overwrite_variable_with_gradient(variable):
+        if _keras.overwrites_variable(self)(variable):
             return None
         initial_norm = _value_now(numerics.norm, variable)
         return self.add_variable(
@@ -155,7 +155,7 @@ class Fromage(ClipsWholeGradients, keras.optimizers.Optimizer):
         """Return the new weights of a variable, scaled down to its norm limit if their norm exceeds it."""
         if self.p_bound is None:
             return weights
-        limit = self.p_bound * ops.convert_to_tensor(self._initial_norms[self._get_variable_index(variable)])
+        limit = self.p_bound * ops.convert_to_tensor(self._initial_norms[_keras.variable_index(self)(variable)])
         norm = numerics.norm(weights)
         exceeds = ops.logical_and(ops.greater(limit, 0.0), ops.greater(norm, limit))
         return weights * ops.where(exceeds, limit / ops.where(exceeds, norm, ops.ones_like(norm)), ops.ones_like(norm))

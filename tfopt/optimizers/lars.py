@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfopt import numerics
+from tfopt import _keras, numerics
 from tfopt._checks import check_choice, check_flag, check_learning_rate, check_number, check_patterns
 from tfopt._naming import path_of
 from tfopt._weight_decay import exclude, takes_weight_decay
@@ -164,7 +164,7 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
             self._velocities = tuple(self._add_velocity(variable) for variable in variables)
         if self.norm_floor:
             self._floors = tuple(
-                add_floor(self, v) if is_adapted and not self._overwrite_variable_with_gradient(v) else None
+                add_floor(self, v) if is_adapted and not _keras.overwrites_variable(self)(v) else None
                 for v, is_adapted in zip(variables, self._is_adapted, strict=True)
             )
 
@@ -187,7 +187,7 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
         return takes_weight_decay(self, variable) and not matches(variable, self.weight_decay_exclude)
 
     def _add_velocity(self, variable: Any) -> Any:
-        if self._overwrite_variable_with_gradient(variable):
+        if _keras.overwrites_variable(self)(variable):
             return None
         dtype = numerics.accumulation_dtype(variable.dtype)
         if dtype == keras.backend.standardize_dtype(variable.dtype):
@@ -196,7 +196,7 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
         return self.add_variable(
             shape=variable.shape,
             dtype=dtype,
-            layout=getattr(variable, "_layout", None),
+            layout=_keras.variable_layout(variable, None),
             name=f"{re.sub('[/:]', '_', path_of(variable))}_velocity",
         )
 
@@ -211,7 +211,7 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
             variable: The variable, changed in place.
             learning_rate: Scalar tensor.
         """
-        index = self._get_variable_index(variable)
+        index = _keras.variable_index(self)(variable)
         velocity = self._velocities[index] if self.momentum else None
         decay = self._decay_of(index)
         gradient = numerics.densify(gradient, variable.shape)
