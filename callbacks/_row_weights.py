@@ -49,8 +49,8 @@ def _weigh(name: str, probe: Probe, latest: Probe, running: RunningFit) -> Probe
 
 
 def _has_sample_weights(running: RunningFit, model: Any) -> bool:
-    if running.sample_weight is not None:
-        leaves = tf.nest.flatten(running.sample_weight)
+    if running.given.get("sample_weight") is not None:
+        leaves = tf.nest.flatten(running.given.get("sample_weight"))
         return any(leaf is not None and not np.all(np.asarray(leaf) == 1) for leaf in leaves)
     if not has_keras_train_step(model):
         return False  # The model decides what the third part of its data means.

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from tfopt.callbacks._cadence import Cadence
 from tfopt.callbacks._change_share import ChangeShare
+from tfopt.callbacks._columns import begin_names
 from tfopt.callbacks._step_count import variables_trained_by
 from tfopt.callbacks.measurement import Measurement
 
@@ -275,16 +276,17 @@ class Convexity(Measurement):
         rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
         return dict(zip(names, (rate * lambda_max, limit), strict=True))
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str | None = None) -> "matplotlib.axes.Axes":
         """Draw curvatures, eigenvalues and certified moduli against steps, on a scale that shows both signs.
 
         Args:
             ax: Axes to draw into; None makes new ones.
+            label: Text before the names of the lines; None (default) for none.
 
         Returns:
             The axes.
         """
-        ax = _plotting.get_axes(ax)
+        start, ax = begin_names(label), _plotting.get_axes(ax)
         names = [f"convexity/{_GRADIENT}", "hessian/lambda_max", "hessian/lambda_min"]
         names += ["convexity/theta_sharp", "convexity/theta_paper"]
         steps, sizes = np.array(self.history["step"]), []
@@ -292,7 +294,7 @@ class Convexity(Measurement):
             if name in self.history:
                 values = np.array(self.history[name])
                 known = np.isfinite(values)
-                ax.plot(steps[known], values[known], marker=".", label=name.split("/")[1])
+                ax.plot(steps[known], values[known], marker=".", label=start + name.split("/")[1])
                 sizes += list(np.abs(values[known & (values != 0)]))
         ax.axhline(0.0, color="black", linewidth=0.8)
         ax.set(xlabel="step", ylabel="curvature")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tfopt.callbacks._columns import by_path
+from tfopt.callbacks._columns import begin_names, by_path
 from tfopt.callbacks._step_count import execution_size_of
 from tfopt.callbacks.measurement import Measurement
 
@@ -215,24 +215,24 @@ class GradientBreakdown(Measurement):
         details = {name: dict(zip(step.paths, map(float, getattr(step, name)), strict=True)) for name in _DETAILS}
         return {f"breakdown/{name}": value for name, value in values.items()}, details
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str | None = None) -> "matplotlib.axes.Axes":
         """Draw the breakdown of each variable, and the expectation of deep relative trust, against steps.
 
         Args:
             ax: Axes to draw into; None makes new ones.
+            label: Text before the names of the lines; None (default) for none.
 
         Returns:
             The axes.
         """
-        ax = _plotting.get_axes(ax)
+        start, ax = begin_names(label), _plotting.get_axes(ax)
         entries = self.history.get("relative_gradient_breakdown", [])
         for path, series in by_path(entries).items():
             values = np.array(series)
-            ax.plot(self.history["step"], np.where(values > 0, values, np.nan), label=path)
+            ax.plot(self.history["step"], np.where(values > 0, values, np.nan), label=start + path)
         if entries:
-            ax.plot(
-                self.history["step"], self.history["breakdown/deep_relative_trust"], "k--", label="deep relative trust"
-            )
+            trust = self.history["breakdown/deep_relative_trust"]
+            ax.plot(self.history["step"], trust, "k--", label=start + "deep relative trust")
             _plotting.add_legend(ax)
         ax.set(xlabel="step", ylabel="relative gradient breakdown", yscale="log")
         return ax

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tfopt.callbacks._columns import begin_names
 from tfopt.callbacks._running_fit import epoch_batches_of, find_running_fit
 from tfopt.callbacks.measurement import Measurement
 
@@ -196,22 +197,25 @@ class GradientNoiseScale(Measurement):
         }
         return {f"gradient_noise/{name}": value for name, value in values.items()}, {}
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str | None = None) -> "matplotlib.axes.Axes":
         """Draw the noise scale against steps, with a band of two standard errors on each side.
 
         Args:
             ax: Axes to draw into; None makes new ones.
+            label: Text before the names of the lines; None (default) for none.
 
         Returns:
             The axes.
         """
-        ax = _plotting.get_axes(ax)
+        start, ax = begin_names(label), _plotting.get_axes(ax)
         scale = np.array(self.history.get("gradient_noise/noise_scale", []))
         if len(scale):
             error = 2 * np.nan_to_num(np.array(self.history["gradient_noise/noise_scale_standard_error"]))
-            (line,) = ax.plot(self.history["step"], scale, marker=".", label="noise scale")
+            (line,) = ax.plot(self.history["step"], scale, marker=".", label=start + "noise scale")
             lowest = np.nanmin(scale) / 10 if np.isfinite(scale).any() else 1.0
             low = np.maximum(scale - error, lowest)
             ax.fill_between(self.history["step"], low, scale + error, alpha=0.2, color=line.get_color())
+            if label is not None:
+                _plotting.add_legend(ax)
         ax.set(xlabel="step", ylabel="gradient noise scale (rows)", yscale="log")
         return ax

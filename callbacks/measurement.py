@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 from tfopt.callbacks._cadence import Cadence
-from tfopt.callbacks._columns import by_path, pad_loggers
+from tfopt.callbacks._columns import make_table, pad_loggers
 from tfopt.callbacks._model_state import check_ranks, is_same, state_of
 from tfopt.callbacks._rank_callback import RankCallback
 from tfopt.callbacks._row_weights import weigh_as_fit_does
@@ -17,7 +17,6 @@ from tfopt.callbacks._step_count import StepCount
 from tfopt.callbacks._summaries import Summaries
 from threadpoolctl import ThreadpoolController
 
-from tfopt import _plotting
 from tfopt._checks import check_choice
 from tfopt.communicator import Communicator
 from tfopt.communicator.agreement import in_agreement
@@ -296,13 +295,7 @@ class Measurement(RankCallback):
             One row per measurement, with the columns `epoch`, `step`, `seconds` and what was measured; values by
             variable in a column for each, called by the name and the variable's path.
         """
-        columns: dict[str, list] = {}
-        for name, series in self.history.items():
-            if any(isinstance(entry, dict) for entry in series):
-                columns |= {f"{name}/{path}": values for path, values in by_path(series).items()}
-            else:
-                columns[name] = series
-        return _plotting.make_dataframe(columns)
+        return make_table(self.history)
 
 
 @functools.cache

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 from tfopt.callbacks._callback import Callback
-from tfopt.callbacks._columns import by_path
+from tfopt.callbacks._columns import begin_names, by_path, make_table
 from tfopt.callbacks._running_fit import come_before_loggers, has_call
 from tfopt.callbacks._step_count import StepCount
 
@@ -156,24 +156,24 @@ class WeightNorms(Callback):
         """Return the norms as a table.
 
         Returns:
-            One row per measurement, with the columns `epoch`, `step` and one for each variable; NaN where it was not
-            trainable.
+            One row per measurement, with the columns `epoch`, `step`, and `norms/` and its path for each variable; NaN
+            where it was not trainable.
         """
-        counts = {key: self.history[key] for key in ("epoch", "step")}
-        return _plotting.make_dataframe(counts | by_path(self.history["norms"]))
+        return make_table(self.history)
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str | None = None) -> "matplotlib.axes.Axes":
         """Draw the norms against epochs, on a logarithmic scale.
 
         Args:
             ax: Axes to draw into; None makes new ones.
+            label: Text before the names of the lines; None (default) for none.
 
         Returns:
             The axes.
         """
-        ax = _plotting.get_axes(ax)
+        start, ax = begin_names(label), _plotting.get_axes(ax)
         for path, norms in by_path(self.history["norms"]).items():
-            ax.plot(self.history["epoch"], [norm if norm > 0 else float("nan") for norm in norms], label=path)
+            ax.plot(self.history["epoch"], [norm if norm > 0 else float("nan") for norm in norms], label=start + path)
         ax.set(xlabel="epoch", ylabel="Frobenius norm", yscale="log")
         if ax.lines:
             _plotting.add_legend(ax)

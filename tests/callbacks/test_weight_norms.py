@@ -77,7 +77,7 @@ def test_table_and_plot():
     assert len(callback.plot().lines) == 0  # nothing measured yet: empty axes
     make_model().fit(X, Y, epochs=2, verbose=0, callbacks=[callback])
     table = callback.to_dataframe()
-    assert list(table.columns) == ["epoch", "step", *callback.history["norms"][0]]
+    assert list(table.columns) == ["epoch", "step", *(f"norms/{path}" for path in callback.history["norms"][0])]
     assert list(table["epoch"]) == [0, 1, 2]
     ax = callback.plot()
     assert len(ax.lines) == 4

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
-from tfopt.callbacks._dataset_order import shuffles_anew
-from tfopt.callbacks._seed_counter import SeedCounter
+from tfopt.callbacks._resuming.dataset_order import shuffles_anew
+from tfopt.callbacks._resuming.seed_counter import SeedCounter
 
 from tfopt import _keras
 

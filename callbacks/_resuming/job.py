@@ -8,10 +8,10 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tfopt.callbacks._dataset_order import description_of, sources_of
-from tfopt.callbacks._layer_arguments import layer_arguments, own_attributes, shorten, trainable_flags
-from tfopt.callbacks._optimizer_arguments import arguments_of, describe
-from tfopt.callbacks._optimizers_of import is_of_a_library
+from tfopt.callbacks._object_graph import is_of_a_library
+from tfopt.callbacks._resuming.dataset_order import description_of, sources_of, stages_of
+from tfopt.callbacks._resuming.layer_arguments import layer_arguments, own_attributes, shorten, trainable_flags
+from tfopt.callbacks._resuming.optimizer_arguments import arguments_of, describe
 from tfopt.callbacks._running_fit import RunningFit
 
 from tfopt import _keras
@@ -24,6 +24,11 @@ _MOST = 6  # Largest number of differences in a message.
 def setup_of(model: Any) -> dict[str, str]:
     """Return what a script decides about a built model (layers, trainable flags, loss, optimizers), as text by name."""
     return {**arguments_of(model), **_loss_arguments(model), **trainable_flags(model), **layer_arguments(model)}
+
+
+def arguments_of_job(model: Any, running: RunningFit, order: str) -> dict[str, str]:
+    """Return what a script decides about a training, with the source of the order of rows, as text by name."""
+    return {**data_of(running), **setup_of(model), **own_attributes(model), "order of rows": order}
 
 
 def data_of(running: RunningFit) -> dict[str, str]:
@@ -104,12 +109,13 @@ def _drawing_nothing() -> Iterator[None]:
 
 def _writes_files(dataset: Any) -> bool:
     # A cache file that was read in part blocks the next reader.
-    filename = _keras.cache_filename(dataset, None)
-    if "Cache" in type(dataset).__name__ and filename is not None and bytes(filename.numpy()):
-        return True
-    if any(kind in type(dataset).__name__ for kind in ("Snapshot", "Save")):
-        return True
-    return any(_writes_files(source) for source in _keras.dataset_inputs(dataset, list)())
+    for stage in stages_of(dataset):
+        kind, filename = type(stage).__name__, _keras.cache_filename(stage, None)
+        if "Snapshot" in kind or "Save" in kind:
+            return True
+        if "Cache" in kind and filename is not None and bytes(filename.numpy()):
+            return True
+    return False
 
 
 def _loss_arguments(model: Any) -> dict[str, str]:

@@ -6,17 +6,17 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from tfopt.callbacks._dataset_order import is_shuffled, why_lost
-from tfopt.callbacks._row_order import shuffles_arrays, shuffles_batches, why_not_taken_over
-from tfopt.callbacks._running_fit import RunningFit
-from tfopt.callbacks._traced_step import (
+from tfopt.callbacks._resuming.dataset_order import is_shuffled, why_lost
+from tfopt.callbacks._resuming.row_order import shuffles_arrays, shuffles_batches, why_not_taken_over
+from tfopt.callbacks._resuming.traced_step import (
     changed_variables,
     graphs_of,
     has_unseeded_shuffle,
     python_calls,
     random_operations,
 )
-from tfopt.callbacks._training_state import describe
+from tfopt.callbacks._resuming.training_state import describe
+from tfopt.callbacks._running_fit import RunningFit
 
 from tfopt import _keras
 from tfopt._checkpoints.callback_states import STATE_OF, has_methods, refuse_overwriting_loggers
@@ -131,7 +131,7 @@ def check_validation(running: RunningFit, stateless: tuple[type, ...]) -> None:
 def _check_validation_data(running: RunningFit, stateless: tuple[type, ...]) -> None:
     data = running.validation
     if isinstance(data, tf.data.Dataset):
-        _check_dataset(data, stateless, leaves_off=running.validation_steps is not None)
+        _check_dataset(data, stateless, leaves_off=running.given.get("validation_steps") is not None)
     elif isinstance(data, keras.utils.PyDataset):
         _check_py_dataset(data, stateless)
     elif isinstance(data, types.GeneratorType):

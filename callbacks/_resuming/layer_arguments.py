@@ -9,14 +9,14 @@ from typing import Any
 
 import keras
 import numpy as np
-from tfopt.callbacks._optimizer_arguments import describe
-from tfopt.callbacks._optimizers_of import is_of_a_library
+from tfopt.callbacks._object_graph import is_of_a_library
+from tfopt.callbacks._resuming.optimizer_arguments import describe
 
 from tfopt import _keras
 from tfopt._keras import Functional, make_node_key
 
 _LONGEST = 120  # Number of characters. Longer texts are cut.
-_PLAIN = (bool, int, float, str, np.bool_, np.integer, np.floating)
+_CONSTANTS = (bool, int, float, str, np.bool_, np.integer, np.floating)
 _OF_KERAS = frozenset({
     *("autocast", "built", "compiled", "loss", "name", "seed", "stop_evaluating", "stop_predicting", "stop_training"),
     *("call_signature_parameters", "steps_per_execution", "supports_jit", "supports_masking", "trainable"),
@@ -48,7 +48,7 @@ def own_attributes(model: Any) -> dict[str, str]:
         f"{label}'s attribute {name}": shorten(_without_numbers(describe(value), names))
         for label, part in _labelled(model)
         if not is_of_a_library(type(part).__module__)
-        for name, value in {**_own_constants(type(part)), **_held_by(part)}.items()
+        for name, value in {**_constants_of(type(part)), **_held_by(part)}.items()
     }
 
 
@@ -66,7 +66,7 @@ def shorten(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[:80]}... ({zlib.crc32(text.encode()):08x})"
 
 
-def _is_plain(value: Any) -> bool:
+def _is_constant(value: Any) -> bool:
     if isinstance(value, str):
         return "/" not in value  # Paths and addresses do not change results.
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -74,8 +74,8 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list | tuple):
-        return all(_is_plain(item) for item in value)
-    return isinstance(value, _PLAIN)
+        return all(_is_constant(item) for item in value)
+    return isinstance(value, _CONSTANTS)
 
 
 def _parts(model: Any) -> list[Any]:
@@ -143,15 +143,15 @@ def _held_by(part: Any) -> dict[str, Any]:
     }
 
 
-def _own_constants(cls: type) -> dict[str, Any]:
+def _constants_of(cls: type) -> dict[str, Any]:
     own = [base for base in reversed(cls.__mro__) if not is_of_a_library(base.__module__)]
     found = {name: value for base in own for name, value in vars(base).items()}
-    return {name: value for name, value in found.items() if not name.startswith("_") and _is_plain(value)}
+    return {name: value for name, value in found.items() if not name.startswith("_") and _is_constant(value)}
 
 
 def _is_an_argument(value: Any) -> bool:
     kinds = (types.FunctionType, keras.Initializer, keras.Regularizer, keras.constraints.Constraint)
-    return isinstance(value, kinds) or _is_plain(value)
+    return isinstance(value, kinds) or _is_constant(value)
 
 
 def _connections(model: Any, numbers: dict[int, int]) -> str:

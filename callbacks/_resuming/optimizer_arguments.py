@@ -11,7 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tfopt.callbacks._optimizers_of import is_of_a_library, is_users, optimizers_of
+from tfopt.callbacks._object_graph import is_of_a_library, is_users
+from tfopt.callbacks._optimizers_of import optimizers_of
 
 from tfopt import _keras
 from tfopt._keras import Trackable
@@ -55,7 +56,7 @@ def _arguments(name: str, optimizer: Any, model: Any) -> dict[str, str]:
 
 
 @functools.cache
-def _names_of_keras() -> frozenset[str]:
+def _names_of_optimizers() -> frozenset[str]:
     return frozenset(vars(keras.optimizers.SGD(name="plain")))
 
 
@@ -64,7 +65,7 @@ def _own_constants(optimizer: Any) -> dict[str, Any]:
     if not is_users(optimizer):
         return {}
     kinds = (bool, int, float, str, np.ndarray, np.generic, list, tuple, dict, types.FunctionType)
-    held = {name: value for name, value in vars(optimizer).items() if name not in _names_of_keras()}
+    held = {name: value for name, value in vars(optimizer).items() if name not in _names_of_optimizers()}
     return {name: value for name, value in held.items() if isinstance(value, kinds) and not name.startswith("_self_")}
 
 

@@ -1,19 +1,17 @@
 """The graph of the validation step of a running `fit`: callbacks decide by its metrics."""
 
-import sys
-from types import FrameType
+from collections.abc import Mapping
 from typing import Any
 
-from tfopt.callbacks._traced_step import trace_step
+from tfopt.callbacks._resuming.traced_step import trace_step
 
 from tfopt import _keras
 from tfopt._keras import TFEpochIterator
 
 
-def trace_validation(model: Any) -> Any:
-    """Return the graph of the validation step of the calling `fit`, without running it; None without data or graph."""
+def trace_validation(model: Any, given: Mapping[str, Any]) -> Any:
+    """Return the graph of the validation step of a `fit` with these local variables; None without data or graph."""
     # `fit` uses this trace, and the iterator over its validation data that is made here.
-    given = _locals_of_fit(model)
     if given.get("validation_data") is None or model.run_eagerly:
         return None
     if _keras.eval_epoch_iterator(model, None) is None:
@@ -30,12 +28,3 @@ def trace_validation(model: Any) -> Any:
         _keras.eval_epoch_iterator.set(model, iterator)
     model.make_test_function()
     return trace_step(model, _keras.eval_epoch_iterator(model), "test_function")
-
-
-def _locals_of_fit(model: Any) -> dict[str, Any]:
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "fit" and "val_x" in frame.f_locals and frame.f_locals.get("self") is model:
-            return frame.f_locals
-        frame = frame.f_back
-    return {}

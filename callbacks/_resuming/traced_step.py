@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
+from tfopt.callbacks._resuming.dataset_order import stages_of
 
 from tfopt import _keras
 from tfopt._keras import auto_control_deps_utils, op_def_registry
@@ -24,11 +25,10 @@ def trace_step(model: Any, epoch_iterator: Any, name: str = "train_function") ->
 
 def graphs_of(dataset: Any) -> Iterator[tuple[Any, Any]]:
     """Yield pairs of data set and graph, for each function that a data set and its sources map."""
-    for function in _keras.dataset_functions(dataset, list)():
-        if hasattr(function.function, "graph"):  # tf.data's debug mode has no graph.
-            yield dataset, function.function.graph
-    for source in _keras.dataset_inputs(dataset, list)():
-        yield from graphs_of(source)
+    for stage in stages_of(dataset):
+        for function in _keras.dataset_functions(stage, list)():
+            if hasattr(function.function, "graph"):  # tf.data's debug mode has no graph.
+                yield stage, function.function.graph
 
 
 def changed_variables(graph: Any) -> list[Any]:
