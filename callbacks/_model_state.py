@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfopt import _keras
 from tfopt._naming import unique_paths
 from tfopt.communicator import Communicator
 from tfopt.communicator.agreement import check_agreement
@@ -14,8 +15,8 @@ from tfopt.communicator.agreement import check_agreement
 
 def state_of(model: Any) -> tuple[Any, ...]:
     """Return the objects, besides values of variables, on which a traced loss depends; new ones need a new trace."""
-    compiled = [getattr(model, name, None) for name in ("_compile_loss", "_compile_config")]
-    flags = [item for layer in model._flatten_layers() for item in (layer, bool(layer.trainable))]
+    compiled = _keras.compile_loss(model, None), _keras.compile_config(model, None)
+    flags = [item for layer in _keras.flatten_layers(model)() for item in (layer, bool(layer.trainable))]
     return (model, *compiled, *model.trainable_variables, *flags)
 
 

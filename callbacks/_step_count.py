@@ -6,6 +6,8 @@ from typing import Any
 import keras
 from tfopt.callbacks._optimizers_of import optimizers_of
 
+from tfopt import _keras
+
 
 @dataclass
 class Watched:
@@ -179,7 +181,7 @@ def has_keras_train_step(model: Any) -> bool:
 def variables_trained_by(optimizer: Any) -> set[int]:
     """Return the ids of the variables for which an optimizer, or None, was built; none before it is built."""
     while optimizer is not None:
-        variables = getattr(optimizer, "_trainable_variables", None)
+        variables = _keras.optimizer_variables(optimizer, None)
         if variables:
             return {id(variable) for variable in variables}
         optimizer = getattr(optimizer, "inner_optimizer", None)
