@@ -16,6 +16,7 @@ from tfopt.callbacks._optimizers_of import optimizers_of
 
 from tfopt import _keras
 from tfopt._keras import Trackable
+from tfopt._weight_decay import takes_weight_decay
 
 # Training changes these objects. Variables, layers and optimizers are compared separately, not in functions.
 _TRACKED = (
@@ -52,6 +53,9 @@ def _arguments(name: str, optimizer: Any, model: Any) -> dict[str, str]:
         config["learning_rate"] = rate  # Keras serialises functions with their line numbers.
     config["class"] = type(optimizer).__name__
     config |= {key: value for key, value in _own_constants(optimizer).items() if key not in config}
+    if config.get("weight_decay"):
+        decays = [takes_weight_decay(optimizer, variable) for variable in model.trainable_variables]
+        config["variables without weight decay"] = [index for index, does in enumerate(decays) if not does]
     return {f"{name}'s {key}": describe(value) for key, value in config.items() if key != "name" and value is not None}
 
 

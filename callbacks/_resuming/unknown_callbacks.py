@@ -51,6 +51,8 @@ class UnknownCallbacks:
         variables = [value] if isinstance(value, keras.Variable | tf.Variable) else []
         if isinstance(value, keras.layers.Layer | keras.Metric | keras.optimizers.Optimizer):
             variables = value.variables
+        elif isinstance(value, keras.random.SeedGenerator | tf.random.Generator):
+            variables = [value.state]
         if variables or isinstance(value, keras.layers.Layer):
             yield from (digest(read(variable)) for variable in variables if key_of(variable) not in self._saved)
         elif isinstance(value, list | tuple | dict):
