@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+
 from tfopt.callbacks._optimizers_of import optimizers_of
 
 
