@@ -5,7 +5,6 @@ from collections import Counter
 from typing import Any
 
 import keras
-
 from tfopt.callbacks._layer_arguments import shorten
 from tfopt.callbacks._optimizer_arguments import describe
 from tfopt.callbacks._running_fit import LOGGERS

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
-
 from tfopt.callbacks._dataset_order import shuffles_anew
 from tfopt.callbacks._seed_counter import SeedCounter
 

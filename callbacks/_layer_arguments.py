@@ -11,7 +11,6 @@ import keras
 import numpy as np
 from keras.src.models.functional import Functional
 from keras.src.ops.function import make_node_key
-
 from tfopt.callbacks._optimizer_arguments import describe
 from tfopt.callbacks._optimizers_of import is_of_a_library
 

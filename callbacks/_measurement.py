@@ -6,9 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
-from threadpoolctl import ThreadpoolController
-
-from tfopt._checks import check_choice
 from tfopt.callbacks._cadence import Cadence
 from tfopt.callbacks._columns import pad_loggers
 from tfopt.callbacks._history import MeasurementHistory
@@ -18,6 +15,9 @@ from tfopt.callbacks._row_weights import weigh_as_fit_does
 from tfopt.callbacks._running_fit import build_model, come_before_loggers, find_running_fit, has_call
 from tfopt.callbacks._step_count import StepCount
 from tfopt.callbacks._summaries import Summaries
+from threadpoolctl import ThreadpoolController
+
+from tfopt._checks import check_choice
 from tfopt.communicator import Communicator
 from tfopt.communicator.agreement import in_agreement
 from tfopt.curvature.objective import BATCH_NORM_MODES, check_loss_name

@@ -12,7 +12,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.trackable.base import Trackable
-
 from tfopt.callbacks._optimizers_of import is_of_a_library, is_users, optimizers_of
 
 # Training changes these objects. Variables, layers and optimizers are compared separately, not in functions.

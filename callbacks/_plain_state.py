@@ -15,7 +15,6 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-
 from tfopt.callbacks._optimizers_of import closed_over, globals_of, is_of_a_library, is_users, things_of
 
 _LARGEST = 1 << 24  # Bytes of an array. Larger arrays are data.

@@ -3,9 +3,9 @@
 from typing import Any
 
 import keras
-
 from tfopt.callbacks._callback import Callback
 from tfopt.callbacks._running_fit import find_running_fit
+
 from tfopt.communicator import Communicator, check_communicator
 from tfopt.communicator.agreement import check_agreement
 

@@ -8,8 +8,6 @@ import keras
 import tensorflow as tf
 from keras.src.trainers import data_adapters
 from tensorflow.python.eager import context
-
-from tfopt._checkpoints.callback_states import STATE_OF, has_methods, refuse_overwriting_loggers
 from tfopt.callbacks._dataset_order import is_shuffled, why_lost
 from tfopt.callbacks._row_order import shuffles_arrays, shuffles_batches, why_not_taken_over
 from tfopt.callbacks._running_fit import RunningFit
@@ -21,6 +19,8 @@ from tfopt.callbacks._traced_step import (
     random_operations,
 )
 from tfopt.callbacks._training_state import describe
+
+from tfopt._checkpoints.callback_states import STATE_OF, has_methods, refuse_overwriting_loggers
 
 _STATELESS = (
     keras.callbacks.History,

@@ -6,9 +6,9 @@ import numpy as np
 import tensorflow as tf
 from keras.src.trainers.data_adapters.data_adapter_utils import class_weight_to_sample_weights
 from keras.src.trainers.data_adapters.tf_dataset_adapter import make_class_weight_map_fn
-
 from tfopt.callbacks._running_fit import RunningFit
 from tfopt.callbacks._step_count import has_keras_train_step
+
 from tfopt.curvature.probe import Batch, Probe
 
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-
 from tfopt.callbacks._optimizers_of import optimizers_of
 
 

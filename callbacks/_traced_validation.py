@@ -5,7 +5,6 @@ from types import FrameType
 from typing import Any
 
 from keras.src.backend.tensorflow.trainer import TFEpochIterator
-
 from tfopt.callbacks._traced_step import trace_step
 
 

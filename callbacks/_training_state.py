@@ -10,7 +10,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops import stateful_random_ops
-
 from tfopt.callbacks._captured_resources import changed_resources
 from tfopt.callbacks._optimizers_of import optimizers_of, parts_of
 from tfopt.callbacks._traced_step import changed_variables, random_operations

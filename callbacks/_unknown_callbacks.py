@@ -5,11 +5,11 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-
-from tfopt._checkpoints.callback_states import get_state
 from tfopt.callbacks._optimizers_of import is_users
 from tfopt.callbacks._plain_state import PlainState, digest
 from tfopt.callbacks._training_state import key_of, read
+
+from tfopt._checkpoints.callback_states import get_state
 
 _KERAS_OWN = frozenset({*vars(keras.callbacks.Callback()), "_model", "_params", "monitor_op"})
 

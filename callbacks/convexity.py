@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
-
-from tfopt import _plotting
-from tfopt._checks import check_flag, check_integer, check_label
 from tfopt.callbacks._cadence import Cadence
 from tfopt.callbacks._change_share import ChangeShare
 from tfopt.callbacks._measurement import Measurement
 from tfopt.callbacks._step_count import variables_trained_by
+
+from tfopt import _plotting
+from tfopt._checks import check_flag, check_integer, check_label
 from tfopt.communicator import Communicator
 from tfopt.curvature import (
     HessianOperator,

@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-
-from tfopt._checks import check_integer
 from tfopt.callbacks._optimizers_of import optimizers_of
 from tfopt.callbacks._rank_callback import RankCallback, learning_rates_of
 from tfopt.callbacks._running_fit import build_model, come_before_loggers, find_running_fit
 from tfopt.callbacks._step_count import has_keras_train_step
+
+from tfopt._checks import check_integer
 from tfopt.communicator import Communicator
 from tfopt.communicator.agreement import check_agreement
 from tfopt.distributed.optimizer import DistributedOptimizer, describe_config

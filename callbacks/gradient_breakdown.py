@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from tfopt import _plotting
-from tfopt._checks import check_integer, check_label
 from tfopt.callbacks._cadence import Cadence
 from tfopt.callbacks._columns import by_path
 from tfopt.callbacks._measurement import Measurement
 from tfopt.callbacks._step_count import execution_size_of
+
+from tfopt import _plotting
+from tfopt._checks import check_integer, check_label
 from tfopt.communicator import Communicator
 from tfopt.relative_trust import StepMeter
 

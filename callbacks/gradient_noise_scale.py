@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from tfopt import _plotting
-from tfopt._checks import check_integer, check_label
 from tfopt.callbacks._cadence import Cadence
 from tfopt.callbacks._measurement import Measurement
 from tfopt.callbacks._running_fit import epoch_batches_of, find_running_fit
+
+from tfopt import _plotting
+from tfopt._checks import check_integer, check_label
 from tfopt.communicator import Communicator
 from tfopt.curvature.gradient_noise import Groups
 from tfopt.curvature.probe_loss import ProbeLoss

@@ -6,9 +6,6 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from tfopt._checkpoints.callback_states import check_states, set_states, states_of
-from tfopt._checkpoints.generations import CheckpointFiles
-from tfopt._checks import as_items, check_folder, check_integer
 from tfopt.callbacks._callback import Callback
 from tfopt.callbacks._callback_arguments import arguments_of_callbacks
 from tfopt.callbacks._data_position import DataPosition
@@ -40,6 +37,10 @@ from tfopt.callbacks._still_running import StillRunning
 from tfopt.callbacks._traced_step import trace_step
 from tfopt.callbacks._traced_validation import trace_validation
 from tfopt.callbacks._training_state import check_step, read, variables_of
+
+from tfopt._checkpoints.callback_states import check_states, set_states, states_of
+from tfopt._checkpoints.generations import CheckpointFiles
+from tfopt._checks import as_items, check_folder, check_integer
 from tfopt.communicator import Communicator, check_communicator
 from tfopt.communicator.agreement import in_agreement
 

@@ -3,16 +3,16 @@
 from typing import TYPE_CHECKING, Any
 
 import keras
-
-from tfopt import _plotting, numerics
-from tfopt._checks import check_integer, check_label
-from tfopt._naming import unique_paths
-from tfopt._trained_variables import trained_variables
 from tfopt.callbacks._callback import Callback
 from tfopt.callbacks._columns import by_path
 from tfopt.callbacks._history import MeasurementHistory
 from tfopt.callbacks._running_fit import come_before_loggers, has_call
 from tfopt.callbacks._step_count import StepCount
+
+from tfopt import _plotting, numerics
+from tfopt._checks import check_integer, check_label
+from tfopt._naming import unique_paths
+from tfopt._trained_variables import trained_variables
 
 if TYPE_CHECKING:
     import matplotlib.axes

@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 import pytest
-
 from tfopt.callbacks import Convexity
+
 from tfopt.curvature import HessianOperator, extremal_eigenvalues, gradient_noise, spectral_density, trace
 from tfopt.planning import fit_noisy_quadratic
 from tfopt.relative_trust import StepMeter, breakdown_profile

@@ -6,9 +6,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-
-from tfopt import datasets, models
-from tfopt.bregman import BregmanTrainer, losses
 from tfopt.callbacks import (
     BroadcastVariables,
     Convexity,
@@ -18,6 +15,9 @@ from tfopt.callbacks import (
     WarmupLearningRate,
     WeightNorms,
 )
+
+from tfopt import datasets, models
+from tfopt.bregman import BregmanTrainer, losses
 
 DIGITS = datasets.load("digits", validation_fraction=0.25)
 X, Y = DIGITS.x_train, DIGITS.y_train

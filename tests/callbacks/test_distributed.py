@@ -5,7 +5,6 @@ import functools
 import keras
 import numpy as np
 import pytest
-
 from tfopt.callbacks import (
     AverageMetrics,
     BroadcastVariables,
@@ -14,6 +13,7 @@ from tfopt.callbacks import (
     WarmupLearningRate,
     WeightNorms,
 )
+
 from tfopt.distributed import DistributedOptimizer
 
 

@@ -7,9 +7,8 @@ import callback_table as table
 import keras
 import numpy as np
 import pytest
-from event_files import read_scalars
-
 import tfopt.callbacks
+from event_files import read_scalars
 
 PROBE = (table.X, table.Y)
 

@@ -10,7 +10,6 @@ import pytest
 import tensorflow as tf
 from keras import layers
 from tensorflow.python.eager import context
-
 from tfopt.callbacks import ResumableCheckpoint
 
 RNG = np.random.default_rng(0)

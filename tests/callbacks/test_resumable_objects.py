@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, optimizers
-
 from tfopt.callbacks import ResumableCheckpoint
 from tfopt.callbacks._layer_arguments import own_attributes
 from tfopt.callbacks._of_the_run import of_the_run

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, optimizers
-
 from tfopt.callbacks import ResumableCheckpoint
+
 from tfopt.datasets import EpochBatches
 from tfopt.optimizers import LARS
 

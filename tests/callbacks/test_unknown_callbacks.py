@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 import pytest
-
 from tfopt.callbacks import ResumableCheckpoint
 
 X = np.ones((8, 2), "float32")

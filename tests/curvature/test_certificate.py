@@ -4,6 +4,7 @@ import keras
 import multilinear_networks as networks
 import numpy as np
 import pytest
+from tfopt.models import milne_regression, mlp
 from unchecked import HessianOperator
 
 from tfopt.curvature import (
@@ -12,7 +13,6 @@ from tfopt.curvature import (
     convexity_certificate,
     convexity_modulus,
 )
-from tfopt.models import milne_regression, mlp
 
 
 def theta_of(weights, x, y, slope, decay, kind):

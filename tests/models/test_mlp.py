@@ -3,9 +3,8 @@ import itertools
 import keras
 import numpy as np
 import pytest
-from trajectories import values
-
 from tfopt.models import mlp
+from trajectories import values
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 16, 50])

@@ -4,7 +4,6 @@ import functools
 
 import keras
 import numpy as np
-
 from tfopt.callbacks import (
     AverageMetrics,
     BroadcastVariables,
@@ -15,6 +14,7 @@ from tfopt.callbacks import (
     WarmupLearningRate,
     WeightNorms,
 )
+
 from tfopt.optimizers import LARS, Fromage
 
 NUM_ROWS, BATCH_SIZE, EPOCHS = 28, 4, 3  # 7 steps in an epoch
