@@ -3,8 +3,9 @@
 import json
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from scaling_model import PUBLISHED, Network, draw, predict_sweep
 
@@ -12,11 +13,14 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], num_labels: int = 1) -> str:
-    """Return a Markdown table whose first `num_labels` columns are words, and the others numbers."""
-    alignment = ["---"] * num_labels + ["---:"] * (len(header) - num_labels)
-    lines = [" | ".join(header).lstrip(), *(" | ".join(cells) for cells in (alignment, *rows))]
-    return "\n".join(f"| {line} |" for line in lines)
+def table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Return a Markdown table. Names in the header end with "|" and the format of the numbers, except for words."""
+    names, marks, formats = zip(*(name.partition("|") for name in header), strict=True)
+    lines = [names, ["---:" if mark else "---" for mark in marks]]
+    for row in rows:
+        cells = zip(row, formats, strict=True)
+        lines.append([cell if isinstance(cell, str) else format(cell, number) for cell, number in cells])
+    return "\n".join(f"| {' | '.join(line).lstrip()} |" for line in lines)
 
 
 def environment_line(environment: dict) -> str:
@@ -39,21 +43,18 @@ def optimizer_table(result: dict, size: str) -> str:
     rows = []
     for name, modes in found.items():
         plain = next(value for mode, value in modes.items() if mode != "xla")
-        xla = f"{modes['xla']['median']:.1f}" if "xla" in modes else ""
-        ratio = plain["median"] / reference
-        rows.append([name, f"{plain['median']:.1f}", f"{plain['minimum']:.1f}", f"{ratio:.2f}", xla])
-    last = ("against Keras SGD", "Keras under XLA: median ms")
-    return table(["optimizer", "graph, eager or jit: median ms", "minimum", *last], rows)
+        xla = modes["xla"]["median"] if "xla" in modes else ""
+        rows.append([name, plain["median"], plain["minimum"], plain["median"] / reference, xla])
+    times = ("graph, eager or jit: median ms|.1f", "minimum|.1f", "against Keras SGD|.2f")
+    return table(["optimizer", *times, "Keras under XLA: median ms|.1f"], rows)
 
 
 def distributed_table(result: dict) -> str:
     """Return the table of the cost of averaging gradients, from `distributed.json`."""
-    rows = []
-    for key, row in result["results"].items():
-        times = [f"{row[label]:.1f}" for label in ("wrapped", "inner", "bare")]
-        rows.append([*key.split("/"), *times, f"{row['overhead']:.2f}"])
-    times = ["wrapped: ms", "alone: ms", "bare allreduce: ms", "(wrapped - alone) / bare"]
-    return table(["variables", "optimizer", "sent as", *times], rows, num_labels=3)
+    names = ("wrapped", "inner", "bare", "overhead")
+    rows = [[*key.split("/"), *(row[name] for name in names)] for key, row in result["results"].items()]
+    times = ("wrapped: ms|.1f", "alone: ms|.1f", "bare allreduce: ms|.1f", "(wrapped - alone) / bare|.2f")
+    return table(["variables", "optimizer", "sent as", *times], rows)
 
 
 def curvature_table(result: dict) -> str:
@@ -61,17 +62,15 @@ def curvature_table(result: dict) -> str:
     times, rows = result["milliseconds"], []
     for name, value in times.items():
         reference = times["TensorFlow gradient" if name.startswith(("tfopt", "TensorFlow")) else "torch gradient"]
-        rows.append([name, f"{value:.1f}", f"{value / reference:.2f}"])
-    return table(["", "median ms", "against its framework's gradient"], rows)
+        rows.append([name, value, value / reference])
+    return table(["", "median ms|.1f", "against its framework's gradient|.2f"], rows)
 
 
 def eigenvalue_table(result: dict) -> str:
     """Return the table of the cost of both ends of the spectrum, from `curvature.json`."""
-    rows = [
-        [name, *(f"{end:.3f}" for end in found["ends"]), f"{found['products']}", f"{found['seconds']:.2f}"]
-        for name, found in result["eigenvalues"].items()
-    ]
-    return table(["", "smallest", "largest", "products", "seconds"], rows)
+    found = result["eigenvalues"].items()
+    rows = [[name, *each["ends"], each["products"], each["seconds"]] for name, each in found]
+    return table(["", "smallest|.3f", "largest|.3f", "products|", "seconds|.2f"], rows)
 
 
 def callbacks_table(result: dict) -> str:
@@ -79,36 +78,32 @@ def callbacks_table(result: dict) -> str:
     rows = []
     for name, row in result["seconds"].items():
         fit, first, others = row["fit"], row["first measurement"], row["other measurements"]
-        rows.append([name, f"{fit:.1f}", f"{first:.2f}", f"{others:.2f}", f"{others / fit:.1%}"])
-    return table(["", "fit: s", "first measurement: s", "all others: s", "others, share of the fit"], rows)
+        rows.append([name, fit, first, others, others / fit])
+    times = ("fit: s|.1f", "first measurement: s|.2f", "all others: s|.2f", "others, share of the fit|.1%")
+    return table(["", *times], rows)
 
 
 def nqm_table(result: dict) -> str:
     """Return the table of the cost of the noisy quadratic model's searches, from `nqm.json`."""
-    seconds = result["seconds"]
-    rows = [
-        [name, *(f"{seconds[bins][run][name]:.2f}" for bins in ("100", "exact") for run in ("cold", "warm"))]
-        for name in seconds["100"]["cold"]
-    ]
+    found = [result["seconds"][bins][run] for bins in ("100", "exact") for run in ("cold", "warm")]
+    rows = [[name, *(seconds[name] for seconds in found)] for name in found[0]]
     plain = f"{result['numpy_momentum_seconds']:.0f}"
-    searches = table(["seconds", "100 bins, cold", "warm", "10,000 curvatures, cold", "warm"], rows)
-    return f"{searches}\n| NumPy, grid for momentum, 4 powers | {plain} | {plain} | | |"
+    rows.append(["NumPy, grid for momentum, 4 powers", plain, plain, "", ""])
+    return table(["seconds", "100 bins, cold|.2f", "warm|.2f", "10,000 curvatures, cold|.2f", "warm|.2f"], rows)
 
 
 def bregman_table(result: dict, shapes: list[str]) -> str:
     """Return the table of the cost of sweeps over the floor of their matrix products, from `bregman.json`."""
+    found = [result[shape] for shape in shapes]
     rows = [
-        ["operations of the printed algorithm", *(f"{result[s]['operations'] / 1e9:.0f} G" for s in shapes)],
-        ["rate of a matrix product", *(f"{result[s]['operations_per_second'] / 1e9:.0f} G/s" for s in shapes)],
-        ["floor", *(f"{1000 * result[s]['floor_seconds']:.0f} ms" for s in shapes)],
+        ["operations of the printed algorithm", *(f"{each['operations'] / 1e9:.0f} G" for each in found)],
+        ["rate of a matrix product", *(f"{each['operations_per_second'] / 1e9:.0f} G/s" for each in found)],
+        ["floor", *(f"{1000 * each['floor_seconds']:.0f} ms" for each in found)],
     ]
-    for case in [name for name, value in result[shapes[0]].items() if isinstance(value, dict)]:
-        cells = [(result[s][case]["seconds"], result[s][case]["over_floor"]) for s in shapes]
-        rows.append([
-            f"one sweep, {case}",
-            *(f"{1000 * seconds:.0f} ms, {ratio:.2f} of it" for seconds, ratio in cells),
-        ])
-    return table(["", *shapes], rows)
+    for case in [name for name, value in found[0].items() if isinstance(value, dict)]:
+        cells = (f"{1000 * each[case]['seconds']:.0f} ms, {each[case]['over_floor']:.2f} of it" for each in found)
+        rows.append([f"one sweep, {case}", *cells])
+    return table(["", *(f"{shape}|" for shape in shapes)], rows)
 
 
 def scaling_table(one: dict, two: dict, network: Network) -> str:
@@ -117,16 +112,15 @@ def scaling_table(one: dict, two: dict, network: Network) -> str:
     cases |= {name: (one["sweeps"][name], two["sweeps"][name]) for name in one["sweeps"]}
     rows = []
     for name, (first, second) in cases.items():
-        predicted = ""
+        predicted: Any = ""
         if not name.startswith("Keras") and "restarted, " not in name:
             shape, preset, words = name.split(", ")
             count = int(words.removesuffix(" rows").replace(",", ""))
-            predicted = f"{1000 * predict_sweep(one, two, network, shape, preset, count, 2, True):.0f}"
+            predicted = 1000 * predict_sweep(one, two, network, shape, preset, count, 2, True)
         alone, both = first["seconds"], second["seconds"]
-        times = [f"{1000 * alone:.0f}", f"{1000 * both:.0f}", f"{alone / both:.2f}"]
-        rows.append([name, *times, f"{second['bytes_reduced']:,.0f}", predicted])
-    last = ("bytes of each rank", "predicted for 2 ranks: ms")
-    return table(["", "1 rank: ms", "2 ranks", "times faster", *last], rows)
+        rows.append([name, 1000 * alone, 1000 * both, alone / both, second["bytes_reduced"], predicted])
+    times = ("1 rank: ms|.0f", "2 ranks|.0f", "times faster|.2f")
+    return table(["", *times, "bytes of each rank|,.0f", "predicted for 2 ranks: ms|.0f"], rows)
 
 
 def messages_table(two: dict, short_cycle: dict, network: Network) -> str:
@@ -134,10 +128,10 @@ def messages_table(two: dict, short_cycle: dict, network: Network) -> str:
     rows = []
     for size, seconds in two["messages"].items():
         times = (seconds, network.sum_seconds(2, int(size), True), short_cycle["messages"][size])
-        rows.append([f"{int(size):,}", *(f"{1000 * time:.2f}" for time in times)])
-    cycle = f"with a cycle of {short_cycle['cycle_milliseconds']:g} ms"
+        rows.append([int(size), *(1000 * time for time in times)])
+    cycle = f"with a cycle of {short_cycle['cycle_milliseconds']:g} ms|.2f"
     return (
-        f"{table(['bytes', 'measured: ms', 'fitted: ms', cycle], rows, num_labels=0)}\n\n"
+        f"{table(['bytes|,', 'measured: ms|.2f', 'fitted: ms|.2f', cycle], rows)}\n\n"
         f"Wait w = {1e6 * network.wait:.0f} microseconds, latency a = {1e6 * network.latency:.0f} microseconds, "
         f"bandwidth 1 / b = {1e-9 / network.seconds_per_byte:.2f} GB/s."
     )
@@ -145,15 +139,16 @@ def messages_table(two: dict, short_cycle: dict, network: Network) -> str:
 
 def prediction_table(one: dict, two: dict, network: Network) -> str:
     """Return the table of predicted sweeps of the published problems."""
-    rows = []
-    for num_ranks in (1, 8, 48, 240, 1010, 7200, 10_000):
-        rows.append([f"{num_ranks:,}"])
-        for published in PUBLISHED.values():
-            for in_ring in (True, False):
-                arguments = (published["widths"], "penalty", published["rows"], num_ranks, in_ring)
-                rows[-1].append(f"{float(predict_sweep(one, two, network, *arguments)):.3g}")
-    header = [name for published in PUBLISHED for name in (f"{published}: ring, s", "tree, s")]
-    return table(["ranks", *header], rows, num_labels=0)
+
+    def predict(published: dict, num_ranks: int, in_ring: bool) -> float:
+        arguments = (published["widths"], "penalty", published["rows"], num_ranks, in_ring)
+        return float(predict_sweep(one, two, network, *arguments))
+
+    rows = [
+        [num_ranks, *(predict(each, num_ranks, in_ring) for each in PUBLISHED.values() for in_ring in (True, False))]
+        for num_ranks in (1, 8, 48, 240, 1010, 7200, 10_000)
+    ]
+    return table(["ranks|,", *(f"{name}{end}|.3g" for name in PUBLISHED for end in (": ring, s", ": tree, s"))], rows)
 
 
 def faults_table(result: dict) -> str:
@@ -163,9 +158,9 @@ def faults_table(result: dict) -> str:
         kills = [kill for kill in result["kills"] if kill["job"] == job]
         seconds = [kill["seconds_to_the_end"] for kill in kills]
         counts = (len(kills), sum(kill["names_the_rank"] for kill in kills), sum(kill["same_bits"] for kill in kills))
-        rows.append([job, *map(str, counts), f"{statistics.median(seconds):.1f}", f"{max(seconds):.1f}"])
-    counts = ("kills", "ended and named the rank", "resumed to the same bits")
-    return table(["example", *counts, "median s to the end", "longest s"], rows)
+        rows.append([job, *counts, statistics.median(seconds), max(seconds)])
+    counts_of = ("kills|", "ended and named the rank|", "resumed to the same bits|")
+    return table(["example", *counts_of, "median s to the end|.1f", "longest s|.1f"], rows)
 
 
 def main() -> None:
@@ -176,22 +171,18 @@ def main() -> None:
     one, two, short_cycle = (json.loads((RESULTS / f"{name}.json").read_text()) for name in measured)
     network = Network.fit([two, short_cycle])
     bregman = found["bregman"]
-    parts = {
-        "environment": environment_line(found["optimizers"]["environment"]),
+    machines = {f"{name} environment": found[name]["environment"] for name in names[1:-1]}
+    machines |= {"environment": found["optimizers"]["environment"], "scaling environment": two["environment"]}
+    parts = {name: environment_line(machine) for name, machine in machines.items()}
+    parts |= {
         "optimizers big": optimizer_table(found["optimizers"], "big"),
         "optimizers small": optimizer_table(found["optimizers"], "small"),
-        "distributed environment": environment_line(found["distributed"]["environment"]),
         "distributed": distributed_table(found["distributed"]),
-        "curvature environment": environment_line(found["curvature"]["environment"]),
         "curvature products": curvature_table(found["curvature"]),
         "curvature eigenvalues": eigenvalue_table(found["curvature"]),
-        "callbacks environment": environment_line(found["callbacks"]["environment"]),
         "callbacks": callbacks_table(found["callbacks"]),
-        "nqm environment": environment_line(found["nqm"]["environment"]),
         "nqm": nqm_table(found["nqm"]),
-        "bregman environment": environment_line(bregman["environment"]),
         "bregman": bregman_table(bregman, [name for name in bregman if name[0].isdigit()]),
-        "scaling environment": environment_line(two["environment"]),
         "scaling": scaling_table(one, two, network),
         "messages": messages_table(two, short_cycle, network),
         "predictions": prediction_table(one, two, network),

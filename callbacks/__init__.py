@@ -1,12 +1,13 @@
 """Keras callbacks that record what happens to a network while it trains, train it on several ranks, and resume it."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tfopt._checks import check_keras_3
+from tfopt._lazy import lazy_names
 
 check_keras_3()
 
+from tfopt.callbacks._history import MeasurementHistory  # noqa: E402
 from tfopt.callbacks.weight_norms import WeightNorms  # noqa: E402
 
 if TYPE_CHECKING:
@@ -38,17 +39,9 @@ __all__ = [
     "GradientBreakdown",
     "GradientNoiseScale",
     "Measurement",
+    "MeasurementHistory",
     "ResumableCheckpoint",
     "WarmupLearningRate",
     "WeightNorms",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(importlib.import_module(f"tfopt.callbacks.{_MODULES[name]}"), name)
-    raise AttributeError(f"module 'tfopt.callbacks' has no attribute {name!r}; it has {', '.join(__all__)}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _MODULES, __all__)

@@ -3,15 +3,9 @@
 import csv
 import math
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
-
-from tfopt import _plotting
-from tfopt._checks import check_text
-
-if TYPE_CHECKING:
-    import pandas
 
 
 def by_path(entries: list[Any]) -> dict[str, list[float]]:
@@ -21,22 +15,6 @@ def by_path(entries: list[Any]) -> dict[str, list[float]]:
         path: [entry.get(path, math.nan) if isinstance(entry, dict) else math.nan for entry in entries]
         for path in paths
     }
-
-
-def make_table(history: dict[str, list]) -> "pandas.DataFrame":
-    """Return a history as a table, with a column `name/path` for each variable in dictionaries."""
-    columns: dict[str, list] = {}
-    for name, series in history.items():
-        if any(isinstance(entry, dict) for entry in series):
-            columns |= {f"{name}/{path}": values for path, values in by_path(series).items()}
-        else:
-            columns[name] = series
-    return _plotting.make_dataframe(columns)
-
-
-def begin_names(label: str | None) -> str:
-    """Return what stands before the names of the lines of a plot, for the argument `label` of a user."""
-    return "" if label is None else f"{check_text('label', label)} "
 
 
 def pad_loggers(callbacks: list[Any], names: list[str]) -> None:

@@ -7,12 +7,11 @@ import keras
 import numpy as np
 from tfopt.callbacks._cadence import Cadence
 from tfopt.callbacks._change_share import ChangeShare
-from tfopt.callbacks._columns import begin_names
 from tfopt.callbacks._step_count import variables_trained_by
 from tfopt.callbacks.measurement import Measurement
 
 from tfopt import _plotting
-from tfopt._checks import check_flag, check_integer
+from tfopt._checks import check_flag, check_integer, check_label
 from tfopt.curvature import (
     HessianOperator,
     NotCoveredError,
@@ -280,13 +279,13 @@ class Convexity(Measurement):
         """Draw curvatures, eigenvalues and certified moduli against steps, on a scale that shows both signs.
 
         Args:
-            ax: Axes to draw into; None makes new ones.
+            ax: Axes to draw into; None (default) makes new ones.
             label: Text before the names of the lines; None (default) for none.
 
         Returns:
             The axes.
         """
-        start, ax = begin_names(label), _plotting.get_axes(ax)
+        prefix, ax = check_label(label), _plotting.get_axes(ax)
         names = [f"convexity/{_GRADIENT}", "hessian/lambda_max", "hessian/lambda_min"]
         names += ["convexity/theta_sharp", "convexity/theta_paper"]
         steps, sizes = np.array(self.history["step"]), []
@@ -294,7 +293,7 @@ class Convexity(Measurement):
             if name in self.history:
                 values = np.array(self.history[name])
                 known = np.isfinite(values)
-                ax.plot(steps[known], values[known], marker=".", label=start + name.split("/")[1])
+                ax.plot(steps[known], values[known], marker=".", label=f"{prefix} {name.split('/')[1]}".strip())
                 sizes += list(np.abs(values[known & (values != 0)]))
         ax.axhline(0.0, color="black", linewidth=0.8)
         ax.set(xlabel="step", ylabel="curvature")

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tfopt.callbacks._columns import begin_names, by_path
+from tfopt.callbacks._columns import by_path
 from tfopt.callbacks._step_count import execution_size_of
 from tfopt.callbacks.measurement import Measurement
 
 from tfopt import _plotting
-from tfopt._checks import check_integer
+from tfopt._checks import check_integer, check_label
 from tfopt.relative_trust import StepMeter
 
 if TYPE_CHECKING:
@@ -219,20 +219,20 @@ class GradientBreakdown(Measurement):
         """Draw the breakdown of each variable, and the expectation of deep relative trust, against steps.
 
         Args:
-            ax: Axes to draw into; None makes new ones.
+            ax: Axes to draw into; None (default) makes new ones.
             label: Text before the names of the lines; None (default) for none.
 
         Returns:
             The axes.
         """
-        start, ax = begin_names(label), _plotting.get_axes(ax)
+        prefix, ax = check_label(label), _plotting.get_axes(ax)
         entries = self.history.get("relative_gradient_breakdown", [])
         for path, series in by_path(entries).items():
             values = np.array(series)
-            ax.plot(self.history["step"], np.where(values > 0, values, np.nan), label=start + path)
+            ax.plot(self.history["step"], np.where(values > 0, values, np.nan), label=f"{prefix} {path}".strip())
         if entries:
-            trust = self.history["breakdown/deep_relative_trust"]
-            ax.plot(self.history["step"], trust, "k--", label=start + "deep relative trust")
+            expected, name = self.history["breakdown/deep_relative_trust"], f"{prefix} deep relative trust".strip()
+            ax.plot(self.history["step"], expected, "k--", label=name)
             _plotting.add_legend(ax)
         ax.set(xlabel="step", ylabel="relative gradient breakdown", yscale="log")
         return ax

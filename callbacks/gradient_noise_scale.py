@@ -3,12 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tfopt.callbacks._columns import begin_names
 from tfopt.callbacks._running_fit import epoch_batches_of, find_running_fit
 from tfopt.callbacks.measurement import Measurement
 
 from tfopt import _plotting
-from tfopt._checks import check_integer
+from tfopt._checks import check_integer, check_label
 from tfopt.curvature.gradient_noise import Groups
 from tfopt.curvature.probe_loss import ProbeLoss
 from tfopt.datasets import EpochBatches
@@ -201,17 +200,17 @@ class GradientNoiseScale(Measurement):
         """Draw the noise scale against steps, with a band of two standard errors on each side.
 
         Args:
-            ax: Axes to draw into; None makes new ones.
-            label: Text before the names of the lines; None (default) for none.
+            ax: Axes to draw into; None (default) makes new ones.
+            label: Name of the line; None (default) for "noise scale".
 
         Returns:
             The axes.
         """
-        start, ax = begin_names(label), _plotting.get_axes(ax)
+        name, ax = check_label(label, "noise scale"), _plotting.get_axes(ax)
         scale = np.array(self.history.get("gradient_noise/noise_scale", []))
         if len(scale):
             error = 2 * np.nan_to_num(np.array(self.history["gradient_noise/noise_scale_standard_error"]))
-            (line,) = ax.plot(self.history["step"], scale, marker=".", label=start + "noise scale")
+            (line,) = ax.plot(self.history["step"], scale, marker=".", label=name)
             lowest = np.nanmin(scale) / 10 if np.isfinite(scale).any() else 1.0
             low = np.maximum(scale - error, lowest)
             ax.fill_between(self.history["step"], low, scale + error, alpha=0.2, color=line.get_color())

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 from tfopt.callbacks._cadence import Cadence
-from tfopt.callbacks._columns import make_table, pad_loggers
+from tfopt.callbacks._columns import pad_loggers
+from tfopt.callbacks._history import MeasurementHistory
 from tfopt.callbacks._model_state import check_ranks, is_same, state_of
 from tfopt.callbacks._rank_callback import RankCallback
 from tfopt.callbacks._row_weights import weigh_as_fit_does
@@ -92,7 +93,7 @@ class Measurement(RankCallback):
         return self.__dict__ | dropped | {"_probe": self._given_probe}
 
     def _start(self) -> None:
-        self.history: dict[str, list] = {"epoch": [], "step": [], "seconds": []}
+        self.history = MeasurementHistory(epoch=[], step=[], seconds=[])
         self.precision = "model"
         self._latest: dict[str, float] = {}
         self._logged: set[str] = set()  # Names in the logs of the previous epoch.
@@ -113,6 +114,7 @@ class Measurement(RankCallback):
         """Restore a state from `get_state`."""
         for name in self._STATE:
             setattr(self, name, state[name])
+        self.history = MeasurementHistory(self.history)
         self._count.set_state(state["count"])
 
     # --- hooks that Keras calls
@@ -295,7 +297,7 @@ class Measurement(RankCallback):
             One row per measurement, with the columns `epoch`, `step`, `seconds` and what was measured; values by
             variable in a column for each, called by the name and the variable's path.
         """
-        return make_table(self.history)
+        return self.history.to_dataframe()
 
 
 @functools.cache

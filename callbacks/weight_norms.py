@@ -4,12 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 from tfopt.callbacks._callback import Callback
-from tfopt.callbacks._columns import begin_names, by_path, make_table
+from tfopt.callbacks._columns import by_path
+from tfopt.callbacks._history import MeasurementHistory
 from tfopt.callbacks._running_fit import come_before_loggers, has_call
 from tfopt.callbacks._step_count import StepCount
 
 from tfopt import _keras, _plotting, numerics
-from tfopt._checks import check_integer
+from tfopt._checks import check_integer, check_label
 from tfopt._naming import unique_paths
 from tfopt._trained_variables import trained_variables
 
@@ -59,7 +60,7 @@ class WeightNorms(Callback):
         self._start()
 
     def _start(self) -> None:
-        self.history: dict[str, list] = {"epoch": [], "step": [], "norms": []}
+        self.history = MeasurementHistory(epoch=[], step=[], norms=[])
         self._epochs_completed: int | None = None
         self._count = StepCount()
 
@@ -78,7 +79,8 @@ class WeightNorms(Callback):
         Args:
             state: A state from `get_state`.
         """
-        self.history, self._epochs_completed = state["history"], state["epochs_completed"]
+        self.history = MeasurementHistory(state["history"])
+        self._epochs_completed = state["epochs_completed"]
         self._count.set_state(state["count"])
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -156,24 +158,25 @@ class WeightNorms(Callback):
         """Return the norms as a table.
 
         Returns:
-            One row per measurement, with the columns `epoch`, `step`, and `norms/` and its path for each variable; NaN
-            where it was not trainable.
+            One row per measurement, with the columns `epoch`, `step` and `norms/PATH` for the path of each variable;
+            NaN where it was not trainable.
         """
-        return make_table(self.history)
+        return self.history.to_dataframe()
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str | None = None) -> "matplotlib.axes.Axes":
         """Draw the norms against epochs, on a logarithmic scale.
 
         Args:
-            ax: Axes to draw into; None makes new ones.
+            ax: Axes to draw into; None (default) makes new ones.
             label: Text before the names of the lines; None (default) for none.
 
         Returns:
             The axes.
         """
-        start, ax = begin_names(label), _plotting.get_axes(ax)
+        prefix, ax = check_label(label), _plotting.get_axes(ax)
         for path, norms in by_path(self.history["norms"]).items():
-            ax.plot(self.history["epoch"], [norm if norm > 0 else float("nan") for norm in norms], label=start + path)
+            values = [norm if norm > 0 else float("nan") for norm in norms]
+            ax.plot(self.history["epoch"], values, label=f"{prefix} {path}".strip())
         ax.set(xlabel="epoch", ylabel="Frobenius norm", yscale="log")
         if ax.lines:
             _plotting.add_legend(ax)

@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> BatchSizePlan:
     plan.fit.plot(panels[1])
     figure.savefig(arguments.output / "figure.png", dpi=150)
     plt.close(figure)
-    plan.to_json(arguments.output / "plan.json")
+    plan.save(arguments.output / "plan.json")
 
     model.set_weights(initial_weights)
     found = plan.suggest()

@@ -1,6 +1,7 @@
 """Keras models to test every optimizer and callback of tfopt on.
 
-Builders return uncompiled Keras models.
+Builders return uncompiled Keras models. Their first arguments are `input_shape`, the sizes of the layers, and
+`num_outputs`; a model that is fixed by other things takes only these.
 """
 
 from tfopt._checks import check_keras_3

@@ -12,9 +12,9 @@ from tfopt._checks import check_flag, check_integer, check_shape
 
 def convnet(
     input_shape: Sequence[int] = (28, 28, 1),
+    filters: Sequence[int] = (16, 32),
     num_outputs: int = 10,
     *,
-    filters: Sequence[int] = (16, 32),
     hidden_units: int = 64,
     activation: str = "relu",
     batch_normalization: bool = False,
@@ -27,8 +27,8 @@ def convnet(
 
     Args:
         input_shape: Height, width and channels of an image. Each pooling halves height and width, rounding up.
-        num_outputs: Width of the output layer.
         filters: Number of filters of each convolution, at least one convolution.
+        num_outputs: Width of the output layer.
         hidden_units: Width of the Dense layer before the output.
         activation: Name of a Keras activation.
         batch_normalization: Whether to normalise before each activation, instead of a bias.

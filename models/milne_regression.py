@@ -7,8 +7,8 @@ from tfopt._checks import check_integer, check_number
 
 
 def milne_regression(
-    hidden_units: int = 2,
     *,
+    hidden_units: int = 2,
     initial_scale: float = 1.0,
     weight_decay: float = 1.0,
     seed: int | None = None,

@@ -11,8 +11,8 @@ from tfopt._checks import check_flag, check_integer, check_shape
 
 
 def resnet(
-    depth: int = 20,
     input_shape: Sequence[int] = (32, 32, 3),
+    depth: int = 20,
     num_outputs: int = 10,
     *,
     width: int = 16,
@@ -31,8 +31,8 @@ def resnet(
     `width=16`, ResNet-20 has 0.27 and ResNet-32 0.46 million trainable parameters.
 
     Args:
+        input_shape: Height, width and channels of an image. Default (32, 32, 3).
         depth: Number of layers with weights, 6 n + 2: 8, 14, 20 (default), 32, 44, 56, 110, ...
-        input_shape: Height, width and channels of an image.
         num_outputs: Width of the output layer.
         width: Number of filters in the first stage.
         batch_normalization: Whether to normalise after each convolution. If False, convolutions have biases, and the
@@ -51,16 +51,20 @@ def resnet(
         ValueError: An argument is out of its range.
 
     Example:
-        >>> sum(v.numpy().size for v in resnet(20).trainable_variables)
+        >>> sum(v.numpy().size for v in resnet().trainable_variables)
         269722
 
     References:
         He, Zhang, Ren, Sun: Deep residual learning for image recognition. CVPR 2016, arXiv:1512.03385.
     """
+    if isinstance(input_shape, int):
+        raise TypeError(
+            f"`input_shape` must hold 3 positive integers, and comes before `depth`. Received: {input_shape=}"
+        )
+    shape = check_shape("input_shape", input_shape, num_dimensions=3)
     num_blocks = (check_integer("depth", depth, minimum=8) - 2) // 6
     if depth != 6 * num_blocks + 2:
         raise ValueError(f"`depth` must be 6 n + 2 (8, 14, 20, 32, ...). Received: depth={depth}")
-    shape = check_shape("input_shape", input_shape, num_dimensions=3)
     for argument, value in (("num_outputs", num_outputs), ("width", width)):
         check_integer(argument, value, minimum=1)
     check_flag("batch_normalization", batch_normalization)

@@ -209,11 +209,11 @@ ENTRIES = {
     ),
     "convnet": Entry(
         models.convnet,
-        {"input_shape": (8, 8, 1), "num_outputs": 2, "filters": (2,), "hidden_units": 4},
+        {"input_shape": (8, 8, 1), "filters": (2,), "num_outputs": 2, "hidden_units": 4},
         ("activation", "weight_decay", "seed", "kernel_initializer"),
     ),
     "resnet": Entry(
-        models.resnet, {"depth": 8, "input_shape": (8, 8, 1), "num_outputs": 2, "width": 2}, ("weight_decay", "seed")
+        models.resnet, {"input_shape": (8, 8, 1), "depth": 8, "num_outputs": 2, "width": 2}, ("weight_decay", "seed")
     ),
     "milne_regression": Entry(models.milne_regression, {"hidden_units": 2}, ("initial_scale", "weight_decay", "seed")),
     "models.get": Entry(models.get, {"name": "mlp"}, (), {"input_shape": 3}),
@@ -225,6 +225,11 @@ ENTRIES = {
         datasets.load,
         {"name": "breast_cancer"},
         ("seed", "test_fraction", "validation_fraction", "standardize", "num_rows"),
+    ),
+    "from_arrays": Entry(
+        datasets.from_arrays,
+        {"x": X, "y": np.arange(len(X)) % 2},
+        ("name", "seed", "test_fraction", "validation_fraction", "standardize", "num_rows"),
     ),
     "make_higgs_like": Entry(datasets.make_higgs_like, {"num_rows": 10, "seed": 0}),
     "fit_noisy_quadratic": Entry(

@@ -49,8 +49,8 @@ FIT = make_fit()
 PLAN = planning.plan_from_fit(FIT, batch_sizes=[2**k for k in range(12)], families=["sgd"], draws=20)
 
 
-def to_json(path):
-    PLAN.to_json(Path(tempfile.mkdtemp()) / path if isinstance(path, str) and path else path)
+def save(path):
+    PLAN.save(Path(tempfile.mkdtemp()) / path if isinstance(path, str) and path else path)
     return PLAN
 
 
@@ -150,7 +150,7 @@ ENTRIES = {
     "BatchSizePlan.suggest": Entry(PLAN.suggest, {"batch_size": 64, "family": "sgd"}),
     "BatchSizePlan.make_optimizer": Entry(PLAN.make_optimizer, {"batch_size": 64, "family": "sgd"}),
     "BatchSizePlan.make_schedule": Entry(PLAN.make_schedule, {"batch_size": 64, "num_pieces": 2}),
-    "BatchSizePlan.to_json": Entry(to_json, {"path": "plan.json"}),
+    "BatchSizePlan.save": Entry(save, {"path": "plan.json"}),
     "BatchSizePlan.plot": Entry(PLAN.plot, {"ax": None}),
     "NoisyQuadraticFit.take": Entry(FIT.take, {"runs": [0, 1]}),
     "NoisyQuadraticFit.interval": Entry(

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GROUND = {
     "tfopt._checks",
     "tfopt._keras",
+    "tfopt._lazy",
     "tfopt._naming",
     "tfopt._plotting",
     "tfopt._progress",
@@ -22,7 +23,7 @@ GROUND = {
     "tfopt._version",
     "tfopt._weight_decay",
 }
-FIRST_FLOOR = GROUND | {"tfopt._checkpoints", "tfopt.communicator", "tfopt.numerics"}
+FIRST_FLOOR = GROUND | {"tfopt._checkpoints", "tfopt._record", "tfopt.communicator", "tfopt.numerics"}
 ALLOWED = {
     "tfopt": {"tfopt._version"},
     "tfopt._version": set(),
@@ -31,9 +32,11 @@ ALLOWED = {
     "tfopt._state_file": {"tfopt._checkpoints"},
     "tfopt._checks": set(),
     "tfopt._keras": set(),
+    "tfopt._lazy": set(),
     "tfopt._naming": set(),
     "tfopt._plotting": set(),
     "tfopt._progress": set(),
+    "tfopt._record": {"tfopt._checkpoints", "tfopt._checks"},
     "tfopt._row_checksum": set(),
     "tfopt._trained_variables": set(),
     "tfopt._weight_decay": {"tfopt._checks", "tfopt._keras"},

@@ -105,6 +105,11 @@ def check_text(name: str, value: Any) -> str:
     return value
 
 
+def check_label(value: Any, default: str = "") -> str:
+    """Return the argument `label` of a drawing, a string, or `default` for None and for an empty one."""
+    return default if value is None else check_text("label", value) or default
+
+
 def check_path(name: str, value: Any) -> Path:
     """Return a non-empty string or path as a path; other values raise an error."""
     if not isinstance(value, str | os.PathLike):

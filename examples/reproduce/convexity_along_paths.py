@@ -45,7 +45,7 @@ def train(
     if kind == "mlp":
         model = models.mlp(data.input_shape, (64,) * 4, data.num_classes, **options)
     else:
-        model = models.convnet(data.input_shape, data.num_classes, filters=(8, 16, 16), **options)
+        model = models.convnet(data.input_shape, (8, 16, 16), data.num_classes, **options)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(0.05), loss, jit_compile=False)
     convexity = Convexity((data.x_train[:256], data.y_train[:256]), every_n_steps=4, eigenvalues=False)

@@ -129,7 +129,7 @@ def test_randomness_is_held_still_or_refused():
 
 
 @pytest.mark.parametrize(
-    "build", [lambda: models.resnet(8, (8, 8, 2), 3, width=4), lambda: models.mlp(6, (8,) * 50, 3)]
+    "build", [lambda: models.resnet((8, 8, 2), 8, 3, width=4), lambda: models.mlp(6, (8,) * 50, 3)]
 )
 def test_deep_and_kinked_models_pass_the_check(build):
     """Kinks make differences unreliable; a warning, which would fail this test, would say so."""

@@ -12,8 +12,8 @@ from tfopt.curvature import GaussNewtonOperator, HessianOperator, extremal_eigen
 
 ZOO = {
     "mlp": lambda: models.mlp(6, (8, 8), 3, batch_normalization=True, residual=True, weight_decay=1e-3),
-    "convnet": lambda: models.convnet((7, 7, 2), 3, filters=(4,), hidden_units=8, batch_normalization=True),
-    "resnet": lambda: models.resnet(8, (8, 8, 2), 3, width=4),
+    "convnet": lambda: models.convnet((7, 7, 2), (4,), 3, hidden_units=8, batch_normalization=True),
+    "resnet": lambda: models.resnet((8, 8, 2), 8, 3, width=4),
     "milne_regression": lambda: models.milne_regression(weight_decay=0.01),
     "dropout": lambda: keras.Sequential([keras.Input((6,)), keras.layers.Dropout(0.5, seed=1), keras.layers.Dense(3)]),
 }

@@ -1,17 +1,12 @@
 import gzip
-import importlib
 import os
-import pickle
-import struct
 
-import keras
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 
 from tfopt import datasets
-from tfopt.datasets import keras_images
 from tfopt.datasets.higgs import _parse_higgs, read_higgs
 
 
@@ -49,158 +44,20 @@ def test_splits_depend_on_the_seed_only():
     assert np.abs(counts[0] - counts[1]).max() <= 1  # stratified
 
 
+def test_fewer_rows_are_the_first_ones_of_the_training_part():
+    whole, part = datasets.load("digits"), datasets.load("digits", num_rows=200, validation_fraction=0.1)
+    assert sorted([len(part.y_train), len(part.y_validation)]) == [20, 180]
+    np.testing.assert_array_equal(part.y_test, whole.y_test)
+    kept = np.concatenate([part.y_train, part.y_validation])
+    np.testing.assert_array_equal(np.bincount(kept), np.bincount(whole.y_train[:200]))
+    np.testing.assert_allclose(part.x_train.mean(axis=(0, 1, 2)), 0.0, atol=1e-6)
+
+
 def test_flattened_and_repr():
     data = datasets.load("digits")
     assert data.flattened().x_test.shape == (450, 64)
     np.testing.assert_array_equal(data.flattened().x_train[5], data.x_train[5].ravel())
     assert repr(data) == "Dataset('digits': 1,347 train, 450 test; inputs (8, 8, 1), 10 classes)"
-
-
-def write_mnist(folder):
-    images = np.arange(2 * 6 * 28 * 28, dtype=np.uint32).reshape(12, 28, 28).astype(np.uint8)
-    labels = (np.arange(12) % 10).astype(np.uint8)
-    np.savez(folder / "mnist.npz", x_train=images[:9], y_train=labels[:9], x_test=images[9:], y_test=labels[9:])
-    return images, labels
-
-
-def write_fashion_mnist(folder):
-    images = np.arange(12 * 28 * 28, dtype=np.uint32).reshape(12, 28, 28).astype(np.uint8)
-    labels = (np.arange(12) % 10).astype(np.uint8)
-    (folder / "fashion-mnist").mkdir()
-    for part, rows in (("train", slice(9)), ("t10k", slice(9, 12))):
-        x, y = images[rows], labels[rows]
-        with gzip.open(folder / "fashion-mnist" / f"{part}-images-idx3-ubyte.gz", "wb") as sink:
-            sink.write(struct.pack(">IIII", 2051, len(x), 28, 28) + x.tobytes())
-        with gzip.open(folder / "fashion-mnist" / f"{part}-labels-idx1-ubyte.gz", "wb") as sink:
-            sink.write(struct.pack(">II", 2049, len(y)) + y.tobytes())
-    return images, labels
-
-
-def write_cifar10(folder):
-    images = np.random.default_rng(0).integers(0, 256, (60_000, 3, 32, 32), dtype=np.uint8)
-    labels = np.arange(60_000) % 10
-    inner = folder / "cifar-10-batches-py-target" / "cifar-10-batches-py"
-    inner.mkdir(parents=True)
-    for index, name in enumerate([
-        "data_batch_1",
-        "data_batch_2",
-        "data_batch_3",
-        "data_batch_4",
-        "data_batch_5",
-        "test_batch",
-    ]):
-        rows = slice(10_000 * index, 10_000 * (index + 1))
-        batch = {b"data": images[rows].reshape(10_000, -1), b"labels": labels[rows].tolist()}
-        (inner / name).write_bytes(pickle.dumps(batch))
-    return images.transpose(0, 2, 3, 1), labels
-
-
-def write_cifar100(folder):
-    images = np.random.default_rng(0).integers(0, 256, (12, 3, 32, 32), dtype=np.uint8)
-    labels = np.arange(12) * 7
-    inner = folder / "cifar-100-python-target" / "cifar-100-python"
-    inner.mkdir(parents=True)
-    for name, rows in (("train", slice(9)), ("test", slice(9, 12))):
-        batch = {b"data": images[rows].reshape(-1, 3072), b"fine_labels": labels[rows].tolist()}
-        (inner / name).write_bytes(pickle.dumps(batch))
-    return images.transpose(0, 2, 3, 1), labels
-
-
-def read_from(folder, name, monkeypatch):
-    """Let Keras find its files in a folder, and expect as many rows as the functions above write."""
-
-    def get_file(fname=None, origin=None, cache_subdir="datasets", **_):
-        path = folder / cache_subdir.removeprefix("datasets").strip("/") / fname
-        assert path.exists(), path
-        return str(path)
-
-    monkeypatch.setattr(importlib.import_module(f"keras.src.datasets.{name}"), "get_file", get_file)
-    if name != "cifar10":
-        monkeypatch.setitem(keras_images._NUM_TRAIN_ROWS, name, 9)
-        monkeypatch.setattr(keras_images, "_NUM_TEST_ROWS", 3)
-
-
-@pytest.mark.parametrize(
-    ("name", "write"),
-    [
-        ("mnist", write_mnist),
-        ("fashion_mnist", write_fashion_mnist),
-        ("cifar10", write_cifar10),
-        ("cifar100", write_cifar100),
-    ],
-)
-def test_image_sets_on_disk(name, write, tmp_path, monkeypatch):
-    """Files of the true format, where Keras's downloads lie; only the check of their hash is left out."""
-    images, labels = write(tmp_path)
-    read_from(tmp_path, name, monkeypatch)
-    raw = datasets.load(name, standardize=False)
-    num_train = len(raw.y_train)
-    expected = images.reshape(len(images), *images.shape[1:3], -1).astype("float32") / 255
-    np.testing.assert_array_equal(raw.x_train, expected[:num_train])
-    np.testing.assert_array_equal(raw.x_test, expected[num_train:])
-    np.testing.assert_array_equal(np.concatenate([raw.y_train, raw.y_test]), labels)
-    assert raw.num_classes == {"cifar100": 100}.get(name, 10)
-    if name == "cifar10":  # of the shape of cifar100, and 60,000 images take long
-        return
-    data = datasets.load(name)
-    channels = tuple(range(3))
-    np.testing.assert_allclose(data.x_train.mean(axis=channels, dtype=np.float64), 0.0, atol=1e-3)
-    np.testing.assert_allclose(data.x_train.std(axis=channels, dtype=np.float64), 1.0, atol=1e-3)
-
-
-def repacked(change):
-    return lambda content: gzip.compress(change(gzip.decompress(content)))
-
-
-def pickled_again(change):
-    return lambda content: pickle.dumps({**pickle.loads(content), **change(pickle.loads(content))})
-
-
-LABELS, IMAGES = "fashion-mnist/t10k-labels-idx1-ubyte.gz", "fashion-mnist/t10k-images-idx3-ubyte.gz"
-PICKLE = "cifar-100-python-target/cifar-100-python/test"
-
-
-@pytest.mark.parametrize(
-    ("name", "write", "changes"),
-    [
-        ("fashion_mnist", write_fashion_mnist, {IMAGES: lambda content: content[:-40]}),  # in the middle of the gzip
-        ("fashion_mnist", write_fashion_mnist, {LABELS: lambda content: b"labels" + content}),
-        ("fashion_mnist", write_fashion_mnist, {LABELS: repacked(lambda content: content[:-1])}),
-        ("fashion_mnist", write_fashion_mnist, {IMAGES: repacked(lambda content: content[:-784])}),
-        (  # both shorter than their headers say, by the same number of rows
-            "fashion_mnist",
-            write_fashion_mnist,
-            {LABELS: repacked(lambda content: content[:-1]), IMAGES: repacked(lambda content: content[:-784])},
-        ),
-        ("fashion_mnist", write_fashion_mnist, {LABELS: repacked(lambda content: content[:-1] + b"\x0a")}),
-        ("cifar100", write_cifar100, {PICKLE: lambda content: content[:-200]}),
-        ("cifar100", write_cifar100, {PICKLE: lambda content: b""}),
-        (
-            "cifar100",
-            write_cifar100,
-            {PICKLE: pickled_again(lambda batch: {b"fine_labels": batch[b"fine_labels"][:2]})},
-        ),
-        ("cifar100", write_cifar100, {PICKLE: pickled_again(lambda batch: {b"data": batch[b"data"][:2]})}),
-    ],
-)
-def test_damaged_image_sets_are_named(name, write, changes, tmp_path, monkeypatch):
-    write(tmp_path)
-    read_from(tmp_path, name, monkeypatch)
-    for file, change in changes.items():
-        (tmp_path / file).write_bytes(change((tmp_path / file).read_bytes()))
-    with pytest.raises(
-        ValueError, match=rf"^'{name}' is damaged or cut off on disk.* Put .* into .*datasets, as keras"
-    ):
-        datasets.load(name)
-
-
-def test_missing_image_sets_say_which_file_goes_where(monkeypatch):
-    def no_network():
-        raise OSError("no network")
-
-    monkeypatch.setattr(keras.datasets.mnist, "load_data", no_network)
-    with pytest.raises(FileNotFoundError, match=r"'mnist' is not on disk .*no network.*Put mnist.npz into .*datasets"):
-        datasets.load("mnist")
 
 
 @pytest.fixture
@@ -473,10 +330,12 @@ def test_higgs_like_is_its_written_formula():
         ({"test_fraction": 1e-4}, ValueError, "`test_fraction` must leave"),
         ({"validation_fraction": 0.9999}, ValueError, "`validation_fraction` must leave"),
         ({"standardize": "no"}, TypeError, "`standardize` must be True or False"),
-        ({"data_dir": "/x"}, ValueError, "`data_dir` must be a path and applies only to 'higgs'"),
-        ({"name": "higgs", "data_dir": 3}, ValueError, "`data_dir` must be a path"),
+        ({"data_dir": "/x"}, ValueError, "`data_dir` applies only to data in files, not to 'digits'"),
+        ({"name": "higgs", "data_dir": 3}, TypeError, "`data_dir` must be a path"),
+        ({"name": "mnist", "data_dir": __file__}, ValueError, "`data_dir` must be a folder"),
         ({"seed": 2**32}, ValueError, "`seed` must be an integer >= 0 and <= 4294967295"),
-        ({"num_rows": 500}, ValueError, "`num_rows` applies only to"),
+        ({"num_rows": 1}, ValueError, "`num_rows` must be an integer >= 2"),
+        ({"num_rows": 5000}, ValueError, "`num_rows` must be at most the 1,347 training rows"),
         ({"name": "higgs_like", "num_rows": 3}, ValueError, "`num_rows` must be an integer >= 100"),
     ],
 )

@@ -1,11 +1,12 @@
 """Each example runs for real, in a small setting."""
 
 import importlib.util
-import json
 from pathlib import Path
 
 import pytest
 from event_files import read_scalars
+
+from tfopt.planning import BatchSizePlan
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -76,7 +77,7 @@ def test_plan_my_model(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert repr(plan) in printed
     assert "steps to a loss of" in printed
-    assert json.loads((tmp_path / "plan.json").read_text()) == plan.to_dict()
+    assert BatchSizePlan.load(tmp_path / "plan.json").to_dict() == plan.to_dict()
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 

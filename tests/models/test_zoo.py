@@ -1,5 +1,7 @@
 """Every model of the zoo: its size, its shape, and a few steps of every optimizer."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -25,17 +27,17 @@ ZOO = {
     "mlp": lambda: models.mlp(6, (16, 16), 3, residual=True, seed=0),
     "mlp_normalized": lambda: models.mlp(6, (16,), 3, batch_normalization=True, use_bias=False, seed=0),
     "mlp_leaky": lambda: models.mlp(6, (16,), 3, negative_slope=0.1, weight_decay=1e-4, seed=0),
-    "convnet": lambda: models.convnet((7, 7, 2), 3, filters=(4, 8), hidden_units=8, seed=0),
-    "convnet_normalized": lambda: models.convnet((7, 7, 2), 3, filters=(4,), batch_normalization=True, seed=0),
-    "resnet8": lambda: models.resnet(8, (8, 8, 2), 3, width=4, seed=0),
-    "resnet8_plain": lambda: models.resnet(8, (8, 8, 2), 3, width=4, batch_normalization=False, seed=0),
+    "convnet": lambda: models.convnet((7, 7, 2), (4, 8), 3, hidden_units=8, seed=0),
+    "convnet_normalized": lambda: models.convnet((7, 7, 2), (4,), 3, batch_normalization=True, seed=0),
+    "resnet8": lambda: models.resnet((8, 8, 2), 8, 3, width=4, seed=0),
+    "resnet8_plain": lambda: models.resnet((8, 8, 2), 8, 3, width=4, batch_normalization=False, seed=0),
     "milne_regression": lambda: models.milne_regression(weight_decay=0.01, seed=0),
     "noisy_quadratic": lambda: models.noisy_quadratic(QUADRATIC, seed=0),
 }
 LARGE = {
     "mlp50": lambda: models.mlp(6, (8,) * 50, 3, residual=True, seed=0),
-    "resnet20": lambda: models.resnet(20, (8, 8, 2), 3, width=4, seed=0),
-    "resnet32": lambda: models.resnet(32, (8, 8, 2), 3, width=4, batch_normalization=False, seed=0),
+    "resnet20": lambda: models.resnet((8, 8, 2), 20, 3, width=4, seed=0),
+    "resnet32": lambda: models.resnet((8, 8, 2), 32, 3, width=4, batch_normalization=False, seed=0),
 }
 
 
@@ -166,7 +168,7 @@ def test_models_train_in_mixed_precision_and_under_xla(model, dtype, jit_compile
 @pytest.mark.parametrize(("depth", "parameters"), [(20, 269_722), (32, 464_154), (56, 853_018)])
 def test_resnets_have_the_published_sizes(depth, parameters):
     """0.27, 0.46 and 0.85 million in Table 6 of the paper."""
-    model = models.resnet(depth)
+    model = models.resnet(depth=depth)
     assert sum(int(np.prod(v.shape)) for v in model.trainable_variables) == parameters
     kernels = [v for v in model.trainable_variables if v.path.endswith("kernel")]
     assert len(kernels) == depth
@@ -176,13 +178,23 @@ def test_resnets_have_the_published_sizes(depth, parameters):
 
 def test_resnet_shortcuts_carry_the_input_unchanged():
     """With the residual branches at zero the network is subsampling, zero channels, mean and the output layer."""
-    model = models.resnet(8, (8, 8, 1), 3, width=4, batch_normalization=False, seed=0)
+    model = models.resnet((8, 8, 1), 8, 3, width=4, batch_normalization=False, seed=0)
     x = np.random.default_rng(0).standard_normal((2, 8, 8, 1)).astype("float32")
     first = keras.Model(model.inputs, model.get_layer("first_relu").output).predict(x, verbose=0)
     h = np.pad(first[:, ::2, ::2], ((0, 0),) * 3 + ((2, 2),))
     h = np.pad(h[:, ::2, ::2], ((0, 0),) * 3 + ((4, 4),)).mean(axis=(1, 2))
     kernel, bias = model.get_layer("outputs").get_weights()
     np.testing.assert_allclose(model.predict(x, verbose=0), h @ kernel + bias, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", models.list_models())
+def test_builders_begin_with_the_same_arguments(name):
+    """The shape of an input, the sizes of the layers, the number of outputs; or the one thing that fixes the model."""
+    parameters = inspect.signature(getattr(models, name)).parameters.values()
+    first = [each.name for each in parameters if each.kind is not each.KEYWORD_ONLY]
+    fixed = {"milne_regression": [], "noisy_quadratic": ["problem"]}
+    assert first == fixed.get(name, ["input_shape", first[1] if first[1:] else "", "num_outputs"])
+    assert {"seed", "name"} <= {each.name for each in parameters}
 
 
 def test_convnet_shapes_and_size():
@@ -206,7 +218,7 @@ def test_milne_regression_is_the_papers_objective():
 
 def test_initial_scale_is_the_standard_deviation():
     weights = np.concatenate([
-        w.ravel() for w in models.milne_regression(5000, initial_scale=3.0, seed=0).get_weights()
+        w.ravel() for w in models.milne_regression(hidden_units=5000, initial_scale=3.0, seed=0).get_weights()
     ])
     assert np.std(weights) == pytest.approx(3.0, rel=0.05)
 
@@ -253,7 +265,12 @@ def test_registry():
         (models.resnet, {"depth": 18}, ValueError, r"`depth` must be 6 n \+ 2"),
         (models.resnet, {"depth": 2}, ValueError, "`depth` must be an integer >= 8"),
         (models.resnet, {"input_shape": (32, 32)}, ValueError, "`input_shape` must hold 3 positive integers"),
-        (models.resnet, {"input_shape": 32}, TypeError, "`input_shape` must hold 3 positive integers"),
+        (
+            models.resnet,
+            {"input_shape": 32},
+            TypeError,
+            "`input_shape` must hold 3 positive integers, and comes before `depth`",
+        ),
         (models.resnet, {"width": 0}, ValueError, "`width` must be"),
         (models.resnet, {"batch_normalization": 1}, TypeError, "`batch_normalization` must be True or False"),
         (models.convnet, {"filters": ()}, ValueError, "`filters` must hold one or more positive integers"),

@@ -43,4 +43,4 @@ def test_intervals_read_like_numbers():
     assert repr(Interval(43.123, 38.25, 1234.6, 0.9)) == "43.1 (38.2 to 1,235)"
     assert repr(Interval(np.inf, 4000.0, np.inf, 0.9)) == "infinity (4,000 to infinity)"
     assert repr(Interval(np.nan, -np.inf, np.inf, 0.9)) == "unknown"
-    assert repr(Interval(np.ones(3), np.ones(3), np.ones(3), 0.9)) == "Interval of shape (3,) at level 0.9"
+    assert repr(Interval(np.ones(3), np.ones(3), np.ones(3), 0.9)) == "Interval of shape (3,) of confidence 0.9"

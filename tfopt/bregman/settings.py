@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 from tfopt._checks import check_choice, check_integer, check_number
+from tfopt._record import Record
 
 __all__ = ["PRESETS", "RestartedSettings", "Settings", "SplittingSettings"]
 
@@ -39,7 +40,7 @@ def _check_penalty(name: str, value: Any) -> float | tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Record):
     """The options that both algorithms have.
 
     Attributes:

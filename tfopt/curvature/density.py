@@ -7,6 +7,7 @@ import numpy as np
 
 from tfopt._checks import as_numbers, check_integer, check_number
 from tfopt._plotting import get_axes
+from tfopt._record import Record
 from tfopt.curvature.lanczos import lanczos
 from tfopt.curvature.linear_map import as_linear_map
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SpectralDensity:
+class SpectralDensity(Record):
     """An estimate of the distribution of a matrix's eigenvalues, from several random vectors.
 
     Each vector gives one distribution: masses `weights` at the points `nodes`. Means over the vectors estimate the
@@ -87,11 +88,14 @@ class SpectralDensity:
         low, high = self.nodes.min(), self.nodes.max()
         return 0.01 * (high - low) or 0.01 * abs(high) or 0.01
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None, width: float | None = None) -> "matplotlib.axes.Axes":
+    def plot(
+        self, ax: "matplotlib.axes.Axes | None" = None, label: str | None = None, width: float | None = None
+    ) -> "matplotlib.axes.Axes":
         """Draw the density on a logarithmic scale, with a band of one standard error on both sides.
 
         Args:
             ax: The axes; None (default) for new ones.
+            label: Name of the curve in a legend; None (default) for none.
             width: As in `density`.
 
         Returns:
@@ -102,7 +106,7 @@ class SpectralDensity:
         mean, error = self.density(points, width)
         ax = get_axes(ax)
         floor = max(mean.max() * 1e-6, np.finfo(np.float64).tiny)
-        ax.semilogy(points, np.maximum(mean, floor))
+        ax.semilogy(points, np.maximum(mean, floor), label=label)
         if np.isfinite(error).all():
             ax.fill_between(points, np.maximum(mean - error, floor), np.maximum(mean + error, floor), alpha=0.3)
         ax.set_xlabel("eigenvalue")

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt._checks import as_items, check_flag, check_integer, check_number
+from tfopt._record import Record
 from tfopt.communicator import Communicator
 from tfopt.curvature.hessian import HessianOperator
 from tfopt.curvature.linear_map import as_vector
@@ -21,7 +22,7 @@ KEPT_BYTES = 2**28  # limit up to which the gradients of all groups are cached i
 
 
 @dataclass(frozen=True)
-class GradientNoise:
+class GradientNoise(Record):
     """The scatter of gradients over a probe.
 
     With g_i the gradient of group i of B rows, of M groups, and g their mean: C = B sum_i (g_i - g)(g_i - g)' / (M - 1)

@@ -9,13 +9,14 @@ from scipy.linalg import eigh_tridiagonal
 from scipy.linalg.blas import get_blas_funcs
 
 from tfopt._checks import as_numbers, check_integer, check_number
+from tfopt._record import Record
 from tfopt.curvature.linear_map import LinearMap, as_linear_map, multiply_quietly
 
 _FEWEST = 10  # the smallest number of products before the iteration may stop
 
 
 @dataclass(frozen=True)
-class Tridiagonal:
+class Tridiagonal(Record):
     """The result of m steps of the Lanczos iteration for a symmetric matrix A: A Q = Q T + beta_m q_{m+1} e_m'.
 
     Attributes:
@@ -64,7 +65,7 @@ class Tridiagonal:
 
 
 @dataclass(frozen=True)
-class ExtremalEigenvalues:
+class ExtremalEigenvalues(Record):
     """The smallest and the largest eigenvalue of a matrix.
 
     Attributes:

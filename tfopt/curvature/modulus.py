@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from tfopt._checks import as_numbers, check_choice, check_integer, check_number
+from tfopt._record import Record
 from tfopt.curvature.enclosure import SMALLEST, UNIT_ROUNDOFF
 
 KINDS = ("paper", "sharp")
@@ -13,7 +14,7 @@ MODULUS_MARGIN = 32.0 * UNIT_ROUNDOFF  # the formula rounds about 12 times, by a
 
 
 @dataclass(frozen=True)
-class ConvexityCertificate:
+class ConvexityCertificate(Record):
     """The bound of the strong-convexity theorem at a network's weights W.
 
     The network has H hidden layers of (leaky) ReLUs, k linear outputs, Keras's loss "mse" and an L2 penalty l2 |W|^2.

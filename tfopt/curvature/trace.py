@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 
 from tfopt._checks import check_integer
+from tfopt._record import Record
 from tfopt.curvature.linear_map import as_linear_map
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(Record):
     """A mean over random draws.
 
     Attributes:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tfopt.datasets.dataset import Raw
+
 _NUM_FEATURES = 28
 _NUM_TEST_ROWS = 500_000  # by convention the last rows of HIGGS.csv are the test set
 _FEWEST_ROWS = 8
@@ -19,14 +21,12 @@ _EXPECTED = f"expected a label 0 or 1 and {_NUM_FEATURES} finite numbers"
 # Without `header=None` or `header=False` pandas writes the numbers of the columns, which look like a row.
 _HEADER = "the numbers of the columns, as pandas writes them. Delete this row, or write the file with header=False"
 
-Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
-
-def read_higgs(data_dir: str | os.PathLike | None, num_rows: int | None) -> Arrays:
-    """Return x (n, 28) and y (n,) of `num_rows` (None: all) training rows, then of the test rows; caches the rows."""
+def read_higgs(data_dir: Path | None, num_rows: int | None) -> tuple[Raw, Raw]:
+    """Return `num_rows` (None: all) training rows of 28 features, and the test rows, mapped from the cached file."""
     # `data_dir` holds HIGGS.csv or HIGGS.csv.gz (the newer one is used) and the cache, HIGGS.npy, which is rebuilt when
     # the text is newer. The last 500,000 rows are for testing; in a shorter file, the last quarter.
-    folder = Path(data_dir) if data_dir is not None else Path.home() / ".tfopt" / "datasets"
+    folder = data_dir if data_dir is not None else Path.home() / ".tfopt" / "datasets"
     cache = folder / "HIGGS.npy"
     sources = [path for path in (folder / "HIGGS.csv", folder / "HIGGS.csv.gz") if path.exists()]
     if not sources and not cache.exists():
@@ -46,9 +46,7 @@ def read_higgs(data_dir: str | os.PathLike | None, num_rows: int | None) -> Arra
     train = rows[: len(rows) - num_test]
     if num_rows is not None and num_rows > len(train):
         raise ValueError(f"`num_rows` must be at most the {len(train):,} training rows. Received: num_rows={num_rows}")
-    x_train, y_train = _read_rows(rows, 0, len(train[:num_rows]), cache)
-    x_test, y_test = _read_rows(rows, len(train), len(rows), cache)
-    return x_train, y_train, x_test, y_test
+    return _checked_rows(rows, 0, len(train[:num_rows]), cache), _checked_rows(rows, len(train), len(rows), cache)
 
 
 def _open_cache(cache: Path) -> np.ndarray:
@@ -91,9 +89,9 @@ def _check_is_of(rows: np.ndarray, source: Path, cache: Path) -> None:
         )
 
 
-def _read_rows(rows: np.ndarray, start: int, stop: int, cache: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return features (n, 28) float32 and labels (n,) int64 of rows start to stop; refuse bad rows by number."""
-    x, y = np.empty((stop - start, _NUM_FEATURES), np.float32), np.empty(stop - start, np.int64)
+def _checked_rows(rows: np.ndarray, start: int, stop: int, cache: Path) -> Raw:
+    """Return rows start to stop with the features still mapped from the file; refuse bad rows by number."""
+    y = np.empty(stop - start, np.int64)
     for first in range(start, stop, _CHUNK_ROWS):
         chunk = rows[first : min(first + _CHUNK_ROWS, stop)]
         if first == 0 and _is_header(chunk[0]):
@@ -104,9 +102,8 @@ def _read_rows(rows: np.ndarray, start: int, stop: int, cache: Path) -> tuple[np
                 f"{cache}, row {first + 1 + int(np.argmax(bad)):,}: {_EXPECTED}. Delete the file: it is rebuilt from "
                 "HIGGS.csv or HIGGS.csv.gz"
             )
-        target = slice(first - start, first - start + len(chunk))
-        x[target], y[target] = chunk[:, 1:], chunk[:, 0]
-    return x, y
+        y[first - start : first - start + len(chunk)] = chunk[:, 0]
+    return Raw(rows[start:stop, 1:], y)
 
 
 def _is_header(row: np.ndarray) -> bool:

@@ -1,21 +1,18 @@
-"""Data sets that are always loaded, split and standardised in the same way.
+"""`load(name)`: data sets that are always read, split and standardised in the same way.
 
-`load(name)` returns a `Dataset`. `digits` and `breast_cancer` are part of scikit-learn. `mnist`, `fashion_mnist`,
-`cifar10` and `cifar100` come from `keras.datasets`, which downloads them once. `higgs` is read from a local file, and
-`higgs_like` is synthetic.
+`digits` and `breast_cancer` are part of scikit-learn. The image sets and `higgs` are read from files, and `higgs_like`
+is synthetic.
 """
 
-import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from tfopt._checks import check_choice, check_flag, check_integer, check_number
+from tfopt._checks import check_choice, check_folder, check_integer
+from tfopt.datasets.dataset import Dataset, Raw, check_options, check_test_fraction, make_dataset, split
 from tfopt.datasets.higgs import read_higgs
 from tfopt.datasets.higgs_like import make_higgs_like
-from tfopt.datasets.keras_images import read_keras_images
+from tfopt.datasets.images import read_images
 
 _NUM_CLASSES = {
     "digits": 10,
@@ -28,60 +25,7 @@ _NUM_CLASSES = {
     "higgs_like": 2,
 }
 NAMES = tuple(_NUM_CLASSES)
-
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Arrays for training, validation and testing.
-
-    Inputs are float32 with one example per row. Labels are integers in [0, num_classes).
-
-    Attributes:
-        name: Name of the data set.
-        x_train: Inputs, shape `(num_train, *input_shape)`.
-        y_train: Labels, shape `(num_train,)`.
-        x_validation: Inputs held out of the training part. They have no rows unless a validation part was requested.
-        y_validation: Labels of `x_validation`.
-        x_test: Inputs for testing.
-        y_test: Labels of `x_test`.
-        num_classes: Number of classes.
-    """
-
-    name: str
-    x_train: np.ndarray = field(repr=False)
-    y_train: np.ndarray = field(repr=False)
-    x_validation: np.ndarray = field(repr=False)
-    y_validation: np.ndarray = field(repr=False)
-    x_test: np.ndarray = field(repr=False)
-    y_test: np.ndarray = field(repr=False)
-    num_classes: int
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one example."""
-        return self.x_train.shape[1:]
-
-    def __repr__(self) -> str:
-        sizes = ", ".join(
-            f"{len(part):,} {label}"
-            for part, label in ((self.y_train, "train"), (self.y_validation, "validation"), (self.y_test, "test"))
-            if len(part)
-        )
-        return f"Dataset({self.name!r}: {sizes}; inputs {self.input_shape}, {self.num_classes} classes)"
-
-    def flattened(self) -> "Dataset":
-        """Return the same data with each example as a flat vector.
-
-        Returns:
-            A `Dataset` with inputs of shape `(rows, features)`.
-        """
-        size = math.prod(self.input_shape)
-        return replace(
-            self,
-            x_train=self.x_train.reshape(-1, size),
-            x_validation=self.x_validation.reshape(-1, size),
-            x_test=self.x_test.reshape(-1, size),
-        )
+_IMAGE_SETS = ("mnist", "fashion_mnist", "cifar10", "cifar100")
 
 
 def load(
@@ -106,10 +50,15 @@ def load(
             test part already and ignore it.
         validation_fraction: Fraction of the training part held out for validation, in [0, 1). Default 0.
         standardize: Whether to subtract the mean and divide by the standard deviation. Default True.
-        data_dir: For `higgs`: the folder that holds HIGGS.csv or HIGGS.csv.gz, and the cache `HIGGS.npy` of the parsed
-            rows. None (default) means `~/.tfopt/datasets`.
-        num_rows: For `higgs`: the number of training rows to use; None (default) means all. For `higgs_like`: the total
-            number of rows for training and testing; None (default) means 200,000. An integer >= 100.
+        data_dir: The folder that holds the files of `higgs` or of an image set; nothing is downloaded then. None
+            (default) means `~/.tfopt/datasets`, and for image sets also Keras's download folder, into which missing
+            files are downloaded. `mnist` and `fashion_mnist` are four IDX files, compressed or not; `cifar10` and
+            `cifar100` are the binary version, its files or its archive. Each of them may also be a file `NAME.npz` with
+            x_train, y_train, x_test and y_test. `higgs` is HIGGS.csv or HIGGS.csv.gz, beside which a cache `HIGGS.npy`
+            of the parsed rows is written.
+        num_rows: Number of training rows to use, an integer >= 2: the first ones, after the split by `seed` if the data
+            have no test part of their own. The validation part is taken from them. None (default) means all. For
+            `higgs_like`: the total number of rows for training and testing, >= 100; None means 200,000.
 
     Returns:
         The data.
@@ -124,55 +73,23 @@ def load(
         Dataset('digits': 1,347 train, 450 test; inputs (8, 8, 1), 10 classes)
     """
     check_choice("name", name, NAMES)
-    seed = check_integer("seed", seed, minimum=0, maximum=2**32 - 1)
-    check_flag("standardize", standardize)
-    check_number("test_fraction", test_fraction, minimum=0, maximum=1, exclusive_minimum=True, exclusive_maximum=True)
-    check_number("validation_fraction", validation_fraction, minimum=0, maximum=1, exclusive_maximum=True)
-    if num_rows is not None:
-        if not name.startswith("higgs"):
-            raise ValueError(f"`num_rows` applies only to 'higgs' and 'higgs_like'. Received: name={name!r}")
-        num_rows = check_integer("num_rows", num_rows, minimum=100)
-    if data_dir is not None and (name != "higgs" or not isinstance(data_dir, (str, os.PathLike))):
-        raise ValueError(f"`data_dir` must be a path and applies only to 'higgs'. Received: {data_dir=}, {name=}")
+    num_drawn = 200_000
+    if name == "higgs_like" and num_rows is not None:
+        num_drawn, num_rows = check_integer("num_rows", num_rows, minimum=100), None
+    options = check_options(seed, validation_fraction, standardize, num_rows)
+    check_test_fraction(test_fraction)
+    folder = None if data_dir is None else check_folder("data_dir", data_dir)
+    num_classes = _NUM_CLASSES[name]
     if name == "higgs":
-        x_train, y_train, x_test, y_test = read_higgs(data_dir, num_rows)
-    elif name == "higgs_like":
-        x, y = make_higgs_like(num_rows or 200_000, seed)
-        x_train, x_test, y_train, y_test = _split(x, y, "test_fraction", test_fraction, seed)
-    elif name in ("digits", "breast_cancer"):
-        x_train, x_test, y_train, y_test = _split(*_read_scikit_learn(name), "test_fraction", test_fraction, seed)
+        train, test = read_higgs(folder, num_rows)
+    elif name in _IMAGE_SETS:
+        train, test = read_images(name, num_classes, folder)
+    elif folder is not None:
+        raise ValueError(f"`data_dir` applies only to data in files, not to {name!r}. Received: {data_dir=}")
     else:
-        x_train, y_train, x_test, y_test = read_keras_images(name, _NUM_CLASSES[name])
-    x_validation, y_validation = x_train[:0], y_train[:0]
-    if validation_fraction:
-        x_train, x_validation, y_train, y_validation = _split(
-            x_train, y_train, "validation_fraction", validation_fraction, seed
-        )
-    if standardize:
-        transform = _fit_standardisation(x_train)
-        x_train, x_validation, x_test = transform(x_train), transform(x_validation), transform(x_test)
-    return Dataset(name, x_train, y_train, x_validation, y_validation, x_test, y_test, _NUM_CLASSES[name])
-
-
-def _split(x: np.ndarray, y: np.ndarray, name: str, fraction: float, seed: int) -> list[np.ndarray]:
-    from sklearn.model_selection import train_test_split
-
-    smallest = len(np.unique(y)) / len(y)  # both parts hold at least as many rows as there are classes
-    if not smallest <= fraction <= 1 - smallest:
-        raise ValueError(
-            f"`{name}` must leave a row of each class in both parts of the {len(y):,} rows. Received: {name}={fraction}"
-        )
-    return train_test_split(x, y, test_size=fraction, random_state=seed, stratify=y)
-
-
-def _fit_standardisation(x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the map that gives `x` mean 0 and standard deviation 1; constant features are only shifted."""
-    axes = tuple(range(x.ndim - 1))  # for images, this gives one mean per channel
-    mean = x.mean(axis=axes, dtype=np.float64)
-    deviation = np.sqrt(np.maximum(np.square(x, dtype=np.float64).mean(axis=axes) - mean**2, 0.0))
-    deviation = np.where(deviation > 1e-7 * np.maximum(np.abs(mean), 1.0), deviation, 1.0)
-    shift, scale = mean.astype(np.float32), (1.0 / deviation).astype(np.float32)
-    return lambda values: (values - shift) * scale
+        x, y = make_higgs_like(num_drawn, seed) if name == "higgs_like" else _read_scikit_learn(name)
+        train, test = split(Raw(x, y), "test_fraction", test_fraction, seed, is_classification=True)
+    return make_dataset(name, train, test, num_classes, **options)
 
 
 def _read_scikit_learn(name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from tfopt._checks import check_flag, check_indices
+from tfopt._record import Record
 from tfopt.nqm._checks import check_kind, check_values
 from tfopt.nqm.problem import NoisyQuadratic
 
@@ -15,7 +16,7 @@ FAMILIES = ("sgd", "momentum", "nesterov", "ema", "momentum_ema")
 
 
 @dataclass(frozen=True, eq=False)
-class Algorithm:
+class Algorithm(Record):
     """Gradient descent with momentum, averaging and preconditioning. Settings are numbers, or arrays for a grid.
 
     theta' = theta - u' with u' = beta u + a H^-p g. With Nesterov's momentum, as Keras defines it,

@@ -9,6 +9,7 @@ from scipy.interpolate import PchipInterpolator
 from scipy.optimize import brentq, least_squares
 
 from tfopt._checks import check_choice
+from tfopt._record import Record
 from tfopt.nqm._checks import check_values
 from tfopt.nqm.search import OptimalSettings
 
@@ -16,7 +17,7 @@ DEFINITIONS = ("examples", "steps", "asymptotes")
 
 
 @dataclass(frozen=True)
-class CriticalBatchSize:
+class CriticalBatchSize(Record):
     """A critical batch size, with the numbers from which it follows.
 
     Attributes:

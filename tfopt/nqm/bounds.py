@@ -1,11 +1,12 @@
 """Lower bounds on the transient along a direction, during a stride of many steps."""
 
+from __future__ import annotations
+
 import functools
 import math
 from typing import Any
 
-import tensorflow as tf
-
+from tfopt._lazy import tf
 from tfopt.nqm.linear_system import LinearSystem, Vector, apply
 
 # Roots this close to 1 are taken for 1, because rounding hides how much they shrink in a step.

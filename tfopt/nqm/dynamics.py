@@ -1,12 +1,14 @@
 """The exact expected loss after any number of steps, for whole grids of settings at once."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
+from tfopt._lazy import tf
 from tfopt.nqm._checks import check_kind
 from tfopt.nqm.algorithm import Algorithm, Structure, broadcast_with, check_batch_size
 from tfopt.nqm.kernels import (

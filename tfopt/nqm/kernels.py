@@ -1,11 +1,13 @@
 """Parts that the compiled kernels share: settings and problems as tensors, and large grids cut into chunks."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
+from tfopt._lazy import tf
 from tfopt.nqm.algorithm import Algorithm, Structure
 from tfopt.nqm.linear_system import LinearSystem, make_system
 from tfopt.nqm.problem import NoisyQuadratic

@@ -1,13 +1,16 @@
 """Random trajectories, whose mean the dynamics give exactly: with noise of any distribution, by any update rule."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import tensorflow as tf
 
 from tfopt import _keras, _plotting
-from tfopt._checks import check_integer, check_number, check_text
+from tfopt._checks import check_integer, check_label, check_number
+from tfopt._lazy import tf
+from tfopt._record import Record
 from tfopt.nqm._checks import check_kind
 from tfopt.nqm._drawing import draw_trajectories, finish_losses
 from tfopt.nqm.algorithm import Algorithm
@@ -52,7 +55,7 @@ class UpdateRule(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Trajectories:
+class Trajectories(Record):
     """Losses of independent trajectories.
 
     Attributes:
@@ -74,17 +77,17 @@ class Trajectories:
         with np.errstate(invalid="ignore", over="ignore"):
             return self.losses.std(axis=1, ddof=1) / np.sqrt(self.losses.shape[1])
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str = "samples") -> "matplotlib.axes.Axes":
+    def plot(self, ax: matplotlib.axes.Axes | None = None, label: str | None = None) -> matplotlib.axes.Axes:
         """Draw the mean, and the range of nine in ten trajectories.
 
         Args:
             ax: Axes to draw into; None (default) makes new ones.
-            label: Name of the line. Default "samples".
+            label: Name of the line; None (default) for "samples".
 
         Returns:
             The axes.
         """
-        name, ax = check_text("label", label), _plotting.get_axes(ax)
+        name, ax = check_label(label, "samples"), _plotting.get_axes(ax)
         draw_trajectories(ax, self.steps, self.losses, name)
         finish_losses(ax)
         return ax
@@ -92,7 +95,7 @@ class Trajectories:
 
 def monte_carlo(
     problem: NoisyQuadratic,
-    algorithm: "Algorithm | UpdateRule",
+    algorithm: Algorithm | UpdateRule,
     batch_size: float,
     num_steps: int,
     *,

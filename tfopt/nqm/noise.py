@@ -1,11 +1,13 @@
 """Gradient noise of any distribution of `tensorflow_probability`."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from tfopt._checks import check_integer
+from tfopt._lazy import tf
 from tfopt.nqm._checks import check_kind
 from tfopt.nqm.problem import NoisyQuadratic
 
@@ -38,7 +40,7 @@ class UnitNoise:
             raise ValueError(f"`noise` must have mean 0. Received: mean {mean:g}")
         self._scale = 1.0 / np.sqrt(variance)
 
-    def sample(self, shape: Any, seed: tf.Tensor, dtype: Any = tf.float64) -> tf.Tensor:
+    def sample(self, shape: Any, seed: tf.Tensor, dtype: Any = "float64") -> tf.Tensor:
         """Return random numbers of a shape and dtype, as a function of `seed`, two integers."""
         if self._distribution is None:
             return tf.random.stateless_normal(shape, seed, dtype=dtype)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfopt import _plotting
-from tfopt._checks import as_numbers, check_integer, check_number
+from tfopt._checks import as_numbers, check_integer, check_label, check_number
+from tfopt._record import Record
 from tfopt.nqm._checks import check_values
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class NoisyQuadratic:
+class NoisyQuadratic(Record):
     """L(theta) = 1/2 sum_i h_i theta_i^2, with mini-batch gradients h_i theta_i plus noise of variance c_i / B.
 
     A diagonal Hessian loses no generality for algorithms that treat all directions alike: they see only the Hessian's
@@ -202,20 +203,21 @@ class NoisyQuadratic:
         names = ("curvature", "noise_variance", "multiplicity", "initial_second_moment")
         return _plotting.make_dataframe({name: getattr(self, name) for name in names})
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str | None = None) -> "matplotlib.axes.Axes":
         """Draw curvature and noise variance against the rank of the direction.
 
         Args:
             ax: Axes to draw into; None (default) makes new ones.
+            label: Text before the names of the lines; None (default) for none.
 
         Returns:
             The axes.
         """
-        ax = _plotting.get_axes(ax)
+        prefix, ax = check_label(label), _plotting.get_axes(ax)
         order = np.argsort(-self.curvature)
         rank = np.cumsum(self.multiplicity[order])
         for name in ("curvature", "noise_variance"):
-            ax.plot(rank, getattr(self, name)[order], label=name.replace("_", " "))
+            ax.plot(rank, getattr(self, name)[order], label=f"{prefix} {name.replace('_', ' ')}".strip())
         ax.set(xlabel="rank of the direction", xscale="log", yscale="log")
         _plotting.add_legend(ax)
         return ax

@@ -1,13 +1,15 @@
 """Minimisation of the final loss of SGD over the rates of a piecewise constant schedule."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from scipy.optimize import minimize
 
+from tfopt._lazy import tf
 from tfopt.nqm.constant_rate import moving_part, stable_limit
 from tfopt.nqm.kernels import CompiledByShape, problem_tensors
 from tfopt.nqm.problem import NoisyQuadratic

@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
 
 from tfopt import _plotting
-from tfopt._checks import check_integer, check_number, check_text
+from tfopt._checks import check_integer, check_label, check_number
 from tfopt._progress import Progress
+from tfopt._record import Record
 from tfopt.nqm._checks import check_kind
 from tfopt.nqm.constant_rate import ConstantRate, stable_limit
 from tfopt.nqm.information_bound import information_bound
@@ -17,12 +17,13 @@ from tfopt.nqm.schedule_solver import ScheduleSolver
 from tfopt.nqm.search import MAX_SEARCH_CURVATURES, optimize
 
 if TYPE_CHECKING:
+    import keras
     import matplotlib.axes
     import pandas
 
 
 @dataclass(frozen=True, eq=False)
-class Schedule:
+class Schedule(Record):
     """A piecewise constant learning rate for SGD, and the loss that it reaches.
 
     Attributes:
@@ -48,12 +49,14 @@ class Schedule:
         """Whether all rates are below the limit of stability; if not, the loss grows again after its minimum."""
         return bool(self.learning_rates.max() < stable_limit(self.problem, self.preconditioner_power))
 
-    def to_keras(self) -> keras.optimizers.schedules.PiecewiseConstantDecay:
+    def to_keras(self) -> "keras.optimizers.schedules.PiecewiseConstantDecay":
         """Return the schedule for a Keras optimizer.
 
         Returns:
             A value for the optimizer's `learning_rate`. After the last step it keeps the last rate.
         """
+        import keras
+
         ends = np.cumsum(self.lengths)
         # Keras needs a boundary even for one piece.
         rates = np.append(self.learning_rates, self.learning_rates[-1])
@@ -80,17 +83,17 @@ class Schedule:
         columns = {"first_step": steps[:-1], "num_steps": self.lengths, "learning_rate": self.learning_rates}
         return _plotting.make_dataframe(columns | {"final_loss": losses[1:]})
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str = "") -> "matplotlib.axes.Axes":
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str | None = None) -> "matplotlib.axes.Axes":
         """Draw the rate against the fraction of the steps done.
 
         Args:
             ax: Axes to draw into; None (default) makes new ones.
-            label: Name of the line; empty (default) for the batch size.
+            label: Name of the line; None (default) for the batch size.
 
         Returns:
             The axes.
         """
-        name, ax = check_text("label", label) or f"batch size {self.batch_size:g}", _plotting.get_axes(ax)
+        name, ax = check_label(label, f"batch size {self.batch_size:g}"), _plotting.get_axes(ax)
         ends = np.concatenate([[0], np.cumsum(self.lengths)]) / self.num_steps
         rates = np.append(self.learning_rates, self.learning_rates[-1])
         ax.plot(ends, rates, drawstyle="steps-post", label=f"{name}: {self.num_steps:,} steps")

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfopt import _plotting
-from tfopt._checks import check_choice, check_number, check_text
+from tfopt._checks import check_choice, check_label, check_number
 from tfopt._progress import Progress
+from tfopt._record import Record
 from tfopt.nqm._checks import check_kind
 from tfopt.nqm._drawing import draw_by_batch_size
 from tfopt.nqm.algorithm import FAMILIES, Algorithm, check_batch_size, noise_in_steady_state
@@ -24,7 +25,7 @@ MAX_SEARCH_CURVATURES = 256
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class OptimalSettings:
+class OptimalSettings(Record):
     """For every batch size, the settings that reach the target first and the step at which they do.
 
     Attributes:
@@ -73,17 +74,17 @@ class OptimalSettings:
         frame.index.name = "batch_size"
         return frame
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str = "") -> "matplotlib.axes.Axes":
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str | None = None) -> "matplotlib.axes.Axes":
         """Draw steps against batch size.
 
         Args:
             ax: Axes to draw into; None (default) makes new ones.
-            label: Name of the line; empty (default) for the family's name.
+            label: Name of the line; None (default) for the family's name.
 
         Returns:
             The axes.
         """
-        name, ax = check_text("label", label) or self.family, _plotting.get_axes(ax)
+        name, ax = check_label(label, self.family), _plotting.get_axes(ax)
         draw_by_batch_size(ax, self.batch_size, self.steps, name, "steps to the target")
         return ax
 

@@ -1,13 +1,15 @@
 """The first step at which the expected loss reaches a target, exactly, without a check of every step."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from tfopt._checks import check_number
+from tfopt._lazy import tf
 from tfopt.nqm._checks import check_kind
 from tfopt.nqm.algorithm import Algorithm, Structure, check_batch_size
 from tfopt.nqm.bounds import TransientBounds

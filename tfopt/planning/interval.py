@@ -8,47 +8,49 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm, t
 
+from tfopt._record import Record
+
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Interval:
+class Interval(Record):
     """An estimate of a number or an array, with a confidence interval.
 
     Attributes:
         value: The estimate.
         low: The lower end, of the estimate's shape.
         high: The upper end, of the estimate's shape.
-        level: The confidence level, in (0, 1): the probability that the interval holds the true value.
+        confidence: The probability that the interval holds the true value, in (0, 1).
     """
 
     value: Any
     low: Any
     high: Any
-    level: float
+    confidence: float
 
     def __repr__(self) -> str:
         if np.ndim(self.value):
-            return f"Interval of shape {np.shape(self.value)} at level {self.level:g}"
+            return f"Interval of shape {np.shape(self.value)} of confidence {self.confidence:g}"
         return describe(self, "infinity")
 
 
 def bootstrap(
-    function: Callable[[np.ndarray], Any], num_runs: int, level: float, num_draws: int, seed: int
+    function: Callable[[np.ndarray], Any], num_runs: int, confidence: float, num_draws: int, seed: int
 ) -> Interval:
     """Estimate `function` of indices of runs, with an interval from `num_draws` draws of runs with replacement."""
     rng = np.random.default_rng(seed)
     value = function(np.arange(num_runs))
     replicates = [function(rng.integers(num_runs, size=num_runs)) for _ in range(num_draws)]
-    low, high = expanded_percentiles(np.array(replicates), num_runs, level)
-    return Interval(value, low, high, level)
+    low, high = expanded_percentiles(np.array(replicates), num_runs, confidence)
+    return Interval(value, low, high, confidence)
 
 
-def expanded_percentiles(replicates: np.ndarray, num_runs: int, level: float) -> tuple[Any, Any]:
-    """Return both ends, of shape (...), of the interval from replicates of shape (draws, ...)."""
+def expanded_percentiles(replicates: np.ndarray, num_runs: int, confidence: float) -> tuple[Any, Any]:
+    """Return both ends, of shape (...), of the interval from replicates of shape (num_draws, ...)."""
     # This is the expanded percentile interval (Hesterberg, "What teachers should know about the bootstrap", The
     # American Statistician 69, 2015, section 5.3.1). Student's t and the factor n / (n - 1) of the variance move the
     # quantiles outwards, because intervals from few runs are too narrow otherwise. Infinity counts as the largest
     # number, and NaN as both ends.
-    expanded = math.sqrt(num_runs / (num_runs - 1)) * t.ppf(0.5 + 0.5 * level, num_runs - 1)
+    expanded = math.sqrt(num_runs / (num_runs - 1)) * t.ppf(0.5 + 0.5 * confidence, num_runs - 1)
     tail = float(norm.sf(expanded))
     # Ends are order statistics, because no interpolation between a number and infinity makes sense.
     last = len(replicates) - 1

@@ -9,6 +9,7 @@ import numpy as np
 
 from tfopt import _plotting
 from tfopt._checks import check_indices, check_integer, check_number
+from tfopt._record import Record
 from tfopt.nqm import NoisyQuadratic
 from tfopt.nqm._checks import check_values
 from tfopt.planning.interval import Interval, bootstrap, describe
@@ -38,7 +39,7 @@ SMALLEST_COUNT = 1e-3
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class NoisyQuadraticFit:
+class NoisyQuadraticFit(Record):
     """A noisy quadratic fitted to a model, as measured in several independent runs.
 
     Each run measures everything on its own rows with its own random vectors. Estimates are means over runs, and runs
@@ -247,11 +248,12 @@ class NoisyQuadraticFit:
             columns |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
         return _plotting.make_dataframe(columns)
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str | None = None) -> "matplotlib.axes.Axes":
         """Draw the fractions of directions, noise and possible gain at or above each curvature.
 
         Args:
             ax: Axes to draw into; None (default) makes new ones.
+            label: Text before the names of the lines; None (default) for none.
 
         Returns:
             The axes.
@@ -263,8 +265,9 @@ class NoisyQuadraticFit:
             "gradient noise": problem.multiplicity * problem.noise_variance,
             "loss to be gained": problem.multiplicity * problem.curvature * problem.initial_second_moment,
         }
-        for label, part in parts.items():
-            ax.plot(self.curvature, np.cumsum(part[::-1])[::-1] / part.sum(), drawstyle="steps-pre", label=label)
+        for name, part in parts.items():
+            share = np.cumsum(part[::-1])[::-1] / part.sum()
+            ax.plot(self.curvature, share, drawstyle="steps-pre", label=f"{label or ''} {name}".strip())
         ax.set(xlabel="curvature", ylabel="share at this curvature or above", xscale="log", ylim=(0.0, 1.05))
         _plotting.add_legend(ax)
         return ax

@@ -1,6 +1,5 @@
 """The batch size and learning rate to train a model with, and the predicted steps."""
 
-import json
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,8 +8,8 @@ import keras
 import numpy as np
 
 from tfopt import _plotting, nqm
-from tfopt._checkpoints import state_file
-from tfopt._checks import check_choice, check_integer, check_path
+from tfopt._checks import check_choice, check_integer, check_label
+from tfopt._record import Record
 from tfopt.planning.interval import Interval, describe
 from tfopt.planning.noisy_quadratic_fit import NoisyQuadraticFit
 from tfopt.planning.prediction import find_best
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Suggestion:
+class Suggestion(Record):
     """Settings for one batch size.
 
     Attributes:
@@ -46,7 +45,7 @@ class Suggestion:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class BatchSizePlan:
+class BatchSizePlan(Record):
     """Predicted steps to a target loss for every batch size, with intervals, and the settings to train with.
 
     Intervals cover the randomness of rows and random vectors in the fit. They do not cover that a network's loss is no
@@ -191,7 +190,7 @@ class BatchSizePlan:
         return rows
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plan in types that JSON can hold.
+        """Return the plan in types that JSON can hold, for other programs; `save` keeps it for tfopt.
 
         Returns:
             The target, critical batch sizes, noise scale and predictions, and the losses and the fitted problem on
@@ -213,7 +212,7 @@ class BatchSizePlan:
             "batch_norm": self.fit.batch_norm,
             "precision": self.fit.precision,
             "largest_momentum": self.largest_momentum,
-            "level": self.noise_scale.level,
+            "confidence": self.noise_scale.confidence,
             "noise_scale": _ends(self.noise_scale),
             "critical_batch_size": {family: _ends(found) for family, found in self.critical_batch_size.items()},
             "predictions": predictions,
@@ -225,33 +224,18 @@ class BatchSizePlan:
             },
         }
 
-    def to_json(self, path: Any) -> None:
-        """Write the plan to a file, either completely or not at all.
-
-        Args:
-            path: The file.
-
-        Raises:
-            TypeError: `path` is no path.
-            ValueError: `path` is a folder, or its folder does not exist.
-        """
-        path = check_path("path", path)
-        if path.is_dir() or not path.parent.is_dir():
-            raise ValueError(f"`path` must be a file in an existing folder. Received: path={str(path)!r}")
-        text = json.dumps(self.to_dict(), indent=1) + "\n"
-        with state_file.replacing(path) as stream:
-            stream.write(text.encode())
-
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None) -> "matplotlib.axes.Axes":
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str | None = None) -> "matplotlib.axes.Axes":
         """Draw steps against batch size with their intervals, critical batch sizes, and the simple noise scale.
 
         Args:
             ax: Axes to draw into; None (default) makes new ones.
+            label: Text before the names of the lines; None (default) for none.
 
         Returns:
             The axes.
         """
-        ax = nqm.plot_steps_to_target(dict(self.curves), ax=ax)
+        prefix = check_label(label)
+        ax = nqm.plot_steps_to_target({f"{prefix} {name}".strip(): curve for name, curve in self.curves.items()}, ax=ax)
         lines = dict(zip(self.curves, ax.lines[-len(self.curves) :], strict=True))
         for family, line in lines.items():
             steps, critical = self.steps[family], self.critical_batch_size[family].value
@@ -279,7 +263,7 @@ class BatchSizePlan:
         lines.append(f"  simple noise scale: {'':15}{describe(self.noise_scale, 'too large to tell')}")
         family = self._check_family(None)
         curve, steps = self.curves[family], self.steps[family]
-        lines.append(f"  {family}, with intervals at level {steps.level:g}:")
+        lines.append(f"  {family}, with intervals of confidence {steps.confidence:g}:")
         header = ("batch size", "steps", "from", "to", "examples", "learning rate", "momentum")
         lines.append("".join(f"{cell:>14}" for cell in header))
         for index, size in enumerate(self.batch_sizes.tolist()):

@@ -9,6 +9,7 @@ import numpy as np
 from tfopt import _plotting
 from tfopt._checks import as_numbers
 from tfopt._naming import unique_paths
+from tfopt._record import Record
 from tfopt.communicator import Communicator
 from tfopt.relative_trust.breakdown import deep_relative_trust, largest_of, norms_of, relative_gradient_breakdown
 from tfopt.relative_trust.step import StepMeter
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class BreakdownProfile:
+class BreakdownProfile(Record):
     """Loss and gradient along W_l - eta |W_l| g_l / |g_l|: every variable moves by the same fraction of its norm.
 
     Attributes:
@@ -53,12 +54,12 @@ class BreakdownProfile:
         columns |= dict(zip(self.paths, self.relative_gradient_breakdown.T, strict=True))
         return _plotting.make_dataframe(columns, index=self.etas)
 
-    def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str = "") -> "matplotlib.axes.Axes":
+    def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str | None = None) -> "matplotlib.axes.Axes":
         """Draw breakdowns against eta on a logarithmic scale: the largest, the first variable's, and the expected one.
 
         Args:
             ax: Axes to draw into; None (default) makes new ones.
-            label: Text before the names of the lines. Default none.
+            label: Text before the names of the lines; None (default) for none.
 
         Returns:
             The axes.
@@ -70,7 +71,7 @@ class BreakdownProfile:
             "deep relative trust": self.deep_relative_trust,
         }
         for name, values in lines.items():
-            ax.plot(self.etas, np.where(values > 0, values, np.nan), label=f"{label} {name}".strip())
+            ax.plot(self.etas, np.where(values > 0, values, np.nan), label=f"{label or ''} {name}".strip())
         ax.set(xlabel="relative step eta", ylabel="relative gradient breakdown", yscale="log")
         _plotting.add_legend(ax)
         return ax

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfopt import _plotting
 from tfopt._checks import as_items, as_numbers, check_integer
 from tfopt._naming import unique_paths
+from tfopt._record import Record
 from tfopt.communicator import Communicator
 from tfopt.curvature.probe_loss import ProbeLoss
 from tfopt.relative_trust.breakdown import deep_relative_trust, largest_of, norms_of, ratios_of, relative_perturbation
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class StepBreakdown:
+class StepBreakdown(Record):
     """The effect of a step dW on the gradient, on a probe.
 
     Attributes:
