@@ -134,11 +134,7 @@ class Convexity(Measurement):
         self._spectrum_is_due_now = False  # True after a change of the model.
 
     def get_state(self) -> dict[str, Any]:
-        """Return the state that a checkpoint must keep.
-
-        Returns:
-            The measurements, and how far training has come.
-        """
+        """Return the measurements, and how far training has come."""
         densities = [[step, d.nodes, d.weights, d.size, d.batch_norm] for step, d in self.densities.items()]
         return super().get_state() | {
             "densities": densities,
@@ -147,11 +143,7 @@ class Convexity(Measurement):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restore the state of a checkpoint.
-
-        Args:
-            state: A state from `get_state`.
-        """
+        """Restore a state from `get_state`."""
         state = dict(state)
         self.densities = {step: SpectralDensity(*rest) for step, *rest in state.pop("densities")}
         self._shares = {name: ChangeShare(**values) for name, values in state.pop("shares").items()}

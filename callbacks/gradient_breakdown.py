@@ -120,12 +120,7 @@ class GradientBreakdown(Measurement):
             )
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Keep the weights if one of the next steps is to be measured; measure the first step.
-
-        Args:
-            batch: Number of the batch in the epoch, from 0; it may be beyond the end of the data.
-            logs: Not used.
-        """
+        """Keep the weights if one of the next steps is to be measured; measure the first step."""
         super().on_train_batch_begin(batch, logs)
         self._keep_step()
         if not self.history["step"]:

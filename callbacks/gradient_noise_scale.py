@@ -149,19 +149,11 @@ class GradientNoiseScale(Measurement):
                 self._scatter.sums, self._sums = self._sums, None
 
     def get_state(self) -> dict[str, Any]:
-        """Return the state that a checkpoint must keep.
-
-        Returns:
-            The measurements, and the sums since the last one.
-        """
+        """Return the measurements, and the sums since the last one."""
         return super().get_state() | {"sums": None if self._scatter is None else self._scatter.sums}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restore the state of a checkpoint.
-
-        Args:
-            state: A state from `get_state`.
-        """
+        """Restore a state from `get_state`."""
         self._sums = state["sums"]
         super().set_state({name: value for name, value in state.items() if name != "sums"})
 

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Room -> the rooms that it may import from. A room may always import from itself.
 GROUND = {
     "tfopt._checks",
-    "tfopt._lazy",
     "tfopt._keras",
+    "tfopt._lazy",
     "tfopt._naming",
     "tfopt._plotting",
     "tfopt._progress",
@@ -31,8 +31,8 @@ ALLOWED = {
     "tfopt._checkpoints": {"tfopt._keras", "tfopt.communicator"},
     "tfopt._state_file": {"tfopt._checkpoints"},
     "tfopt._checks": set(),
-    "tfopt._lazy": set(),
     "tfopt._keras": set(),
+    "tfopt._lazy": set(),
     "tfopt._naming": set(),
     "tfopt._plotting": set(),
     "tfopt._progress": set(),
