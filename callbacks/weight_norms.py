@@ -11,8 +11,7 @@ from tfopt.callbacks._step_count import StepCount
 
 from tfopt import _keras, _plotting, numerics
 from tfopt._checks import check_integer, check_label
-from tfopt._naming import unique_paths
-from tfopt._trained_variables import trained_variables
+from tfopt._variables import trained_variables, unique_paths
 
 if TYPE_CHECKING:
     import matplotlib.axes

@@ -124,11 +124,11 @@ def test_over_other_rows(operator):
     first = operator(model, "mse", x[:8], y[:8])
     first.to_dense()
     second = first.over(Probe(x[8:], y[8:], batch_size=8))
-    assert second.num_rows == 16
+    assert second.objective.num_rows == 16
     assert second.num_matvecs == 0
     np.testing.assert_allclose(second.to_dense(), operator(model, "mse", x[8:], y[8:]).to_dense(), atol=1e-5)
     np.testing.assert_allclose(first.to_dense(), operator(model, "mse", x[:8], y[:8]).to_dense(), atol=1e-6)
-    assert first.num_rows == 8
+    assert first.objective.num_rows == 8
     assert second._products is first._products
     assert len(second._products) == 1  # nothing was compiled again
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tfopt.callbacks import Convexity
 
 from tfopt import models
-from tfopt.curvature import GaussNewtonOperator, HessianOperator, gradient_noise
+from tfopt.curvature import GaussNewtonOperator, HessianOperator, Objective, gradient_noise
 from tfopt.planning import fit_noisy_quadratic
 from tfopt.relative_trust import StepMeter
 
@@ -592,7 +592,7 @@ def makers():
         gradient_noise(model, "mse", x, y, group_size=8, num_hessian_groups=1, **options)
 
     def planning(**options):
-        fit_noisy_quadratic(model, (x, y), "mse", 1e9, num_runs=4, num_matvecs=2, **options)
+        fit_noisy_quadratic(Objective(model, "mse", (x, y)), 1e9, num_runs=4, num_matvecs=2, **options)
 
     return {"convexity": convexity, "noise": noise, "planning": planning}
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import layers, losses, ops
 from unchecked import fit_noisy_quadratic
 
-from tfopt.curvature import GaussNewtonOperator
+from tfopt.curvature import GaussNewtonOperator, Objective
 
 K = 4
 
@@ -234,8 +234,11 @@ def test_planning_takes_the_same_matrix():
     x, y = rng.normal(size=(64, 3)), np.eye(K)[rng.integers(0, K, 64)]
     inputs, z = make_bottom()
     truth, found = (
-        fit_noisy_quadratic(keras.Model(inputs, output), (x, y), loss, None, num_runs=4, num_matvecs=4).curvature
-        for output, loss in ((z, OF_LOGITS["classes"]), (ops.log_softmax(z), nll))
+        fit_noisy_quadratic(Objective(model, loss, (x, y)), None, num_runs=4, num_matvecs=4).curvature
+        for model, loss in (
+            (keras.Model(inputs, z), OF_LOGITS["classes"]),
+            (keras.Model(inputs, ops.log_softmax(z)), nll),
+        )
     )
     np.testing.assert_allclose(found, truth, rtol=1e-6)
 

@@ -82,7 +82,7 @@ def measure(ranks):
     trainer = make_trainer(ranks)
     x, y = shard_of(make_data(), ranks)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    options = {"probe_data": (x, y), "loss": loss, "communicator": ranks}
+    options = {"data": (x, y), "loss": loss, "communicator": ranks}
     callbacks = [Convexity(num_matvecs=60, **options), GradientBreakdown(**options), GradientNoiseScale(**options)]
     callbacks += [AverageMetrics(ranks), WeightNorms()]
     history = trainer.fit(x, y, epochs=3, verbose=0, callbacks=callbacks)

@@ -22,7 +22,7 @@ from tfopt.callbacks import (
     WeightNorms,
 )
 
-from tfopt.curvature import HessianOperator, extremal_eigenvalues
+from tfopt.curvature import HessianOperator, Objective, extremal_eigenvalues
 from tfopt.distributed import DistributedOptimizer, shard
 from tfopt.planning import fit_noisy_quadratic
 
@@ -74,6 +74,19 @@ def unfrozen_on_all_ranks(ranks, folder):
         "steps": [convexity.history["step"], breakdown.history["step"]],
         "variables": [len(entry) for entry in breakdown.history["cosine"]],
     }
+
+
+@subject
+def shared_objectives(ranks, folder):
+    """The number of objectives of callbacks whose data are equal on all ranks, and on one rank only."""
+    found, (x, y) = [], make_data(8, seed=ranks.rank)
+    for is_equal in (True, ranks.rank == 0):
+        model = make_model()
+        model.compile(DistributedOptimizer(keras.optimizers.SGD(0.01)), "mse", jit_compile=False)
+        callbacks = [GradientBreakdown((x, y)), GradientBreakdown((x, y if is_equal else y + 1))]
+        fit(model, (x, y), epochs=1, callbacks=[BroadcastVariables(), *callbacks])
+        found.append(len({id(callback._shared.objective) for callback in callbacks}))
+    return found
 
 
 @subject
@@ -182,7 +195,7 @@ def a_fit_on_unequal_shards(ranks, folder):
     x, y = curvature_parity.make_noisy_rows()
     mine = slice(0, 250) if ranks.rank == 0 else slice(249 + ranks.rank, None, ranks.size - 1)
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, kernel_initializer="ones")])
-    found = fit_noisy_quadratic(model, (x[mine], y[mine]), "mse", 20.0, num_runs=4, num_matvecs=6)
+    found = fit_noisy_quadratic(Objective(model, "mse", (x[mine], y[mine])), 20.0, num_runs=4, num_matvecs=6)
     parts = (found.noise, found.start, found.gain_elsewhere[1:], found.floor, found.num_examples, found.num_rows)
     return [np.asarray(part).tolist() for part in parts]
 
