@@ -146,7 +146,7 @@ ACTIVATION_NAMES = ["relu", "leaky_relu", "linear", "relu6", "tanh", "sigmoid", 
 
 # Alternating sweeps go both ways.
 ORDERS = [("alternating", name) for name in ACTIVATION_NAMES]
-ORDERS += [(order, name) for order in ("forward", "backward") for name in ("relu", "tanh")]
+ORDERS += [("forward", "relu"), ("backward", "relu")]
 
 
 @pytest.mark.parametrize(("order", "activation"), ORDERS)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from unchecked import GaussNewtonOperator, HessianOperator, fit_noisy_quadratic
+
+from tfopt.curvature import GaussNewtonOperator, HessianOperator
+from tfopt.planning import fit_noisy_quadratic
 
 STEPS, CLASSES = 4, 3
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from event_files import read_scalars
 
+pytestmark = pytest.mark.slow_by_nature
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
