@@ -57,42 +57,26 @@ def _made_for_many_short_lived_graphs():
     gc.freeze()
 
 
-def _set_self_check(value):
-    """Set the default of the argument `self_check` wherever a name has it."""
-    from tfopt.callbacks import Convexity
-
-    from tfopt import curvature, planning
-
-    for function in (
-        curvature.HessianOperator.__init__,
-        curvature.GaussNewtonOperator.__init__,
-        curvature.gradient_noise,
-        planning.fit_noisy_quadratic,
-        Convexity.__init__,
-    ):
-        assert "self_check" in function.__kwdefaults__, function
-        function.__kwdefaults__["self_check"] = value
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _unchecked():
-    """Products are checked only where a test is marked `self_checked`, or asks for it.
+    """Products are checked only where a test is marked `self_checked`, or asks for it."""
+    from default_of_self_check import set_self_check
 
-    The check traces a model three times more, which is most of what a product costs.
-    """
-    _set_self_check(False)
+    set_self_check(False)
     yield
-    _set_self_check(True)
+    set_self_check(True)
 
 
 @pytest.fixture(autouse=True)
 def _checked_where_marked(request):
+    from default_of_self_check import set_self_check
+
     is_marked = request.node.get_closest_marker("self_checked") is not None
     if is_marked:
-        _set_self_check(True)
+        set_self_check(True)
     yield
     if is_marked:
-        _set_self_check(False)
+        set_self_check(False)
 
 
 @pytest.fixture(autouse=True, scope="module")

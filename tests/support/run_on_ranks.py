@@ -20,6 +20,7 @@ import rank_subjects_communicator  # noqa: F401
 import rank_subjects_gradients  # noqa: F401
 import rank_subjects_misuse  # noqa: F401
 import tensorflow as tf
+from default_of_self_check import set_self_check
 from rank_subjects import SUBJECTS
 
 from tfopt import communicator as communicators
@@ -59,6 +60,7 @@ def main(folder):
     for name, function in SUBJECTS.items():
         if ranks.size > 2 and name not in ON_THREE_RANKS:
             continue
+        set_self_check(name == "curvature")
         place = folder / name
         place.mkdir(exist_ok=True)
         start = time.perf_counter()
