@@ -98,7 +98,7 @@ def test_a_callable_learning_rate_is_called(name):
     assert max(relative_errors(actual, expected(name, "float32"))) < TOLERANCES["float32"]
 
 
-@pytest.mark.parametrize(("name", "execution"), itertools.product(CLASSES, ("eager", "graph", "xla")))
+@pytest.mark.parametrize(("name", "execution"), list(itertools.product(CLASSES, ("eager", "graph", "xla"))))
 def test_a_learning_rate_set_between_steps_is_used(name, execution):
     weights, gradients = make_problem(num_steps=NUM_STEPS)
     optimizer = TABLE[name].make()
