@@ -50,12 +50,13 @@ def check_measurements(name, mode, callback, folder):
             assert own[key] == pytest.approx(known, rel=1e-5)
 
 
+# Every pair of a callback and an optimizer, of a callback and a way to step, and of an optimizer and a way to step.
 CELLS = [
     (name, optimizer, mode)
-    for name in table.CALLBACKS
+    for place, name in enumerate(table.CALLBACKS)
     for row, optimizer in enumerate(table.OPTIMIZERS)
     for column, mode in enumerate(table.MODES)
-    if (row + column) % 3 == 0 or not name.endswith("by steps")  # those once for each optimizer and for each way
+    if (place + row + column) % 3 == 0
 ]
 
 

@@ -5,9 +5,9 @@ import multilinear_networks as networks
 import numpy as np
 import pytest
 from tfopt.models import milne_regression, mlp
-from unchecked import HessianOperator
 
 from tfopt.curvature import (
+    HessianOperator,
     NotCoveredError,
     Objective,
     Probe,
@@ -65,17 +65,18 @@ def test_the_output_is_linear_in_each_matrix():
 def test_one_hidden_layer_may_have_biases():
     """With r -> sqrt(r^2 + 1): a bias is the weight of an input that is always 1."""
     rng = np.random.default_rng(3)
+    model = mlp(2, (3,), 1, kernel_initializer="zeros", weight_decay=0.0, seed=0)
+    penalty = keras.regularizers.L2(0.25)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Dense):
+            layer.kernel.regularizer = layer.bias.regularizer = penalty
+    x, y = rng.normal(size=(5, 2)), rng.normal(size=(5, 1))
+    hessian = HessianOperator(model, "mse", x, y)
     for _ in range(12):
-        model = mlp(2, (3,), 1, kernel_initializer="zeros", weight_decay=0.0, seed=0)
-        penalty = keras.regularizers.L2(0.25)
-        for layer in model.layers:
-            if isinstance(layer, keras.layers.Dense):
-                layer.kernel.regularizer = layer.bias.regularizer = penalty
         model.set_weights([rng.normal(size=w.shape) * 10.0 ** rng.uniform(-1, 0.5) for w in model.get_weights()])
-        x, y = rng.normal(size=(5, 2)), rng.normal(size=(5, 1))
         certificate = convexity_certificate(model, "mse", x, y)
         assert certificate.input_radius == pytest.approx(np.sqrt(np.linalg.norm(x, axis=1).max() ** 2 + 1))
-        smallest = np.linalg.eigvalsh(HessianOperator(model, "mse", x, y).to_dense())[0]
+        smallest = np.linalg.eigvalsh(hessian.to_dense())[0]
         assert certificate.theta_sharp <= smallest + 1e-4 * max(1.0, abs(smallest))
 
 

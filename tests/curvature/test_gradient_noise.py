@@ -6,9 +6,8 @@ import curvature_oracles as oracles
 import keras
 import numpy as np
 import pytest
-from unchecked import HessianOperator, gradient_noise
 
-from tfopt.curvature import simple_noise_scale
+from tfopt.curvature import HessianOperator, gradient_noise, simple_noise_scale
 
 ROWS = 24
 

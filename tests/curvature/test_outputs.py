@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from unchecked import GaussNewtonOperator, HessianOperator, fit_noisy_quadratic
 
-from tfopt.curvature import Objective
+from tfopt.curvature import GaussNewtonOperator, HessianOperator, Objective
+from tfopt.planning import fit_noisy_quadratic
 
 STEPS, CLASSES = 4, 3
 

@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 from tfopt.callbacks import Convexity, GradientBreakdown, WeightNorms
-from unchecked import fit_noisy_quadratic
 
 from tfopt.curvature import GaussNewtonOperator, HessianOperator, Objective, gradient_noise
+from tfopt.planning import fit_noisy_quadratic
 from tfopt.relative_trust import StepMeter, breakdown_profile
 
 RNG = np.random.default_rng(0)

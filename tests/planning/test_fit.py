@@ -6,11 +6,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from unchecked import fit_noisy_quadratic, gradient_noise
 
 from tfopt import models
-from tfopt.curvature import Objective, Probe
+from tfopt.curvature import Objective, Probe, gradient_noise
 from tfopt.nqm import NoisyQuadratic
+from tfopt.planning import fit_noisy_quadratic
 
 CURVATURE = np.geomspace(1e-2, 1.0, 6)
 KNOWN = NoisyQuadratic(CURVATURE, 2 * CURVATURE, [12, 10, 8, 6, 5, 4], np.linspace(1.0, 2.0, 6))
