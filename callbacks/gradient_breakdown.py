@@ -136,6 +136,9 @@ class GradientBreakdown(Measurement):
         batches = self._count.batches
         return self.cadence.is_due_between(batches, batches + self._count.next_batches)
 
+    def _after_start(self) -> None:
+        """Take nothing, because there is no step yet."""
+
     def _after_batches(self, before: int, after: int) -> None:
         self._keep_step()
         if not self.history["step"] or self.cadence.is_due_between(before, after):

@@ -101,26 +101,11 @@ class GradientNoiseScale(Measurement):
         """The scatter of the gradients of ranks within the training step; None if a probe is measured."""
         return self._instruments if self._given_probe is None else None
 
-    # --- times of measurements
-
     def _after_start(self) -> None:
-        if self._probe is not None:
-            self._take()
-        elif self._scatter is not None:
+        if self._scatter is None:
+            super()._after_start()
+        else:
             self._scatter.take()  # Drop the sums of an earlier training.
-
-    def _after_batches(self, before: int, after: int) -> None:
-        if self.cadence.is_due_between(before, after):
-            self._take()
-
-    def _after_epoch(self, epochs: int, is_last: bool) -> None:
-        is_new = not self._is_measured(self._steps)
-        if is_new and (is_last or self._is_due_after_epoch(self.cadence, epochs) or not self.history["step"]):
-            self._take()
-
-    def _after_training(self) -> None:
-        if not self._is_measured(self._steps):
-            self._take()
 
     # --- measurements
 

@@ -32,8 +32,9 @@ class Measurement(RankCallback):
     """The base class of the callbacks that measure a model on a probe, with the options that all of them take.
 
     It knows when to measure, on which data, and where the results go. A subclass says what it measures: it sets
-    `group`, makes its instruments in `_make_instruments`, and uses them in `_measure`. It measures by calling `_take`
-    in the hooks `_after_start`, `_after_batches`, `_after_epoch` and `_after_training`.
+    `group`, makes its instruments in `_make_instruments`, and uses them in `_measure`. A measurement is taken before
+    the first step, when it is due, and at the end; the hooks `_after_start`, `_after_batches`, `_after_epoch` and
+    `_after_training` change that.
 
     Args:
         data: The data to measure on: (x, y), (x, y, sample_weight), a data set, or a `tfopt.curvature.Probe`. On
@@ -201,15 +202,23 @@ class Measurement(RankCallback):
 
     def _after_start(self) -> None:
         """Act before the first step."""
+        self._take()
 
     def _after_batches(self, before: int, after: int) -> None:
         """Act when the number of trained batches has increased from `before` to `after`."""
+        if self.cadence.is_due_between(before, after):
+            self._take()
 
     def _after_epoch(self, epochs: int, is_last: bool) -> None:
         """Act after an epoch."""
+        is_new = not self._is_measured(self._steps)
+        if is_new and (is_last or self._is_due_after_epoch(self.cadence, epochs) or not self.history["step"]):
+            self._take()
 
     def _after_training(self) -> None:
         """Act after training."""
+        if not self._is_measured(self._steps):
+            self._take()
 
     # --- helpers of subclasses
 
