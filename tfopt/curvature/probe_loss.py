@@ -148,10 +148,16 @@ def add(sums: list[Any], parts: Sequence[Any]) -> list[Any]:
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """Return a `tf.function` that does not warn of frequent tracing, which many operators in one program cause."""
+    """Return a function in the form of a `tf.function`, without warnings of frequent tracing by many operators."""
     made = tf.function(function, autograph=False)
     made._omit_frequent_tracing_warning = True
-    return made
+
+    def call(*arguments: Any) -> Any:
+        # A concrete function stays a graph, whose operations are checked, under tf.config.run_functions_eagerly.
+        is_eager = tf.config.functions_run_eagerly()
+        return (made.get_concrete_function(*arguments) if is_eager else made)(*arguments)
+
+    return call
 
 
 def dense_gradients(tape: tf.GradientTape, target: Any, sources: list[Any], output_gradients: Any = None) -> list[Any]:

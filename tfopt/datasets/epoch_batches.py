@@ -22,9 +22,9 @@ class EpochBatches(keras.utils.PyDataset):
 
     Call `fit(batches, shuffle=False)`: by default Keras shuffles the order of the batches again.
 
-    An epoch is a pass through the data. With `fit(steps_per_epoch=k)` a pass may last for several epochs of Keras: Keras
-    goes on where it was, and the order changes only with the next pass. Reading batches changes nothing: a loop of your
-    own calls `on_epoch_end()` after each pass, and otherwise reads the same order again.
+    An epoch is a pass through the data. With `fit(steps_per_epoch=k)` a pass may last for several epochs of Keras, and
+    the order changes only with the next pass. Reading batches changes nothing: a loop of your own calls
+    `on_epoch_end()` after each pass, and otherwise reads the same order again.
 
     Args:
         x: Array with one row per sample, or a tuple, list or dictionary of such arrays.
@@ -154,8 +154,8 @@ class EpochBatches(keras.utils.PyDataset):
     def _check_workers(self, iterator: EpochIterator) -> None:
         if getattr(iterator.data_adapter, "enqueuer", None) is not None:
             raise ValueError(
-                f"`steps_per_epoch` must not be less than the {len(self)} batches of a pass if EpochBatches has several "
-                "workers: Keras then begins with the first batch again in each epoch. "
+                f"`steps_per_epoch` must not be less than the {len(self)} batches of a pass if EpochBatches has "
+                "several workers: Keras then begins with the first batch again in each epoch. "
                 f"Received: steps_per_epoch={iterator.steps_per_epoch} and workers={self.workers}. Set workers=1"
             )
 
