@@ -19,6 +19,7 @@ setup(
         "tfopt.planning",
         "tfopt.relative_trust",
         "tfopt.callbacks",
+        "tfopt.callbacks._resuming",
         "tfopt.models",
     ],
     package_dir={"tfopt": "tfopt", "tfopt.callbacks": "callbacks", "tfopt.models": "models"},

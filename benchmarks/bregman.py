@@ -4,10 +4,8 @@ Run with `python benchmarks/bregman.py`. The effect of more ranks is measured in
 """
 
 import itertools
-import json
 import os
 import time
-from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -137,9 +135,7 @@ def on_one_process() -> dict:
 
 def main() -> None:
     """Run, print and write the results."""
-    content = {"environment": environment.describe(["tensorflow", "keras", "numpy"]), **on_one_process()}
-    path = Path(__file__).parent / "results" / "bregman.json"
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    environment.write(environment.RESULTS / "bregman.json", ["tensorflow", "keras", "numpy"], on_one_process())
 
 
 if __name__ == "__main__":

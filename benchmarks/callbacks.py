@@ -7,11 +7,8 @@ reports the seconds it measured. The first measurement compiles everything and i
 Run with `make bench`, or `python benchmarks/callbacks.py --epochs 30 --rounds 3`.
 """
 
-import argparse
-import json
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import environment
@@ -21,7 +18,6 @@ from tfopt.callbacks import Convexity, GradientBreakdown, GradientNoiseScale
 
 from tfopt import models
 
-HERE = Path(__file__).resolve().parent
 NUM_ROWS, WIDTH, CLASSES, PROBE_ROWS = 60_000, 784, 10, 512
 CALLBACKS = {
     "none": None,
@@ -55,11 +51,7 @@ def run(name: str, data: tuple[np.ndarray, np.ndarray], epochs: int) -> dict[str
 
 def main(argv: list[str] | None = None) -> None:
     """Measure and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "callbacks.json")
-    arguments = parser.parse_args(argv)
+    arguments = environment.make_parser(__doc__, "callbacks", epochs=30, rounds=3).parse_args(argv)
     data = make_data()
     found: dict[str, list[dict[str, float]]] = {name: [] for name in CALLBACKS}
     for _ in range(arguments.rounds):
@@ -70,12 +62,11 @@ def main(argv: list[str] | None = None) -> None:
         name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in found.items()
     }
     result = {
-        "environment": environment.describe(["tensorflow", "keras", "numpy"]),
         "rounds": arguments.rounds,
         "epochs": arguments.epochs,
         "seconds": medians,
     }
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    environment.write(arguments.output, ["tensorflow", "keras", "numpy"], result)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,13 @@ network's Hessian to 1%, by `tfopt.curvature.extremal_eigenvalues` and by scipy'
 Run with `make bench`, or `python benchmarks/curvature.py --rounds 15`.
 """
 
-import argparse
 import json
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import environment
 import workers
-
-HERE = Path(__file__).resolve().parent
 
 
 def find_eigenvalues() -> dict[str, dict[str, Any]]:
@@ -57,27 +53,19 @@ def find_eigenvalues() -> dict[str, dict[str, Any]]:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=31)
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "curvature.json")
-    arguments = parser.parse_args(argv)
+    arguments = environment.make_parser(__doc__, "curvature", rounds=31).parse_args(argv)
     seconds = workers.take_turns("curvature_workers.py", ("tfopt", "torch"), arguments.rounds)
     result = {
-        "environment": environment.describe([
-            "tensorflow",
-            "keras",
-            "numpy",
-            "scipy",
-            "torch",
-            "pyhessian",
-            "curvlinops-for-pytorch",
-        ]),
         "rounds": arguments.rounds,
         "milliseconds": {name: 1e3 * statistics.median(values) for name, values in seconds.items()},
         "eigenvalues": find_eigenvalues(),
     }
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({name: value for name, value in result.items() if name != "environment"}, indent=1))
+    environment.write(
+        arguments.output,
+        ["tensorflow", "keras", "numpy", "scipy", "torch", "pyhessian", "curvlinops-for-pytorch"],
+        result,
+    )
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

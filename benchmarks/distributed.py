@@ -12,12 +12,9 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import environment
@@ -30,7 +27,6 @@ from tfopt import communicator
 from tfopt.distributed import DistributedOptimizer
 from tfopt.optimizers import Fromage
 
-HERE = Path(__file__).resolve().parent
 SHAPES = {"big": [(2048, 1024)] * 8, "small": [(32, 32)] * 100}
 OPTIMIZERS = {"SGD": lambda: keras.optimizers.SGD(1e-3), "Fromage": lambda: Fromage(1e-3)}
 
@@ -84,10 +80,7 @@ def measure(steps: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, and write the results of rank 0."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=31)
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "distributed.json")
-    arguments = parser.parse_args(argv)
+    arguments = environment.make_parser(__doc__, "distributed", rounds=31).parse_args(argv)
     ranks = communicator.current()
     results = {}
     for size, shapes in SHAPES.items():
@@ -100,12 +93,11 @@ def main(argv: list[str] | None = None) -> None:
     if ranks.rank == 0:
         packages = ["tensorflow", "keras", "numpy", "horovod"]
         result = {
-            "environment": environment.describe(packages),
             "ranks": ranks.size,
             "rounds": arguments.rounds,
             "results": results,
         }
-        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+        environment.write(arguments.output, packages, result)
 
 
 if __name__ == "__main__":

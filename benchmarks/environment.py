@@ -1,10 +1,30 @@
-"""The environment of a benchmark: versions, processor, threads."""
+"""What all benchmarks share: their command line, and results with the machine on which they were measured."""
 
+import argparse
 import importlib.metadata
+import json
 import os
 import platform
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
 
 THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")  # Limits of threads, if set.
+
+
+def make_parser(description: str | None, name: str, **numbers: int) -> argparse.ArgumentParser:
+    """Return a parser of whole `numbers` with their defaults, and of `--output`, by default `results/NAME.json`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for option, default in numbers.items():
+        parser.add_argument(f"--{option}", type=int, default=default)
+    parser.add_argument("--output", type=Path, default=RESULTS / f"{name}.json")
+    return parser
+
+
+def write(path: Path, packages: list[str], content: dict[str, Any]) -> None:
+    """Write results with the result of `describe`."""
+    path.write_text(json.dumps({"environment": describe(packages), **content}, indent=1) + "\n")
 
 
 def describe(packages: list[str]) -> dict:

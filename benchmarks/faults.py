@@ -8,9 +8,7 @@ of the undisturbed run, on each rank, bit for bit. Writes `benchmarks/results/fa
 Run with `python benchmarks/faults.py --kills 24`.
 """
 
-import argparse
 import hashlib
-import json
 import os
 import random
 import re
@@ -29,8 +27,7 @@ import psutil
 
 from tfopt._checkpoints import state_file
 
-HERE = Path(__file__).resolve().parent
-EXAMPLES = HERE.parent / "examples"
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 RANKS = 2
 JOBS = {
     "keras_horovod": ["--epochs", "12"],
@@ -135,11 +132,7 @@ def kill_once(job: str, checkpoints: Path, rank: int, moment: float) -> dict[str
 
 def main(argv: list[str] | None = None) -> None:
     """Kill, restart, compare, write the results; exit with 1 on a late job, an unnamed rank or another state."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=24)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "faults.json")
-    arguments = parser.parse_args(argv)
+    arguments = environment.make_parser(__doc__, "faults", kills=24, seed=0).parse_args(argv)
     rng = random.Random(arguments.seed)
     kills: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -156,14 +149,13 @@ def main(argv: list[str] | None = None) -> None:
             print(kills[-1], flush=True)
     slowest = max(kill["seconds_to_the_end"] for kill in kills)
     result = {
-        "environment": environment.describe(["tensorflow", "keras", "numpy", "horovod"]),
         "ranks": RANKS,
         "seconds_undisturbed": whole,
         "median_seconds_to_the_end": statistics.median(kill["seconds_to_the_end"] for kill in kills),
         "slowest_seconds_to_the_end": slowest,
         "kills": kills,
     }
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    environment.write(arguments.output, ["tensorflow", "keras", "numpy", "horovod"], result)
     good = [kill["same_bits"] and kill["names_the_rank"] for kill in kills]
     print(f"{sum(good)} of {len(kills)} kills passed; the slowest job ended after {slowest:.1f} s")
     if not all(good) or slowest > LIMIT:

@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -23,7 +22,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import environment
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
 SIZES = 4.0 ** np.arange(10)
 TARGET = 0.01
 POWERS = (0.0, 0.25, 0.5, 0.75)
@@ -100,9 +98,7 @@ def tfopt_run(num_bins: int | None) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "nqm.json")
+    parser = environment.make_parser(__doc__, "nqm", rounds=7)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.worker:
@@ -135,15 +131,14 @@ def main(argv: list[str] | None = None) -> None:
     }
     best = numpy_search(binned.curvature, binned.multiplicity, [s for s in grid if s[1] >= 0.9][::4], 0.0)
     content = {
-        "environment": environment.describe(["tensorflow", "numpy", "scipy"]),
         "rounds": arguments.rounds,
         "numpy_momentum_seconds": statistics.median(plain),
         "numpy_grid_steps": best.tolist(),
         "seconds": medians,
         "steps": {bins: runs[0]["steps"] for bins, runs in results.items()},
     }
-    arguments.output.write_text(json.dumps(content, indent=1) + "\n")
-    print(json.dumps({name: value for name, value in content.items() if name != "environment"}, indent=1))
+    environment.write(arguments.output, ["tensorflow", "numpy", "scipy"], content)
+    print(json.dumps(content, indent=1))
 
 
 if __name__ == "__main__":

@@ -6,36 +6,29 @@ There is one process per framework. All run at the same time and take turns. Wri
 Run with `make bench`, or `python benchmarks/optimizers.py --rounds 15`.
 """
 
-import argparse
-import json
 import statistics
-from pathlib import Path
 
 import environment
 import workers
 
-HERE = Path(__file__).resolve().parent
 FRAMEWORKS = ("keras", "optax", "torch")
 
 
 def main(argv: list[str] | None = None) -> dict:
     """Measure, write and return the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser = environment.make_parser(__doc__, "optimizers", rounds=15)
     parser.add_argument("--frameworks", nargs="+", default=list(FRAMEWORKS), choices=FRAMEWORKS)
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "optimizers.json")
     arguments = parser.parse_args(argv)
     seconds = workers.take_turns("optimizer_workers.py", arguments.frameworks, arguments.rounds)
     packages = ["tensorflow", "keras", "numpy", "jax", "optax", "torch", "pytorch-optimizer"]
     result = {
-        "environment": environment.describe(packages),
         "rounds": arguments.rounds,
         "milliseconds": {
             name: {"median": 1e3 * statistics.median(values), "minimum": 1e3 * min(values)}
             for name, values in seconds.items()
         },
     }
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    environment.write(arguments.output, packages, result)
     for name, value in result["milliseconds"].items():
         print(f"{name:40s} {value['median']:8.2f} ms (minimum {value['minimum']:.2f})")
     return result

@@ -17,7 +17,6 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import environment
@@ -108,8 +107,7 @@ def main() -> None:
     parser.add_argument("--messages", action="store_true", help="measure messages only")
     arguments = parser.parse_args()
     ranks = communicator.current()
-    content: dict[str, Any] = {"environment": environment.describe(["tensorflow", "keras", "numpy", "horovod"])}
-    content["cycle_milliseconds"] = float(os.environ.get("HOROVOD_CYCLE_TIME", "1"))
+    content: dict[str, Any] = {"cycle_milliseconds": float(os.environ.get("HOROVOD_CYCLE_TIME", "1"))}
     if ranks.size > 1:
         content["messages"] = time_messages()
     if not arguments.messages:
@@ -117,8 +115,8 @@ def main() -> None:
     if ranks.rank == 0:
         print(json.dumps(content, indent=1))
         name = "messages" if arguments.messages else f"scaling_{ranks.size}_ranks"
-        path = Path(__file__).parent / "results" / f"{name}.json"
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        packages = ["tensorflow", "keras", "numpy", "horovod"]
+        environment.write(environment.RESULTS / f"{name}.json", packages, content)
 
 
 if __name__ == "__main__":

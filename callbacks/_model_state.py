@@ -3,10 +3,11 @@
 import hashlib
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
+from tfopt.callbacks._values import to_numpy
 
+from tfopt import _keras
 from tfopt._naming import unique_paths
 from tfopt.communicator import Communicator
 from tfopt.communicator.agreement import check_agreement
@@ -14,8 +15,8 @@ from tfopt.communicator.agreement import check_agreement
 
 def state_of(model: Any) -> tuple[Any, ...]:
     """Return the objects, besides values of variables, on which a traced loss depends; new ones need a new trace."""
-    compiled = [getattr(model, name, None) for name in ("_compile_loss", "_compile_config")]
-    flags = [item for layer in model._flatten_layers() for item in (layer, bool(layer.trainable))]
+    compiled = _keras.compile_loss(model, None), _keras.compile_config(model, None)
+    flags = [item for layer in _keras.flatten_layers(model)() for item in (layer, bool(layer.trainable))]
     return (model, *compiled, *model.trainable_variables, *flags)
 
 
@@ -36,7 +37,7 @@ def check_ranks(communicator: Communicator, name: str, model: Any, is_new: bool,
     variables = model.trainable_variables
     digest = hashlib.sha256()
     for variable in variables:
-        digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable.value)).tobytes())
+        digest.update(np.ascontiguousarray(to_numpy(variable.value)).tobytes())
     paths = unique_paths(variables)
     check_agreement(
         communicator,

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from keras.src.trainers.data_adapters.data_adapter_utils import class_weight_to_sample_weights
-from keras.src.trainers.data_adapters.tf_dataset_adapter import make_class_weight_map_fn
 from tfopt.callbacks._running_fit import RunningFit
 from tfopt.callbacks._step_count import has_keras_train_step
 
+from tfopt import _keras
+from tfopt._keras import class_weight_to_sample_weights, make_class_weight_map_fn
 from tfopt.curvature.probe import Batch, Probe
 
 
@@ -49,12 +49,12 @@ def _weigh(name: str, probe: Probe, latest: Probe, running: RunningFit) -> Probe
 
 
 def _has_sample_weights(running: RunningFit, model: Any) -> bool:
-    if running.sample_weight is not None:
-        leaves = tf.nest.flatten(running.sample_weight)
+    if running.given.get("sample_weight") is not None:
+        leaves = tf.nest.flatten(running.given.get("sample_weight"))
         return any(leaf is not None and not np.all(np.asarray(leaf) == 1) for leaf in leaves)
     if not has_keras_train_step(model):
         return False  # The model decides what the third part of its data means.
-    spec = getattr(getattr(running.epoch_iterator, "_distributed_dataset", None), "element_spec", None)
+    spec = getattr(_keras.distributed_dataset(running.epoch_iterator, None), "element_spec", None)
     return (
         isinstance(spec, tuple)
         and len(spec) == 3

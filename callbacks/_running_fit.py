@@ -1,13 +1,12 @@
 """The other callbacks and the data of the `fit` that calls a callback, which Keras does not pass to it."""
 
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from types import FrameType
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
-from keras.callbacks import CallbackList
+from tfopt.callbacks._call_stack import fits_in, list_with
+
+from tfopt import _keras
 
 LOGGERS = (
     keras.callbacks.CSVLogger,
@@ -20,15 +19,25 @@ LOGGERS = (
 
 @dataclass(frozen=True)
 class RunningFit:
-    """The `fit` that is calling a callback, and its arguments as they were given."""
+    """The `fit` that is calling a callback."""
 
     callbacks: list[keras.callbacks.Callback]  # In their order, with Keras's own (History, progress bar).
-    epoch_iterator: Any = None  # It serves the batches of the training data; None where Keras does not show it.
-    class_weight: dict[int, float] | None = None
-    sample_weight: Any = None
-    validation: Any = None  # The inputs of validation arrays, or the validation data set.
-    validation_steps: int | None = None
-    initial_epoch: int = 0
+    given: dict[str, Any] = field(default_factory=dict)  # The local variables of `fit`; empty in other loops.
+
+    @property
+    def epoch_iterator(self) -> Any:
+        """What serves the batches of the training data; None where Keras does not show it."""
+        return self.given.get("epoch_iterator")
+
+    @property
+    def class_weight(self) -> dict[int, float] | None:
+        """The weights of classes that were given to `fit`, if any."""
+        return self.given.get("class_weight")
+
+    @property
+    def validation(self) -> Any:
+        """The inputs of validation arrays, or the validation data set; None without validation."""
+        return self.given.get("val_x")
 
 
 def has_call(model: Any) -> bool:
@@ -48,7 +57,7 @@ def build_model(model: Any, running: RunningFit) -> None:
             )
         batches = epoch_batches_of(running)
         epoch = getattr(batches, "epoch", 0)
-        model._symbolic_build(iterator=iterator)
+        _keras.symbolic_build(model)(iterator=iterator)
         iterator.reset()
         if batches is not None:
             batches.start_at(epoch)
@@ -58,8 +67,8 @@ def build_model(model: Any, running: RunningFit) -> None:
 
 def reset_given_metrics(model: Any) -> None:
     """Reset the metric objects given to `compile`; Keras does so too, but not before they have seen a batch."""
-    compiled = getattr(model, "_compile_metrics", None)
-    given = (compiled._user_metrics, compiled._user_weighted_metrics) if compiled is not None else ()
+    compiled = _keras.compile_metrics(model, None)
+    given = (_keras.user_metrics(compiled), _keras.user_weighted_metrics(compiled)) if compiled is not None else ()
     for metric in keras.tree.flatten(given):
         if isinstance(metric, keras.Metric):
             metric.reset_state()
@@ -74,42 +83,24 @@ def epoch_batches_of(running: RunningFit) -> Any:
 
 def come_last(callback: keras.callbacks.Callback) -> None:
     """Move a callback behind all others, while its `set_model` is being called."""
-    for frame in _callers():
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, CallbackList) and callback in caller.callbacks:
-            # Make another list, because Keras is iterating over the old one.
-            caller.callbacks = [*(other for other in caller.callbacks if other is not callback), callback]
-            return
+    if (found := list_with(callback)) is not None:
+        # Make another list, because Keras is iterating over the old one.
+        found.callbacks = [*(other for other in found.callbacks if other is not callback), callback]
 
 
 def come_before_loggers(callback: keras.callbacks.Callback) -> None:
     """Move a callback that writes into `logs` before Keras's loggers, while its `on_train_begin` is being called."""
-    for frame in _callers():
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, CallbackList) and callback in caller.callbacks:
-            here = caller.callbacks.index(callback)
-            first = next((i for i, c in enumerate(caller.callbacks[:here]) if isinstance(c, LOGGERS)), here)
-            # The callbacks in between move up by one, so an iteration over this list goes on with the next callback.
-            caller.callbacks.insert(first, caller.callbacks.pop(here))
-            return
+    if (found := list_with(callback)) is not None:
+        here = found.callbacks.index(callback)
+        first = next((i for i, c in enumerate(found.callbacks[:here]) if isinstance(c, LOGGERS)), here)
+        # The callbacks in between move up by one, so an iteration over this list goes on with the next callback.
+        found.callbacks.insert(first, found.callbacks.pop(here))
 
 
 def find_running_fit(callback: keras.callbacks.Callback) -> RunningFit:
     """Search the call stack for Keras's callbacks and the data of `fit`; without a `fit`, return only this callback."""
-    callbacks: list[keras.callbacks.Callback] | None = None
-    for frame in _callers():
-        caller = frame.f_locals.get("self")
-        if callbacks is None and isinstance(caller, CallbackList) and callback in caller.callbacks:
-            callbacks = list(caller.callbacks)
-        if callbacks is not None and frame.f_code.co_name == "fit" and "epoch_iterator" in frame.f_locals:
-            names = ("epoch_iterator", "class_weight", "sample_weight", "validation_steps", "initial_epoch")
-            given: dict[str, Any] = {name: frame.f_locals.get(name) for name in names}
-            return RunningFit(callbacks, **given, validation=frame.f_locals.get("val_x"))
-    return RunningFit(callbacks or [callback])
-
-
-def _callers() -> Iterator[FrameType]:
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
+    found = list_with(callback)
+    if found is None:
+        return RunningFit([callback])
+    given: dict[str, Any] = next(fits_in(), {})
+    return RunningFit(list(found.callbacks), {name: given[name] for name in _keras.LOCALS_OF_FIT if name in given})

@@ -8,6 +8,7 @@ import numpy as np
 from tfopt.callbacks._cadence import Cadence
 from tfopt.callbacks._change_share import ChangeShare
 from tfopt.callbacks._step_count import variables_trained_by
+from tfopt.callbacks._values import to_numpy
 from tfopt.callbacks.measurement import Measurement
 
 from tfopt import _plotting
@@ -272,7 +273,7 @@ class Convexity(Measurement):
         limit = stability_limit(optimizer)
         if limit is None:
             return {}
-        rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+        rate = float(to_numpy(optimizer.learning_rate))
         return dict(zip(names, (rate * lambda_max, limit), strict=True))
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str | None = None) -> "matplotlib.axes.Axes":

@@ -214,5 +214,7 @@ class GradientNoiseScale(Measurement):
             lowest = np.nanmin(scale) / 10 if np.isfinite(scale).any() else 1.0
             low = np.maximum(scale - error, lowest)
             ax.fill_between(self.history["step"], low, scale + error, alpha=0.2, color=line.get_color())
+            if label is not None:
+                _plotting.add_legend(ax)
         ax.set(xlabel="step", ylabel="gradient noise scale (rows)", yscale="log")
         return ax

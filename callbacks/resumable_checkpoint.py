@@ -7,37 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from tfopt.callbacks._callback import Callback
-from tfopt.callbacks._callback_arguments import arguments_of_callbacks
-from tfopt.callbacks._data_position import DataPosition
-from tfopt.callbacks._job import changed_by_training, data_of, differences, setup_of
-from tfopt.callbacks._job_comparison import Job, check_job, check_variables, warn_about_job
-from tfopt.callbacks._layer_arguments import own_attributes
-from tfopt.callbacks._lost_states import LostStates
-from tfopt.callbacks._own_code import own_code
-from tfopt.callbacks._plain_state import PlainState
-from tfopt.callbacks._random_state import random_state, set_random_state
-from tfopt.callbacks._resumability import (
+from tfopt.callbacks._resuming.callback_arguments import arguments_of_callbacks
+from tfopt.callbacks._resuming.data_position import DataPosition
+from tfopt.callbacks._resuming.job import arguments_of_job, changed_by_training
+from tfopt.callbacks._resuming.job_comparison import Job, check_job, check_variables, follow_compiling, warn_about_job
+from tfopt.callbacks._resuming.lost_states import LostStates
+from tfopt.callbacks._resuming.own_code import own_code
+from tfopt.callbacks._resuming.plain_state import PlainState
+from tfopt.callbacks._resuming.random_state import random_state, set_random_state
+from tfopt.callbacks._resuming.resumability import (
     check_averages,
     check_callbacks,
     check_data,
     check_validation,
     functions_in,
 )
-from tfopt.callbacks._row_order import RowOrder
-from tfopt.callbacks._running_fit import (
-    RunningFit,
-    build_model,
-    come_last,
-    epoch_batches_of,
-    find_running_fit,
-    has_call,
-    reset_given_metrics,
-)
-from tfopt.callbacks._still_running import StillRunning
-from tfopt.callbacks._traced_step import trace_step
-from tfopt.callbacks._traced_validation import trace_validation
-from tfopt.callbacks._training_state import check_step, read, variables_of
+from tfopt.callbacks._resuming.row_order import RowOrder
+from tfopt.callbacks._resuming.steps import trace_steps
+from tfopt.callbacks._resuming.still_running import StillRunning
+from tfopt.callbacks._resuming.training_state import check_step, check_that_none_is_new, read, variables_of
+from tfopt.callbacks._running_fit import RunningFit, come_last, epoch_batches_of, find_running_fit, reset_given_metrics
 
+from tfopt import _keras
 from tfopt._checkpoints.callback_states import check_states, set_states, states_of
 from tfopt._checkpoints.generations import CheckpointFiles
 from tfopt._checks import as_items, check_folder, check_integer
@@ -165,7 +156,7 @@ class ResumableCheckpoint(Callback):
         in_agreement(self.communicator, self._check_callbacks_and_data)
         self._order = RowOrder(self._running.epoch_iterator)
         self._position = in_agreement(self.communicator, self._position_now)
-        steps = self._trace_or_build()
+        steps = trace_steps(self.model, self._running)
         self._position.rewind()
         self._variables = variables_of(self.model, steps, self.communicator)
         in_agreement(self.communicator, lambda: self._check_steps(steps))
@@ -195,71 +186,41 @@ class ResumableCheckpoint(Callback):
         return DataPosition(self._running.epoch_iterator, self._running.validation)
 
     def _job_now(self) -> Job:
-        setup = {**setup_of(self.model), **own_attributes(self.model)}
-        arguments = {**data_of(self._running), **setup, "order of rows": self._order.source}
-        return Job(arguments, own_code(self.model), arguments_of_callbacks(self._others, self.stateless))
-
-    def _trace_or_build(self) -> dict[str, Any]:
-        steps = {"training": trace_step(self.model, self._running.epoch_iterator)}
-        if steps["training"] is None:
-            self._build()
-        steps["validation"] = trace_validation(self.model)
-        return {step: graph for step, graph in steps.items() if graph is not None}
+        callbacks = arguments_of_callbacks(self._others, self.stateless)
+        return Job(arguments_of_job(self.model, self._running, self._order.source), own_code(self.model), callbacks)
 
     def _check_steps(self, steps: dict[str, Any]) -> None:
         for step, graph in steps.items():
             check_step(step, graph, self._variables, self.communicator)
 
-    def _build(self) -> None:
-        # Without a graph, build now, because variables that the first step makes would come too late. A model without
-        # `call` is never built, but its parts are.
-        model = self.model
-        if model.optimizer is None:
-            return
-        if model.built or has_call(model):
-            build_model(model, self._running)
-        elif not model.optimizer.built and model.trainable_variables:
-            model.optimizer.build(model.trainable_variables)
-
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Tell `EpochBatches` the epoch, for training and validation data.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-            logs: Not used.
-        """
-        self.model._initial_epoch = None  # `fit` has read it. An exception must not leave it behind.
+        """Tell `EpochBatches` the epoch, for training and validation data."""
+        _keras.initial_epoch.set(self.model, None)  # `fit` has read it. An exception must not leave it behind.
         self._order.epoch = epoch
         for batches in (epoch_batches_of(self._running), self._running.validation):
             if hasattr(batches, "start_at"):
                 batches.start_at(epoch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Write a checkpoint if it is due.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-            logs: Not used; `History` has them.
-        """
+        """Write a checkpoint if it is due."""
         is_last = epoch + 1 == self.parameters.get("epochs") or self.model.stop_training
         if (epoch + 1) % self.every_n_epochs == 0 or is_last:
             self._files.write(epoch + 1, self._state(epoch))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Leave the model as a later `fit` without this callback needs it.
-
-        Args:
-            logs: Not used.
-        """
-        self.model._initial_epoch = None
+        """Leave the model as a later `fit` without this callback needs it."""
+        _keras.initial_epoch.set(self.model, None)
         self._running = RunningFit([])
         self._variables, self._plain = [], PlainState(None)
         self._position, self._lost = DataPosition(None, None), LostStates([], (), [], self._plain)
         self._files.close()
 
     def _state(self, epoch: int) -> dict[str, Any]:
-        self._check_that_none_is_new()
-        self._follow_compiling()
+        check_that_none_is_new(self.model, self._variables)
+        program = getattr(self.model, "train_function", None)
+        if program is not self._program:  # Freezing a layer has no effect without compiling.
+            self._program = program
+            follow_compiling(self._job, self.model)
         self._lost.warn(self._position)
         return {
             "epochs": epoch + 1,
@@ -287,11 +248,11 @@ class ResumableCheckpoint(Callback):
     def _check(self, state: dict[str, Any]) -> None:
         check_variables(self.folder, state, [name for name, _ in self._variables], self._job, self.model in _TRAINED)
         check_job(self.folder, state, self._job, self.model in _TRAINED)
-        if state["epochs"] < self._running.initial_epoch and not state["stopped"]:
+        first = self._running.given.get("initial_epoch", 0)
+        if state["epochs"] < first and not state["stopped"]:
             raise ValueError(
                 f"The checkpoint in {self.folder} has {state['epochs']} epochs, and this training would begin after "
-                f"{self._running.initial_epoch}. Received: initial_epoch={self._running.initial_epoch}. Leave it out, "
-                "because the checkpoint knows its epoch"
+                f"{first}. Received: initial_epoch={first}. Leave it out, because the checkpoint knows its epoch"
             )
         check_states(self._others, state["callbacks"], self.folder)
         check_averages(self._others, state, self.parameters.get("epochs"))
@@ -301,32 +262,6 @@ class ResumableCheckpoint(Callback):
                 f"The checkpoint in {self.folder} has {state['epochs']} epochs, more than `fit` asks for. Received: "
                 f"epochs={self.parameters['epochs']}. The model is the one after {state['epochs']} epochs",
                 stacklevel=3,
-            )
-
-    def _follow_compiling(self) -> None:
-        """Keep the new arguments of a model that was compiled again during training, and warn about the consequence."""
-        program = getattr(self.model, "train_function", None)
-        if program is self._program:
-            return  # Freezing a layer has no effect without compiling.
-        self._program, setup = program, setup_of(self.model)
-        rates = {name: text for name, text in setup.items() if name.endswith("'s learning_rate")}
-        if changes := differences(self._job.arguments, {**self._job.arguments, **setup}, rates):
-            self._job.arguments = {**self._job.arguments, **setup}
-            warnings.warn(
-                f"The model was compiled again while it was trained: {'; '.join(changes)}. Checkpoints from now on can "
-                "be resumed only by a script that does so before `fit`. Train in two `fit`s, with a folder for each",
-                stacklevel=3,
-            )
-
-    def _check_that_none_is_new(self) -> None:
-        known = {id(variable) for _, variable in self._variables}
-        known |= {id(variable) for metric in self.model.metrics for variable in metric.variables}  # Keras empties them.
-        new = [name for name, variable in variables_of(self.model) if id(variable) not in known]
-        if new:
-            raise ValueError(
-                f"These variables were made while training was running: {', '.join(new)}. A resumed training would "
-                "not have them when its state is restored. Make them before `fit`: call the model and its parts on a "
-                "batch, and optimizer.build(variables) of each optimizer"
             )
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -346,7 +281,7 @@ class ResumableCheckpoint(Callback):
         is_over = state["stopped"] or state["epochs"] >= epochs
         read_again = self._position.restore(state["position in the data"], is_over)
         set_random_state(state["random"])
-        self.model._initial_epoch = epochs if state["stopped"] else min(state["epochs"], epochs)
+        _keras.initial_epoch.set(self.model, epochs if state["stopped"] else min(state["epochs"], epochs))
         if state["stopped"]:
             self.model.stop_training = True
         if self.verbose and self.communicator.rank == 0:

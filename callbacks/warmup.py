@@ -8,6 +8,7 @@ from tfopt.callbacks._rank_callback import learning_rates_of
 from tfopt.callbacks._running_fit import come_before_loggers
 from tfopt.callbacks._step_count import Watched, has_keras_train_step, look_at
 
+from tfopt import _keras
 from tfopt._checks import check_integer, check_number
 from tfopt.communicator import Communicator, check_communicator
 
@@ -80,9 +81,9 @@ class WarmupLearningRate(Callback):
         Raises:
             ValueError: The learning rate is a schedule, or the number of batches is not known.
         """
-        rate = getattr(self.model.optimizer, "_learning_rate", None)
+        rate = _keras.learning_rate(self.model.optimizer, None)
         inner = getattr(self.model.optimizer, "inner_optimizer", None)
-        rate = rate if inner is None else inner._learning_rate
+        rate = rate if inner is None else _keras.learning_rate(inner)
         if not isinstance(rate, keras.Variable) or hasattr(self.model.optimizer, "optimizers"):
             raise ValueError(
                 "WarmupLearningRate needs an optimizer with a number as its learning rate. Received: "

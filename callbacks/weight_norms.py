@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
-import keras
 from tfopt.callbacks._callback import Callback
 from tfopt.callbacks._columns import by_path
 from tfopt.callbacks._history import MeasurementHistory
 from tfopt.callbacks._running_fit import come_before_loggers, has_call
 from tfopt.callbacks._step_count import StepCount
+from tfopt.callbacks._values import to_numpy
 
-from tfopt import _plotting, numerics
+from tfopt import _keras, _plotting, numerics
 from tfopt._checks import check_integer, check_label
 from tfopt._naming import unique_paths
 from tfopt._trained_variables import trained_variables
@@ -106,7 +106,7 @@ class WeightNorms(Callback):
 
     def _is_built(self) -> bool:
         # Keras never builds a model without a call(), but it builds the parts of the model.
-        layers = [] if has_call(self.model) else self.model._flatten_layers(include_self=False)
+        layers = [] if has_call(self.model) else _keras.flatten_layers(self.model)(include_self=False)
         return self.model.built or (bool(layers) and all(layer.built for layer in layers))
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -147,7 +147,7 @@ class WeightNorms(Callback):
     def _measure(self, epoch: int) -> None:
         variables = trained_variables(self.model.trainable_variables)
         norms = {
-            path: float(keras.ops.convert_to_numpy(numerics.norm(variable.value)))
+            path: float(to_numpy(numerics.norm(variable.value)))
             for path, variable in zip(unique_paths(variables), variables, strict=True)
         }
         self.history["epoch"].append(epoch)

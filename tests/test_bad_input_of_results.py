@@ -77,7 +77,7 @@ ENTRIES = {
     ),
     "critical_batch_size": Entry(nqm.critical_batch_size, {"curve": CURVE, "definition": "examples"}),
     "NoisyQuadratic.binned": Entry(PROBLEM.binned, {"num_bins": 2}),
-    "NoisyQuadratic.plot": Entry(PROBLEM.plot, {"ax": None}),
+    "NoisyQuadratic.plot": Entry(PROBLEM.plot, {"ax": None, "label": None}),
     "Algorithm.take": Entry(nqm.Algorithm([0.1, 0.2]).take, {"indices": [0]}),
     "OptimalSettings.plot": Entry(CURVE.plot, {"ax": None, "label": ""}),
     "Schedule.plot": Entry(SCHEDULE.plot, {"ax": None, "label": ""}),
@@ -151,7 +151,7 @@ ENTRIES = {
     "BatchSizePlan.make_optimizer": Entry(PLAN.make_optimizer, {"batch_size": 64, "family": "sgd"}),
     "BatchSizePlan.make_schedule": Entry(PLAN.make_schedule, {"batch_size": 64, "num_pieces": 2}),
     "BatchSizePlan.save": Entry(save, {"path": "plan.json"}),
-    "BatchSizePlan.plot": Entry(PLAN.plot, {"ax": None}),
+    "BatchSizePlan.plot": Entry(PLAN.plot, {"ax": None, "label": None}),
     "NoisyQuadraticFit.take": Entry(FIT.take, {"runs": [0, 1]}),
     "NoisyQuadraticFit.interval": Entry(
         FIT.interval, {"function": lambda part: part.floor, "level": 0.9, "draws": 20, "seed": 0}

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from tfopt import _keras
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Room -> the rooms that it may import from. A room may always import from itself.
 GROUND = {
     "tfopt._checks",
     "tfopt._lazy",
+    "tfopt._keras",
     "tfopt._naming",
     "tfopt._plotting",
     "tfopt._progress",
@@ -25,17 +28,18 @@ ALLOWED = {
     "tfopt": {"tfopt._version"},
     "tfopt._version": set(),
     "tfopt._checkpoint_files": {"tfopt._checkpoints"},
-    "tfopt._checkpoints": {"tfopt.communicator"},
+    "tfopt._checkpoints": {"tfopt._keras", "tfopt.communicator"},
     "tfopt._state_file": {"tfopt._checkpoints"},
     "tfopt._checks": set(),
     "tfopt._lazy": set(),
+    "tfopt._keras": set(),
     "tfopt._naming": set(),
     "tfopt._plotting": set(),
     "tfopt._progress": set(),
     "tfopt._record": {"tfopt._checkpoints", "tfopt._checks"},
     "tfopt._row_checksum": set(),
     "tfopt._trained_variables": set(),
-    "tfopt._weight_decay": {"tfopt._checks"},
+    "tfopt._weight_decay": {"tfopt._checks", "tfopt._keras"},
     "tfopt.numerics": GROUND,
     "tfopt.communicator": {"tfopt._checks"},
     "tfopt.bregman": FIRST_FLOOR,
@@ -142,3 +146,31 @@ def test_numerics_and_optimizers_import_tensorflow_only_inside_functions():
             names = [alias.name for node in top if isinstance(node, ast.Import) for alias in node.names]
             names += [node.module for node in top if isinstance(node, ast.ImportFrom)]
             assert not any(name.split(".")[0] == "tensorflow" for name in names), module
+
+
+NOT_YET = ("tfopt.curvature", "tfopt.planning")
+
+
+def nodes_in(module, kind):
+    return [node for node in ast.walk(ast.parse(MODULES[module].read_text())) if isinstance(node, kind)]
+
+
+# Names that objects of tfopt have too; there, `self` and `other` are of tfopt.
+OWN = {node.name for module in MODULES for node in nodes_in(module, ast.FunctionDef)} | {
+    node.attr
+    for module in MODULES
+    for node in nodes_in(module, ast.Attribute)
+    if isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self"
+}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "tfopt._keras"])
+def test_private_names_of_keras_are_in_one_module(module):
+    if module.startswith(NOT_YET):
+        return
+    names = list(imports_of(MODULES[module]))
+    assert not [name for name in names if name.startswith(("keras.src", "tensorflow.python"))]
+    nodes = nodes_in(module, ast.Attribute)
+    used = {node.attr for node in nodes if not (node.attr in OWN and ast.unparse(node.value) in ("self", "other"))}
+    used |= set(re.findall(r"[gs]etattr\([^\n]*?\"(_\w+)\"", MODULES[module].read_text()))
+    assert not used & {attribute.name for attribute in _keras.ATTRIBUTES}

@@ -5,12 +5,13 @@ from typing import Any
 
 import keras
 
+from tfopt import _keras
 from tfopt._checks import as_items, check_pattern
 
 
 def takes_weight_decay(optimizer: Any, variable: Any) -> bool:
     """Return whether Keras decays a variable of an optimizer, given all exclusions so far."""
-    return bool(optimizer._use_weight_decay(_as_keras_sees_it(variable)))
+    return bool(_keras.use_weight_decay(optimizer)(_as_keras_sees_it(variable)))
 
 
 def _as_keras_sees_it(variable: Any) -> Any:
@@ -44,10 +45,10 @@ def exclude(optimizer: Any, var_list: Any, var_names: Any) -> None:
     keras.optimizers.Optimizer.exclude_from_weight_decay(optimizer, variables)
 
     def uses_weight_decay(variable: Any) -> bool:
-        return kind._use_weight_decay(optimizer, variable) and not _is_matched(variable, patterns)
+        return _keras.use_weight_decay(kind)(optimizer, variable) and not _is_matched(variable, patterns)
 
     # This changes the instance, because the class may be one of Keras's.
-    optimizer._use_weight_decay = uses_weight_decay
+    _keras.use_weight_decay.set(optimizer, uses_weight_decay)
 
 
 def _is_matched(variable: Any, patterns: list[re.Pattern[str]]) -> bool:
@@ -59,13 +60,13 @@ def _refuse_late_exclusion(optimizer: Any, variables: tuple, patterns: list[re.P
     # A late call is accepted if it names no variable that decays, because it changes nothing.
     if not optimizer.weight_decay:
         return
-    keys = {optimizer._var_key(variable) for variable in variables}
+    keys = {_keras.variable_key(optimizer)(variable) for variable in variables}
 
     def is_named(variable: Any) -> bool:
-        return optimizer._var_key(variable) in keys or _is_matched(_as_keras_sees_it(variable), patterns)
+        return _keras.variable_key(optimizer)(variable) in keys or _is_matched(_as_keras_sees_it(variable), patterns)
 
     decays = getattr(optimizer, "_takes_weight_decay", lambda variable: takes_weight_decay(optimizer, variable))
-    late = [v for v in optimizer._trainable_variables if decays(v) and is_named(v)]
+    late = [v for v in _keras.optimizer_variables(optimizer) if decays(v) and is_named(v)]
     if late:
         shown = ", ".join(str(getattr(v, "path", v.name)) for v in late[:3])
         raise ValueError(

@@ -97,7 +97,8 @@ def is_inside_xla() -> bool:
     if backend.backend() != "tensorflow":
         return False
     import tensorflow as tf
-    from tensorflow.python.ops import control_flow_util  # TensorFlow has no public function for this
+
+    from tfopt._keras import control_flow_util
 
     if tf.executing_eagerly():
         return False

@@ -214,6 +214,11 @@ def results_of(outcome: Outcome) -> dict[str, Any]:
     def numbers(values: Any) -> list[float | None]:
         return [float(v) if np.isfinite(v) else None for v in np.atleast_1d(values)]
 
+    def predictions(plan: BatchSizePlan) -> dict[str, Any]:
+        columns = {name: found.tolist() for name, found in plan.to_dataframe().items()}
+        columns |= {name: numbers(found) for name, found in columns.items() if name != "family"}
+        return {"target_loss": plan.target_loss, "floor": plan.fit.floor, "predictions": columns}
+
     measured = {
         family: {
             "steps": numbers(found.steps),
@@ -224,9 +229,9 @@ def results_of(outcome: Outcome) -> dict[str, Any]:
         }
         for family, found in outcome.measured.items()
     }
-    others = {f"{epochs:g}": None if plan is None else plan.to_dict() for epochs, plan in outcome.others.items()}
+    others = {f"{epochs:g}": None if plan is None else predictions(plan) for epochs, plan in outcome.others.items()}
     return {
-        "plan": outcome.plan.to_dict(),
+        "plan": predictions(outcome.plan),
         "measured": measured,
         "other_pilots": others,
         "schedule": numbers(outcome.schedule),

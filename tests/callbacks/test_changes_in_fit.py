@@ -93,7 +93,7 @@ def test_measurements_follow(change, is_first):
     paths = {v.path for v in model.trainable_variables}
     for callback, name in ((breakdown, "cosine"), (norms, "norms")):
         assert callback.history[name][-1].keys() == paths
-        table, column = callback.to_dataframe(), f"{name}/" if name == "cosine" else ""
+        table, column = callback.to_dataframe(), f"{name}/"
         expected = {"unfrozen": 2, "frozen": 2}.get(change, 0)
         for layer in ("base", "head"):
             missing = table[[c for c in table.columns if c == f"{column}{layer}/kernel"]].isna().to_numpy().sum()

@@ -96,6 +96,7 @@ def test_copies_hold_the_measurements_and_nothing_of_the_model(name, tmp_path):
     made.append(pickle.dumps(callback))
     assert max(map(len, made)) < 50_000
     steps = callback.history["step"]
+    assert all(line.get_label().startswith(("run 1 ", "_")) for line in callback.plot(label="run 1").lines)
     assert [pickle.loads(each).history["step"] for each in made] == [
         *(steps[: end - 2] for end in (0, 1)),
         steps,

@@ -15,9 +15,9 @@ import pytest
 import tensorflow as tf
 from keras import layers, optimizers
 from tfopt.callbacks import ResumableCheckpoint
-from tfopt.callbacks._layer_arguments import own_attributes
-from tfopt.callbacks._of_the_run import of_the_run
-from tfopt.callbacks._optimizer_arguments import describe
+from tfopt.callbacks._resuming.layer_arguments import own_attributes
+from tfopt.callbacks._resuming.of_the_run import of_the_run
+from tfopt.callbacks._resuming.optimizer_arguments import describe
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(16, 4)).astype("float32")

@@ -714,6 +714,21 @@ def test_other_arguments_of_optimizers_are_named(one, other, message, tmp_path):
         train(lambda: plain(other()), tmp_path, 2)
 
 
+@pytest.mark.parametrize("make", [optimizers.AdamW, LARS])
+def test_other_exclusions_from_weight_decay_are_named(make, tmp_path):
+    def excluding(name):
+        optimizer = make(weight_decay=0.1)
+        if name:
+            optimizer.exclude_from_weight_decay(var_names=[name])
+        return plain(optimizer)
+
+    train(lambda: excluding("kernel"), tmp_path, 1)
+    for name in ("bias", None):
+        with pytest.raises(ValueError, match=r"variables without weight decay was \[[0-9, ]+\], is \[[0-9, ]*\]"):
+            train(lambda name=name: excluding(name), tmp_path, 2)
+    train(lambda: excluding("kernel"), tmp_path, 2)
+
+
 def test_other_arguments_of_a_parts_optimizer_are_named(tmp_path):
     def make(rate):
         model = two_parts(optimizer=None)

@@ -11,8 +11,8 @@ import pytest
 import tensorflow as tf
 from keras import layers
 from tfopt.callbacks import ResumableCheckpoint
-from tfopt.callbacks._job import differences, setup_of
-from tfopt.callbacks._layer_arguments import own_attributes
+from tfopt.callbacks._resuming.job import differences, setup_of
+from tfopt.callbacks._resuming.layer_arguments import own_attributes
 
 from tfopt.datasets import EpochBatches
 

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from tfopt.callbacks import ResumableCheckpoint
 
 X = np.ones((8, 2), "float32")
@@ -44,6 +45,24 @@ class Drawing(Monitor):
 
     def on_epoch_end(self, epoch, logs=None):
         self.generator.random()
+
+
+class DrawingByKeras(Monitor):
+    def __init__(self):
+        super().__init__()
+        self.seed_generator = keras.random.SeedGenerator(42)
+
+    def on_epoch_end(self, epoch, logs=None):
+        keras.random.normal((1,), seed=self.seed_generator)
+
+
+class DrawingByTensorFlow(Monitor):
+    def __init__(self):
+        super().__init__()
+        self.random = tf.random.Generator.from_seed(42)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.random.normal((1,))
 
 
 class Averaging(Monitor):
@@ -173,6 +192,8 @@ def test_callbacks_in_which_nothing_changes_are_accepted_in_silence(tmp_path):
         (Counting, "num_img"),
         (Gathering, "shown"),
         (Drawing, "generator"),
+        (DrawingByKeras, "seed_generator"),
+        (DrawingByTensorFlow, "random"),
         (Averaging, "metric, variable"),
         (Holding, "held"),
         (Global, "COUNTS in .*test_unknown_callbacks"),

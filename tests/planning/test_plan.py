@@ -1,7 +1,6 @@
 """Plans say what the noisy quadratic model says, and build what trains."""
 
 import dataclasses
-import json
 import math
 
 import keras
@@ -150,9 +149,6 @@ def test_plans_print_plot_and_export(plan, tmp_path):
     ax = plan.plot()
     assert ax.get_legend_handles_labels()[1] == ["sgd", "momentum", "ema", "simple noise scale", "critical batch size"]
     assert "after a pilot sgd" in plan.plot(label="after a pilot").get_legend_handles_labels()[1]
-    content = plan.to_dict()
-    assert json.loads(json.dumps(content, allow_nan=False)) == content
-    assert content["predictions"][0]["steps"] == plan.steps["sgd"].value[0]
     plan.save(tmp_path / "plan.json")
     found = BatchSizePlan.load(tmp_path / "plan.json")
     assert repr(found) == text
@@ -164,7 +160,6 @@ def test_critical_batch_sizes_beyond_the_largest(fit):
     found = plan_from_fit(noisy, TARGET + 0.1, batch_sizes=[1, 2, 4, 8], families=["momentum"], draws=20)
     assert found.critical_batch_size["momentum"].value == math.inf
     assert "beyond the largest" in repr(found)
-    assert found.to_dict()["critical_batch_size"]["momentum"]["value"] == "infinity"
     assert found.suggest().batch_size == 8
     found.plot()
 
@@ -186,8 +181,6 @@ def test_targets_that_few_batch_sizes_reach(fit, monkeypatch):
         found.suggest(2)
     frame = found.to_dataframe()
     assert frame["steps"].tolist() == [math.inf, math.inf, *found.curves["sgd"].steps[2:]]
-    assert frame["steps"].max() == math.inf  # numbers, where JSON has words
-    assert [row["steps"] for row in found.to_dict()["predictions"]][:2] == ["infinity"] * 2
 
 
 def test_minima_that_no_loss_has_are_told(fit):

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from tfopt import _keras
 from tfopt._checkpoints import state_file
 
 # The attributes that Keras's own callbacks keep from one epoch to the next.
@@ -92,8 +93,10 @@ def _set_state(callback: Any, state: dict[str, Any]) -> None:
         callback.set_state(own)
     if isinstance(callback, keras.callbacks.TensorBoard) and callback.update_freq != "epoch":
         # The beginning of training has set to 0 the step of summaries that are written before the first batch.
-        callback._pop_writer()
-        callback._push_writer(callback._train_writer, callback._global_train_batch)
+        _keras.tensorboard_pop(callback)()
+        _keras.tensorboard_push(callback)(
+            _keras.tensorboard_train_writer(callback), _keras.tensorboard_train_batch(callback)
+        )
 
 
 def refuse_overwriting_loggers(callbacks: Sequence[Any]) -> None:

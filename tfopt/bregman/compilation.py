@@ -5,6 +5,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfopt import _keras
+
 __all__ = ["compiled"]
 
 
@@ -12,5 +14,5 @@ def compiled(function: Callable[..., Any], *, by_xla: bool = True) -> Any:
     """Return a `tf.function` that retraces for each combination of shapes; XLA fuses it if `by_xla`."""
     # XLA factorises matrices slowly on CPUs: pass by_xla=False for functions that do so.
     made = tf.function(function, jit_compile=by_xla, autograph=False)
-    made._omit_frequent_tracing_warning = True  # Many networks and shapes are expected here.
+    _keras.without_retracing_warning.set(made, True)  # Many networks and shapes are expected here.
     return made

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfopt import _keras
 from tfopt.bregman.compilation import compiled
 from tfopt.bregman.losses import Loss
 from tfopt.bregman.network import Architecture, DenseChain
@@ -123,7 +124,7 @@ def _subtracts_squares(metric: Any) -> bool:
 
 def _wants_labels(metric: Any) -> bool:
     # Chunks hold labels as one-hot rows. Keras's sparse metrics, and metrics that wrap sparse functions, take integers.
-    function = getattr(getattr(metric, "_fn", None), "__name__", "")
+    function = getattr(_keras.metric_function(metric, None), "__name__", "")
     return function.startswith("sparse_") or any(kind.__name__.startswith("Sparse") for kind in type(metric).__mro__)
 
 

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfopt import _keras
 from tfopt.bregman.activations import Activation
 from tfopt.bregman.keras_layers import (
     CAN_BE_TRAINED,
@@ -192,7 +193,7 @@ def _chain_of(model: Any) -> list[Any]:
         )
     if isinstance(model, keras.Sequential):
         layers = list(model.layers)
-    elif hasattr(model, "_operations_by_depth") and hasattr(model, "operations"):
+    elif _keras.operations_by_depth(model, None) is not None and hasattr(model, "operations"):
         if len(model.inputs) != 1 or len(model.outputs) != 1:
             raise ValueError(
                 f"The model {model.name!r} has {len(model.inputs)} inputs and {len(model.outputs)} outputs. "
@@ -224,9 +225,9 @@ def _functional_layers(model: Any) -> list[Any]:
     layers = []
     tensor = model.outputs[0]
     while True:
-        layer, node_index, _ = tensor._keras_history
+        layer, node_index, _ = _keras.keras_history(tensor)
         layers.append(layer)
-        inputs = layer._inbound_nodes[node_index].input_tensors
+        inputs = _keras.inbound_nodes(layer)[node_index].input_tensors
         if not inputs:
             break
         if len(inputs) > 1:

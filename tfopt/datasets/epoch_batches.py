@@ -6,8 +6,8 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras.src.trainers.epoch_iterator import EpochIterator
 
+from tfopt import _keras
 from tfopt._checks import check_flag, check_integer
 from tfopt._row_checksum import checksum_of
 from tfopt.communicator import Communicator, check_communicator
@@ -151,7 +151,7 @@ class EpochBatches(keras.utils.PyDataset):
         if iterator is None or (self._is_serving and not _is_within_a_pass(iterator)):
             self.start_at(self.epoch + 1)
 
-    def _check_workers(self, iterator: EpochIterator) -> None:
+    def _check_workers(self, iterator: Any) -> None:
         if getattr(iterator.data_adapter, "enqueuer", None) is not None:
             raise ValueError(
                 f"`steps_per_epoch` must not be less than the {len(self)} batches of a pass if EpochBatches has "
@@ -160,23 +160,23 @@ class EpochBatches(keras.utils.PyDataset):
             )
 
 
-def _caller() -> tuple[EpochIterator | None, bool]:
+def _caller() -> tuple[Any, bool]:
     """Return Keras's iterator that is calling, None for other callers, and whether it only looks for shapes."""
     frame: FrameType | None = sys._getframe(2)
     iterator = None
     while frame is not None:
         caller = frame.f_locals.get("self")
-        iterator = caller if iterator is None and isinstance(caller, EpochIterator) else iterator
+        iterator = caller if iterator is None and isinstance(caller, _keras.EpochIterator) else iterator
         if iterator is not None and frame.f_code.co_name in ("_symbolic_build", "_maybe_symbolic_build"):
             return iterator, True
         frame = frame.f_back
     return iterator, False
 
 
-def _is_within_a_pass(iterator: EpochIterator) -> bool:
+def _is_within_a_pass(iterator: Any) -> bool:
     """Return whether Keras will go on in the middle of the data; with `steps_per_epoch` its epochs end there."""
-    is_kept = bool(iterator.steps_per_epoch) and iterator._current_iterator is not None
-    return is_kept and iterator._steps_seen > 0
+    is_kept = bool(iterator.steps_per_epoch) and _keras.current_iterator(iterator) is not None
+    return is_kept and _keras.steps_seen(iterator) > 0
 
 
 def _lengths(name: str, part: Any) -> list[int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tfopt._progress import Progress
 from tfopt.datasets.dataset import Raw
 
 _NUM_FEATURES = 28
@@ -116,17 +117,14 @@ def _bad_rows(rows: np.ndarray) -> np.ndarray:
 
 def _parse_higgs(source: Path, cache: Path, chunk_rows: int = _CHUNK_ROWS) -> None:
     """Stream the text into a .npy file, which is written under another name and renamed when it is complete."""
-    from rich.progress import Progress
-
-    columns = _NUM_FEATURES + 1
-    with tempfile.TemporaryDirectory(dir=cache.parent) as scratch, Progress(transient=True) as progress:
-        task = progress.add_task(f"reading {source.name} (once)", total=11_000_000)
+    columns, title = _NUM_FEATURES + 1, f"reading {source.name} once"
+    with tempfile.TemporaryDirectory(dir=cache.parent) as scratch, Progress(title, None) as bar:
         raw, num_rows = Path(scratch) / "rows", 0
         with raw.open("wb") as sink:
             for rows in _read_chunks(source, chunk_rows):
                 sink.write(rows.tobytes())
                 num_rows += len(rows)
-                progress.update(task, advance=len(rows))
+                bar.show(f"{num_rows:,} of 11,000,000 rows")
         if num_rows < _FEWEST_ROWS:
             raise ValueError(f"{source} holds {num_rows} rows; expected the 11,000,000 of HIGGS, or a part of them")
         complete = Path(scratch) / "HIGGS.npy"

@@ -7,14 +7,17 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfopt import _keras
 from tfopt._checks import check_choice
 from tfopt._naming import path_of
 from tfopt._weight_decay import exclude
 from tfopt.communicator import Communicator, check_communicator
 from tfopt.communicator.agreement import check_agreement
+from tfopt.distributed.accumulated_gradients import mean_accumulated_gradients
 from tfopt.distributed.gradient_scatter import GradientScatter
 from tfopt.distributed.gradients import mean_gradients
-from tfopt.numerics import densify, is_inside_xla
+from tfopt.distributed.supported_optimizers import check_optimizer
+from tfopt.numerics import is_inside_xla
 
 _OWN = ("_optimizer", "_communicator", "_compression", "_started", "_scatter")
 
@@ -67,29 +70,15 @@ class DistributedOptimizer:
             )
         if type(optimizer) is DistributedOptimizer:
             raise ValueError("`optimizer` is a DistributedOptimizer already: wrap an optimizer once")
-        if isinstance(optimizer, str):
-            try:
-                optimizer = keras.optimizers.get(optimizer)
-            except ValueError as error:
-                raise ValueError(f"`optimizer` must name a Keras optimizer. Received: {optimizer!r}") from error
-        if not isinstance(optimizer, keras.optimizers.Optimizer):
-            raise TypeError(
-                "`optimizer` must be a Keras 3 optimizer or its name. "
-                f"Received: optimizer={optimizer!r} of type {type(optimizer).__name__}"
-            )
+        optimizer = check_optimizer(optimizer)
         if compression is not None:
             check_choice("compression", compression, ("float16",))
-        _refuse_wrapped_by_horovod(optimizer)
-        _refuse_accumulation_in_parts(optimizer)
-        _refuse_idle_exclusions(optimizer)
         is_mixed = keras.config.dtype_policy().name == "mixed_float16"
         if is_mixed and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale_optimizer")
-        object.__setattr__(self, "_optimizer", optimizer)
-        object.__setattr__(self, "_communicator", check_communicator(communicator))
-        object.__setattr__(self, "_compression", compression)
-        object.__setattr__(self, "_started", False)
-        object.__setattr__(self, "_scatter", None)
+        values = (optimizer, check_communicator(communicator), compression, False, None)
+        for name, value in zip(_OWN, values, strict=True):
+            object.__setattr__(self, name, value)
 
     # The wrapper presents itself as the wrapped optimizer to Python and Keras.
 
@@ -171,7 +160,7 @@ class DistributedOptimizer:
                 "`grads_and_vars` must hold at least one pair of a gradient and its variable. Received: none"
             )
         self.apply([gradient for gradient, _ in pairs], [variable for _, variable in pairs])
-        return self._innermost._iterations
+        return _keras.iterations(self._innermost)
 
     def apply(self, grads: Iterable[Any], trainable_variables: Iterable[Any] | None = None) -> None:
         """Average the gradients over all ranks and update the variables.
@@ -186,12 +175,15 @@ class DistributedOptimizer:
         """
         gradients = list(grads)
         if trainable_variables is None:
-            trainable_variables = self._optimizer._trainable_variables
+            trainable_variables = _keras.optimizer_variables(self._optimizer)
         variables = list(trainable_variables)
         if len(gradients) != len(variables):
             raise ValueError(f"There are {len(gradients)} gradients for {len(variables)} variables")
-        if self._communicator.size > 1:
-            _refuse_xla()
+        if self._communicator.size > 1 and is_inside_xla():
+            raise ValueError(
+                "The training step is being compiled with XLA, in which Horovod cannot average gradients. "
+                "Use model.compile(..., jit_compile=False)"
+            )
         if not self._started:
             self._start(gradients, variables)
         # Build after the ranks have equal weights. Values that an optimizer derives from weights, such as initial
@@ -225,7 +217,7 @@ class DistributedOptimizer:
                 "Every rank must build, freeze and compile the same model.",
             )
             if self._communicator.size > 1:
-                if not all(_is_initialized(variable) for variable in variables):
+                if not all((v.value if isinstance(v, keras.Variable) else v).is_initialized() for v in variables):
                     raise ValueError(
                         "The model creates its variables during the first step, too late for all ranks to start "
                         "from the same values: give the model a keras.Input, call model.build(input_shape), or add "
@@ -251,7 +243,10 @@ class DistributedOptimizer:
         chosen = [gradients[index] for index in indices]
         targets = [variables[index] for index in indices]
         if self._innermost.gradient_accumulation_steps:
-            means = self._average_accumulated(chosen, targets)
+            scaling = self._optimizer if self._scales_loss else None
+            means = mean_accumulated_gradients(
+                chosen, targets, self._communicator, self._compression, self._innermost, scaling
+            )
         elif self._scatter is None:
             means = mean_gradients(chosen, targets, self._communicator, self._compression)
         else:
@@ -293,39 +288,6 @@ class DistributedOptimizer:
         scatter.update(mean_of_local, means, scale)
         return means
 
-    def _average_accumulated(self, gradients: list[Any], variables: list[Any]) -> list[Any]:
-        """Return gradients with which the wrapped optimizer accumulates locally and steps along the mean over ranks."""
-        # Before a step, each rank sums its accumulated and its newest gradients, and the sums are averaged. The means
-        # replace the newest gradients, and the accumulators are set to zero. Between steps, gradients are unchanged.
-        # All ranks must agree each time whether a gradient is finite, because loss scaling skips the others.
-        inner = self._innermost
-        gradients = [tf.cast(densify(g, v.shape), g.dtype) for g, v in zip(gradients, variables, strict=True)]
-        accumulators = [inner._accumulated_gradients[inner._get_variable_index(v)] for v in variables]
-        scale = tf.constant(1.0)
-        is_finite = tf.constant(True)
-        if self._scales_loss:
-            scale = tf.convert_to_tensor(self._optimizer.dynamic_scale)
-            overflow = tf.cast(tf.logical_not(self._optimizer.check_finite(gradients)), tf.int32)
-            (num_overflows,) = self._communicator.allreduce_sum([overflow], name="overflows")
-            is_finite = tf.equal(num_overflows, 0)
-        steps = inner.gradient_accumulation_steps
-        is_step = tf.equal((tf.convert_to_tensor(inner._iterations) + 1) % steps, 0)
-
-        def mean_of_sums() -> list[Any]:
-            sums = [
-                g + tf.cast(scale, g.dtype) * tf.cast(a, g.dtype) for g, a in zip(gradients, accumulators, strict=True)
-            ]
-            means = mean_gradients(sums, variables, self._communicator, self._compression)
-            with tf.control_dependencies(means):
-                for accumulator in accumulators:
-                    accumulator.assign(tf.zeros(accumulator.shape, accumulator.dtype))
-                return [tf.identity(mean) for mean in means]
-
-        def as_they_are() -> list[Any]:
-            return [tf.where(is_finite, g, tf.constant(float("nan"), g.dtype)) for g in gradients]
-
-        return list(tf.cond(tf.logical_and(is_step, is_finite), mean_of_sums, as_they_are))
-
 
 def describe_config(optimizer: Any) -> list[str]:
     """Return a line for each argument of an optimizer, to be compared between ranks."""
@@ -335,46 +297,3 @@ def describe_config(optimizer: Any) -> list[str]:
     if isinstance(config.get("learning_rate"), float | int):
         del config["learning_rate"]
     return [f"{name}={value}" for name, value in sorted(config.items())]
-
-
-def _refuse_wrapped_by_horovod(optimizer: Any) -> None:
-    if any(cls.__module__.split(".")[0] == "horovod" for cls in type(optimizer).__mro__):
-        raise ValueError(
-            "`optimizer` must be a plain Keras optimizer. Received: one that Horovod's own Keras wrapper has made, "
-            "which does not work with Keras 3"
-        )
-
-
-def _refuse_accumulation_in_parts(optimizer: Any) -> None:
-    for part in getattr(optimizer, "optimizers", ()):
-        if part.gradient_accumulation_steps:
-            raise ValueError(
-                "`optimizer` is made of several optimizers, and at least one accumulates gradients. Received: "
-                f"{type(part).__name__} with gradient_accumulation_steps={part.gradient_accumulation_steps}. "
-                "DistributedOptimizer supports accumulation in single optimizers only"
-            )
-
-
-def _refuse_idle_exclusions(optimizer: Any) -> None:
-    # Keras's loss scaling stores exclusions, but its inner optimizer decays the weights and ignores them.
-    patterns = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
-    is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-    if is_scaled and (patterns or getattr(optimizer, "_exclude_from_weight_decay", None)):
-        raise ValueError(
-            "`optimizer` is a LossScaleOptimizer whose exclude_from_weight_decay() was called, which has no effect: "
-            "its inner optimizer decays the weights. Call exclude_from_weight_decay() on the inner optimizer, or on "
-            "this DistributedOptimizer"
-        )
-
-
-def _refuse_xla() -> None:
-    if is_inside_xla():
-        raise ValueError(
-            "The training step is being compiled with XLA, in which Horovod cannot average gradients. "
-            "Use model.compile(..., jit_compile=False)"
-        )
-
-
-def _is_initialized(variable: Any) -> bool:
-    variable = variable.value if isinstance(variable, keras.Variable) else variable
-    return bool(variable.is_initialized())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from tfopt import _plotting
+from tfopt import _keras, _plotting
 from tfopt._checks import check_integer, check_label, check_number
 from tfopt._lazy import tf
 from tfopt._record import Record
@@ -161,7 +161,7 @@ class _Sampler:
         self._start = tf.constant(np.sqrt(problem.initial_second_moment))
         self._scale = tf.constant(np.sqrt(problem.noise_variance / batch_size))
         self.run = tf.function(self._run, autograph=False)
-        self.run._omit_frequent_tracing_warning = True  # Each call traces once on purpose.
+        _keras.without_retracing_warning.set(self.run, True)  # Each call traces once on purpose.
 
     def _run(self, num_records: tf.Tensor, record_every: tf.Tensor) -> tf.Tensor:
         signs = tf.random.stateless_uniform(self._shape, (self._seed, -1), 0, 2, tf.int32)

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfopt import numerics
 from tfopt.numerics import Tensor, is_inside_xla
 
 # Below the first bound a float32 sum of squares may have lost entries to underflow; above the second it may be close to
@@ -43,10 +44,20 @@ def sum_of_squares(x: Tensor) -> Tensor:
     return 2.0 * tf.nn.l2_loss(x)
 
 
-def is_safe(rate: Tensor, *sums: Tensor) -> Tensor:
-    """Return a scalar boolean: whether rate and sums of squares (scalars) suit the kernel; False for zeros and NaN."""
-    values = ops.stack([rate, *sums])
-    return ops.all(ops.logical_and(ops.greater(values, _SMALLEST), ops.less(values, _LARGEST)))
+def norms(*tensors: Tensor) -> list[Tensor]:
+    """Return the norms of float32 or float64 tensors as scalars, in one pass over memory each if none is extreme."""
+    squares = [sum_of_squares(x) for x in tensors]
+
+    def fast() -> list[Tensor]:
+        return [ops.sqrt(square) for square in squares]
+
+    return ops.cond(is_safe(*squares), fast, lambda: [numerics.norm(x) for x in tensors])
+
+
+def is_safe(*values: Tensor) -> Tensor:
+    """Return a scalar boolean: whether rates and sums of squares (scalars) suit the kernels; False for 0 and NaN."""
+    stacked = ops.stack(values)
+    return ops.all(ops.logical_and(ops.greater(stacked, _SMALLEST), ops.less(stacked, _LARGEST)))
 
 
 def shrunk_descent(variable: Any, gradient: Tensor, rate: Tensor, shrinkage: Tensor) -> None:

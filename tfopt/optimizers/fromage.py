@@ -6,17 +6,16 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfopt import numerics
+from tfopt import _keras, numerics
 from tfopt._checks import check_learning_rate, check_number
-from tfopt._weight_decay import exclude
 from tfopt.numerics import Tensor
 from tfopt.optimizers import _fused
-from tfopt.optimizers.clipping import ClipsWholeGradients
-from tfopt.optimizers.trust_ratio import is_defined, trust_ratio, trusted_step
+from tfopt.optimizers.base import Optimizer
+from tfopt.optimizers.trust_ratio import is_defined, rate_where, trust_ratio
 
 
 @keras.saving.register_keras_serializable(package="tfopt")
-class Fromage(ClipsWholeGradients, keras.optimizers.Optimizer):
+class Fromage(Optimizer):
     r"""Optimizer that changes every variable by the same relative amount in each step.
 
     For a variable :math:`w` with gradient :math:`g` and learning rate :math:`\eta` (Algorithm 1 of the paper):
@@ -87,7 +86,7 @@ class Fromage(ClipsWholeGradients, keras.optimizers.Optimizer):
             self._initial_norms = tuple(self._add_initial_norm(variable) for variable in variables)
 
     def _add_initial_norm(self, variable: Any) -> Any:
-        if self._overwrite_variable_with_gradient(variable):
+        if _keras.overwrites_variable(self)(variable):
             return None
         initial_norm = _value_now(numerics.norm, variable)
         return self.add_variable(
@@ -96,21 +95,6 @@ class Fromage(ClipsWholeGradients, keras.optimizers.Optimizer):
             initializer=lambda shape, dtype: ops.convert_to_tensor(initial_norm, dtype=dtype),
             name="initial_norm",
         )
-
-    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
-        """Exclude variables from weight decay, as Keras's optimizers do. Exclusions are not saved.
-
-        Args:
-            var_list: None, or a list of variables.
-            var_names: None, or a list of regular expressions, searched for in variable paths on TensorFlow and in bare
-                names on other backends.
-
-        Raises:
-            TypeError: `var_list` is not a list of variables, or `var_names` is not a list of strings.
-            ValueError: A string is not a regular expression, or the optimizer is already built and the call names a
-                variable that decays.
-        """
-        exclude(self, var_list, var_names)
 
     def update_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
         """Take one step on one variable.
@@ -131,10 +115,9 @@ class Fromage(ClipsWholeGradients, keras.optimizers.Optimizer):
         w = ops.cast(variable, learning_rate.dtype)
         g = ops.cast(gradient, learning_rate.dtype)
         weight_norm, gradient_norm = numerics.norm(w), numerics.norm(g)
-        step = trusted_step(
-            g, learning_rate, learning_rate * weight_norm, gradient_norm, is_defined(weight_norm, gradient_norm)
-        )
-        stepped = (w - step) / ops.sqrt(1.0 + ops.square(learning_rate))
+        defined = is_defined(weight_norm, gradient_norm)
+        length, denominator = rate_where(defined, learning_rate * weight_norm, gradient_norm, learning_rate)
+        stepped = (w - length * (g / denominator)) / ops.sqrt(1.0 + ops.square(learning_rate))
         self.assign(variable, ops.cast(self._capped(stepped, variable), variable.dtype))
 
     def _fused_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
@@ -155,7 +138,7 @@ class Fromage(ClipsWholeGradients, keras.optimizers.Optimizer):
         """Return the new weights of a variable, scaled down to its norm limit if their norm exceeds it."""
         if self.p_bound is None:
             return weights
-        limit = self.p_bound * ops.convert_to_tensor(self._initial_norms[self._get_variable_index(variable)])
+        limit = self.p_bound * ops.convert_to_tensor(self._initial_norms[_keras.variable_index(self)(variable)])
         norm = numerics.norm(weights)
         exceeds = ops.logical_and(ops.greater(limit, 0.0), ops.greater(norm, limit))
         return weights * ops.where(exceeds, limit / ops.where(exceeds, norm, ops.ones_like(norm)), ops.ones_like(norm))

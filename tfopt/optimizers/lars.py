@@ -7,19 +7,19 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfopt import numerics
+from tfopt import _keras, numerics
 from tfopt._checks import check_choice, check_flag, check_learning_rate, check_number, check_patterns
 from tfopt._naming import path_of
-from tfopt._weight_decay import exclude, takes_weight_decay
+from tfopt._weight_decay import takes_weight_decay
 from tfopt.numerics import Tensor
 from tfopt.optimizers import _fused
-from tfopt.optimizers.clipping import ClipsWholeGradients
-from tfopt.optimizers.norm_floor import add_floor, current_floor, note_floor
-from tfopt.optimizers.trust_ratio import is_defined, matches, trusted_step
+from tfopt.optimizers.base import Optimizer
+from tfopt.optimizers.norm_floor import add_floor, floor_of
+from tfopt.optimizers.trust_ratio import is_defined, matches, rate_where
 
 
 @keras.saving.register_keras_serializable(package="tfopt")
-class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
+class LARS(Optimizer):
     r"""Momentum SGD with a separate learning rate for each variable, proportional to the norm of the variable.
 
     For a variable w with gradient g (Algorithm 1 of the paper; lambda is `weight_decay`, m is `momentum`):
@@ -164,30 +164,15 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
             self._velocities = tuple(self._add_velocity(variable) for variable in variables)
         if self.norm_floor:
             self._floors = tuple(
-                add_floor(self, v) if is_adapted and not self._overwrite_variable_with_gradient(v) else None
+                add_floor(self, v) if is_adapted and not _keras.overwrites_variable(self)(v) else None
                 for v, is_adapted in zip(variables, self._is_adapted, strict=True)
             )
-
-    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
-        """Exclude variables from weight decay, as Keras's optimizers do. These exclusions are not saved with the model.
-
-        Args:
-            var_list: None, or a list of variables.
-            var_names: None, or a list of regular expressions, searched for in variable paths on TensorFlow and in bare
-                names on other backends.
-
-        Raises:
-            TypeError: `var_list` is not a list of variables, or `var_names` is not a list of strings.
-            ValueError: A string is not a regular expression, or the optimizer is already built and the call names a
-                variable that decays.
-        """
-        exclude(self, var_list, var_names)
 
     def _takes_weight_decay(self, variable: Any) -> bool:
         return takes_weight_decay(self, variable) and not matches(variable, self.weight_decay_exclude)
 
     def _add_velocity(self, variable: Any) -> Any:
-        if self._overwrite_variable_with_gradient(variable):
+        if _keras.overwrites_variable(self)(variable):
             return None
         dtype = numerics.accumulation_dtype(variable.dtype)
         if dtype == keras.backend.standardize_dtype(variable.dtype):
@@ -196,7 +181,7 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
         return self.add_variable(
             shape=variable.shape,
             dtype=dtype,
-            layout=getattr(variable, "_layout", None),
+            layout=_keras.variable_layout(variable, None),
             name=f"{re.sub('[/:]', '_', path_of(variable))}_velocity",
         )
 
@@ -211,79 +196,44 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
             variable: The variable, changed in place.
             learning_rate: Scalar tensor.
         """
-        index = self._get_variable_index(variable)
-        velocity = self._velocities[index] if self.momentum else None
-        decay = self._decay_of(index)
+        index = _keras.variable_index(self)(variable)
         gradient = numerics.densify(gradient, variable.shape)
         learning_rate = ops.cast(learning_rate, numerics.accumulation_dtype(variable.dtype))
-        if not _fused.is_available(variable, gradient):
-            step = self._step(gradient, variable, learning_rate, index)
-            self._descend(variable, velocity, step)
-        elif not self._is_adapted[index]:
-            update = _decayed(gradient, variable, decay)
-            _fused.momentum_descent(variable, velocity, update, learning_rate, self.momentum, self.nesterov)
+        is_fused = _fused.is_available(variable, gradient)
+        update, length, denominator = self._update_and_rate(gradient, variable, learning_rate, index, is_fused)
+        velocity = self._velocities[index] if self.momentum else None
+
+        def descend() -> None:
+            self._descend(variable, velocity, length * (update / denominator))
+
+        if is_fused:
+            rate = length / denominator
+            arguments = variable, velocity, update, rate, self.momentum, self.nesterov
+            ops.cond(_fused.is_safe(rate), lambda: _fused.momentum_descent(*arguments), descend)
         else:
-            self._fused_step(gradient, variable, velocity, learning_rate, index)
+            descend()
 
-    def _fused_step(self, gradient: Tensor, variable: Any, velocity: Any, learning_rate: Tensor, index: int) -> None:
-        decay = self._decay_of(index)
-        update = _decayed(gradient, variable, decay)
-        squares = [_fused.sum_of_squares(variable), _fused.sum_of_squares(self._divisor_tensor(gradient, update))]
-        weight_norm, divisor_norm = (ops.sqrt(square) for square in squares)
-        # Zero or extreme norms give wrong numbers here. `is_safe` detects them, and the plain update is used instead.
-        floor = self._floor_of(index)
-        length, denominator = self._length_and_denominator(weight_norm, divisor_norm, floor, learning_rate, decay)
-        rate = length / denominator
-
-        def fused() -> None:
-            self._note_floor(index, floor)
-            _fused.momentum_descent(variable, velocity, update, rate, self.momentum, self.nesterov)
-
-        def plain() -> None:
-            step = self._step(gradient, variable, learning_rate, index)
-            self._descend(variable, velocity, step)
-
-        ops.cond(_fused.is_safe(rate, *squares), fused, plain)
-
-    def _step(self, gradient: Tensor, variable: Any, learning_rate: Tensor, index: int) -> Tensor:
-        """Return the step learning_rate * ratio * u of one variable, shaped like the variable."""
-        decay = self._decay_of(index)
-        w = ops.cast(variable, learning_rate.dtype)
-        g = ops.cast(gradient, learning_rate.dtype)
-        update = _decayed(g, w, decay)
+    def _update_and_rate(
+        self, gradient: Tensor, variable: Any, learning_rate: Tensor, index: int, is_fused: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return u, shaped like the variable, and the numerator and denominator of its rate (scalars)."""
+        # The rate itself can overflow even if the step does not.
+        w, g = ops.cast(variable, learning_rate.dtype), ops.cast(gradient, learning_rate.dtype)
+        decay = self.weight_decay if self._is_decayed[index] else 0.0
+        update = g + decay * w if decay else g
         if not self._is_adapted[index]:
-            return learning_rate * update
-        weight_norm, divisor_norm = numerics.norm(w), numerics.norm(self._divisor_tensor(g, update))
-        floor = self._floor_of(index, weight_norm)
-        self._note_floor(index, floor)
-        length, denominator = self._length_and_denominator(weight_norm, divisor_norm, floor, learning_rate, decay)
-        defined = is_defined(ops.maximum(weight_norm, floor), divisor_norm)
-        return trusted_step(update, learning_rate, length, denominator, defined)
-
-    def _floor_of(self, index: int, weight_norm: Tensor | None = None) -> Tensor:
-        return current_floor(self._floors[index], self.norm_floor, weight_norm) if self.norm_floor else 0.0
-
-    def _note_floor(self, index: int, floor: Tensor) -> None:
-        if self.norm_floor:
-            note_floor(self, self._floors[index], floor)
-
-    def _decay_of(self, index: int) -> float:
-        return self.weight_decay if self._is_decayed[index] else 0.0
-
-    def _divisor_tensor(self, gradient: Tensor, update: Tensor) -> Tensor:
-        return gradient if self.denominator == "sum" else update
-
-    def _length_and_denominator(
-        self, weight_norm: Tensor, divisor_norm: Tensor, floor: Tensor, learning_rate: Tensor, decay: float
-    ) -> tuple[Tensor, Tensor]:
-        """Return learning_rate * trust_coefficient * |w| and the divisor of u (scalars): their quotient is u's rate."""
+            return update, learning_rate, ops.ones_like(learning_rate)
+        divisor = g if self.denominator == "sum" else update
+        weight_norm, divisor_norm = _fused.norms(w, divisor) if is_fused else map(numerics.norm, (w, divisor))
+        floor = floor_of(self, self._floors[index], self.norm_floor, weight_norm) if self.norm_floor else 0.0
         denominator = divisor_norm + self.epsilon
         if self.denominator == "sum":
             denominator = denominator + decay * weight_norm
         length = self.trust_coefficient * ops.maximum(weight_norm, floor)
-        if self.clip:  # this is min(ratio, learning_rate) with both sides multiplied by the denominator
-            return ops.minimum(length, learning_rate * denominator), denominator
-        return learning_rate * length, denominator
+        # With `clip`, this is min(ratio, learning_rate) with both sides multiplied by the denominator.
+        length = ops.minimum(length, learning_rate * denominator) if self.clip else learning_rate * length
+        defined = is_defined(ops.maximum(weight_norm, floor), divisor_norm)
+        return update, *rate_where(defined, length, denominator, learning_rate)
 
     def _descend(self, variable: Any, velocity: Any, step: Tensor) -> None:
         """Move the variable by -step, through the velocity if there is one; it is stored as -v, as in Keras's SGD."""
@@ -328,10 +278,6 @@ class LARS(ClipsWholeGradients, keras.optimizers.Optimizer):
             "weight_decay_exclude": _as_argument(self.weight_decay_exclude),
             "norm_floor": self.norm_floor,
         }
-
-
-def _decayed(gradient: Tensor, weights: Any, decay: float) -> Tensor:
-    return gradient + decay * ops.convert_to_tensor(weights) if decay else gradient
 
 
 def _as_argument(patterns: Sequence[str] | str) -> list[str] | str:

@@ -23,13 +23,9 @@ def add_floor(optimizer: Any, variable: Any) -> Any:
     return optimizer.add_variable(shape=(), dtype=dtype, initializer=initializer, name="norm_floor")
 
 
-def current_floor(noted: Any, norm_floor: float, weight_norm: Tensor | None = None) -> Tensor:
-    """Return a scalar: `norm_floor` (> 0) if |w| is 0 now or was at the first step, else 0; |w| is None if not 0."""
-    floor = ops.relu(ops.convert_to_tensor(noted))
-    return floor if weight_norm is None else ops.where(ops.equal(weight_norm, 0.0), norm_floor, floor)
-
-
-def note_floor(optimizer: Any, noted: Any, floor: Tensor) -> None:
-    """Set a variable's floor to a scalar from `current_floor` if it is undecided, as it is at the first step."""
+def floor_of(optimizer: Any, noted: Any, norm_floor: float, weight_norm: Tensor) -> Tensor:
+    """Return a scalar, `norm_floor` (> 0) if |w| is 0 now or was at the first step, else 0; the first step notes it."""
     before = ops.convert_to_tensor(noted)
+    floor = ops.where(ops.equal(weight_norm, 0.0), norm_floor, ops.relu(before))
     optimizer.assign(noted, ops.where(ops.less(before, 0.0), floor, before))
+    return floor

@@ -35,27 +35,21 @@ def trust_ratio(weight_norm: Tensor, update_norm: Tensor) -> Tensor:
     return ops.where(defined, weight_norm / safe, ops.ones_like(weight_norm))
 
 
-def trusted_step(
-    update: Tensor, learning_rate: Tensor, trusted_length: Tensor, denominator: Tensor, defined: Tensor
-) -> Tensor:
-    """Scale an update to the length that the trust ratio gives, without overflow in intermediate results.
+def rate_where(defined: Tensor, length: Tensor, denominator: Tensor, learning_rate: Tensor) -> tuple[Tensor, Tensor]:
+    """Return numerator and denominator (scalars) of the rate of an update u: of the plain rate where not `defined`.
 
-    The step `learning_rate * ratio * update` is computed as `length * (update / denominator)`, because the ratio can
-    overflow even if the step does not.
+    Take the step as `numerator * (u / denominator)`, because the rate itself can overflow even if the step does not.
 
     Args:
-        update: Tensor u, the direction of the step.
-        learning_rate: Scalar tensor, the rate of the plain step where the ratio is not defined.
-        trusted_length: Scalar tensor, learning rate times trust coefficient times |w|.
-        denominator: Scalar tensor, the divisor of `update`.
         defined: Scalar boolean tensor from `is_defined`.
+        length: Scalar tensor, learning rate times trust coefficient times |w|.
+        denominator: Scalar tensor, the divisor of u.
+        learning_rate: Scalar tensor, the rate of the plain step.
 
     Returns:
-        A tensor shaped like `update`: `trusted_length * update / denominator` where `defined`, otherwise
-        `learning_rate * update`.
+        Two scalar tensors: `length` and `denominator` where `defined`, otherwise `learning_rate` and 1.
     """
-    length = ops.where(defined, trusted_length, learning_rate)
-    return length * (update / ops.where(defined, denominator, ops.ones_like(denominator)))
+    return ops.where(defined, length, learning_rate), ops.where(defined, denominator, ops.ones_like(denominator))
 
 
 def matches(variable: object, patterns: Sequence[str] | str) -> bool:

@@ -167,10 +167,6 @@ class BatchSizePlan(Record):
         Returns:
             Steps with their intervals, examples and settings.
         """
-        rows = self._rows()
-        return _plotting.make_dataframe({name: [row[name] for row in rows] for name in rows[0]})
-
-    def _rows(self) -> list[dict[str, Any]]:
         rows = []
         for family, curve in self.curves.items():
             for index, size in enumerate(self.batch_sizes.tolist()):
@@ -187,42 +183,7 @@ class BatchSizePlan(Record):
                     "momentum": float(momentum),
                     "ema_decay": float(decay),
                 })
-        return rows
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the plan in types that JSON can hold, for other programs; `save` keeps it for tfopt.
-
-        Returns:
-            The target, critical batch sizes, noise scale and predictions, and the losses and the fitted problem on
-            which they rest. Infinity is the string "infinity", and unknown values are None.
-        """
-        problem = self.fit.problem
-        predictions = [
-            {name: _finite(value) if isinstance(value, float) else value for name, value in row.items()}
-            for row in self._rows()
-        ]
-        return {
-            "target_loss": self.target_loss,
-            "floor": self.fit.floor,
-            "loss": float(self.fit.loss.mean()),
-            "initial_loss": float(self.fit.initial_loss.mean()),
-            "quadratic_initial_loss": self.fit.quadratic_initial_loss,
-            "num_examples": _finite(self.fit.num_examples),
-            "num_rows_per_run": self.fit.num_rows_per_run,
-            "batch_norm": self.fit.batch_norm,
-            "precision": self.fit.precision,
-            "largest_momentum": self.largest_momentum,
-            "confidence": self.noise_scale.confidence,
-            "noise_scale": _ends(self.noise_scale),
-            "critical_batch_size": {family: _ends(found) for family, found in self.critical_batch_size.items()},
-            "predictions": predictions,
-            "problem": {
-                "curvature": problem.curvature.tolist(),
-                "noise_variance": problem.noise_variance.tolist(),
-                "multiplicity": problem.multiplicity.tolist(),
-                "initial_second_moment": problem.initial_second_moment.tolist(),
-            },
-        }
+        return _plotting.make_dataframe({name: [row[name] for row in rows] for name in rows[0]})
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str | None = None) -> "matplotlib.axes.Axes":
         """Draw steps against batch size with their intervals, critical batch sizes, and the simple noise scale.
@@ -281,13 +242,3 @@ class BatchSizePlan(Record):
     def _check_size(self, batch_size: Any) -> int:
         most = None if math.isinf(self.fit.num_examples) else int(self.fit.num_examples)
         return check_integer("batch_size", batch_size, minimum=1, maximum=most)
-
-
-def _finite(number: float) -> float | str | None:
-    if math.isnan(number):
-        return None
-    return float(number) if math.isfinite(number) else "infinity"
-
-
-def _ends(interval: Interval) -> dict[str, float | str | None]:
-    return {name: _finite(getattr(interval, name)) for name in ("value", "low", "high")}

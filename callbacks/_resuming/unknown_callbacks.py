@@ -5,13 +5,13 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from tfopt.callbacks._optimizers_of import is_users
-from tfopt.callbacks._plain_state import PlainState, digest
-from tfopt.callbacks._training_state import key_of, read
+from tfopt.callbacks._object_graph import is_users
+from tfopt.callbacks._resuming.plain_state import PlainState, digest
+from tfopt.callbacks._resuming.training_state import key_of, read
 
 from tfopt._checkpoints.callback_states import get_state
 
-_KERAS_OWN = frozenset({*vars(keras.callbacks.Callback()), "_model", "_params", "monitor_op"})
+_OF_EVERY_CALLBACK = frozenset({*vars(keras.callbacks.Callback()), "_model", "_params", "monitor_op"})
 
 
 class UnknownCallbacks:
@@ -38,7 +38,7 @@ class UnknownCallbacks:
         return found
 
     def _values_of(self, callback: Any) -> dict[str, str]:
-        kept = {*_KERAS_OWN, *(get_state(callback) or {})}
+        kept = {*_OF_EVERY_CALLBACK, *(get_state(callback) or {})}
         found = {name: value for name, value in vars(callback).items() if name not in kept}
         found |= self._plain.outside_of(callback)
         return {name: "".join(self._texts_of(value, set())) for name, value in found.items()}
@@ -51,6 +51,8 @@ class UnknownCallbacks:
         variables = [value] if isinstance(value, keras.Variable | tf.Variable) else []
         if isinstance(value, keras.layers.Layer | keras.Metric | keras.optimizers.Optimizer):
             variables = value.variables
+        elif isinstance(value, keras.random.SeedGenerator | tf.random.Generator):
+            variables = [value.state]
         if variables or isinstance(value, keras.layers.Layer):
             yield from (digest(read(variable)) for variable in variables if key_of(variable) not in self._saved)
         elif isinstance(value, list | tuple | dict):

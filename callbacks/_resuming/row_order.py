@@ -8,8 +8,9 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.trainers.data_adapters import array_slicing
-from tensorflow.python.eager import context
+
+from tfopt import _keras
+from tfopt._keras import array_slicing, context
 
 
 class RowOrder:
@@ -27,7 +28,7 @@ class RowOrder:
         if shuffles_arrays(epoch_iterator) and context.global_seed() is not None:
             self.source = f"Keras's, from the seed {context.global_seed()} of tf.random"
         elif shuffles_arrays(epoch_iterator):
-            epoch_iterator._distributed_dataset = self._rows(epoch_iterator.data_adapter)
+            _keras.distributed_dataset.set(epoch_iterator, self._rows(epoch_iterator.data_adapter))
             self.source = "ResumableCheckpoint's"
         elif shuffles_batches(epoch_iterator) and context.global_seed() is None:
             self._take_over_batches(epoch_iterator.data_adapter)
@@ -44,7 +45,7 @@ class RowOrder:
 
     def _rows(self, adapter: Any) -> tf.data.Dataset:
         """Return a data set of the batches of shuffled arrays, which draws its rows again in each iteration."""
-        num_rows, size = adapter._num_samples, adapter._batch_size
+        num_rows, size = _keras.array_num_samples(adapter), _keras.array_batch_size(adapter)
 
         def indices() -> Iterator[np.ndarray]:
             order = self.order(num_rows)
@@ -92,15 +93,15 @@ def shuffles_batches(epoch_iterator: Any) -> bool:
 def shuffles_arrays(epoch_iterator: Any) -> bool:
     """Return whether `fit` shuffles arrays that `RowOrder` can shuffle instead: dense arrays, on one device."""
     adapter = getattr(epoch_iterator, "data_adapter", None)
-    return bool(getattr(adapter, "_shuffle", False)) and not why_not_taken_over(epoch_iterator)
+    return bool(_keras.array_shuffle(adapter, False)) and not why_not_taken_over(epoch_iterator)
 
 
 def why_not_taken_over(epoch_iterator: Any) -> str:
     """Return why `RowOrder` cannot shuffle the arrays of a `fit`, as the end of a sentence; empty if it can."""
     adapter = epoch_iterator.data_adapter
-    if adapter._shuffle == "batch":
+    if _keras.array_shuffle(adapter) == "batch":
         return 'shuffle="batch" mixes the rows within each batch'
-    dataset = getattr(epoch_iterator, "_distributed_dataset", None)
+    dataset = _keras.distributed_dataset(epoch_iterator, None)
     if not isinstance(dataset, tf.data.Dataset):
         return "they are spread over devices"
     specs = tf.nest.flatten(dataset.element_spec)
@@ -110,5 +111,5 @@ def why_not_taken_over(epoch_iterator: Any) -> str:
 
 
 def _sliceable(adapter: Any) -> Any:
-    arrays = array_slicing.convert_to_sliceable(adapter._inputs, target_backend="tensorflow")
+    arrays = array_slicing.convert_to_sliceable(_keras.array_inputs(adapter), target_backend="tensorflow")
     return keras.tree.lists_to_tuples(arrays)

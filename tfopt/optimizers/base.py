@@ -1,25 +1,23 @@
-"""Clipping of sparse gradients by the norm of the dense gradient."""
+"""What the optimizers of tfopt have in common."""
 
 from collections.abc import Iterable
 from typing import Any
 
+import keras
 from keras import backend, ops
 
+from tfopt import _keras
+from tfopt._weight_decay import exclude
 from tfopt.numerics import densify
 
 
-class ClipsWholeGradients:
-    """Mixin for Keras optimizers that converts sparse gradients to dense ones before Keras clips them.
+class Optimizer(keras.optimizers.Optimizer):
+    """A Keras optimizer that clips whole gradients, and takes exclusions from weight decay until its first step.
 
     The gradient of an embedding lists one row for each occurrence of a token in the batch. Keras clips these rows and
-    computes their norm without adding up the rows of the same token. That norm is not the norm of the gradient. Write
-    the mixin before Keras's class, as in `class Mine(ClipsWholeGradients, keras.optimizers.Optimizer)`.
+    computes their norm without adding up the rows of the same token. That norm is not the norm of the gradient. Here
+    sparse gradients become dense before Keras clips them.
     """
-
-    clipnorm: float | None
-    global_clipnorm: float | None
-    clipvalue: float | None
-    _trainable_variables: list[Any]
 
     def apply(self, grads: Iterable[Any], trainable_variables: Iterable[Any] | None = None) -> None:
         """Update each variable with its gradient.
@@ -31,10 +29,25 @@ class ClipsWholeGradients:
         gradients = list(grads)
         variables = None if trainable_variables is None else list(trainable_variables)
         if self.clipnorm or self.global_clipnorm or self.clipvalue:
-            targets = self._trainable_variables if variables is None else variables
+            targets = _keras.optimizer_variables(self) if variables is None else variables
             if len(gradients) == len(targets):  # otherwise Keras raises an error
                 gradients = [_added_up(gradient, target) for gradient, target in zip(gradients, targets, strict=True)]
         super().apply(gradients, variables)
+
+    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
+        """Exclude variables from weight decay, as Keras's optimizers do. These exclusions are not saved with the model.
+
+        Args:
+            var_list: None, or a list of variables.
+            var_names: None, or a list of regular expressions, searched for in variable paths on TensorFlow and in bare
+                names on other backends.
+
+        Raises:
+            TypeError: `var_list` is not a list of variables, or `var_names` is not a list of strings.
+            ValueError: A string is not a regular expression, or the optimizer is already built and the call names a
+                variable that decays.
+        """
+        exclude(self, var_list, var_names)
 
 
 def _added_up(gradient: Any, variable: Any) -> Any:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfopt.callbacks._callback_arguments import other_arguments
-from tfopt.callbacks._job import differences
-from tfopt.callbacks._of_the_run import of_the_run
+from tfopt.callbacks._resuming.callback_arguments import other_arguments
+from tfopt.callbacks._resuming.job import differences, setup_of
+from tfopt.callbacks._resuming.of_the_run import of_the_run
 
 _PHASES = "Train in two `fit`s, with a folder for each, if layers are unfrozen or the model is compiled again. "
 _SEEDS = (
@@ -29,6 +29,19 @@ class Job:
     arguments: dict[str, str]  # Of data, layers, loss and optimizers; and attributes of the user's layers.
     code: dict[str, str]  # Of the user's functions.
     callbacks: dict[str, str]
+
+
+def follow_compiling(job: Job, model: Any) -> None:
+    """Keep the new arguments of a model that was compiled again during training, and warn about the consequence."""
+    setup = setup_of(model)
+    rates = {name: text for name, text in setup.items() if name.endswith("'s learning_rate")}
+    if changes := differences(job.arguments, {**job.arguments, **setup}, rates):
+        job.arguments = {**job.arguments, **setup}
+        warnings.warn(
+            f"The model was compiled again while it was trained: {'; '.join(changes)}. Checkpoints from now on can "
+            "be resumed only by a script that does so before `fit`. Train in two `fit`s, with a folder for each",
+            stacklevel=4,
+        )
 
 
 def check_variables(folder: Path, state: dict[str, Any], expected: list[str], job: Job, is_living: bool) -> None:

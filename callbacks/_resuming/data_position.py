@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
-from tfopt.callbacks._dataset_order import shuffles_anew
-from tfopt.callbacks._seed_counter import SeedCounter
+from tfopt.callbacks._resuming.dataset_order import shuffles_anew
+from tfopt.callbacks._resuming.seed_counter import SeedCounter
+
+from tfopt import _keras
 
 # Attribute of a data set in front of a cache: the number of seeds drawn when the cache was filled.
 _FILLED_AT = "_tfopt_filled_at"
@@ -22,7 +24,7 @@ class DataPosition:
 
     def __init__(self, epoch_iterator: Any, validation: Any) -> None:
         self._epoch_iterator = epoch_iterator
-        self._dataset = getattr(epoch_iterator, "_distributed_dataset", None)
+        self._dataset = _keras.distributed_dataset(epoch_iterator, None)
         self._keeps_iterator = getattr(epoch_iterator, "steps_per_epoch", None) is not None
         parts = {"training": list(_shuffled_in(self._dataset)), "validation": list(_shuffled_in(validation))}
         self._check(parts["training"], parts["validation"])
@@ -50,11 +52,12 @@ class DataPosition:
         if not self._keeps_iterator or iterator is None:
             return {"seeds": self._seeds()}
         position = {
-            "served": iterator._steps_seen,
+            "served": _keras.steps_seen(iterator),
             "seeds": self._seeds_of_iterator,
-            "num_batches": iterator._num_batches,
+            "num_batches": _keras.num_batches(iterator),
         }
-        return {"seeds": self._seeds(), "iterator": position if iterator._current_iterator is not None else None}
+        has_begun = _keras.current_iterator(iterator) is not None
+        return {"seeds": self._seeds(), "iterator": position if has_begun else None}
 
     def restore(self, state: dict[str, Any], is_over: bool) -> int:
         """Set a position of the same data sets; return how many batches were read again, 0 if no epoch follows."""
@@ -64,12 +67,13 @@ class DataPosition:
             return 0
         self._set_seeds(state["seeds"] | {"training": position["seeds"]["training"]})
         self._seeds_of_iterator, iterator = position["seeds"], self._epoch_iterator
-        iterator._num_batches = position["num_batches"]
+        _keras.num_batches.set(iterator, position["num_batches"])
         if position["served"] == 0:
             return 0  # Keras makes the iterator itself.
-        batches: Iterator[Any] = iter(self._epoch_iterator._distributed_dataset)
+        batches: Iterator[Any] = iter(_keras.distributed_dataset(iterator))
         deque(itertools.islice(batches, position["served"]), maxlen=0)
-        iterator._current_iterator, iterator._steps_seen = batches, position["served"]
+        _keras.current_iterator.set(iterator, batches)
+        _keras.steps_seen.set(iterator, position["served"])
         return int(position["served"])
 
     def lost(self) -> bool:
@@ -93,13 +97,13 @@ class DataPosition:
             )
 
     def _watch_iterators(self, epoch_iterator: Any) -> None:
-        get_iterator = type(epoch_iterator)._get_iterator
+        get_iterator = _keras.get_iterator(type(epoch_iterator))
 
         def watched() -> Any:
             self._seeds_of_iterator = self._seeds()
             return get_iterator(epoch_iterator)
 
-        epoch_iterator._get_iterator = watched
+        _keras.get_iterator.set(epoch_iterator, watched)
 
     def _seeds(self) -> dict[str, list[int]]:
         return {name: [one.to_save() for one in draws] for name, draws in self._draws.items()}
@@ -145,5 +149,5 @@ def _shuffled_in(dataset: Any, cache: Any = None) -> Iterator[tuple[Any, Any]]:
         yield dataset, cache
     if "Cache" in type(dataset).__name__:
         cache = dataset
-    for source in dataset._inputs():
+    for source in _keras.dataset_inputs(dataset)():
         yield from _shuffled_in(source, cache)

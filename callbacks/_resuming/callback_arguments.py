@@ -5,8 +5,8 @@ from collections import Counter
 from typing import Any
 
 import keras
-from tfopt.callbacks._layer_arguments import shorten
-from tfopt.callbacks._optimizer_arguments import describe
+from tfopt.callbacks._resuming.layer_arguments import shorten
+from tfopt.callbacks._resuming.optimizer_arguments import describe
 from tfopt.callbacks._running_fit import LOGGERS
 
 _CHANGE_NO_NUMBER = (*LOGGERS, keras.callbacks.ModelCheckpoint)

@@ -8,12 +8,13 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tfopt.callbacks._dataset_order import description_of, sources_of
-from tfopt.callbacks._layer_arguments import layer_arguments, own_attributes, shorten, trainable_flags
-from tfopt.callbacks._optimizer_arguments import arguments_of, describe
-from tfopt.callbacks._optimizers_of import is_of_a_library
+from tfopt.callbacks._object_graph import is_of_a_library
+from tfopt.callbacks._resuming.dataset_order import description_of, sources_of, stages_of
+from tfopt.callbacks._resuming.layer_arguments import layer_arguments, own_attributes, shorten, trainable_flags
+from tfopt.callbacks._resuming.optimizer_arguments import arguments_of, describe
 from tfopt.callbacks._running_fit import RunningFit
 
+from tfopt import _keras
 from tfopt._row_checksum import checksum_of
 from tfopt.datasets import EpochBatches
 
@@ -25,22 +26,27 @@ def setup_of(model: Any) -> dict[str, str]:
     return {**arguments_of(model), **_loss_arguments(model), **trainable_flags(model), **layer_arguments(model)}
 
 
+def arguments_of_job(model: Any, running: RunningFit, order: str) -> dict[str, str]:
+    """Return what a script decides about a training, with the source of the order of rows, as text by name."""
+    return {**data_of(running), **setup_of(model), **own_attributes(model), "order of rows": order}
+
+
 def data_of(running: RunningFit) -> dict[str, str]:
     """Return properties that identify the training data of a `fit`, as text by name."""
     adapter: Any = getattr(running.epoch_iterator, "data_adapter", None)
     found: dict[str, Any] = {"number of batches": getattr(running.epoch_iterator, "num_batches", None)}
     kind = type(adapter).__name__
     if kind == "ArrayDataAdapter":
-        found |= {"batch_size": adapter._batch_size, "number of rows": adapter._num_samples}
-        parts = keras.utils.unpack_x_y_sample_weight(adapter._inputs)
+        found |= {"batch_size": _keras.array_batch_size(adapter), "number of rows": _keras.array_num_samples(adapter)}
+        parts = keras.utils.unpack_x_y_sample_weight(_keras.array_inputs(adapter))
         for name, part in zip(("x", "y", "sample_weight"), parts, strict=True):
             found[f"checksum of {name}"] = None if part is None else checksum_of(part)
     elif kind == "PyDatasetAdapter":
         found |= _py_dataset_arguments(getattr(adapter.py_dataset, "in_its_own_order", adapter.py_dataset))
-    elif kind == "TFDatasetAdapter" and isinstance(adapter._dataset, tf.data.Dataset):
-        found |= {"batches": str(adapter._dataset.element_spec), "data set": description_of(adapter._dataset) or None}
-        if not _writes_files(adapter._dataset):
-            sources = list(sources_of(adapter._dataset))
+    elif kind == "TFDatasetAdapter" and isinstance(dataset := _keras.dataset(adapter), tf.data.Dataset):
+        found |= {"batches": str(dataset.element_spec), "data set": description_of(dataset) or None}
+        if not _writes_files(dataset):
+            sources = list(sources_of(dataset))
             found["checksum of the first batches"] = [checksum_of(list(source.take(2))) for source in sources]
     if running.class_weight is not None:
         found["class_weight"] = {int(label): float(weight) for label, weight in running.class_weight.items()}
@@ -103,17 +109,18 @@ def _drawing_nothing() -> Iterator[None]:
 
 def _writes_files(dataset: Any) -> bool:
     # A cache file that was read in part blocks the next reader.
-    filename = getattr(dataset, "_filename", None)
-    if "Cache" in type(dataset).__name__ and filename is not None and bytes(filename.numpy()):
-        return True
-    if any(kind in type(dataset).__name__ for kind in ("Snapshot", "Save")):
-        return True
-    return any(_writes_files(source) for source in getattr(dataset, "_inputs", list)())
+    for stage in stages_of(dataset):
+        kind, filename = type(stage).__name__, _keras.cache_filename(stage, None)
+        if "Snapshot" in kind or "Save" in kind:
+            return True
+        if "Cache" in kind and filename is not None and bytes(filename.numpy()):
+            return True
+    return False
 
 
 def _loss_arguments(model: Any) -> dict[str, str]:
-    compiled = getattr(model, "_compile_loss", None)
-    weights = getattr(compiled, "_user_loss_weights", None)
+    compiled = _keras.compile_loss(model, None)
+    weights = _keras.user_loss_weights(compiled, None)
     given = {**_losses("loss", getattr(model, "loss", None)), "loss_weights": weights}
     return {name: shorten(describe(value)) for name, value in given.items() if value is not None}
 
@@ -127,14 +134,13 @@ def _losses(name: str, loss: Any) -> dict[str, Any]:
         return {name: loss}
     # Compare the attributes, because Keras leaves arguments such as Huber's delta out of the config. For losses of the
     # user, also compare the code.
-    held = {**{key: value for key, value in vars(loss).items() if not key.startswith("_")}, **_given_to(loss)}
+    held = {
+        **{key: value for key, value in vars(loss).items() if not key.startswith("_")},
+        **_keras.loss_options(loss, {}),
+    }
     if is_of_a_library(type(loss).__module__):
         return {name: f"{type(loss).__name__} {describe(held)}"}
     keras_own = vars(keras.losses.Loss())
     held |= {key: value for key, value in vars(loss).items() if key not in keras_own}
     attributes = {f"{name}'s attribute {key}": value for key, value in held.items() if key != "name"}
     return {name: f"{type(loss).__name__} {describe(type(loss).call)}", **attributes}
-
-
-def _given_to(loss: Any) -> dict[str, Any]:
-    return getattr(loss, "_fn_kwargs", {})

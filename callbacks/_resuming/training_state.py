@@ -1,7 +1,6 @@
 """All variables of a training: of the model, of all its optimizers, and of other objects that it holds."""
 
 import re
-from collections import deque
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -9,12 +8,12 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.ops import stateful_random_ops
-from tfopt.callbacks._captured_resources import changed_resources
-from tfopt.callbacks._optimizers_of import optimizers_of, parts_of
-from tfopt.callbacks._traced_step import changed_variables, random_operations
+from tfopt.callbacks._object_graph import parts_of, reached_from
+from tfopt.callbacks._optimizers_of import optimizers_of
+from tfopt.callbacks._resuming.captured_resources import changed_resources
+from tfopt.callbacks._resuming.traced_step import changed_variables, random_operations
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), np.ndarray, tf.Tensor)
+from tfopt._keras import stateful_random_ops
 
 
 def variables_of(
@@ -76,6 +75,18 @@ def check_step(step: str, graph: Any, variables: list[tuple[str, Any]], communic
         )
 
 
+def check_that_none_is_new(model: Any, variables: list[tuple[str, Any]]) -> None:
+    """Raise ValueError if a model has variables that are not in `variables`, which it had before the first step."""
+    known = {id(variable) for _, variable in variables}
+    known |= {id(variable) for metric in model.metrics for variable in metric.variables}  # Keras empties them.
+    if new := [name for name, variable in variables_of(model) if id(variable) not in known]:
+        raise ValueError(
+            f"These variables were made while training was running: {', '.join(new)}. A resumed training would not "
+            "have them when its state is restored. Make them before `fit`: call the model and its parts on a batch, "
+            "and optimizer.build(variables) of each optimizer"
+        )
+
+
 def _counters_of(communicator: Any) -> set[int]:
     return {key_of(value) for value in getattr(communicator, "__dict__", {}).values() if isinstance(value, tf.Variable)}
 
@@ -100,21 +111,16 @@ def key_of(variable: Any) -> int:
 
 def _held_by(model: Any) -> Iterator[tuple[str, Any]]:
     """Yield the variables in attributes of a model and of the objects that it holds, with the path to each."""
-    seen = {id(model)}
-    waiting: deque[tuple[str, Any]] = deque([("", model)])
-    while waiting:
-        name, thing = waiting.popleft()
-        if isinstance(thing, keras.Variable | tf.Variable):
-            if thing.dtype not in ("string", tf.string):  # A checkpoint holds no strings.
-                yield name, thing
-            continue
-        for child_name, child in _children_of(name, thing):
-            if not isinstance(child, (*_PLAIN, keras.callbacks.Callback)) and id(child) not in seen:
-                seen.add(id(child))
-                waiting.append((child_name, child))
+    left_out = (np.ndarray, tf.Tensor, keras.callbacks.Callback)
+    for name, thing in reached_from("", model, _children_of, lambda thing: isinstance(thing, left_out)):
+        # A checkpoint holds no strings.
+        if isinstance(thing, keras.Variable | tf.Variable) and thing.dtype not in ("string", tf.string):
+            yield name, thing
 
 
 def _children_of(name: str, thing: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(thing, keras.Variable | tf.Variable):
+        return
     if isinstance(thing, keras.random.SeedGenerator | tf.random.Generator):
         yield f"{name}.state", thing.state
         return

@@ -5,6 +5,8 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2
 
+from tfopt import _keras
+
 _NAME = b"epoch_num_random_samples"  # The name of the number in the saved state of an iterator.
 _PER_EPOCH = 2  # Number of seeds that an iterator draws when it is made.
 
@@ -39,13 +41,13 @@ class SeedCounter:
         state = tensor_pb2.TensorProto(dtype=tf.variant.as_datatype_enum, tensor_content=_joined(entries))
         state.tensor_shape.dim.add(size=len(entries))
         tf.raw_ops.DeserializeIterator(
-            resource_handle=self._iterator._iterator_resource,
+            resource_handle=_keras.iterator_resource(self._iterator),
             serialized=tf.io.parse_tensor(state.SerializeToString(), tf.variant),
         )
 
     def _read(self) -> tuple[list[bytes], int, Any]:
         """Return the entries of the iterator's state, and the index and content of the entry that has the number."""
-        state = tf.raw_ops.SerializeIterator(resource_handle=self._iterator._iterator_resource)
+        state = tf.raw_ops.SerializeIterator(resource_handle=_keras.iterator_resource(self._iterator))
         content = tensor_pb2.TensorProto.FromString(tf.io.serialize_tensor(state).numpy()).tensor_content
         entries = _split(content, len(state))
         for index, serialized in enumerate(entries):

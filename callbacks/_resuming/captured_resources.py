@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.framework import auto_control_deps_utils
+
+from tfopt import _keras
+from tfopt._keras import auto_control_deps_utils
 
 # These operations write variables that the step does not read, so the step does not depend on these variables.
 # The variables that a step reads are in `graph.variables`.
@@ -46,7 +48,7 @@ def _functions_of(graph: Any, operation: Any) -> Iterator[Any]:
     names += [item.name for attribute in operation.node_def.attr.values() for item in attribute.list.func]
     for name in names:
         while graph is not None:
-            if graph._is_function(name):
-                yield graph._get_function(name).graph
+            if _keras.is_function(graph)(name):
+                yield _keras.get_function(graph)(name).graph
                 break
             graph = getattr(graph, "outer_graph", None)

@@ -3,11 +3,10 @@
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
-from types import FrameType
 from typing import Any
 
 import keras
+from tfopt.callbacks._call_stack import fits_in
 
 
 class StillRunning:
@@ -24,7 +23,7 @@ class StillRunning:
     def begin(self) -> None:
         """Note that this thread begins a `fit` or a custom loop; ValueError if another callback contains this one."""
         callback: Any = self._callback()
-        fits = [names for names in _fits_of(sys._getframe()) if names.get("self") is callback.model]
+        fits = [names for names in fits_in() if names.get("self") is callback.model]
         if fits and not any(_has(names, callback) for names in fits):
             raise ValueError(
                 f"This {type(callback).__name__} is inside of another callback, and cannot see all others. "
@@ -51,15 +50,7 @@ class StillRunning:
 
 
 def _count_running_fits(callback: Any) -> int:
-    return sum(_has(names, callback) for frame in sys._current_frames().values() for names in _fits_of(frame))
-
-
-def _fits_of(frame: FrameType | None) -> Iterator[dict[str, Any]]:
-    """Yield the local variables of each of Keras's `fit` that a thread is in."""
-    while frame is not None:
-        if frame.f_code.co_name == "fit" and "epoch_iterator" in frame.f_locals:
-            yield frame.f_locals
-        frame = frame.f_back
+    return sum(_has(names, callback) for frame in sys._current_frames().values() for names in fits_in(frame))
 
 
 def _has(names: dict[str, Any], callback: Any) -> bool:

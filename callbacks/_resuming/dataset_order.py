@@ -6,6 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfopt import _keras
+
 # These data sets read each source without a pause. The seeds that a source draws do not depend on when it is read.
 _IN_ONE_GO = (
     "_AssertCardinalityDataset",
@@ -42,20 +44,20 @@ _LEAVING_OFF = ("_TakeDataset", "_TakeWhileDataset", "_ZipDataset")
 _DRAWING_LATE = ("CacheDataset", "_ConcatenateDataset", "_RepeatDataset")
 
 
-def parts_of(dataset: Any) -> Iterator[Any]:
+def stages_of(dataset: Any) -> Iterator[Any]:
     """Yield a data set and all data sets that it is made of, from the last operation to the first."""
     yield dataset
-    for source in getattr(dataset, "_inputs", list)():
-        yield from parts_of(source)
+    for source in _keras.dataset_inputs(dataset, list)():
+        yield from stages_of(source)
 
 
 def is_shuffled(data: Any) -> bool:
     """Return whether data are a `tf.data.Dataset` whose order or content changes in each epoch."""
-    return isinstance(data, tf.data.Dataset) and any(map(shuffles_anew, parts_of(data)))
+    return isinstance(data, tf.data.Dataset) and any(map(shuffles_anew, stages_of(data)))
 
 
 def shuffles_anew(part: Any) -> bool:
-    """Return whether one part, from `parts_of`, itself changes its order or content in each epoch."""
+    """Return whether one of `stages_of` itself changes its order or content in each epoch."""
     names = ("_reshuffle_each_iteration", "_rerandomize_each_iteration", "_rerandomize")
     anew = any(getattr(part, name, None) is not None and bool(getattr(part, name)) for name in names)
     return anew or "ShuffleAndRepeat" in type(part).__name__
@@ -64,7 +66,7 @@ def shuffles_anew(part: Any) -> bool:
 def sources_of(dataset: Any) -> Iterator[Any]:
     """Yield the largest parts of a data set that serve the same rows in each iteration."""
     if is_shuffled(dataset):
-        for source in dataset._inputs():
+        for source in _keras.dataset_inputs(dataset)():
             yield from sources_of(source)
     else:
         yield dataset
@@ -72,13 +74,13 @@ def sources_of(dataset: Any) -> Iterator[Any]:
 
 def why_lost(dataset: Any, leaves_off: bool = False) -> str | None:
     """Return why the order of a data set cannot be saved, or None; `leaves_off`: each epoch may stop before its end."""
-    for part in parts_of(dataset):
+    for part in stages_of(dataset):
         kind = type(part).__name__
         if shuffles_anew(part) and kind != "_ShuffleDataset":
             return f"a {kind.strip('_')} draws anew in each epoch"
-        if not all(map(_has_seed, parts_of(part))):
+        if not all(map(_has_seed, stages_of(part))):
             return "no seed is set, so that its order differs in each run"
-        late = [source for source in parts_of(part) if type(source).__name__ in _DRAWING_LATE and is_shuffled(source)]
+        late = [source for source in stages_of(part) if type(source).__name__ in _DRAWING_LATE and is_shuffled(source)]
         if is_shuffled(part) and kind not in _IN_ONE_GO:
             return f"a {kind.strip('_')} comes after `shuffle`"
         if late and (leaves_off or kind in _LEAVING_OFF):
@@ -90,10 +92,10 @@ def why_lost(dataset: Any, leaves_off: bool = False) -> str | None:
 def description_of(dataset: Any) -> str:
     """Return the operations that determine the order of rows, with sizes, counts, seeds and checksums of functions."""
     words = []
-    for part in parts_of(dataset):
+    for part in stages_of(dataset):
         names = ("_batch_size", "_buffer_size", "_count", "_seed", "_seed2")
         found: dict[str, Any] = {name.strip("_"): _number(getattr(part, name)) for name in names if hasattr(part, name)}
-        functions: list[Any] = getattr(part, "_functions", list)()
+        functions: list[Any] = _keras.dataset_functions(part, list)()
         if functions:
             found["functions"] = [_checksum_of(function) for function in functions]
         if found and "Prefetch" not in type(part).__name__:

@@ -6,9 +6,9 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.backend.common import global_state
-from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
-from tensorflow.python.eager import context
+
+from tfopt import _keras
+from tfopt._keras import GLOBAL_SEED_GENERATOR, context, global_seed_generator, global_state
 
 
 def random_state() -> dict[str, Any]:
@@ -34,10 +34,10 @@ def set_random_state(state: dict[str, Any]) -> None:
     if state["tensorflow"] is not None:
         seed, generator = state["tensorflow"]
         tf.random.set_seed(seed)
-        context.context()._rng.setstate(generator)
+        _keras.eager_generator(context.context()).setstate(generator)
 
 
 def _eager_state() -> tuple[int, Any] | None:
     # After `tf.random.set_seed`, TensorFlow draws from this generator the seed of each operation that has none.
-    seed, generator = context.global_seed(), getattr(context.context(), "_rng", None)
+    seed, generator = context.global_seed(), _keras.eager_generator(context.context(), None)
     return None if seed is None or generator is None else (seed, generator.getstate())

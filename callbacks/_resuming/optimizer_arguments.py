@@ -11,8 +11,12 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.trackable.base import Trackable
-from tfopt.callbacks._optimizers_of import is_of_a_library, is_users, optimizers_of
+from tfopt.callbacks._object_graph import is_of_a_library, is_users
+from tfopt.callbacks._optimizers_of import optimizers_of
+
+from tfopt import _keras
+from tfopt._keras import Trackable
+from tfopt._weight_decay import takes_weight_decay
 
 # Training changes these objects. Variables, layers and optimizers are compared separately, not in functions.
 _TRACKED = (
@@ -44,16 +48,19 @@ def _arguments(name: str, optimizer: Any, model: Any) -> dict[str, str]:
         config = dict(optimizer.get_config())
     except Exception:  # A user's optimizer or schedule may not be serialisable.
         config = {key: value for key, value in vars(optimizer).items() if isinstance(value, bool | int | float | str)}
-    rate = getattr(optimizer, "_learning_rate", None)
+    rate = _keras.learning_rate(optimizer, None)
     if callable(rate) and not isinstance(rate, keras.Variable):
         config["learning_rate"] = rate  # Keras serialises functions with their line numbers.
     config["class"] = type(optimizer).__name__
     config |= {key: value for key, value in _own_constants(optimizer).items() if key not in config}
+    if config.get("weight_decay"):
+        decays = [takes_weight_decay(optimizer, variable) for variable in model.trainable_variables]
+        config["variables without weight decay"] = [index for index, does in enumerate(decays) if not does]
     return {f"{name}'s {key}": describe(value) for key, value in config.items() if key != "name" and value is not None}
 
 
 @functools.cache
-def _names_of_keras() -> frozenset[str]:
+def _names_of_optimizers() -> frozenset[str]:
     return frozenset(vars(keras.optimizers.SGD(name="plain")))
 
 
@@ -62,7 +69,7 @@ def _own_constants(optimizer: Any) -> dict[str, Any]:
     if not is_users(optimizer):
         return {}
     kinds = (bool, int, float, str, np.ndarray, np.generic, list, tuple, dict, types.FunctionType)
-    held = {name: value for name, value in vars(optimizer).items() if name not in _names_of_keras()}
+    held = {name: value for name, value in vars(optimizer).items() if name not in _names_of_optimizers()}
     return {name: value for name, value in held.items() if isinstance(value, kinds) and not name.startswith("_self_")}
 
 
@@ -71,7 +78,7 @@ def _arguments_of_several(name: str, optimizer: Any, model: Any) -> dict[str, st
     found: dict[str, str] = {}
     for number, part in enumerate(optimizer.optimizers):
         found.update(_arguments(f"{name}.optimizers[{number}]", part, model))
-        theirs = {id(variable) for variable in getattr(part, "_trainable_variables", ())}
+        theirs = {id(variable) for variable in _keras.optimizer_variables(part, ())}
         indices = [index for index, variable in enumerate(model.trainable_variables) if id(variable) in theirs]
         found[f"{name}.optimizers[{number}]'s variables"] = str(indices)
     return found

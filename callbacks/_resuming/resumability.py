@@ -6,21 +6,21 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras.src.trainers import data_adapters
-from tensorflow.python.eager import context
-from tfopt.callbacks._dataset_order import is_shuffled, why_lost
-from tfopt.callbacks._row_order import shuffles_arrays, shuffles_batches, why_not_taken_over
-from tfopt.callbacks._running_fit import RunningFit
-from tfopt.callbacks._traced_step import (
+from tfopt.callbacks._resuming.dataset_order import is_shuffled, why_lost
+from tfopt.callbacks._resuming.row_order import shuffles_arrays, shuffles_batches, why_not_taken_over
+from tfopt.callbacks._resuming.traced_step import (
     changed_variables,
     graphs_of,
     has_unseeded_shuffle,
     python_calls,
     random_operations,
 )
-from tfopt.callbacks._training_state import describe
+from tfopt.callbacks._resuming.training_state import describe
+from tfopt.callbacks._running_fit import RunningFit
 
+from tfopt import _keras
 from tfopt._checkpoints.callback_states import STATE_OF, has_methods, refuse_overwriting_loggers
+from tfopt._keras import context, data_adapters
 
 _STATELESS = (
     keras.callbacks.History,
@@ -82,13 +82,13 @@ def check_data(epoch_iterator: Any, stateless: tuple[type, ...]) -> None:
     """Raise ValueError if the order of data depends on a state that cannot be saved; `stateless` classes have none."""
     adapter: Any = getattr(epoch_iterator, "data_adapter", None)
     kind = type(adapter).__name__
-    if getattr(adapter, "_shuffle", False) and not shuffles_arrays(epoch_iterator):
+    if _keras.array_shuffle(adapter, False) and not shuffles_arrays(epoch_iterator):
         raise ValueError(
             "`fit` shuffles these arrays with a random number generator whose state cannot be saved: "
             f"{why_not_taken_over(epoch_iterator)}. {_ADVICE}, or fit(..., shuffle=False)"
         )
     if kind == "TFDatasetAdapter":
-        _check_dataset(adapter._dataset, stateless)
+        _check_dataset(_keras.dataset(adapter), stateless)
     if kind == "PyDatasetAdapter":
         _check_py_dataset(adapter.py_dataset, stateless)
         if shuffles_batches(epoch_iterator) and context.global_seed() is not None:
@@ -100,16 +100,16 @@ def check_data(epoch_iterator: Any, stateless: tuple[type, ...]) -> None:
     if kind == "GeneratorDataAdapter":
         raise ValueError(f"`fit` reads from a generator, whose position cannot be saved. {_ADVICE}")
     if kind in ("TorchDataLoaderAdapter", "GrainDatasetAdapter"):
-        _check_unknown(getattr(adapter, "_dataloader", None) or getattr(adapter, "_dataset", None), stateless)
+        _check_unknown(_keras.dataloader(adapter, None) or _keras.dataset(adapter, None), stateless)
     steps = getattr(epoch_iterator, "steps_per_epoch", None)
-    goes_on = kind == "TFDatasetAdapter" or (kind == "ArrayDataAdapter" and not adapter._shuffle)
+    goes_on = kind == "TFDatasetAdapter" or (kind == "ArrayDataAdapter" and not _keras.array_shuffle(adapter))
     if steps is not None and steps != adapter.num_batches and not goes_on:
         raise ValueError(
             "With `steps_per_epoch` an epoch goes on where the one before has ended. That position can be saved only "
             "for a tf.data.Dataset and for arrays with shuffle=False. Leave `steps_per_epoch` out"
         )
-    moves = kind == "TFDatasetAdapter" and (steps is not None or is_shuffled(adapter._dataset))
-    if moves and not isinstance(epoch_iterator._distributed_dataset, tf.data.Dataset):
+    moves = kind == "TFDatasetAdapter" and (steps is not None or is_shuffled(_keras.dataset(adapter)))
+    if moves and not isinstance(_keras.distributed_dataset(epoch_iterator), tf.data.Dataset):
         raise ValueError(
             "The tf.data.Dataset is spread over devices, where its position cannot be saved. Leave "
             f"`steps_per_epoch` out, and use shuffle(..., reshuffle_each_iteration=False). {_ADVICE}"
@@ -131,7 +131,7 @@ def check_validation(running: RunningFit, stateless: tuple[type, ...]) -> None:
 def _check_validation_data(running: RunningFit, stateless: tuple[type, ...]) -> None:
     data = running.validation
     if isinstance(data, tf.data.Dataset):
-        _check_dataset(data, stateless, leaves_off=running.validation_steps is not None)
+        _check_dataset(data, stateless, leaves_off=running.given.get("validation_steps") is not None)
     elif isinstance(data, keras.utils.PyDataset):
         _check_py_dataset(data, stateless)
     elif isinstance(data, types.GeneratorType):
@@ -185,7 +185,7 @@ def _check_dataset(dataset: Any, stateless: tuple[type, ...], leaves_off: bool =
                 f"be saved. {_ADVICE}, or TensorFlow's own functions, or tf.numpy_function(..., stateful=False); or "
                 "pass stateless=[tf.data.Dataset] if it serves the same batches in each epoch"
             )
-        if getattr(part, "_deterministic", None) == "false":
+        if _keras.dataset_deterministic(part, None) == "false":
             raise ValueError(
                 f"The tf.data.Dataset serves rows in the order in which they are ready, which differs in each run, "
                 f"because a {type(part).__name__.strip('_')} has deterministic=False. Remove that argument"

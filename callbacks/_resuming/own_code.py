@@ -3,9 +3,9 @@
 import types
 from typing import Any
 
-from tfopt.callbacks._optimizer_arguments import describe
-from tfopt.callbacks._optimizers_of import things_of
-from tfopt.callbacks._plain_state import computes
+from tfopt.callbacks._resuming.optimizer_arguments import describe
+from tfopt.callbacks._resuming.plain_state import computes
+from tfopt.callbacks._resuming.things_of import things_of
 
 
 def own_code(model: Any) -> dict[str, str]:

@@ -9,13 +9,14 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras.src.models.functional import Functional
-from keras.src.ops.function import make_node_key
-from tfopt.callbacks._optimizer_arguments import describe
-from tfopt.callbacks._optimizers_of import is_of_a_library
+from tfopt.callbacks._object_graph import is_of_a_library
+from tfopt.callbacks._resuming.optimizer_arguments import describe
+
+from tfopt import _keras
+from tfopt._keras import Functional, make_node_key
 
 _LONGEST = 120  # Number of characters. Longer texts are cut.
-_PLAIN = (bool, int, float, str, np.bool_, np.integer, np.floating)
+_CONSTANTS = (bool, int, float, str, np.bool_, np.integer, np.floating)
 _OF_KERAS = frozenset({
     *("autocast", "built", "compiled", "loss", "name", "seed", "stop_evaluating", "stop_predicting", "stop_training"),
     *("call_signature_parameters", "steps_per_execution", "supports_jit", "supports_masking", "trainable"),
@@ -47,7 +48,7 @@ def own_attributes(model: Any) -> dict[str, str]:
         f"{label}'s attribute {name}": shorten(_without_numbers(describe(value), names))
         for label, part in _labelled(model)
         if not is_of_a_library(type(part).__module__)
-        for name, value in {**_own_constants(type(part)), **_held_by(part)}.items()
+        for name, value in {**_constants_of(type(part)), **_held_by(part)}.items()
     }
 
 
@@ -65,7 +66,7 @@ def shorten(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[:80]}... ({zlib.crc32(text.encode()):08x})"
 
 
-def _is_plain(value: Any) -> bool:
+def _is_constant(value: Any) -> bool:
     if isinstance(value, str):
         return "/" not in value  # Paths and addresses do not change results.
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -73,8 +74,8 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list | tuple):
-        return all(_is_plain(item) for item in value)
-    return isinstance(value, _PLAIN)
+        return all(_is_constant(item) for item in value)
+    return isinstance(value, _CONSTANTS)
 
 
 def _parts(model: Any) -> list[Any]:
@@ -85,7 +86,7 @@ def _parts(model: Any) -> list[Any]:
         part = waiting.pop()
         if id(part) not in found:
             found[id(part)] = part
-            inside = [*(part.operations if isinstance(part, Functional) else ()), *getattr(part, "_layers", ())]
+            inside = [*(part.operations if isinstance(part, Functional) else ()), *_keras.layers(part, ())]
             waiting.extend(reversed(inside))
     return list(found.values())
 
@@ -102,7 +103,7 @@ def _config_of(part: Any) -> dict[str, Any]:
     config: dict[str, Any] = {}
     if not _holds_only_layers(part):
         config = _written_down(part)
-    given = getattr(getattr(part, "_auto_config", None), "config", None)
+    given = getattr(_keras.auto_config(part, None), "config", None)
     if "seed" in config and given is not None:
         config["seed"] = given.get("seed")  # Some layers serialise a number that they drew.
     for name in list(config):
@@ -142,34 +143,34 @@ def _held_by(part: Any) -> dict[str, Any]:
     }
 
 
-def _own_constants(cls: type) -> dict[str, Any]:
+def _constants_of(cls: type) -> dict[str, Any]:
     own = [base for base in reversed(cls.__mro__) if not is_of_a_library(base.__module__)]
     found = {name: value for base in own for name, value in vars(base).items()}
-    return {name: value for name, value in found.items() if not name.startswith("_") and _is_plain(value)}
+    return {name: value for name, value in found.items() if not name.startswith("_") and _is_constant(value)}
 
 
 def _is_an_argument(value: Any) -> bool:
     kinds = (types.FunctionType, keras.Initializer, keras.Regularizer, keras.constraints.Constraint)
-    return isinstance(value, kinds) or _is_plain(value)
+    return isinstance(value, kinds) or _is_constant(value)
 
 
 def _connections(model: Any, numbers: dict[int, int]) -> str:
     """Return which layer is called on which outputs, by the numbers of layers."""
 
     def of(operation: Any) -> list[int]:
-        nodes = range(len(operation._inbound_nodes))
-        return [number for number in nodes if make_node_key(operation, number) in model._nodes]
+        nodes = range(len(_keras.inbound_nodes(operation)))
+        return [number for number in nodes if make_node_key(operation, number) in _keras.nodes(model)]
 
     def source_of(tensor: Any) -> Any:
         if not isinstance(tensor, keras.KerasTensor):
             return tensor
-        operation, node, output = tensor._keras_history
+        operation, node, output = _keras.keras_history(tensor)
         return f"{numbers.get(id(operation))}.{of(operation).index(node)}.{output}"
 
     calls = []
     for operation in model.operations:
         for number in of(operation):
-            arguments = operation._inbound_nodes[number].arguments
+            arguments = _keras.inbound_nodes(operation)[number].arguments
             given = keras.tree.map_structure(source_of, [list(arguments.args), dict(arguments.kwargs)])
             calls.append(f"{numbers[id(operation)]}{describe(given)}")
     ends = [[source_of(tensor) for tensor in tensors] for tensors in (model.inputs, model.outputs)]

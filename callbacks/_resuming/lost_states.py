@@ -3,11 +3,11 @@
 import warnings
 from typing import Any
 
-from tfopt.callbacks._data_position import DataPosition
-from tfopt.callbacks._optimizer_arguments import describe
-from tfopt.callbacks._plain_state import PlainState, is_installed
-from tfopt.callbacks._resumability import functions_in, unknown_among
-from tfopt.callbacks._unknown_callbacks import UnknownCallbacks
+from tfopt.callbacks._resuming.data_position import DataPosition
+from tfopt.callbacks._resuming.optimizer_arguments import describe
+from tfopt.callbacks._resuming.plain_state import PlainState, is_installed
+from tfopt.callbacks._resuming.resumability import functions_in, unknown_among
+from tfopt.callbacks._resuming.unknown_callbacks import UnknownCallbacks
 
 
 class LostStates:

@@ -5,13 +5,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.framework import auto_control_deps_utils, op_def_registry
+from tfopt.callbacks._resuming.dataset_order import stages_of
+
+from tfopt import _keras
+from tfopt._keras import auto_control_deps_utils, op_def_registry
 
 
 def trace_step(model: Any, epoch_iterator: Any, name: str = "train_function") -> Any:
     """Return the graph of the next step of `fit`, without running it; None without a graph, or with several devices."""
     # Tracing makes every variable that the step makes. `fit` uses this trace for its first step.
-    dataset = getattr(epoch_iterator, "_distributed_dataset", None)
+    dataset = _keras.distributed_dataset(epoch_iterator, None)
     function = getattr(model, name, None)
     if not isinstance(dataset, tf.data.Dataset) or not inspect.isfunction(function) or model.run_eagerly:
         return None
@@ -22,11 +25,10 @@ def trace_step(model: Any, epoch_iterator: Any, name: str = "train_function") ->
 
 def graphs_of(dataset: Any) -> Iterator[tuple[Any, Any]]:
     """Yield pairs of data set and graph, for each function that a data set and its sources map."""
-    for function in getattr(dataset, "_functions", list)():
-        if hasattr(function.function, "graph"):  # tf.data's debug mode has no graph.
-            yield dataset, function.function.graph
-    for source in getattr(dataset, "_inputs", list)():
-        yield from graphs_of(source)
+    for stage in stages_of(dataset):
+        for function in _keras.dataset_functions(stage, list)():
+            if hasattr(function.function, "graph"):  # tf.data's debug mode has no graph.
+                yield stage, function.function.graph
 
 
 def changed_variables(graph: Any) -> list[Any]:

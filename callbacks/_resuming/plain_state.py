@@ -15,12 +15,13 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tfopt.callbacks._optimizers_of import closed_over, globals_of, is_of_a_library, is_users, things_of
+from tfopt.callbacks._object_graph import closed_over, globals_of, is_of_a_library, is_users
+from tfopt.callbacks._resuming.things_of import things_of
 
 _LARGEST = 1 << 24  # Bytes of an array. Larger arrays are data.
 _NUMBERS = (bool, int, float, complex, str, bytes, type(None), np.generic)
 _MAKING = ("__init__", "build", "get_config", "from_config")
-_KERAS_OWN = (
+_OWNERS = (
     *(keras.layers.Layer, keras.optimizers.Optimizer, keras.optimizers.schedules.LearningRateSchedule),
     *(keras.losses.Loss, keras.regularizers.Regularizer, keras.constraints.Constraint),
 )
@@ -108,7 +109,7 @@ def _slots_of(things: Iterator[tuple[str, Any]]) -> dict[str, _Slot]:
         elif _is_owner(thing):
             counts = _is_state if is_users(thing) else _can_be_saved  # Skip Keras's temporary lists.
             for attribute, value in vars(thing).items():
-                if attribute not in _names_of_keras() and not attribute.startswith("_self_") and counts(value):
+                if attribute not in _names_of_models() and not attribute.startswith("_self_") and counts(value):
                     found[f"{path}.{attribute}"] = _make_slot(value, functools.partial(setattr, thing, attribute))
             for cls in filter(_is_own, type(thing).__mro__):
                 _add(found, seen, cls.__qualname__, vars(cls), functools.partial(setattr, cls), id(cls))
@@ -178,7 +179,7 @@ def _refill(old: Any, assign: Callable[[Any], None], new: Any) -> None:
 def _is_owner(thing: Any) -> bool:
     if not hasattr(thing, "__dict__") or isinstance(thing, types.FunctionType | types.MethodType):
         return False
-    return isinstance(thing, _KERAS_OWN) or (is_users(thing) and not is_installed(type(thing).__module__))
+    return isinstance(thing, _OWNERS) or (is_users(thing) and not is_installed(type(thing).__module__))
 
 
 def _is_own(cls: type) -> bool:
@@ -198,7 +199,7 @@ def computes(function: types.FunctionType) -> bool:
 
 
 @functools.cache
-def _names_of_keras() -> frozenset[str]:
+def _names_of_models() -> frozenset[str]:
     # Keras itself keeps these attributes in its models. The model has a name, because Keras counts models without one.
     model = keras.Model(name="plain")
     model.compile(optimizer=None, loss="mse")

@@ -1,0 +1,1 @@
+"""What `ResumableCheckpoint` saves, compares, and refuses."""
