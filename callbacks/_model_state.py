@@ -20,6 +20,11 @@ def state_of(model: Any) -> tuple[Any, ...]:
     return (model, *compiled, *model.trainable_variables, *flags)
 
 
+def runs_eagerly(model: Any) -> bool:
+    """Return whether `fit` runs the Python code of a model in each step; otherwise it keeps a trace."""
+    return bool(model.run_eagerly) or tf.config.functions_run_eagerly()
+
+
 def is_same(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
     """Return whether two tuples, from `state_of`, hold the same objects."""
     return len(first) == len(second) and all(a is b for a, b in zip(first, second, strict=True))

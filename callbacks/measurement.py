@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfopt.callbacks._cadence import Cadence
 from tfopt.callbacks._columns import pad_loggers
 from tfopt.callbacks._history import MeasurementHistory
-from tfopt.callbacks._model_state import check_ranks, is_same, state_of
+from tfopt.callbacks._model_state import check_ranks, is_same, runs_eagerly, state_of
 from tfopt.callbacks._rank_callback import RankCallback
 from tfopt.callbacks._row_weights import weigh_as_fit_does
 from tfopt.callbacks._running_fit import build_model, come_before_loggers, find_running_fit, has_call
@@ -34,6 +34,9 @@ class Measurement(RankCallback):
     It knows when to measure, on which data, and where the results go. A subclass says what it measures: it sets
     `group`, makes its instruments in `_make_instruments`, and uses them in `_measure`. It measures by calling `_take`
     in the hooks `_after_start`, `_after_batches`, `_after_epoch` and `_after_training`.
+
+    The model is traced when `fit` begins, and again when it is compiled, frozen or unfrozen. A model that runs eagerly
+    is traced for each measurement, which takes seconds, because its Python values may have changed.
 
     Args:
         probe_data: The data to measure on: (x, y), (x, y, sample_weight), a data set, or a `tfopt.curvature.Probe`. On
@@ -62,6 +65,7 @@ class Measurement(RankCallback):
 
     group = ""
     needs_probe = True
+    traces_early = False  # Whether it measures a loss that was traced before the measurement.
 
     def __init__(
         self,
@@ -228,7 +232,7 @@ class Measurement(RankCallback):
 
     def _take(self, step: int | None = None, **options: Any) -> None:
         """Measure, and record the results for `step`, or for the current step."""
-        self._follow()
+        self._follow(is_measuring=not self.traces_early)
         start = time.perf_counter()
         # Use one thread in NumPy's BLAS: its threads keep spinning after a call, and block TensorFlow's.
         with _native_threads().limit(limits=1, user_api="blas"):
@@ -266,15 +270,16 @@ class Measurement(RankCallback):
             )
         return weigh_as_fit_does(name, self._given_probe, self._probe, find_running_fit(self), self.model)
 
-    def _follow(self, is_start: bool = False) -> None:
-        """Make new instruments if the model or the probe has changed."""
+    def _follow(self, is_start: bool = False, is_measuring: bool = False) -> None:
+        """Make new instruments if the model or the probe has changed, or its Python code may have."""
         is_new = not is_same(self._made_for, (self._probe, *state_of(self.model)))
         check_ranks(self.communicator, type(self).__name__, self.model, is_new, is_start)
-        if is_new:
+        # `fit` runs the Python code of the model and the loss in each step, if it runs eagerly, with values that change.
+        if is_new or (is_measuring and self._probe is not None and runs_eagerly(self.model)):
             self._instruments = self._make_instruments()
             self._made_for = (self._probe, *state_of(self.model))
-            if not is_start:
-                self._after_change()
+        if is_new and not is_start:
+            self._after_change()
 
     def _after_change(self) -> None:
         """Set the latest values to NaN, because they belong to the model before its change."""

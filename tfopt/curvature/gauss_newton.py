@@ -37,6 +37,9 @@ class GaussNewtonOperator(CurvatureOperator):
 
     J v is computed as the derivative of u -> J' u, in reverse mode twice.
 
+    As in a `tf.function`, Python values that the model and the loss read (`model.beta = 2.0`) stay as they were when
+    they were traced: make a new operator after such a change, or keep the value in a `keras.Variable`.
+
     Args:
         model: A Keras model with its variables, compiled or not.
         loss: As `compile` takes it. None (default) means the loss that the model was compiled with.

@@ -17,6 +17,9 @@ class HessianOperator(CurvatureOperator):
     Hv = d/dw (g(w)' v), with g the gradient: reverse mode over reverse mode, at about the cost of two gradients
     (Pearlmutter, "Fast exact multiplication by the Hessian", 1994). H is symmetric; its eigenvalues have either sign.
 
+    As in a `tf.function`, Python values that the model and the loss read (`model.beta = 2.0`) stay as they were when
+    they were traced: make a new operator after such a change, or keep the value in a `keras.Variable`.
+
     Args:
         model: A Keras model with its variables, compiled or not.
         loss: As `compile` takes it. None (default) means the loss that the model was compiled with.
