@@ -274,7 +274,7 @@ class Measurement(RankCallback):
         """Make new instruments if the model or the probe has changed, or its Python code may have."""
         is_new = not is_same(self._made_for, (self._probe, *state_of(self.model)))
         check_ranks(self.communicator, type(self).__name__, self.model, is_new, is_start)
-        # `fit` runs the Python code of the model and the loss in each step, if it runs eagerly, with values that change.
+        # If the model runs eagerly, `fit` runs the Python code of model and loss in each step, with values that change.
         if is_new or (is_measuring and self._probe is not None and runs_eagerly(self.model)):
             self._instruments = self._make_instruments()
             self._made_for = (self._probe, *state_of(self.model))

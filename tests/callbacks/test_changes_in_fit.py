@@ -269,6 +269,7 @@ def measure_with(model, change):
     return history["loss"], convexity.history, breakdown.history, noise.history
 
 
+@pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
 @pytest.mark.parametrize("place", ["attribute", "branch", "closure", "functions"])
 def test_python_values_of_a_model_that_runs_eagerly_are_followed(place):
     is_by_switch = place == "functions"
