@@ -8,7 +8,7 @@ import tensorflow as tf
 from tfopt.callbacks._values import to_numpy
 
 from tfopt import _keras
-from tfopt._naming import unique_paths
+from tfopt._variables import unique_paths
 from tfopt.communicator import Communicator
 from tfopt.communicator.agreement import check_agreement
 
@@ -26,8 +26,9 @@ def runs_eagerly(model: Any) -> bool:
 
 
 def is_same(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
-    """Return whether two tuples, from `state_of`, hold the same objects."""
-    return len(first) == len(second) and all(a is b for a, b in zip(first, second, strict=True))
+    """Return whether two tuples, from `state_of`, hold the same objects and equal strings."""
+    pairs = zip(first, second, strict=False)
+    return len(first) == len(second) and all(a is b or (type(a) is str and a == b) for a, b in pairs)
 
 
 def check_ranks(communicator: Communicator, name: str, model: Any, is_new: bool, is_start: bool) -> None:

@@ -9,31 +9,32 @@ from tfopt.callbacks._step_count import has_keras_train_step
 
 from tfopt import _keras
 from tfopt._keras import class_weight_to_sample_weights, make_class_weight_map_fn
-from tfopt.curvature.probe import Batch, Probe
+from tfopt.curvature.batch import Batch
+from tfopt.curvature.probe import Probe
 
 
-def weigh_as_fit_does(name: str, probe: Probe, latest: Probe, running: RunningFit, model: Any) -> Probe:
-    """Return the probe with the weights of `fit(class_weight=...)`; `probe` if it has weights, `latest` if equal."""
+def weigh_as_fit_does(name: str, probe: Probe, running: RunningFit, model: Any) -> Probe:
+    """Return the probe with the weights of `fit(class_weight=...)`; `probe` itself if it has weights, or `fit` none."""
     if any(batch.sample_weight is not None for batch in probe.batches):
         return probe
     if running.class_weight is not None:
-        return _weigh(name, probe, latest, running)
+        return _weigh(name, probe, running)
     if _has_sample_weights(running, model):
         raise ValueError(
             f"{name} would measure another loss than `fit` minimises: `fit` weights its rows by `sample_weight`, and "
-            "the rows of `probe_data` have no weights. Pass probe_data=(x, y, sample_weight), or a data set that "
+            "the rows of `data` have no weights. Pass data=(x, y, sample_weight), or a data set that "
             "has weights; weights of 1 measure the unweighted loss"
         )
     return probe
 
 
-def _weigh(name: str, probe: Probe, latest: Probe, running: RunningFit) -> Probe:
+def _weigh(name: str, probe: Probe, running: RunningFit) -> Probe:
     is_data_set = type(getattr(running.epoch_iterator, "data_adapter", None)).__name__ == "TFDatasetAdapter"
     made = []
     for batch in probe.batches:
         if batch.y is None or isinstance(batch.y, dict | list | tuple):
             raise ValueError(
-                f"{name} cannot apply the class_weight of `fit` to `probe_data`, which must have one array of targets. "
+                f"{name} cannot apply the class_weight of `fit` to `data`, which must have one array of targets. "
                 f"Received: {'none' if batch.y is None else f'a {type(batch.y).__name__} of them'}"
             )
         if is_data_set:  # Use the function of `fit`: the two differ for targets of several dimensions.
@@ -41,11 +42,7 @@ def _weigh(name: str, probe: Probe, latest: Probe, running: RunningFit) -> Probe
         else:
             weights = tf.constant(class_weight_to_sample_weights(batch.y, running.class_weight))
         made.append(Batch(batch.x, batch.y, weights, batch.num_rows))
-    before = [batch.sample_weight for batch in latest.batches]
-    is_same = all(
-        old is not None and np.array_equal(old, new.sample_weight) for old, new in zip(before, made, strict=True)
-    )
-    return latest if is_same else Probe.of(made)
+    return Probe.from_batches(made)
 
 
 def _has_sample_weights(running: RunningFit, model: Any) -> bool:

@@ -4,9 +4,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
+import tensorflow as tf
 from tfopt.callbacks._call_stack import fits_in, list_with
 
 from tfopt import _keras
+from tfopt.curvature.batch import map_arrays
 
 LOGGERS = (
     keras.callbacks.CSVLogger,
@@ -46,6 +48,17 @@ def has_call(model: Any) -> bool:
     return "call" in vars(model) or getattr(type(model), "call", None) not in missing
 
 
+def check_has_call(name: str, model: Any) -> None:
+    """Raise ValueError if the callback `name` cannot measure a model, which has no outputs to compare with targets."""
+    if not has_call(model):
+        raise ValueError(
+            f"{name} cannot measure {type(model).__name__}, which has a train_step and no call(): nothing says what "
+            "its loss compares with the targets. Add a method call(inputs) that returns the outputs for `loss`; or "
+            "measure one part of the model in a callback of your own, with "
+            "tfopt.curvature.HessianOperator(model.part, loss, x, y)"
+        )
+
+
 def build_model(model: Any, running: RunningFit) -> None:
     """Build a model that waits for its first batch, and its optimizer; ValueError without data that show the shapes."""
     if not model.built:
@@ -63,6 +76,13 @@ def build_model(model: Any, running: RunningFit) -> None:
             batches.start_at(epoch)
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
+
+
+def build_on(model: Any, x: Any) -> None:
+    """Build a model that waits for its first batch on the inputs `x`, which uses up no shuffle of the training data."""
+    if not model.built:
+        floats = keras.config.floatx()
+        model(map_arrays(lambda leaf: tf.cast(leaf, floats) if leaf.dtype.is_floating else leaf, x))
 
 
 def reset_given_metrics(model: Any) -> None:

@@ -19,21 +19,12 @@ class AverageMetrics(RankCallback):
     """
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Check that all ranks train with the same callbacks of this kind, and move before Keras's loggers.
-
-        Args:
-            logs: Not used.
-        """
+        """Check that all ranks train with the same callbacks of this kind, and move before Keras's loggers."""
         super().on_train_begin(logs)
         come_before_loggers(self)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Compare the ranks, then average.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-            logs: Metrics; numbers are replaced by their means.
-        """
+        """Compare the ranks, then replace the numbers in `logs` by their means."""
         self.compare(f"the end of epoch {epoch + 1}", logs)
         if not logs or self.communicator.size == 1:
             return

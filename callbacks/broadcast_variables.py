@@ -81,12 +81,7 @@ class BroadcastVariables(RankCallback):
         self._hand_out()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Compare the ranks.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-            logs: Metrics, whose names are compared.
-        """
+        """Compare the ranks."""
         self.compare(f"the end of epoch {epoch + 1}", logs)
 
     def _optimizer_variables(self) -> list[Any]:

@@ -1,18 +1,16 @@
 """Whether the loss is convex along training."""
 
-import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import keras
 import numpy as np
 from tfopt.callbacks._cadence import Cadence
 from tfopt.callbacks._change_share import ChangeShare
-from tfopt.callbacks._step_count import variables_trained_by
-from tfopt.callbacks._values import to_numpy
+from tfopt.callbacks._stability import stability_of
 from tfopt.callbacks.measurement import Measurement
 
 from tfopt import _plotting
 from tfopt._checks import check_flag, check_integer, check_label
+from tfopt._variables import flatten
 from tfopt.curvature import (
     HessianOperator,
     NotCoveredError,
@@ -63,7 +61,7 @@ class Convexity(Measurement):
     - `convexity/seconds`: the time that measuring has taken so far.
 
     Args:
-        probe_data: The data to measure on, see `Measurement`.
+        data: The data to measure on, see `Measurement`.
         loss: The loss to measure, see `Measurement`.
         eigenvalues: Whether to find the extreme eigenvalues. Default True.
         trace: Whether to estimate the trace when eigenvalues are due. Default False.
@@ -71,7 +69,7 @@ class Convexity(Measurement):
         spectrum_every_n_epochs: When eigenvalues, trace and density are due, an integer >= 1. None (default) means
             after every tenth part of training.
         num_matvecs: The largest number of Hessian products for the eigenvalues, and the number for the trace and for
-            each of 4 probes of the density. Default 20.
+            each of 4 random vectors of the density. Default 20.
         certificate: True requires the certificate, False leaves it out. None (default) means where the theorem applies.
         self_check: Whether to check the first Hessian product, as `HessianOperator` does. Default True.
         seed: Seed of the random vectors, which are the same for each measurement; an integer >= 0. Default 0.
@@ -102,7 +100,7 @@ class Convexity(Measurement):
 
     def __init__(
         self,
-        probe_data: Any,
+        data: Any,
         loss: Any = None,
         *,
         eigenvalues: bool = True,
@@ -115,7 +113,7 @@ class Convexity(Measurement):
         seed: int = 0,
         **options: Any,
     ) -> None:
-        super().__init__(probe_data, loss, **options)
+        super().__init__(data, loss, **options)
         self.eigenvalues = check_flag("eigenvalues", eigenvalues)
         self.trace = check_flag("trace", trace)
         self.density = check_flag("density", density)
@@ -135,11 +133,7 @@ class Convexity(Measurement):
         self._spectrum_is_due_now = False  # True after a change of the model.
 
     def get_state(self) -> dict[str, Any]:
-        """Return the state that a checkpoint must keep.
-
-        Returns:
-            The measurements, and how far training has come.
-        """
+        """Return the measurements, and how far training has come."""
         densities = [[step, d.nodes, d.weights, d.size, d.batch_norm] for step, d in self.densities.items()]
         return super().get_state() | {
             "densities": densities,
@@ -148,11 +142,7 @@ class Convexity(Measurement):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restore the state of a checkpoint.
-
-        Args:
-            state: A state from `get_state`.
-        """
+        """Restore a state from `get_state`."""
         state = dict(state)
         self.densities = {step: SpectralDensity(*rest) for step, *rest in state.pop("densities")}
         self._shares = {name: ChangeShare(**values) for name, values in state.pop("shares").items()}
@@ -189,19 +179,13 @@ class Convexity(Measurement):
     # --- measurements
 
     def _make_instruments(self) -> "_Instruments":
-        hessian = HessianOperator(
-            self.model,
-            self.loss,
-            self._probe,
-            batch_norm=self.batch_norm,
-            self_check=self.self_check,
-            communicator=self.communicator,
-        )
+        objective = self._make_objective()
+        hessian = HessianOperator(objective, self_check=self.self_check)
         self.certificate_refused = ""
         if self.certificate is False:
             return _Instruments(hessian, None)
         try:
-            return _Instruments(hessian, CertifiedNetwork(hessian.probe_loss))
+            return _Instruments(hessian, CertifiedNetwork(objective))
         except NotCoveredError as error:
             if self.certificate:
                 raise
@@ -219,7 +203,7 @@ class Convexity(Measurement):
         self.precision = hessian.precision
         with_spectrum = with_spectrum or self._spectrum_is_due_now
         loss, gradient = hessian.loss_and_gradient()
-        flat = np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in gradient])
+        flat = flatten(gradient)
         size = np.linalg.norm(flat)
         is_sound = bool(np.isfinite(loss) and np.isfinite(size))  # Otherwise training has diverged, and continues.
         with hessian.shared():
@@ -251,30 +235,14 @@ class Convexity(Measurement):
             ends = extremal_eigenvalues(hessian, self.num_matvecs, seed=self.seed) if is_sound else None
             names = ("lambda_min", "lambda_max", "lambda_min_bound", "lambda_max_bound")
             values |= {f"hessian/{name}": nan if ends is None else getattr(ends, name) for name in names}
-            values |= self._stability(values["hessian/lambda_max"])
+            values |= stability_of(self._count, hessian.variables, values["hessian/lambda_max"])
         if self.trace:
             found = trace(hessian, self.num_matvecs, self.seed) if is_sound else None
             values["hessian/trace"] = nan if found is None else found.value
             values["hessian/trace_standard_error"] = nan if found is None else found.standard_error
         if self.density and is_sound:
-            self.densities[self._steps] = spectral_density(
-                hessian, num_probes=4, num_matvecs=self.num_matvecs, seed=self.seed
-            )
+            self.densities[self._steps] = spectral_density(hessian, 4, self.num_matvecs, self.seed)
         return values
-
-    def _stability(self, lambda_max: float) -> dict[str, float]:
-        """Return the learning rate times `lambda_max`, and the limit of it, for the optimizer that takes the steps."""
-        names = ("hessian/learning_rate_times_lambda_max", "hessian/stability_limit")
-        optimizer = self._count.stepping
-        trained = variables_trained_by(optimizer)
-        if optimizer is None or (trained and not trained >= {id(v) for v in self._instruments.hessian.variables}):
-            is_possible = any(stability_limit(other) for other in self._count.optimizers)
-            return dict.fromkeys(names, math.nan) if is_possible else {}
-        limit = stability_limit(optimizer)
-        if limit is None:
-            return {}
-        rate = float(to_numpy(optimizer.learning_rate))
-        return dict(zip(names, (rate * lambda_max, limit), strict=True))
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str | None = None) -> "matplotlib.axes.Axes":
         """Draw curvatures, eigenvalues and certified moduli against steps, on a scale that shows both signs.
@@ -302,17 +270,3 @@ class Convexity(Measurement):
         if sizes:
             _plotting.add_legend(ax)
         return ax
-
-
-def stability_limit(optimizer: Any) -> float | None:
-    """Return the limit of learning rate times curvature on a quadratic for plain Keras SGD, else None."""
-    # The limit is 2, with momentum b 2 (1 + b), with Nesterov's 2 (1 + b) / (1 + 2 b). Plain means without clipping,
-    # decay, averaging and accumulation.
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    if optimizer.__class__ is not keras.optimizers.SGD:  # A DistributedOptimizer reports this class too.
-        return None
-    extras = ("clipnorm", "global_clipnorm", "clipvalue", "weight_decay", "use_ema", "gradient_accumulation_steps")
-    if any(getattr(optimizer, name) for name in extras):
-        return None
-    momentum = float(optimizer.momentum)
-    return 2.0 * (1.0 + momentum) / (1.0 + 2.0 * momentum if optimizer.nesterov else 1.0)

@@ -57,7 +57,7 @@ class GradientBreakdown(Measurement):
     of the first epoch until the next step.
 
     Args:
-        probe_data: The data to measure on, see `Measurement`.
+        data: The data to measure on, see `Measurement`.
         loss: The loss to measure, see `Measurement`.
         num_points: Number of points on the step at which the descent lemma looks for the largest breakdown, an integer
             >= 1. Each costs a gradient. Default 4.
@@ -89,13 +89,13 @@ class GradientBreakdown(Measurement):
 
     def __init__(
         self,
-        probe_data: Any,
+        data: Any,
         loss: Any = None,
         *,
         num_points: int = 4,
         **options: Any,
     ) -> None:
-        super().__init__(probe_data, loss, **options)
+        super().__init__(data, loss, **options)
         self.num_points = check_integer("num_points", num_points, minimum=1)
 
     def _start(self) -> None:
@@ -121,12 +121,7 @@ class GradientBreakdown(Measurement):
             )
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Keep the weights if one of the next steps is to be measured; measure the first step.
-
-        Args:
-            batch: Number of the batch in the epoch, from 0; it may be beyond the end of the data.
-            logs: Not used.
-        """
+        """Keep the weights if one of the next steps is to be measured; measure the first step."""
         super().on_train_batch_begin(batch, logs)
         self._keep_step()
         if not self.history["step"]:
@@ -186,14 +181,7 @@ class GradientBreakdown(Measurement):
     # --- measurements
 
     def _make_instruments(self) -> StepMeter:
-        meter = StepMeter(
-            self.model,
-            self.loss,
-            self._probe,
-            num_points=self.num_points,
-            batch_norm=self.batch_norm,
-            communicator=self.communicator,
-        )
+        meter = StepMeter(self._make_objective(), num_points=self.num_points)
         # Trace now, because a step is measured for the model as it was then, even if the model changes before
         # measuring.
         meter.loss_and_gradient(meter.weights())

@@ -8,8 +8,8 @@ from tfopt.callbacks.measurement import Measurement
 
 from tfopt import _plotting
 from tfopt._checks import check_integer, check_label
-from tfopt.curvature.gradient_noise import Groups
-from tfopt.curvature.probe_loss import ProbeLoss
+from tfopt.curvature.gradient_noise import noise_of
+from tfopt.curvature.groups import Groups
 from tfopt.datasets import EpochBatches
 from tfopt.distributed.gradient_scatter import GradientScatter
 from tfopt.distributed.optimizer import DistributedOptimizer
@@ -25,28 +25,28 @@ class GradientNoiseScale(Measurement):
     are mostly noise, and doubling them about halves the number of steps. Batches much larger than it waste rows
     (McCandlish, Kaplan, Amodei and the OpenAI Dota team, arXiv 1812.06162).
 
-    With `probe_data`, the callback compares gradients of groups of rows with the gradient of all rows: before the first
+    With `data`, the callback compares gradients of groups of rows with the gradient of all rows: before the first
     step, after every tenth part of training (or every n-th epoch or step), and at the end. On several ranks it works
-    without `probe_data`: within the training step, it compares each rank's gradient with the mean of all ranks, at the
+    without `data`: within the training step, it compares each rank's gradient with the mean of all ranks, at the
     cost of a norm. It averages over the steps since the last measurement, by default in each epoch. In the logs, from
     the first epoch on:
 
-    - `gradient_noise/noise_scale` and `gradient_noise/noise_scale_standard_error`: NaN if the data are too few to
-      distinguish |G|^2 from 0, as may happen near a minimum.
+    - `gradient_noise/noise_scale` and `gradient_noise/noise_scale_standard_error`: infinity and NaN if the data are too
+      few to distinguish |G|^2 from 0, as may happen near a minimum.
     - `gradient_noise/covariance_trace`: tr C. `gradient_noise/squared_gradient_norm`: the estimate of |G|^2, which may
       be negative.
     - `gradient_noise/seconds`: the time that measuring has taken so far.
 
     Args:
-        probe_data: The data to measure on, in random order, see `Measurement`. None (default) means the training steps
+        data: The data to measure on, in random order, see `Measurement`. None (default) means the training steps
             of several ranks under `tfopt.distributed.DistributedOptimizer`.
-        loss: The loss to measure with `probe_data`, see `Measurement`.
-        group_size: With `probe_data`, rows in a group, an integer >= 1. Fewer rows and more groups cost more time and
+        loss: The loss to measure with `data`, see `Measurement`.
+        group_size: With `data`, rows in a group, an integer >= 1. Fewer rows and more groups cost more time and
             make the standard error smaller. Default 8.
-        local_batch_size: Without `probe_data`, rows in a batch of one rank. None (default) takes it from `fit`. A
+        local_batch_size: Without `data`, rows in a batch of one rank. None (default) takes it from `fit`. A
             smaller batch at the end of an epoch counts like the others.
         **options: When to measure, and the other options of every `Measurement`. Without `every_n_epochs` and
-            `every_n_steps`, the callback measures after every tenth part of training with `probe_data`, and after every
+            `every_n_steps`, the callback measures after every tenth part of training with `data`, and after every
             epoch without it.
 
     Attributes:
@@ -73,21 +73,21 @@ class GradientNoiseScale(Measurement):
 
     def __init__(
         self,
-        probe_data: Any = None,
+        data: Any = None,
         loss: Any = None,
         *,
         group_size: int = 8,
         local_batch_size: int | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(probe_data, loss, **options)
+        super().__init__(data, loss, **options)
         self.group_size = check_integer("group_size", group_size, minimum=1)
         if local_batch_size is not None:
             check_integer("local_batch_size", local_batch_size, minimum=1)
         self.local_batch_size = local_batch_size
-        if probe_data is None and self.communicator.size == 1:
+        if data is None and self.communicator.size == 1:
             raise ValueError(
-                "`probe_data` must be given on a single rank, which has no other rank's gradients to compare with"
+                "`data` must be given on a single rank, which has no other rank's gradients to compare with"
             )
         self._sums: np.ndarray | None = None
         self._rows = 0
@@ -126,15 +126,12 @@ class GradientNoiseScale(Measurement):
 
     def _make_instruments(self) -> Groups | GradientScatter:
         if self._probe is not None:
-            probe_loss = ProbeLoss.of(
-                self.model, self.loss, self._probe, batch_norm=self.batch_norm, communicator=self.communicator
-            )
-            return Groups(probe_loss, self.group_size)
+            return Groups(self._make_objective(), self.group_size)
         optimizer = self.model.optimizer
         if type(optimizer) is not DistributedOptimizer:
             found = "no optimizer" if optimizer is None else f"a plain {type(optimizer).__name__}"
             raise ValueError(
-                "Without `probe_data`, GradientNoiseScale compares the gradients of ranks, which needs "
+                "Without `data`, GradientNoiseScale compares the gradients of ranks, which needs "
                 f"model.compile(tfopt.distributed.DistributedOptimizer(optimizer), ...). Received: {found}"
             )
         scatter = optimizer.watch_scatter()
@@ -149,19 +146,11 @@ class GradientNoiseScale(Measurement):
                 self._scatter.sums, self._sums = self._sums, None
 
     def get_state(self) -> dict[str, Any]:
-        """Return the state that a checkpoint must keep.
-
-        Returns:
-            The measurements, and the sums since the last one.
-        """
+        """Return the measurements, and the sums since the last one."""
         return super().get_state() | {"sums": None if self._scatter is None else self._scatter.sums}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restore the state of a checkpoint.
-
-        Args:
-            state: A state from `get_state`.
-        """
+        """Restore a state from `get_state`."""
         self._sums = state["sums"]
         super().set_state({name: value for name, value in state.items() if name != "sums"})
 
@@ -183,9 +172,9 @@ class GradientNoiseScale(Measurement):
             scale, error = self._rows * found.noise_scale, self._rows * found.noise_scale_standard_error
             covariance, signal = self._rows * found.covariance_trace, found.squared_gradient_norm
         else:
-            noise = self._instruments.noise()
+            noise = noise_of(self._instruments)
             self.precision = noise.precision
-            scale, error = noise.noise_scale, noise.noise_scale_standard_error
+            scale, error = noise.noise_scale.value, noise.noise_scale.standard_error
             covariance = noise.covariance_trace.value
             signal = noise.squared_gradient_norm - covariance / noise.num_rows
         values = {
@@ -208,6 +197,7 @@ class GradientNoiseScale(Measurement):
         """
         name, ax = check_label(label, "noise scale"), _plotting.get_axes(ax)
         scale = np.array(self.history.get("gradient_noise/noise_scale", []))
+        scale[~np.isfinite(scale)] = np.nan
         if len(scale):
             error = 2 * np.nan_to_num(np.array(self.history["gradient_noise/noise_scale_standard_error"]))
             (line,) = ax.plot(self.history["step"], scale, marker=".", label=name)

@@ -5,15 +5,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import keras
-import tensorflow as tf
 from tfopt.callbacks._cadence import Cadence
 from tfopt.callbacks._columns import pad_loggers
 from tfopt.callbacks._history import MeasurementHistory
 from tfopt.callbacks._model_state import check_ranks, is_same, runs_eagerly, state_of
 from tfopt.callbacks._rank_callback import RankCallback
 from tfopt.callbacks._row_weights import weigh_as_fit_does
-from tfopt.callbacks._running_fit import build_model, come_before_loggers, find_running_fit, has_call
+from tfopt.callbacks._running_fit import build_model, build_on, check_has_call, come_before_loggers, find_running_fit
+from tfopt.callbacks._shared_objective import SharedObjective, share_objective, share_probe
 from tfopt.callbacks._step_count import StepCount
 from tfopt.callbacks._summaries import Summaries
 from threadpoolctl import ThreadpoolController
@@ -21,8 +20,9 @@ from threadpoolctl import ThreadpoolController
 from tfopt._checks import check_choice
 from tfopt.communicator import Communicator
 from tfopt.communicator.agreement import in_agreement
-from tfopt.curvature.objective import BATCH_NORM_MODES, check_loss_name
-from tfopt.curvature.probe import Probe, as_probe, map_arrays
+from tfopt.curvature import Objective, Probe
+from tfopt.curvature.batch_loss import BATCH_NORM_MODES, check_loss_name
+from tfopt.curvature.probe import as_probe
 
 if TYPE_CHECKING:
     import pandas
@@ -39,7 +39,7 @@ class Measurement(RankCallback):
     is traced for each measurement, which takes seconds, because its Python values may have changed.
 
     Args:
-        probe_data: The data to measure on: (x, y), (x, y, sample_weight), a data set, or a `tfopt.curvature.Probe`. On
+        data: The data to measure on: (x, y), (x, y, sample_weight), a data set, or a `tfopt.curvature.Probe`. On
             several ranks, each rank passes its own rows.
         loss: As `compile` takes it. None (default) means the one that the model was compiled with.
         every_n_steps: Measure after each n-th training batch, an integer >= 1. None (default) means by epochs.
@@ -69,7 +69,7 @@ class Measurement(RankCallback):
 
     def __init__(
         self,
-        probe_data: Any,
+        data: Any,
         loss: Any = None,
         *,
         every_n_steps: int | None = None,
@@ -82,18 +82,19 @@ class Measurement(RankCallback):
         super().__init__(communicator)
         check_loss_name(loss)
         self.loss = loss
-        is_left_out = probe_data is None and not self.needs_probe
-        self._given_probe = self._probe = None if is_left_out else _make_probe(probe_data, batch_size)
+        is_left_out = data is None and not self.needs_probe
+        self._given_probe = self._probe = None if is_left_out else as_probe(data, batch_size)
         self.cadence = Cadence.from_arguments(every_n_steps, every_n_epochs, self._default_epochs)
         self.batch_norm = check_choice("batch_norm", batch_norm, BATCH_NORM_MODES)
         self._summaries = Summaries(log_dir if self.communicator.rank == 0 else None)
         self._instruments: Any = None
         self._made_for: tuple[Any, ...] = ()
+        self._shared: SharedObjective | None = None
         self._start()
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles hold the measurements. Their next `fit` makes new instruments.
-        dropped = {"_model": None, "_instruments": None, "_made_for": (), "_is_ready": False}
+        dropped = {"_model": None, "_instruments": None, "_made_for": (), "_shared": None, "_is_ready": False}
         return self.__dict__ | dropped | {"_probe": self._given_probe}
 
     def _start(self) -> None:
@@ -255,20 +256,32 @@ class Measurement(RankCallback):
 
     def _get_ready(self) -> None:
         if self._given_probe is not None:
-            self._probe = in_agreement(self.communicator, self._make_weighted_probe)
-        self._build_model()
+            probe = in_agreement(self.communicator, self._make_weighted_probe)
+            known = [other._probe for other in self._others(are_before=True)]
+            self._probe = share_probe(probe, [*known, self._probe], self.communicator)
+        if self._probe is not None:
+            build_on(self.model, self._probe.batches[0].x)
+        elif not self.model.built:
+            build_model(self.model, find_running_fit(self))
         self._follow(is_start=True)
 
     def _make_weighted_probe(self) -> Probe:
-        name = type(self).__name__
-        if not has_call(self.model):
-            raise ValueError(
-                f"{name} cannot measure {type(self.model).__name__}, which has a train_step and no call(): nothing "
-                "says what its loss compares with the targets. Add a method call(inputs) that returns the outputs for "
-                "`loss`; or measure one part of the model in a callback of your own, with "
-                "tfopt.curvature.HessianOperator(model.part, loss, x, y)"
-            )
-        return weigh_as_fit_does(name, self._given_probe, self._probe, find_running_fit(self), self.model)
+        check_has_call(type(self).__name__, self.model)
+        running = find_running_fit(self)
+        return weigh_as_fit_does(type(self).__name__, self._given_probe, running, self.model)
+
+    def _others(self, are_before: bool = False) -> list["Measurement"]:
+        """Return the other callbacks of this `fit` that measure on a probe, or those that come before this one."""
+        callbacks = find_running_fit(self).callbacks
+        callbacks = callbacks[: callbacks.index(self)] if are_before else callbacks
+        return [c for c in callbacks if isinstance(c, Measurement) and c is not self and c._probe is not None]
+
+    def _make_objective(self) -> Objective:
+        """Return the objective of the model in its present state, one for all callbacks that measure the same."""
+        # Nobody knows which Python values a model that runs eagerly had when it was traced for another callback.
+        known = [] if runs_eagerly(self.model) else [other._shared for other in self._others()]
+        self._shared = share_objective(self.model, self.loss, self._probe, self.batch_norm, self.communicator, known)
+        return self._shared.objective
 
     def _follow(self, is_start: bool = False, is_measuring: bool = False) -> None:
         """Make new instruments if the model or the probe has changed, or its Python code may have."""
@@ -285,16 +298,6 @@ class Measurement(RankCallback):
         """Set the latest values to NaN, because they belong to the model before its change."""
         self._latest = dict.fromkeys(self._latest, float("nan"))
 
-    def _build_model(self) -> None:
-        if self.model.built:
-            return
-        if self._probe is None:
-            build_model(self.model, find_running_fit(self))
-            return
-        # Build from the probe, because reading the training data would use up one of their shuffles.
-        floats = keras.config.floatx()
-        self.model(map_arrays(lambda x: tf.cast(x, floats) if x.dtype.is_floating else x, self._probe.batches[0].x))
-
     def to_dataframe(self) -> "pandas.DataFrame":
         """Return the measurements as a table.
 
@@ -308,18 +311,3 @@ class Measurement(RankCallback):
 @functools.cache
 def _native_threads() -> ThreadpoolController:
     return ThreadpoolController()  # It searches all loaded libraries, which takes milliseconds.
-
-
-def _make_probe(data: Any, batch_size: int | None) -> Probe:
-    parts = data if isinstance(data, tuple) else (data,)
-    if not 1 <= len(parts) <= 3:
-        raise ValueError(
-            "`probe_data` must be (x, y), (x, y, sample_weight), a data set or a tfopt.curvature.Probe. "
-            f"Received: a tuple of {len(parts)}"
-        )
-    if isinstance(data, list):
-        raise TypeError("`probe_data` must be a tuple (x, y), not a list: a list means several inputs without targets")
-    try:
-        return as_probe(*parts, batch_size=batch_size)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"`probe_data` must be what a Probe can hold: {error}") from error

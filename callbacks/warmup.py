@@ -57,19 +57,11 @@ class WarmupLearningRate(Callback):
         self._at_start: Watched | None = None  # Only if a custom `train_step` may not use it.
 
     def get_state(self) -> dict[str, Any]:
-        """Return the state that a checkpoint must keep.
-
-        Returns:
-            The final learning rate of the warm-up, and the last one that it has set.
-        """
+        """Return the final learning rate of the warm-up, and the last one that it has set."""
         return {"target": self.target, "last_set": self._last_set}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restore the state of a checkpoint.
-
-        Args:
-            state: A state from `get_state`.
-        """
+        """Restore a state from `get_state`."""
         self.target, self._last_set = state["target"], state["last_set"]
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -105,21 +97,11 @@ class WarmupLearningRate(Callback):
         return self.steps_per_epoch or self.parameters.get("steps")
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Note the epoch.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-            logs: Not used.
-        """
+        """Note the epoch."""
         self._epoch = epoch
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Set the learning rate of this step.
-
-        Args:
-            batch: Number of the batch in the epoch, from 0.
-            logs: Not used.
-        """
+        """Set the learning rate of this step."""
         assert self.target is not None
         assert self._num_steps is not None
         step, last = self._epoch * self._num_steps + batch, self.epochs * self._num_steps
@@ -129,15 +111,7 @@ class WarmupLearningRate(Callback):
             (self._last_set,) = learning_rates_of(self.model)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Log the learning rate.
-
-        Args:
-            epoch: Not used.
-            logs: Receives `learning_rate`.
-
-        Raises:
-            ValueError: The optimizer has taken no step in the first epoch.
-        """
+        """Write `learning_rate` into `logs`; ValueError if the optimizer has taken no step in the first epoch."""
         before, self._at_start = self._at_start, None
         if before is not None and look_at(before.optimizer) == before:
             raise ValueError(

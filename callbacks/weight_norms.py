@@ -11,8 +11,7 @@ from tfopt.callbacks._values import to_numpy
 
 from tfopt import _keras, _plotting, numerics
 from tfopt._checks import check_integer, check_label
-from tfopt._naming import unique_paths
-from tfopt._trained_variables import trained_variables
+from tfopt._variables import trained_variables, unique_paths
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -65,40 +64,23 @@ class WeightNorms(Callback):
         self._count = StepCount()
 
     def get_state(self) -> dict[str, Any]:
-        """Return the state that a checkpoint must keep.
-
-        Returns:
-            The measurements, and how far training has come.
-        """
+        """Return the measurements, and how far training has come."""
         count = self._count.get_state()
         return {"history": self.history, "epochs_completed": self._epochs_completed, "count": count}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restore the state of a checkpoint.
-
-        Args:
-            state: A state from `get_state`.
-        """
+        """Restore a state from `get_state`."""
         self.history = MeasurementHistory(state["history"])
         self._epochs_completed = state["epochs_completed"]
         self._count.set_state(state["count"])
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Start a new history.
-
-        Args:
-            logs: Not used.
-        """
+        """Start a new history."""
         come_before_loggers(self)
         self._start()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Measure before the first epoch if the model has been built.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-            logs: Not used.
-        """
+        """Measure before the first epoch if the model has been built."""
         self._count.begin_epoch(self.model, epoch, self.parameters.get("steps"))
         if self._epochs_completed is None and self._is_built():
             self._measure(epoch)
@@ -110,21 +92,11 @@ class WeightNorms(Callback):
         return self.model.built or (bool(layers) and all(layer.built for layer in layers))
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Count the batch.
-
-        Args:
-            batch: Its number in the epoch, from 0.
-            logs: Not used.
-        """
+        """Count the batch."""
         self._count.begin_batch(batch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Measure if it is due, and write the extremes into the logs.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-            logs: Receives `weight_norms/max` and `weight_norms/min`.
-        """
+        """Measure if it is due, and write `weight_norms/max` and `weight_norms/min` into `logs`."""
         self._count.end_epoch()
         self._epochs_completed = epoch + 1
         is_last = epoch + 1 == self.parameters.get("epochs") or self.model.stop_training
@@ -136,11 +108,7 @@ class WeightNorms(Callback):
             logs["weight_norms/min"] = min((norm for norm in norms if norm > 0), default=0.0)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Measure once more if training stopped after an epoch that was not measured.
-
-        Args:
-            logs: Not used.
-        """
+        """Measure once more if training stopped after an epoch that was not measured."""
         if self._epochs_completed is not None and self._epochs_completed not in self.history["epoch"]:
             self._measure(self._epochs_completed)
 

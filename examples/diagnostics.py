@@ -14,6 +14,7 @@ from tfopt.models import milne_regression, mlp
 
 from tfopt import _plotting, datasets, nqm
 from tfopt.communicator import SerialCommunicator
+from tfopt.curvature import Objective
 from tfopt.planning import BatchSizePlan, plan_batch_size
 from tfopt.relative_trust import breakdown_profile, largest_safe_step
 
@@ -21,8 +22,14 @@ CURVATURE_HEADER = ["optimizer", "g'Hg / g'g", "lambda_min", "lambda_max", "conv
 BATCH_HEADER = ["algorithm", "steps at B = 1", "at B = 512", "at B = 262,144", "critical batch size"]
 FAMILIES = {"SGD": "sgd", "momentum": "momentum", "averaged SGD": "ema"}
 PLANNED_SIZES = (4, 32, 256)
-PLAN: dict[str, Any] = {"budget_seconds": 12.0, "families": ["sgd", "momentum"], "draws": 50}
-QUICK_PLAN: dict[str, Any] = {"budget_seconds": None, "families": ["sgd"], "draws": 20, "num_runs": 4, "num_matvecs": 8}
+PLAN: dict[str, Any] = {"budget_seconds": 12.0, "families": ["sgd", "momentum"], "num_draws": 50}
+QUICK_PLAN: dict[str, Any] = {
+    "budget_seconds": None,
+    "families": ["sgd"],
+    "num_draws": 20,
+    "num_runs": 4,
+    "num_matvecs": 8,
+}
 PLAN_HEADER = [
     "algorithm",
     *(f"steps at B = {size}" for size in PLANNED_SIZES),
@@ -103,10 +110,9 @@ def draw_breakdown(data: datasets.Dataset, path: Path, seed: int) -> list[list[s
     rows = []
     for depth in (2, 16):
         model = mlp(data.input_shape, (64,) * (depth - 1), data.num_classes, kernel_initializer="orthogonal", seed=seed)
-        etas = np.linspace(0, 0.1, 11)
-        profile = breakdown_profile(
-            model, loss, data.x_train[:256], data.y_train[:256], etas, communicator=SerialCommunicator()
-        )
+        probe = (data.x_train[:256], data.y_train[:256])
+        objective = Objective(model, loss, probe, communicator=SerialCommunicator())
+        profile = breakdown_profile(objective, np.linspace(0, 0.1, 11))
         profile.plot(ax, label=f"{depth} layers,")
         found = profile.largest_breakdown[[1, 10]]
         rows.append([f"{depth} layers", *(f"{value:.3g}" for value in found), f"{largest_safe_step(depth):.3f}"])
@@ -140,16 +146,8 @@ def draw_plan(data: datasets.Dataset, path: Path, seed: int, **options: Any) -> 
     initial_weights = model.get_weights()
     model.compile(keras.optimizers.SGD(0.1), loss, jit_compile=False)
     model.fit(data.x_train, data.y_train, epochs=3, batch_size=16, verbose=0)
-    plan = plan_batch_size(
-        model,
-        (data.x_train, data.y_train),
-        loss,
-        initial_weights=initial_weights,
-        seed=seed,
-        progress=False,
-        communicator=SerialCommunicator(),
-        **options,
-    )
+    objective = Objective(model, loss, (data.x_train, data.y_train), communicator=SerialCommunicator())
+    plan = plan_batch_size(objective, initial_weights=initial_weights, seed=seed, progress=False, **options)
     figure, [ax] = _plotting.make_panels()
     plan.plot(ax)
     _plotting.move_legends_above(figure)

@@ -24,6 +24,7 @@ import numpy as np
 from tfopt.models import mlp
 
 from tfopt import _plotting, datasets
+from tfopt.curvature import Objective
 from tfopt.planning import BatchSizePlan, plan_batch_size
 
 
@@ -75,13 +76,11 @@ def main(argv: list[str] | None = None) -> BatchSizePlan:
     model.fit(x, y, epochs=1, batch_size=64, verbose=0)  # This is the pilot.
 
     plan = plan_batch_size(
-        model,
-        (x, y),
-        loss,
+        Objective(model, loss, (x, y)),
         budget_seconds=arguments.budget,
         initial_weights=initial_weights,
         families=["sgd", "momentum"],
-        **({"num_runs": 4, "num_matvecs": 10, "draws": 20} if arguments.smoke else {}),
+        **({"num_runs": 4, "num_matvecs": 10, "num_draws": 20} if arguments.smoke else {}),
     )
     print(plan.fit)
     print(plan)

@@ -29,7 +29,8 @@ def make_model():
 MODEL = make_model()
 PROBLEM = nqm.NoisyQuadratic(curvature=[1.0, 0.1], noise_variance=[1.0, 0.1])
 ALGORITHM = nqm.Algorithm(0.1)
-OPERATOR = curvature.HessianOperator(MODEL, "mse", X, Y)
+OBJECTIVE = curvature.Objective(MODEL, "mse", (X, Y))
+OPERATOR = curvature.HessianOperator(OBJECTIVE)
 TRAINER = BregmanTrainer(models.mlp(3, (4,), 2, seed=0), "mse", num_blocks=1)
 
 
@@ -66,7 +67,7 @@ ENTRIES = {
     ),
     "Convexity": Entry(
         callbacks.Convexity,
-        {"probe_data": (X, Y)},
+        {"data": (X, Y)},
         (
             "every_n_steps",
             "every_n_epochs",
@@ -80,12 +81,12 @@ ENTRIES = {
     ),
     "GradientBreakdown": Entry(
         callbacks.GradientBreakdown,
-        {"probe_data": (X, Y)},
+        {"data": (X, Y)},
         ("every_n_steps", "every_n_epochs", "num_points", "batch_size", "batch_norm"),
     ),
     "GradientNoiseScale": Entry(
         callbacks.GradientNoiseScale,
-        {"probe_data": (X, Y)},
+        {"data": (X, Y)},
         ("group_size", "every_n_steps", "every_n_epochs", "batch_size", "batch_norm"),
     ),
     "ResumableCheckpoint": Entry(
@@ -94,12 +95,14 @@ ENTRIES = {
     "WarmupLearningRate": Entry(callbacks.WarmupLearningRate, {"epochs": 2}, ("initial_fraction", "steps_per_epoch")),
     "WeightNorms": Entry(callbacks.WeightNorms, {"every_n_epochs": 1}),
     "BroadcastVariables": Entry(callbacks.BroadcastVariables, {"root_rank": 0}),
-    "HessianOperator": Entry(
-        curvature.HessianOperator,
-        {"model": MODEL, "loss": "mse", "x": X, "y": Y},
-        ("batch_size", "batch_norm", "sample_weight"),
+    "Objective": Entry(
+        curvature.Objective,
+        {"model": MODEL, "loss": "mse"},
+        ("batch_size", "batch_norm", "variables", "class_weight", "communicator"),
+        {"data": (X, Y)},
     ),
-    "GaussNewtonOperator": Entry(curvature.GaussNewtonOperator, {"model": MODEL, "loss": "mse", "x": X, "y": Y}),
+    "HessianOperator": Entry(curvature.HessianOperator, {"objective": OBJECTIVE}, ("self_check",)),
+    "GaussNewtonOperator": Entry(curvature.GaussNewtonOperator, {"objective": OBJECTIVE}, ("self_check",)),
     "Probe": Entry(curvature.Probe, {"x": X, "y": Y}, ("batch_size", "num_batches", "sample_weight")),
     "convexity_modulus": Entry(
         curvature.convexity_modulus,
@@ -122,12 +125,12 @@ ENTRIES = {
     "lanczos": Entry(curvature.lanczos, {"operator": OPERATOR, "num_matvecs": 3}, ("seed", "start")),
     "trace": Entry(curvature.trace, {"operator": OPERATOR, "num_matvecs": 3}, ("seed",)),
     "spectral_density": Entry(
-        curvature.spectral_density, {"operator": OPERATOR, "num_probes": 1, "num_matvecs": 3}, ("seed",)
+        curvature.spectral_density, {"operator": OPERATOR, "num_vectors": 1, "num_matvecs": 3}, ("seed",)
     ),
     "gradient_noise": Entry(
         curvature.gradient_noise,
-        {"model": MODEL, "loss": "mse", "x": X, "y": Y},
-        ("group_size", "directions", "num_hessian_groups", "batch_size", "batch_norm", "seed"),
+        {"objective": OBJECTIVE},
+        ("group_size", "directions", "num_hessian_groups", "self_check", "seed"),
     ),
     "simple_noise_scale": Entry(
         curvature.simple_noise_scale,
@@ -135,8 +138,7 @@ ENTRIES = {
     ),
     "breakdown_profile": Entry(
         relative_trust.breakdown_profile,
-        {"model": MODEL, "loss": "mse", "x": X, "y": Y, "etas": [0.1]},
-        ("batch_size", "batch_norm"),
+        {"objective": OBJECTIVE, "relative_steps": [0.1]},
     ),
     "deep_relative_trust": Entry(relative_trust.deep_relative_trust, {"relative_perturbations": [0.1]}),
     "largest_safe_step": Entry(relative_trust.largest_safe_step, {"depth": 3, "angle": 0.1}),
@@ -234,10 +236,9 @@ ENTRIES = {
     "make_higgs_like": Entry(datasets.make_higgs_like, {"num_rows": 10, "seed": 0}),
     "fit_noisy_quadratic": Entry(
         planning.fit_noisy_quadratic,
-        {"model": MODEL},
-        ("budget_seconds", "initial_weights", "num_examples", "matrix", "batch_norm", "num_runs"),
-        {"data": (X[:0], Y[:0])},
-        blamed="x",
+        {"objective": "none"},
+        ("budget_seconds", "initial_weights", "num_examples", "matrix", "num_runs", "num_bins", "self_check", "seed"),
+        blamed="objective",
     ),
 }
 

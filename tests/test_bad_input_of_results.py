@@ -28,25 +28,25 @@ def make_model():
 
 
 MODEL = make_model()
-OPERATOR = curvature.HessianOperator(MODEL, "mse", X, Y)
-DENSITY = curvature.spectral_density(OPERATOR, num_probes=2, num_matvecs=3)
-METER = relative_trust.StepMeter(MODEL, "mse", X, Y)
+OBJECTIVE = curvature.Objective(MODEL, "mse", (X, Y))
+OPERATOR = curvature.HessianOperator(OBJECTIVE)
+DENSITY = curvature.spectral_density(OPERATOR, num_vectors=2, num_matvecs=3)
+METER = relative_trust.StepMeter(OBJECTIVE)
 MOVED = [weights + np.float32(0.1) for weights in MODEL.get_weights()]
 SHARED_OPTIONS = ("linear_penalty", "activation_penalty", "weight_decay", "ridge", "state_dtype", "chunk_rows")
-PROFILE = relative_trust.breakdown_profile(MODEL, "mse", X, Y, [0.1])
+PROFILE = relative_trust.breakdown_profile(OBJECTIVE, [0.1])
 
 
 def make_fit():
     rows = np.random.default_rng(1).standard_normal((1024, 2)).astype("float32")
     data = (rows, np.zeros((len(rows), 1), "float32"))
     model = models.noisy_quadratic(PROBLEM, seed=0)
-    return planning.fit_noisy_quadratic(
-        model, data, models.output_as_loss, None, matrix="hessian", num_examples=math.inf
-    )
+    objective = curvature.Objective(model, models.output_as_loss, data)
+    return planning.fit_noisy_quadratic(objective, None, matrix="hessian", num_examples=math.inf)
 
 
 FIT = make_fit()
-PLAN = planning.plan_from_fit(FIT, batch_sizes=[2**k for k in range(12)], families=["sgd"], draws=20)
+PLAN = planning.plan_from_fit(FIT, batch_sizes=[2**k for k in range(12)], families=["sgd"], num_draws=20)
 
 
 def save(path):
@@ -79,9 +79,9 @@ ENTRIES = {
     "NoisyQuadratic.binned": Entry(PROBLEM.binned, {"num_bins": 2}),
     "NoisyQuadratic.plot": Entry(PROBLEM.plot, {"ax": None, "label": None}),
     "Algorithm.take": Entry(nqm.Algorithm([0.1, 0.2]).take, {"indices": [0]}),
-    "OptimalSettings.plot": Entry(CURVE.plot, {"ax": None, "label": ""}),
-    "Schedule.plot": Entry(SCHEDULE.plot, {"ax": None, "label": ""}),
-    "Trajectories.plot": Entry(TRAJECTORIES.plot, {"ax": None, "label": ""}),
+    "OptimalSettings.plot": Entry(CURVE.plot, {"ax": None, "label": "name"}),
+    "Schedule.plot": Entry(SCHEDULE.plot, {"ax": None, "label": "name"}),
+    "Trajectories.plot": Entry(TRAJECTORIES.plot, {"ax": None, "label": "name"}),
     "plot_learning_rates": Entry(nqm.plot_learning_rates, {"curves": {"a": CURVE}, "effective": True, "ax": None}),
     "plot_schedule": Entry(nqm.plot_schedule, {"schedules": {"a": SCHEDULE}, "ax": None}),
     "plot_steps_to_target": Entry(
@@ -96,26 +96,24 @@ ENTRIES = {
     "ConvexityCertificate.largest_mean_squared_error": Entry(
         CERTIFICATE.largest_mean_squared_error, {"theta": 0.0, "kind": "sharp", "norm_bound": 2.0}
     ),
-    "convexity_certificate": Entry(
-        curvature.convexity_certificate, {"model": MODEL, "loss": "mse", "x": X, "y": Y}, ("batch_size", "communicator")
-    ),
+    "convexity_certificate": Entry(curvature.convexity_certificate, {"objective": OBJECTIVE}),
     "SpectralDensity.cumulative": Entry(DENSITY.cumulative, {"points": [0.0, 1.0]}),
     "SpectralDensity.density": Entry(DENSITY.density, {"points": [0.0, 1.0], "width": 0.1}),
     "SpectralDensity.moment": Entry(DENSITY.moment, {"power": 2}),
-    "SpectralDensity.plot": Entry(DENSITY.plot, {"ax": None, "width": 0.1}),
+    "SpectralDensity.plot": Entry(DENSITY.plot, {"ax": None, "label": None, "width": 0.1}),
     "Tridiagonal.eigenvector": Entry(curvature.lanczos(OPERATOR, 3).eigenvector, {"index": 0}),
     "Probe.first": Entry(curvature.Probe(X, Y).first, {"num_rows": 2}),
     "GradientNoise.batch_variance": Entry(
-        curvature.gradient_noise(MODEL, "mse", X, Y, group_size=2).batch_variance, {"batch_size": 2, "num_rows": 12}
+        curvature.gradient_noise(OBJECTIVE, group_size=2).batch_variance, {"batch_size": 2, "num_rows": 12}
     ),
     "StepMeter": Entry(
         relative_trust.StepMeter,
-        {"model": MODEL, "loss": "mse", "x": X, "y": Y},
-        ("sample_weight", "num_points", "batch_size", "batch_norm", "communicator"),
+        {"objective": OBJECTIVE},
+        ("num_points",),
     ),
     "StepMeter.measure": Entry(METER.measure, {"before": MODEL.get_weights(), "after": MOVED}),
     "StepMeter.loss_and_gradient": Entry(METER.loss_and_gradient, {"weights": MOVED}),
-    "BreakdownProfile.plot": Entry(PROFILE.plot, {"ax": None, "label": ""}),
+    "BreakdownProfile.plot": Entry(PROFILE.plot, {"ax": None, "label": "name"}),
     "EpochBatches.order": Entry(datasets.EpochBatches(X, Y, batch_size=2).order, {"epoch": 1}),
     "EpochBatches.start_at": Entry(start_at, {"epoch": 1}),
     "bregman.RestartedSettings": Entry(
@@ -134,18 +132,18 @@ ENTRIES = {
     ),
     "plan_batch_size": Entry(
         planning.plan_batch_size,
-        {"model": MODEL, "loss": "mse"},
+        {"objective": "none"},
         (
-            *("target_loss", "budget_seconds", "batch_sizes", "families", "largest_momentum", "level", "draws"),
+            *("target_loss", "budget_seconds", "batch_sizes", "families", "largest_momentum"),
+            *("confidence", "num_draws"),
             *("progress", "seed", "initial_weights", "num_examples", "num_runs"),
         ),
-        {"data": (X[:0], Y[:0])},
-        blamed="x",
+        blamed="objective",
     ),
     "plan_from_fit": Entry(
         planning.plan_from_fit,
-        {"fit": FIT, "target_loss": None, "batch_sizes": [1, 2, 4], "families": ["sgd"], "draws": 20},
-        ("largest_momentum", "level", "seed", "progress"),
+        {"fit": FIT, "target_loss": None, "batch_sizes": [1, 2, 4], "families": ["sgd"], "num_draws": 20},
+        ("largest_momentum", "confidence", "seed", "progress"),
     ),
     "BatchSizePlan.suggest": Entry(PLAN.suggest, {"batch_size": 64, "family": "sgd"}),
     "BatchSizePlan.make_optimizer": Entry(PLAN.make_optimizer, {"batch_size": 64, "family": "sgd"}),
@@ -154,10 +152,10 @@ ENTRIES = {
     "BatchSizePlan.plot": Entry(PLAN.plot, {"ax": None, "label": None}),
     "NoisyQuadraticFit.take": Entry(FIT.take, {"runs": [0, 1]}),
     "NoisyQuadraticFit.interval": Entry(
-        FIT.interval, {"function": lambda part: part.floor, "level": 0.9, "draws": 20, "seed": 0}
+        FIT.interval, {"function": lambda part: part.floor, "confidence": 0.9, "num_draws": 20, "seed": 0}
     ),
     "NoisyQuadraticFit.effective_batch_size": Entry(FIT.effective_batch_size, {"batch_size": 64}),
-    "NoisyQuadraticFit.to_dataframe": Entry(FIT.to_dataframe, {"level": 0.9}),
+    "NoisyQuadraticFit.to_dataframe": Entry(FIT.to_dataframe, {"confidence": 0.9}),
     "NoisyQuadraticFit.plot": Entry(FIT.plot, {"ax": None}),
 }
 

@@ -18,6 +18,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 
 
+@pytest.mark.slow_by_nature
 @pytest.mark.parametrize("name", [n for n in NAMES if "```python" in (ROOT / n).read_text()])
 def test_code_blocks_run(name, tmp_path, monkeypatch):
     # Those of the README alone, those of a guide one after the other.

@@ -10,6 +10,7 @@ from tfopt.curvature import (
     GaussNewtonOperator,
     HessianOperator,
     NotCoveredError,
+    Objective,
     Probe,
     convexity_certificate,
     gradient_noise,
@@ -139,7 +140,9 @@ MEASUREMENTS = {
     "Hessian": lambda model: HessianOperator(model, "mse", X, Y).to_dense(),
     "Gauss-Newton": lambda model: GaussNewtonOperator(model, "mse", X, Y).to_dense(),
     "gradient noise": lambda model: gradient_noise(model, "mse", X, Y).covariance_trace.value,
-    "breakdown": lambda model: breakdown_profile(model, "mse", X, Y, [0.01, 0.1]).relative_gradient_breakdown,
+    "breakdown": lambda model: (
+        breakdown_profile(Objective(model, "mse", (X, Y)), [0.01, 0.1]).relative_gradient_breakdown
+    ),
 }
 
 
@@ -150,7 +153,7 @@ def test_measurements_are_those_of_the_same_network_made_of_layers(name, pair):
 
 
 def test_planning_takes_operations(pair):
-    found = fit_noisy_quadratic(pair[0], (X, Y), "mse", num_runs=4, num_matvecs=2, budget_seconds=None)
+    found = fit_noisy_quadratic(Objective(pair[0], "mse", (X, Y)), None, num_runs=4, num_matvecs=2)
     assert (found.curvature > 0).all()
 
 

@@ -19,6 +19,7 @@ from reproduction import Reproduction, start
 from rich.progress import track
 
 from tfopt import _plotting, datasets, models
+from tfopt.curvature import Objective
 from tfopt.optimizers import Fromage
 from tfopt.relative_trust import breakdown_profile
 
@@ -27,12 +28,12 @@ PUBLISHED = {
     "16 layers": (0.36, 1.4, 4.2e3),
     "16 layers, residual": (1.15, 1.25, 31.5),
 }
-PUBLISHED_ETAS = (0.001, 0.010, 0.099)
+PUBLISHED_STEPS = (0.001, 0.010, 0.099)
 DEPTHS = {"2 layers": (2, False), "16 layers": (16, False), "16 layers, residual": (16, True)}
 
 
 def compare(run: Reproduction, at_start: dict[str, list[float]]) -> None:
-    """Compare the breakdown of the first weight of untrained networks, at `PUBLISHED_ETAS`, with the published one."""
+    """Compare the breakdown of the first weight of untrained networks, at `PUBLISHED_STEPS`, with the published one."""
     show = lambda values: ", ".join(f"{value:.2g}" for value in values)  # noqa: E731
     for name, values in at_start.items():
         factors = [max(a / b, b / a) for a, b in zip(values, PUBLISHED[name], strict=True)]
@@ -66,9 +67,9 @@ def main(argv: list[str] | None = None) -> Reproduction:
     title = "Bernstein et al. 2020: relative gradient breakdown by depth"
     run = start("breakdown_profiles", title, argv, __doc__)
     data = datasets.load(run.data).flattened()
-    width, epochs, num_etas, num_rows = run.choose((32, 1, 3, 128), (784, 5, 11, 256), (784, 50, 34, 2048))
+    width, epochs, num_steps, num_rows = run.choose((32, 1, 3, 128), (784, 5, 11, 256), (784, 50, 34, 2048))
     checkpoints = run.choose((0, 1), (0, 1, 5), (0, 1, 5, 20, 50))
-    etas = np.unique(np.concatenate([np.linspace(0, 0.1, num_etas), PUBLISHED_ETAS]))
+    relative_steps = np.unique(np.concatenate([np.linspace(0, 0.1, num_steps), PUBLISHED_STEPS]))
     x, y = data.x_train[:num_rows], data.y_train[:num_rows]
     figure, panels = _plotting.make_panels(len(DEPTHS), 2, height=7.0, sharex=True, sharey="col")
     at_start: dict[str, list[float]] = {}
@@ -82,25 +83,27 @@ def main(argv: list[str] | None = None) -> Reproduction:
         breakdowns, losses = panels[2 * row : 2 * row + 2]
         for epoch in range(epochs + 1):
             if epoch in checkpoints:
-                profile = breakdown_profile(model, None, x, y, etas)
+                profile = breakdown_profile(Objective(model, data=(x, y)), relative_steps)
                 first = profile.relative_gradient_breakdown[:, 0]
-                breakdowns.plot(etas, np.where(first > 0, first, np.nan), label=f"epoch {epoch}")
-                losses.plot(etas, profile.loss, label=f"epoch {epoch}")
+                breakdowns.plot(relative_steps, np.where(first > 0, first, np.nan), label=f"epoch {epoch}")
+                losses.plot(relative_steps, profile.loss, label=f"epoch {epoch}")
                 run.results.setdefault(name, {})[f"epoch {epoch}"] = {
                     "first_weight": first.tolist(),
                     "largest": profile.largest_breakdown.tolist(),
                     "deep_relative_trust": profile.deep_relative_trust.tolist(),
                     "loss": profile.loss.tolist(),
                 }
-                at_start.setdefault(name, [float(first[np.searchsorted(etas, eta)]) for eta in PUBLISHED_ETAS])
+                at_start.setdefault(
+                    name, [float(first[np.searchsorted(relative_steps, eta)]) for eta in PUBLISHED_STEPS]
+                )
             if epoch < epochs:
                 model.fit(data.x_train, data.y_train, batch_size=64, epochs=1, verbose=0)
         breakdowns.set(title=name, ylabel="breakdown", yscale="log")
         losses.set(title=name, ylabel="loss", yscale="log")
     for panel in panels[-2:]:
-        panel.set_xlabel("relative step eta")
+        panel.set_xlabel("relative step")
     _plotting.move_legends_above(figure, columns=3)
-    run.results["etas"] = etas.tolist()
+    run.results["relative_steps"] = relative_steps.tolist()
     compare(run, at_start)
     return run.finish(figure)
 

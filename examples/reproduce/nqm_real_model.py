@@ -25,6 +25,7 @@ from reproduction import Reproduction, start
 from tfopt.models import mlp
 
 from tfopt import _plotting, datasets
+from tfopt.curvature import Objective
 from tfopt.planning import BatchSizePlan, fit_noisy_quadratic, plan_from_fit
 
 FAMILIES = ("sgd", "momentum")
@@ -90,11 +91,11 @@ def study(task: Task, run: Reproduction) -> Outcome:
             pilot(task, epochs, run.seed)
             displaced = {"initial_weights": first}
         options = {"num_runs": run.choose(4, 8, 8), "num_matvecs": run.choose(10, 50, 50), "seed": run.seed}
-        fit = fit_noisy_quadratic(task.model, (task.x, task.y), task.loss, None, **options, **displaced)
+        fit = fit_noisy_quadratic(Objective(task.model, task.loss, (task.x, task.y)), None, **options, **displaced)
         fit = replace(fit, num_examples=np.inf)  # Batches are drawn with replacement here.
         try:
-            draws = run.choose(20, 100, 100)
-            return plan_from_fit(fit, target, batch_sizes=sizes.tolist(), families=families, draws=draws)
+            num_draws = run.choose(20, 100, 100)
+            return plan_from_fit(fit, target, batch_sizes=sizes.tolist(), families=families, num_draws=num_draws)
         except ValueError:
             return None  # The target lies below the quadratic's floor.
 

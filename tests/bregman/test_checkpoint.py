@@ -17,6 +17,7 @@ from tfopt.bregman import BregmanTrainer
 SCRIPT = Path(train_until_killed.__file__)
 
 
+@pytest.mark.slow_by_nature
 def test_after_sigkill_training_goes_on_to_the_same_bits(tmp_path):
     killed = subprocess.run([sys.executable, SCRIPT, tmp_path, "4"], capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL

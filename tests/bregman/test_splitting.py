@@ -141,20 +141,14 @@ def test_a_full_step_leaves_minus_the_gradient_in_the_multiplier():
     np.testing.assert_allclose(joined(engine, "linear", 0), -gradient, atol=1e-10)
 
 
-ACTIVATION_NAMES = ["relu", "leaky_relu", "linear", "relu6", "tanh", "sigmoid", "softplus", "gelu"]
-
-
-# Alternating sweeps go both ways.
-ORDERS = [("alternating", name) for name in ACTIVATION_NAMES]
-ORDERS += [(order, name) for order in ("forward", "backward") for name in ("relu", "tanh")]
-
-
-@pytest.mark.parametrize(("order", "activation"), ORDERS)
-def test_sweeps_never_raise_the_objective(order, activation):
+# Alternating sweeps go both ways. One and two kinks, and smooth functions that rise throughout or do not: the minima of
+# all activations are tested in test_activations.py.
+@pytest.mark.parametrize("activation", ["relu", "relu6", "tanh", "gelu"])
+def test_sweeps_never_raise_the_objective(activation):
     x, y = data()
     model = make_model((5, 6, 4, 2), activation=activation)
     engine = make_engine(
-        model, x, y, losses.binary_crossentropy, "penalty", order=order, initialization="gaussian", ridge=0.0
+        model, x, y, losses.binary_crossentropy, "penalty", order="alternating", initialization="gaussian", ridge=0.0
     )
     objectives = [engine._measure()["objective"]]
     objectives += [engine.sweep(with_metrics=True)["objective"] for _ in range(6)]

@@ -74,8 +74,11 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("is_first", [True, False])
+# Every change, and the first of them before and after the measurements, which the other changes need not be again.
+FOLLOWED = [*zip(CHANGES, (True, False, True, False), strict=True), ("unfrozen", False)]
+
+
+@pytest.mark.parametrize(("change", "is_first"), FOLLOWED)
 def test_measurements_follow(change, is_first):
     frozen, act, loss, factor = CHANGES[change]
     model = make(frozen)

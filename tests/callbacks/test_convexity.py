@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from tfopt.callbacks import Convexity, ResumableCheckpoint
 from tfopt.callbacks._change_share import ChangeShare
-from tfopt.callbacks.convexity import stability_limit
+from tfopt.callbacks._stability import stability_limit
 from tfopt.models import milne_regression, mlp
 
 from tfopt.curvature import HessianOperator, NotCoveredError, Probe, convexity_certificate, spectral_density, trace
@@ -98,7 +98,7 @@ def test_moduli_are_those_of_the_certificate_and_shares_follow():
     model = milne_regression(seed=3, initial_scale=3.0)
     model.compile(keras.optimizers.SGD(0.005), "mse", jit_compile=False)
     x = np.linspace(-1, 1, 20).reshape(-1, 1)
-    start = convexity_certificate(model, x=x, y=0 * x)
+    start = convexity_certificate(model, None, x, 0 * x)
     convexity = Convexity((x, 0 * x), every_n_steps=1, certificate=True)
     history = fit(model, [convexity], x, 0 * x, batch_size=20, epochs=30)
     measured = convexity.history
@@ -161,7 +161,7 @@ def test_trace_and_density():
     assert history["hessian/trace"][-1] == pytest.approx(expected.value, rel=1e-5)
     assert history["hessian/trace_standard_error"][-1] == pytest.approx(expected.standard_error, rel=1e-3)
     assert sorted(convexity.densities) == [0, 12]
-    density = spectral_density(hessian, num_probes=4, num_matvecs=6)
+    density = spectral_density(hessian, num_vectors=4, num_matvecs=6)
     np.testing.assert_allclose(convexity.densities[12].nodes, density.nodes, rtol=1e-3, atol=1e-4)
     assert "hessian/lambda_max" not in history
 
@@ -372,7 +372,7 @@ def test_a_second_fit_starts_anew_with_the_same_instruments():
         lambda: tf.data.Dataset.from_tensor_slices((X, Y)).batch(8),
     ],
 )
-def test_forms_of_probe_data(make):
+def test_forms_of_data(make):
     model = make_model()
     history = fit(model, [Convexity(make(), eigenvalues=False)])
     assert history["convexity/loss"][-1] == pytest.approx(
@@ -412,19 +412,19 @@ def test_plot():
         ({"spectrum_every_n_epochs": 0}, "`spectrum_every_n_epochs` must be an integer >= 1"),
         ({"num_matvecs": 0}, "`num_matvecs` must be an integer >= 1"),
         ({"batch_norm": "both"}, "`batch_norm` must be one of 'batch', 'moving'"),
-        ({"probe_data": (X, Y, None, None)}, r"`probe_data` must be \(x, y\).*Received: a tuple of 4"),
-        ({"probe_data": None}, "`probe_data` must be what a Probe can hold: `x` must be the inputs"),
-        ({"probe_data": (X, Y[:3])}, "`probe_data` must be.*must have equally many rows"),
+        ({"data": (X, Y, None, None)}, r"`data` must be \(x, y\).*Received: a tuple of 4"),
+        ({"data": None}, "`data` must be what a Probe can hold: `x` must be the inputs"),
+        ({"data": (X, Y[:3])}, "`data` must be.*must have equally many rows"),
         ({"loss": "nope"}, "`loss` must be a loss that Keras knows. Received: loss='nope'"),
     ],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
-        Convexity(**{"probe_data": (X, Y), **arguments})
+        Convexity(**{"data": (X, Y), **arguments})
 
 
 def test_bad_types():
-    with pytest.raises(TypeError, match=r"`probe_data` must be a tuple \(x, y\), not a list"):
+    with pytest.raises(TypeError, match=r"`data` must be a tuple \(x, y\), not a list"):
         Convexity([X, Y])
     with pytest.raises(TypeError, match="`log_dir` must be a path. Received: log_dir=5"):
         Convexity((X, Y), log_dir=5)

@@ -85,7 +85,6 @@ def following(epoch, rate):
 @pytest.mark.parametrize(
     "make",
     [
-        plateau,
         stopping,
         stopping_late,
         lambda: [keras.callbacks.LearningRateScheduler(following)],
@@ -93,7 +92,7 @@ def following(epoch, rate):
         lambda: [Stop("on_train_batch_end")],
         lambda: [Stop("on_epoch_begin")],
     ],
-    ids=["plateau", "stopping", "stopping_late", "rate", "epoch_end", "batch_end", "epoch_begin"],
+    ids=["stopping", "stopping_late", "rate", "epoch_end", "batch_end", "epoch_begin"],
 )
 def test_the_place_in_the_list_does_not_matter(make, tmp_path):
     whole = train(tmp_path / "whole", make)

@@ -80,6 +80,12 @@ def train(folder, interrupt_at=None, make_optimizer=keras.optimizers.Adam, epoch
     }
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Training that nothing interrupts."""
+    return train(tmp_path_factory.mktemp("whole"))
+
+
 @pytest.mark.parametrize(
     "make_optimizer",
     [
@@ -94,21 +100,20 @@ def test_resumed_training_ends_in_the_same_bits(tmp_path, make_optimizer):
     is_schedule = isinstance(make_optimizer().get_config()["learning_rate"], dict)
     options = {"make_optimizer": make_optimizer, "more": lambda: make_callbacks(has_plateau=not is_schedule)}
     whole = train(tmp_path / "whole", **options)
-    for epoch in (0, 2, 5):
+    for epoch in (0, 5) if is_schedule else (5,):  # 0: before there is a checkpoint
         assert train(tmp_path / "broken", interrupt_at=epoch, **options) is None
     names = sorted(path.name for path in (tmp_path / "broken").glob("epoch-*"))
     assert names == ["epoch-000004.rank-0-of-1.npz", "epoch-000005.rank-0-of-1.npz"]
     assert train(tmp_path / "broken", **options) == whole
 
 
-def test_longer_training_goes_on_from_the_last_epoch(tmp_path):
-    whole = train(tmp_path / "whole")
+def test_longer_training_goes_on_from_the_last_epoch(tmp_path, whole):
     train(tmp_path / "longer", epochs=4)
     assert train(tmp_path / "longer") == whole
 
 
-def test_finished_training_returns_at_once(tmp_path):
-    whole = train(tmp_path)
+def test_finished_training_returns_at_once(tmp_path, whole):
+    train(tmp_path)
     again = train(tmp_path)
     assert again["variables"] == whole["variables"]
     assert again["history"] == whole["history"]
@@ -135,8 +140,7 @@ def test_warm_up_keeps_its_target(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "changed"])
-def test_a_damaged_file_is_passed_over_for_the_older_one(tmp_path, damage):
-    whole = train(tmp_path / "whole")
+def test_a_damaged_file_is_passed_over_for_the_older_one(tmp_path, whole, damage):
     train(tmp_path / "broken", interrupt_at=5)
     newest = max((tmp_path / "broken").glob("epoch-*"))
     content = newest.read_bytes()
@@ -277,7 +281,8 @@ def test_states_come_back_whenever_they_begin_and_whoever_has_them(tmp_path, mak
 
 
 def fit(callbacks, *data, **options):
-    make_model().fit(*(data or make_data()), **{"verbose": 0, "shuffle": False, **options}, callbacks=callbacks)
+    model = make_model(keras.optimizers.SGD(0.05))  # which is traced in a third of the time of Adam
+    model.fit(*(data or make_data()), **{"verbose": 0, "shuffle": False, **options}, callbacks=callbacks)
 
 
 def test_callbacks_that_are_not_known_are_named(tmp_path):

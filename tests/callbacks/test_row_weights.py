@@ -159,7 +159,7 @@ def test_the_third_part_of_data_that_a_train_step_takes_apart_is_no_weight():
 
 
 def test_targets_to_which_class_weights_do_not_apply_are_refused():
-    with pytest.raises(ValueError, match="Convexity cannot apply the class_weight of `fit` to `probe_data`.*: none"):
+    with pytest.raises(ValueError, match="Convexity cannot apply the class_weight of `fit` to `data`.*: none"):
         make().fit(X, LABELS, class_weight=CLASS_WEIGHT, verbose=0, callbacks=[Convexity(X)])
 
 

@@ -5,10 +5,11 @@ import multilinear_networks as networks
 import numpy as np
 import pytest
 from tfopt.models import milne_regression, mlp
-from unchecked import HessianOperator
 
 from tfopt.curvature import (
+    HessianOperator,
     NotCoveredError,
+    Objective,
     Probe,
     convexity_certificate,
     convexity_modulus,
@@ -64,17 +65,18 @@ def test_the_output_is_linear_in_each_matrix():
 def test_one_hidden_layer_may_have_biases():
     """With r -> sqrt(r^2 + 1): a bias is the weight of an input that is always 1."""
     rng = np.random.default_rng(3)
+    model = mlp(2, (3,), 1, kernel_initializer="zeros", weight_decay=0.0, seed=0)
+    penalty = keras.regularizers.L2(0.25)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Dense):
+            layer.kernel.regularizer = layer.bias.regularizer = penalty
+    x, y = rng.normal(size=(5, 2)), rng.normal(size=(5, 1))
+    hessian = HessianOperator(model, "mse", x, y)
     for _ in range(12):
-        model = mlp(2, (3,), 1, kernel_initializer="zeros", weight_decay=0.0, seed=0)
-        penalty = keras.regularizers.L2(0.25)
-        for layer in model.layers:
-            if isinstance(layer, keras.layers.Dense):
-                layer.kernel.regularizer = layer.bias.regularizer = penalty
         model.set_weights([rng.normal(size=w.shape) * 10.0 ** rng.uniform(-1, 0.5) for w in model.get_weights()])
-        x, y = rng.normal(size=(5, 2)), rng.normal(size=(5, 1))
         certificate = convexity_certificate(model, "mse", x, y)
         assert certificate.input_radius == pytest.approx(np.sqrt(np.linalg.norm(x, axis=1).max() ** 2 + 1))
-        smallest = np.linalg.eigvalsh(HessianOperator(model, "mse", x, y).to_dense())[0]
+        smallest = np.linalg.eigvalsh(hessian.to_dense())[0]
         assert certificate.theta_sharp <= smallest + 1e-4 * max(1.0, abs(smallest))
 
 
@@ -86,7 +88,7 @@ def test_units_are_those_of_the_loss_that_keras_minimises(num_outputs):
     model = mlp(2, (3, 3), num_outputs, use_bias=False, negative_slope=0.25, weight_decay=0.5)
     model.set_weights(weights)
     model.compile("sgd", "mse")
-    certificate = convexity_certificate(model, x=Probe(x, y, batch_size=4))
+    certificate = convexity_certificate(model, None, x, y, batch_size=4)
     assert certificate.mean_squared_error == pytest.approx(2 / num_outputs * networks.losses(weights, x, y, 0.25))
     decay = num_outputs * 0.5
     for kind in ("paper", "sharp"):
@@ -182,7 +184,7 @@ def test_covered(make):
     x = np.ones((3, *model.input_shape[1:]))
     for loss in ("mse", "mean_squared_error", keras.losses.MeanSquaredError(), ["mse"]):
         model.compile("sgd", loss)
-        assert convexity_certificate(model, x=x, y=np.ones((3, 1))).theta_paper < 0.02
+        assert convexity_certificate(model, None, x, np.ones((3, 1))).theta_paper < 0.02
     assert convexity_certificate(model, keras.losses.mean_squared_error, x, np.ones((3, 1))).l2 == pytest.approx(0.01)
 
 
@@ -276,7 +278,7 @@ def test_a_loss_of_the_models_own_is_not_covered():
     model = OwnLoss([keras.Input((2,)), dense(1)])
     model.compile("sgd", "mse")
     with pytest.raises(NotCoveredError, match="computes its own loss"):
-        convexity_certificate(model, x=np.ones((3, 2)), y=np.ones((3, 1)))
+        convexity_certificate(model, None, np.ones((3, 2)), np.ones((3, 1)))
 
 
 def test_weights_of_rows_and_losses_are_not_covered():
@@ -286,7 +288,7 @@ def test_weights_of_rows_and_losses_are_not_covered():
         convexity_certificate(model, "mse", probe)
     model.compile("sgd", ["mse"], loss_weights=[2.0])
     with pytest.raises(NotCoveredError, match=r"the loss has the weights \[2.0\]"):
-        convexity_certificate(model, x=np.ones((3, 1)), y=np.ones((3, 1)))
+        convexity_certificate(model, None, np.ones((3, 1)), np.ones((3, 1)))
 
 
 def test_what_is_not_in_the_loss_does_not_count():
@@ -303,14 +305,14 @@ def test_training_steps_and_losses_of_an_instance_are_not_covered():
         def train_step(self, data):
             return {}
 
-    data = {"x": np.ones((3, 2)), "y": np.ones((3, 1))}
+    data = (np.ones((3, 2)), np.ones((3, 1)))
     with pytest.raises(NotCoveredError, match="the model overrides `train_step`"):
-        convexity_certificate(OwnStep([keras.Input((2,)), dense(1)]), "mse", **data)
+        convexity_certificate(OwnStep([keras.Input((2,)), dense(1)]), "mse", data)
     model = chain(dense(1))
     model.compile("sgd", "mse")
     model.compute_loss = lambda *args, **kwargs: 0.0
     with pytest.raises(NotCoveredError, match="its own loss"):
-        convexity_certificate(model, **data)
+        convexity_certificate(Objective(model, data=data))
 
 
 def test_several_inputs_are_not_covered_and_weights_must_be_finite():

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, ops
-from unchecked import GaussNewtonOperator, HessianOperator
 
-from tfopt.curvature import extremal_eigenvalues
+from tfopt.curvature import GaussNewtonOperator, HessianOperator, extremal_eigenvalues
 
 
 def mse(y_true, y_pred):

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from unchecked import GaussNewtonOperator, HessianOperator, fit_noisy_quadratic
+
+from tfopt.curvature import GaussNewtonOperator, HessianOperator, Objective
+from tfopt.planning import fit_noisy_quadratic
 
 STEPS, CLASSES = 4, 3
 
@@ -189,7 +191,7 @@ def test_planning_takes_the_same_matrix():
     loss, of_logits = (keras.losses.SparseCategoricalCrossentropy(from_logits=is_logits) for is_logits in (False, True))
     short, whole = (x[:, :2], y[:, :2]), (x, y)
     truth, *found = (
-        fit_noisy_quadratic(model, data, loss, None, num_runs=4, num_matvecs=4).curvature
+        fit_noisy_quadratic(Objective(model, loss, data), None, num_runs=4, num_matvecs=4).curvature
         for model, data, loss in ((plain, short, of_logits), (probabilities, whole, loss), (logits, whole, of_logits))
     )
     for curvature in found:
@@ -209,4 +211,4 @@ def test_losses_that_read_weights_are_no_functions_of_outputs(is_function):
     with pytest.raises(ValueError, match="`loss` must be a function of the model's outputs.*reads .*dense.*kernel"):
         GaussNewtonOperator(model, loss, x, y).to_dense()
     with pytest.raises(ValueError, match="`loss` must be a function of the model's outputs"):
-        fit_noisy_quadratic(model, (x, y), loss, None, num_runs=4, num_matvecs=2, num_rows_per_run=16)
+        fit_noisy_quadratic(Objective(model, loss, (x, y)), None, num_runs=4, num_matvecs=2, num_rows_per_run=16)

@@ -4,9 +4,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from unchecked import HessianOperator
 
-from tfopt.curvature import Probe
+from tfopt.curvature import HessianOperator, Probe
 from tfopt.datasets import EpochBatches
 
 

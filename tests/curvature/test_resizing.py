@@ -8,6 +8,8 @@ import tensorflow as tf
 from tfopt.curvature import GaussNewtonOperator, HessianOperator
 from tfopt.curvature.forward_mode import measuring
 
+pytestmark = pytest.mark.self_checked
+
 LAYERS = keras.layers
 
 

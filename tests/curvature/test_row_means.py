@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfopt.curvature import gradient_noise
-from tfopt.curvature.gradient_noise import Groups
-from tfopt.curvature.probe_loss import ProbeLoss
+from tfopt.curvature import Objective, gradient_noise
+from tfopt.curvature.groups import Groups
 
 REFUSED = "`loss` must be a mean over rows"
 ROWS, STEPS, CLASSES = 32, 6, 3
@@ -196,7 +195,7 @@ def test_ranks_compare_their_rows():
 
     def check(group, verdict=0):
         ranks = OneOfTwoRanks(group, verdict)
-        Groups(ProbeLoss.of(model, CROSSENTROPY, x, y, communicator=ranks), 4).check()
+        Groups(Objective(model, CROSSENTROPY, (x, y), communicator=ranks), 4).check()
 
     check((4, x[:4], y[:4], None))
     check(None)  # the other rank has too few rows for a group

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, losses, ops
-from unchecked import fit_noisy_quadratic
 
-from tfopt.curvature import GaussNewtonOperator
+from tfopt.curvature import GaussNewtonOperator, Objective
+from tfopt.planning import fit_noisy_quadratic
 
 K = 4
 
@@ -163,6 +163,7 @@ def test_logits_that_were_bounded_stay_logits(bound):
     assert (found.split_at, expected.split_at) == ("logits", "outputs")
 
 
+@pytest.mark.self_checked
 @pytest.mark.parametrize(
     ("loss", "ending"),
     [("mae", None), (nll, None), ("mae", ops.softmax), ("hinge", ops.tanh)],
@@ -177,6 +178,7 @@ def test_losses_that_are_linear_in_the_outputs_are_refused(loss, ending):
     assert not GaussNewtonOperator(model, loss, x, y, self_check=False).to_dense().any()
 
 
+@pytest.mark.self_checked
 def test_losses_that_are_not_convex_or_zero_on_the_rows_warn():
     x, y, _ = make_data("bits")
     inputs, z = make_bottom()
@@ -234,8 +236,11 @@ def test_planning_takes_the_same_matrix():
     x, y = rng.normal(size=(64, 3)), np.eye(K)[rng.integers(0, K, 64)]
     inputs, z = make_bottom()
     truth, found = (
-        fit_noisy_quadratic(keras.Model(inputs, output), (x, y), loss, None, num_runs=4, num_matvecs=4).curvature
-        for output, loss in ((z, OF_LOGITS["classes"]), (ops.log_softmax(z), nll))
+        fit_noisy_quadratic(Objective(model, loss, (x, y)), None, num_runs=4, num_matvecs=4).curvature
+        for model, loss in (
+            (keras.Model(inputs, z), OF_LOGITS["classes"]),
+            (keras.Model(inputs, ops.log_softmax(z)), nll),
+        )
     )
     np.testing.assert_allclose(found, truth, rtol=1e-6)
 
@@ -397,6 +402,7 @@ def test_the_logarithm_of_a_product_is_a_sum_of_logarithms():
     assert found.split_at == "logits"
 
 
+@pytest.mark.self_checked
 def test_a_sum_of_which_it_is_not_clear_warns():
     x, y, rng = make_data("bits")
     inputs, z = make_bottom()
@@ -443,6 +449,7 @@ def loss_in_a_loop(y, p):
     return tf.map_fn(lambda row: -tf.reduce_sum(row[0] * tf.math.log(row[1])), (y, p), fn_output_signature=p.dtype)
 
 
+@pytest.mark.self_checked
 @pytest.mark.parametrize(
     ("ending", "loss", "name"),
     [(_InLoop, nll, "while"), (_InBranch, nll, "cond"), (layers.Softmax, loss_in_a_loop, "while")],

@@ -57,16 +57,16 @@ def make_model():
 
 def measure():
     model = make_model()
-    hessian = curvature.HessianOperator(model, None, X, Y)
-    gauss_newton = curvature.GaussNewtonOperator(model, None, X, Y)
-    noise = curvature.gradient_noise(model, None, X, Y, group_size=4, num_hessian_groups=2)
+    objective = curvature.Objective(model, None, (X, Y))
+    hessian, gauss_newton = curvature.HessianOperator(objective), curvature.GaussNewtonOperator(objective)
+    noise = curvature.gradient_noise(objective, group_size=4, num_hessian_groups=2)
     return [
+        objective.loss_and_gradient()[0],
         curvature.extremal_eigenvalues(hessian).lambda_max,
-        hessian.loss_and_gradient()[0],
         curvature.extremal_eigenvalues(gauss_newton).lambda_max,
         noise.covariance_trace.value,
         noise.hessian_covariance_trace.value,
-        *breakdown_profile(model, None, X, Y, [0.1]).largest_breakdown,
+        *breakdown_profile(objective, [0.1]).largest_breakdown,
     ]
 
 

@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 from tfopt.callbacks import Convexity, GradientBreakdown, WeightNorms
-from unchecked import fit_noisy_quadratic
 
-from tfopt.curvature import GaussNewtonOperator, HessianOperator, gradient_noise
+from tfopt.curvature import GaussNewtonOperator, HessianOperator, Objective, gradient_noise
+from tfopt.planning import fit_noisy_quadratic
 from tfopt.relative_trust import StepMeter, breakdown_profile
 
 RNG = np.random.default_rng(0)
@@ -50,7 +50,7 @@ def test_variables_that_their_gradient_overwrites_are_no_weights(make):
     assert len(model.trainable_variables) > 4
     noise = gradient_noise(model, "mse", X, Y, group_size=4)
     assert len(noise.gradient) == 5 * 5 + 6 * 2
-    assert names_of(breakdown_profile(model, "mse", X, Y, etas=[0.01]).paths) == NAMES
+    assert names_of(breakdown_profile(Objective(model, "mse", (X, Y)), [0.01]).paths) == NAMES
     meter = StepMeter(model, "mse", X, Y)
     step = meter.measure(meter.weights(), [1.01 * np.asarray(w) for w in meter.weights()])
     assert names_of(step.paths) == NAMES
@@ -79,7 +79,7 @@ def test_operators_leave_them_out():
         HessianOperator(model, "mse", X, Y, variables=model.layers[1])
     start = [0.9 * part for part in model.get_weights()]
     many = np.tile(X, (4, 1)), np.tile(Y, (4, 1))
-    fit = fit_noisy_quadratic(model, many, "mse", None, initial_weights=start, num_runs=4, num_matvecs=4)
+    fit = fit_noisy_quadratic(Objective(model, "mse", many), None, initial_weights=start, num_runs=4, num_matvecs=4)
     assert (fit.num_parameters, fit.is_displaced) == (37, True)
 
 
@@ -101,7 +101,7 @@ def test_models_that_round_have_no_second_derivative(mode):
     for measure in (
         lambda: HessianOperator(model, "mse", X, Y),
         lambda: GaussNewtonOperator(model, "mse", X, Y, self_check=False),
-        lambda: fit_noisy_quadratic(model, (np.tile(X, (4, 1)), np.tile(Y, (4, 1))), "mse"),
+        lambda: fit_noisy_quadratic(Objective(model, "mse", (np.tile(X, (4, 1)), np.tile(Y, (4, 1))))),
     ):
         with pytest.raises(ValueError, match=message):
             measure()

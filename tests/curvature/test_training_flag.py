@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, ops
-from unchecked import HessianOperator
 
-from tfopt.curvature import gradient_noise
+from tfopt.curvature import HessianOperator, gradient_noise
 
 RATE = 0.5
 

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from tfopt.callbacks import Convexity, GradientBreakdown, GradientNoiseScale
 
-from tfopt.curvature import GaussNewtonOperator, HessianOperator, Probe, gradient_noise
+from tfopt.curvature import GaussNewtonOperator, HessianOperator, Objective, Probe, gradient_noise
 from tfopt.planning import fit_noisy_quadratic
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -63,14 +63,13 @@ def test_models_of_text_are_those_of_their_tokens():
         vector = np.random.default_rng(0).normal(size=matrix.shape[0])
         expected = kind(rest, LOSS, tokens, LABELS, self_check=False) @ vector
         np.testing.assert_allclose(matrix @ vector, expected, rtol=1e-4, atol=1e-6)
-    small = matrix.on_rows_of(
-        matrix.probe.batches[0].rows(0, 4), "float64"
-    )  # the self-check computes in float64, but for the text
-    assert small.matvec(small.values())[0].dtype == tf.float64
+    # The self-check computes in float64, except the text.
+    small = matrix.objective.on_rows(matrix.objective.probe.batches[0].rows(0, 4), "float64")
+    assert HessianOperator(small).matvec(small.values())[0].dtype == tf.float64
     noise, expected = (gradient_noise(m, LOSS, x, LABELS) for m, x in ((model, TEXT), (rest, tokens)))
     assert noise.covariance_trace.value == pytest.approx(expected.covariance_trace.value, rel=1e-4)
     many = np.tile(TEXT, (8, 1)), np.tile(LABELS, 8)
-    assert fit_noisy_quadratic(model, many, LOSS, None, num_runs=4, num_matvecs=2, num_rows_per_run=16).num_runs == 4
+    assert fit_noisy_quadratic(Objective(model, LOSS, many), None, num_runs=4, num_matvecs=2, num_rows_per_run=16)
 
 
 def test_callbacks_take_text():
@@ -135,7 +134,7 @@ def test_inputs_of_every_kind_are_taken(weight):
     expected = HessianOperator(make_mixed_model(True), LOSS, numbers, LABELS, floats, self_check=False)
     vector = rng.normal(size=matrix.shape[0])
     np.testing.assert_allclose(matrix @ vector, expected @ vector, rtol=1e-4, atol=1e-6)
-    small = matrix.on_rows_of(matrix.probe.batches[0].rows(0, 4), "float64")
+    small = HessianOperator(matrix.objective.on_rows(matrix.objective.probe.batches[0].rows(0, 4), "float64"))
     assert small.matvec(small.values())[0].dtype == tf.float64
 
 

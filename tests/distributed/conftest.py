@@ -57,5 +57,11 @@ def launch(request, launch_once):
 
 @pytest.fixture(scope="session")
 def two_ranks(launch_once):
-    """What two ranks have done, for subjects that three do not run."""
+    """What two ranks have done: all subjects."""
     return launch_once(2)
+
+
+@pytest.fixture(scope="session")
+def three_ranks(launch_once):
+    """What three ranks have done, which are the subjects in which a third rank changes something."""
+    return launch_once(3)

@@ -5,6 +5,8 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.slow_by_nature
+
 LIMIT = 60  # seconds from the death to the end of the job
 
 

@@ -8,6 +8,8 @@ from event_files import read_scalars
 
 from tfopt.planning import BatchSizePlan
 
+pytestmark = pytest.mark.slow_by_nature
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 

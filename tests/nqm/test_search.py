@@ -32,7 +32,6 @@ def best(standard):
     cases = {
         "sgd": ("sgd", 0.0),
         "momentum": ("momentum", 0.0),
-        "nesterov": ("nesterov", 0.0),
         "ema": ("ema", 0.0),
         "momentum_ema": ("momentum_ema", 0.0),
         "preconditioned sgd": ("sgd", 0.5),

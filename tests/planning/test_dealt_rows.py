@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfopt.models import mlp
 
 from tfopt.communicator import SerialCommunicator
-from tfopt.curvature import Probe
+from tfopt.curvature import Objective, Probe
 from tfopt.planning import fit_noisy_quadratic
 from tfopt.planning.dealt_rows import LARGEST_BATCH, NUM_GROUPS, DealtRows
 
@@ -65,7 +65,7 @@ def test_all_rows_are_in_every_run(num_rows, form):
     x, y = make_data(num_rows)
     model = mlp(NUM_INPUTS, (), 1, seed=0)
     fit = fit_noisy_quadratic(
-        model, FORMS[form](x, y), "mse", None, num_runs=4, num_matvecs=3, self_check=False, progress=False
+        Objective(model, "mse", FORMS[form](x, y)), None, num_runs=4, num_matvecs=3, self_check=False, progress=False
     )
     loss, gradients = rows_gradients(model, x, y)
     mean = gradients.mean(axis=0)
@@ -90,7 +90,7 @@ def test_rows_of_a_sample_are_of_all_kinds(form):
     x, y = make_data(4000)
     model = mlp(NUM_INPUTS, (), 1, seed=0)
     options = {"num_runs": 4, "num_matvecs": 3, "num_rows_per_run": 600, "self_check": False, "progress": False}
-    fit = fit_noisy_quadratic(model, FORMS[form](x, y), "mse", None, **options)
+    fit = fit_noisy_quadratic(Objective(model, "mse", FORMS[form](x, y)), None, **options)
     loss, gradients = rows_gradients(model, x, y)
     assert fit.num_rows_per_run == fit.num_rows / 4 == 500
     np.testing.assert_allclose(fit.sampling, 1 / 500 - 1 / 4000)
@@ -103,7 +103,8 @@ def test_rows_of_a_sample_are_of_all_kinds(form):
 def test_a_stream_is_said():
     x, y = make_data(500)
     model = mlp(NUM_INPUTS, (), 1, seed=0)
-    fit = fit_noisy_quadratic(model, (x, y), "mse", None, num_runs=4, num_matvecs=3, num_examples=math.inf)
+    objective = Objective(model, "mse", (x, y))
+    fit = fit_noisy_quadratic(objective, None, num_runs=4, num_matvecs=3, num_examples=math.inf)
     assert "125 rows of an endless stream in each run" in repr(fit)
 
 
@@ -145,11 +146,8 @@ def test_all_rows_of_all_ranks_are_in_every_run(cuts):
     models = [mlp(NUM_INPUTS, (), 1, seed=0) for _ in parts]
 
     def measure(rank):
-        return fit_noisy_quadratic(
-            *(models[rank], parts[rank], "mse", None),
-            **{"num_runs": 4, "num_matvecs": 3, "self_check": False, "progress": False},
-            communicator=ranks.of(rank),
-        )
+        objective = Objective(models[rank], "mse", parts[rank], communicator=ranks.of(rank))
+        return fit_noisy_quadratic(objective, None, num_runs=4, num_matvecs=3, self_check=False, progress=False)
 
     with ThreadPoolExecutor(len(parts)) as pool:
         fits = list(pool.map(measure, range(len(parts))))
@@ -215,7 +213,9 @@ def test_rows_of_different_shapes_stay_apart(are_shared):
 
 
 def test_too_few_rows_are_refused():
-    with pytest.raises(ValueError, match=r"`data` must have at least 8 rows for each of 8 runs.* Received: 63 rows"):
+    with pytest.raises(
+        ValueError, match=r"`objective` must have at least 8 rows for each of 8 runs.* Received: 63 rows"
+    ):
         deal(Probe(np.zeros((63, 1))), 8)
-    with pytest.raises(ValueError, match=r"`data` must have at least 2 rows. Received: 1"):
+    with pytest.raises(ValueError, match=r"`objective` must have at least 2 rows. Received: 1"):
         deal(Probe(np.zeros((1, 1))), 8, are_shared=True)

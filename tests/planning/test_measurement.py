@@ -6,11 +6,10 @@ import keras
 import numpy as np
 import pytest
 from tfopt.models import mlp
-from unchecked import GaussNewtonOperator
 
 from tfopt.communicator import SerialCommunicator
-from tfopt.curvature import Probe
-from tfopt.curvature.gradient_noise import Groups
+from tfopt.curvature import GaussNewtonOperator, Probe
+from tfopt.curvature.groups import Groups
 from tfopt.planning.dealt_rows import DealtRows
 from tfopt.planning.measurement import FEWEST_MATVECS, SIZED_FOR, Effort, RunMeasurer
 
@@ -42,7 +41,7 @@ def linear():
 def test_noise_vectors_have_the_covariance_of_single_rows(linear, monkeypatch):
     monkeypatch.setattr(Groups, "check", lambda *_: None)  # 150 times the same
     operator, x, gradients = linear
-    rows = make_rows(operator.probe, 4)
+    rows = make_rows(operator.objective.probe, 4)
     picked = np.concatenate([batch.x.numpy() for batch in rows.batches(0, 99)])
     mine = gradients[[int(np.flatnonzero((x == row).all(axis=1))[0]) for row in picked]]
     covariance = np.cov(mine.T)
@@ -64,11 +63,11 @@ def test_noise_vectors_have_the_covariance_of_single_rows(linear, monkeypatch):
 
 def test_masses_add_up_to_squared_norms(linear):
     operator, _, _ = linear
-    rows = make_rows(operator.probe, 4)
+    rows = make_rows(operator.objective.probe, 4)
     displacement = np.array([1.0, 2.0, 3.0, 4.0])
     run = RunMeasurer(operator, rows, displacement, 0).run(1, Effort(4, 99))
     _, gradient, noise, _, _ = RunMeasurer(operator, rows, displacement, 0)._gradient_and_noise(rows.batches(1, 99), 1)
-    matrix = operator.over(Probe.of(rows.batches(1, 99))).to_dense()
+    matrix = operator.over(Probe.from_batches(rows.batches(1, 99))).to_dense()
     assert run.gradient.masses.sum() == pytest.approx(gradient @ gradient, rel=1e-4)
     assert run.noise.masses.sum() == pytest.approx(noise @ noise, rel=1e-4)
     start = gradient + matrix @ displacement
@@ -79,7 +78,7 @@ def test_masses_add_up_to_squared_norms(linear):
     model = operator.objective.model
     before = model.get_weights()
     model.set_weights([before[0] + displacement[:3, None], before[1] + displacement[3:]])
-    here = operator.over(Probe.of(rows.batches(1, 99))).loss_and_gradient()[0]
+    here = operator.over(Probe.from_batches(rows.batches(1, 99))).loss_and_gradient()[0]
     assert run.initial_loss == pytest.approx(here, rel=1e-5)
 
 
@@ -94,14 +93,14 @@ def test_masses_add_up_to_squared_norms(linear):
 )
 def test_effort_follows_from_the_time_there_is(linear, monkeypatch, seconds, expected):
     operator, _, _ = linear
-    measurer = RunMeasurer(operator, make_rows(operator.probe, 4), None, 0)
+    measurer = RunMeasurer(operator, make_rows(operator.objective.probe, 4), None, 0)
     monkeypatch.setattr(measurer, "_time_parts", lambda: (0.5, 0.1))
     assert measurer.choose_effort(Effort(50, 4), seconds) == expected
 
 
 def test_times_are_measured(linear):
     operator, _, _ = linear
-    measurer = RunMeasurer(operator, make_rows(operator.probe, 4), None, 0)
+    measurer = RunMeasurer(operator, make_rows(operator.objective.probe, 4), None, 0)
     begin = time.perf_counter()
     parts = measurer._time_parts()
     passed = time.perf_counter() - begin
@@ -112,7 +111,7 @@ def test_a_run_ends_with_its_time():
     wide = keras.Sequential([keras.Input((NUM_INPUTS,)), keras.layers.Dense(40, "tanh"), keras.layers.Dense(1)])
     x, y = make_data(256)
     operator = GaussNewtonOperator(wide, "mse", x, y)
-    measurer = RunMeasurer(operator, make_rows(operator.probe, 4), None, 0)
+    measurer = RunMeasurer(operator, make_rows(operator.objective.probe, 4), None, 0)
     assert len(measurer.run(0, Effort(60, 99), 0.0).noise.nodes) == FEWEST_MATVECS
     assert len(measurer.run(0, Effort(60, 99), 1e6).noise.nodes) > FEWEST_MATVECS
     assert len(measurer.run(0, Effort(60, 99)).noise.nodes) > FEWEST_MATVECS
@@ -121,13 +120,13 @@ def test_a_run_ends_with_its_time():
 def test_the_minimum_of_some_rows_is_tried_on_others(linear):
     """By the quadratic of the second run's rows, at the minimum of the first run's."""
     operator, _, _ = linear
-    rows = make_rows(operator.probe, 4)
+    rows = make_rows(operator.objective.probe, 4)
     measurer = RunMeasurer(operator, rows, None, 0)
     first, second = measurer.run(0, Effort(4, 99)), measurer.run(1, Effort(4, 99))
     assert np.isnan(first.gain_elsewhere)
     model = operator.objective.model
     weights = model.get_weights()
-    here = [operator.over(Probe.of(rows.batches(run, 99))) for run in (0, 1)]
+    here = [operator.over(Probe.from_batches(rows.batches(run, 99))) for run in (0, 1)]
     gradient = np.concatenate([np.asarray(part).ravel() for part in here[0].loss_and_gradient()[1]])
     step = -np.linalg.solve(here[0].to_dense(), gradient)
     before = here[1].loss_and_gradient()[0]
@@ -141,9 +140,9 @@ def test_weights_that_are_not_finite_are_refused():
     operator = GaussNewtonOperator(model, "mse", x, y)
     model.set_weights([np.full((NUM_INPUTS, 1), np.nan), np.zeros(1)])
     with pytest.raises(
-        ValueError, match="`model` must have a finite loss and gradient on `data`. Received: a loss of n"
+        ValueError, match="`model` must have a finite loss and gradient on the data. Received: a loss of n"
     ):
-        RunMeasurer(operator, make_rows(operator.probe, 4), None, 0).check()
+        RunMeasurer(operator, make_rows(operator.objective.probe, 4), None, 0).check()
 
 
 def test_losses_that_are_no_means_are_refused():
@@ -152,7 +151,7 @@ def test_losses_that_are_no_means_are_refused():
     loss = keras.losses.MeanSquaredError(reduction="sum")
     operator = GaussNewtonOperator(model, loss, x, y)
     with pytest.raises(ValueError, match="`loss` must be a mean over rows"):
-        RunMeasurer(operator, make_rows(operator.probe, 4), None, 0).check()
+        RunMeasurer(operator, make_rows(operator.objective.probe, 4), None, 0).check()
 
 
 @pytest.mark.parametrize("are_shared", [False, True])
@@ -164,7 +163,7 @@ def test_masks_in_the_rows_of_a_run_are_seen(are_shared):
     model = mlp(NUM_INPUTS, (), 3, seed=0)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
     operator = GaussNewtonOperator(model, loss, x, y, batch_size=64)
-    rows = make_rows(operator.probe, 4, are_shared)
+    rows = make_rows(operator.objective.probe, 4, are_shared)
     measurer = RunMeasurer(operator, rows, None, 0)
     for run in range(4):
         batches = rows.batches(run, 99)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tfopt import models, nqm
+from tfopt.curvature import Objective
 from tfopt.planning import BatchSizePlan, fit_noisy_quadratic, plan_batch_size, plan_from_fit, planner, prediction
 from tfopt.planning import plan as plan_module
 
@@ -19,11 +20,11 @@ TARGET = 0.02 * KNOWN.initial_loss
 @pytest.fixture(scope="module")
 def fit():
     """A fit to a known noisy quadratic, at its start; of a dozen seeds one misses its intervals."""
-    rows = np.random.default_rng(2).standard_normal((8192, int(KNOWN.dim))).astype("float32")
+    rows = np.random.default_rng(1).standard_normal((8192, int(KNOWN.dim))).astype("float32")
     data = (rows, np.zeros((len(rows), 1), "float32"))
     model = models.noisy_quadratic(KNOWN, seed=0)
     options = {"matrix": "hessian", "num_examples": math.inf, "num_matvecs": 10}  # 5 curvatures
-    return fit_noisy_quadratic(model, data, models.output_as_loss, None, **options)
+    return fit_noisy_quadratic(Objective(model, models.output_as_loss, data), None, **options)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_predictions_are_the_best_settings_of_the_fitted_problem(plan, fit):
 
 def test_intervals_widen_with_their_level(fit):
     wide, narrow = (
-        plan_from_fit(fit, TARGET, batch_sizes=SIZES, families=["sgd"], level=level).steps["sgd"]
+        plan_from_fit(fit, TARGET, batch_sizes=SIZES, families=["sgd"], confidence=level).steps["sgd"]
         for level in (0.95, 0.5)
     )
     assert wide.confidence == 0.95
@@ -67,9 +68,9 @@ def test_intervals_widen_with_their_level(fit):
 
 
 def test_finite_data_have_less_noise_at_large_batches(fit):
-    finite = plan_from_fit(dataclasses.replace(fit, num_examples=8192.0), TARGET, families=["sgd"], draws=20)
+    finite = plan_from_fit(dataclasses.replace(fit, num_examples=8192.0), TARGET, families=["sgd"], num_draws=20)
     assert finite.batch_sizes[-1] == 8192
-    endless = plan_from_fit(fit, TARGET, batch_sizes=finite.batch_sizes.tolist(), families=["sgd"], draws=20)
+    endless = plan_from_fit(fit, TARGET, batch_sizes=finite.batch_sizes.tolist(), families=["sgd"], num_draws=20)
     steps, more = finite.steps["sgd"].value, endless.steps["sgd"].value
     assert (steps <= more).all()
     exact = nqm.optimize(fit.problem, "sgd", [4096 / (1 - 0.5)], TARGET - fit.floor).steps
@@ -79,11 +80,11 @@ def test_finite_data_have_less_noise_at_large_batches(fit):
 
 
 def test_default_targets(fit):
-    here = plan_from_fit(fit, families=["sgd"], draws=20)
+    here = plan_from_fit(fit, families=["sgd"], num_draws=20)
     assert here.target_loss == pytest.approx(fit.floor + 0.1 * fit.problem.initial_loss)
     assert here.batch_sizes.tolist() == [2**k for k in range(17)]
     away = dataclasses.replace(fit, is_displaced=True, loss=fit.loss * 0.5 + 0.1, gain=fit.gain * 0.5)
-    assert plan_from_fit(away, families=["sgd"], draws=20).target_loss == pytest.approx(0.5 * fit.loss.mean() + 0.1)
+    assert plan_from_fit(away, families=["sgd"], num_draws=20).target_loss == pytest.approx(0.5 * fit.loss.mean() + 0.1)
 
 
 # --- what to train with
@@ -157,7 +158,7 @@ def test_plans_print_plot_and_export(plan, tmp_path):
 
 def test_critical_batch_sizes_beyond_the_largest(fit):
     noisy = dataclasses.replace(fit, noise=1e3 * fit.noise, sampling=0.0 * fit.sampling, loss=fit.loss + 0.1)
-    found = plan_from_fit(noisy, TARGET + 0.1, batch_sizes=[1, 2, 4, 8], families=["momentum"], draws=20)
+    found = plan_from_fit(noisy, TARGET + 0.1, batch_sizes=[1, 2, 4, 8], families=["momentum"], num_draws=20)
     assert found.critical_batch_size["momentum"].value == math.inf
     assert "beyond the largest" in repr(found)
     assert found.suggest().batch_size == 8
@@ -173,7 +174,7 @@ def test_targets_that_few_batch_sizes_reach(fit, monkeypatch):
 
     for module in (planner, plan_module):
         monkeypatch.setattr(module, "find_best", find_best)
-    found = plan_from_fit(fit, TARGET, batch_sizes=[1, 2, 4, 8], families=["sgd"], draws=20)
+    found = plan_from_fit(fit, TARGET, batch_sizes=[1, 2, 4, 8], families=["sgd"], num_draws=20)
     assert math.isnan(found.critical_batch_size["sgd"].value)
     assert "critical batch size, sgd:          unknown" in repr(found)
     assert found.suggest().batch_size == 4
@@ -187,7 +188,7 @@ def test_minima_that_no_loss_has_are_told(fit):
     deep = dataclasses.replace(fit, loss=fit.loss - fit.floor - 1.0)
     assert deep.floor == pytest.approx(-1.0)
     with pytest.warns(UserWarning, match="minimum lies at a loss of -1: unless the model's loss can be negative"):
-        plan_from_fit(deep, 0.1, families=["sgd"], draws=20)
+        plan_from_fit(deep, 0.1, families=["sgd"], num_draws=20)
     with (
         pytest.warns(UserWarning, match="minimum lies"),
         pytest.raises(ValueError, match="`target_loss` must be given: a tenth of the way .* train a pilot"),
@@ -203,20 +204,22 @@ def test_from_a_model_in_one_call():
     x = rng.standard_normal((2048, 4)).astype("float32")
     y = x.sum(axis=1, keepdims=True) + rng.standard_normal((2048, 1)).astype("float32")
     model = models.mlp(4, (), 1, seed=0)
-    found = plan_batch_size(model, (x, y), "mse", families=["sgd"], draws=20, num_runs=4, num_matvecs=10, seed=3)
+    objective, options = Objective(model, "mse", (x, y)), {"num_runs": 4, "num_matvecs": 10, "seed": 3}
+    found = plan_batch_size(objective, families=["sgd"], num_draws=20, **options)
     assert found.families == ("sgd",)
     assert found.batch_sizes[-1] == 2048
     assert found.suggest().family == "sgd"
-    again = fit_noisy_quadratic(model, (x, y), "mse", num_runs=4, num_matvecs=10, seed=3)
+    again = fit_noisy_quadratic(objective, **options)
     np.testing.assert_array_equal(found.fit.noise, again.noise)
 
 
 def test_a_target_out_of_reach_does_not_lose_the_fit():
     x = np.random.default_rng(0).standard_normal((512, 4)).astype("float32")
     y = x.sum(axis=1, keepdims=True) + np.random.default_rng(1).standard_normal((512, 1)).astype("float32")
-    options = {"families": ["sgd"], "draws": 20}
+    objective = Objective(models.mlp(4, (), 1, seed=0), "mse", (x, y))
+    options = {"families": ["sgd"], "num_draws": 20}
     with pytest.raises(ValueError, match="`target_loss` must lie between") as caught:
-        plan_batch_size(models.mlp(4, (), 1, seed=0), (x, y), "mse", 1e3, num_runs=4, num_matvecs=5, **options)
+        plan_batch_size(objective, 1e3, num_runs=4, num_matvecs=5, **options)
     fit = caught.value.fit
     assert "plan_from_fit(error.fit" in caught.value.__notes__[0]
     target = 0.5 * (fit.floor + fit.quadratic_initial_loss)
@@ -236,8 +239,8 @@ def test_a_target_out_of_reach_does_not_lose_the_fit():
         ({"batch_sizes": [0, 1, 2]}, ValueError, "`batch_sizes` must be"),
         ({"batch_sizes": 64}, TypeError, "`batch_sizes` must"),
         ({"largest_momentum": 1.0}, ValueError, "`largest_momentum` must be"),
-        ({"level": 0.0}, ValueError, "`level` must be"),
-        ({"draws": 5}, ValueError, "`draws` must be an integer >= 20"),
+        ({"confidence": 0.0}, ValueError, "`confidence` must be"),
+        ({"num_draws": 5}, ValueError, "`num_draws` must be an integer >= 20"),
         ({"seed": 1.5}, TypeError, "`seed` must be"),
         ({"target_loss": math.nan}, ValueError, "`target_loss` must be a finite number"),
         ({"target_loss": -1.0}, ValueError, "floor, .* Received: target_loss=-1. Fit after a longer pilot"),
@@ -253,10 +256,10 @@ def test_bad_arguments_are_named(fit, options, error, message):
 def test_bad_arguments_are_found_before_any_work():
     for options, error in (({"families": ["adam"]}, ValueError), ({"target_loss": "low"}, TypeError)):
         with pytest.raises(error, match="`(families|target_loss)` must be"):
-            plan_batch_size("no model", None, **options)
+            plan_batch_size("no objective", **options)
     x = np.zeros((100, 4), "float32")
     with pytest.raises(ValueError, match="`batch_sizes` must be three or more, rising, up to the 100 rows"):
-        plan_batch_size("no model", (x, x[:, :1]), batch_sizes=[1, 10, 1000])
+        plan_batch_size(Objective(models.mlp(4, (), 1), "mse", (x, x[:, :1])), batch_sizes=[1, 10, 1000])
     with pytest.raises(TypeError, match="`fit` must be a result of fit_noisy_quadratic"):
         plan_from_fit(KNOWN)
 

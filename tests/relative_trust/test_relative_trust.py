@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tfopt.models import mlp
 
+from tfopt.curvature import Objective
 from tfopt.relative_trust import (
     StepMeter,
     breakdown_profile,
@@ -105,7 +106,7 @@ def test_a_profile_against_the_equations():
     model, weights, x, y = case(3)
     before = model.get_weights()
     etas = [0.0, 0.01, 0.1]
-    profile = breakdown_profile(model, "mse", x, y, etas)
+    profile = breakdown_profile(Objective(model, "mse", (x, y)), etas)
     _, gradient = loss_and_gradient(weights, x, y)
     for place, eta in enumerate(etas):
         moved = [w - eta * norm(w) * g / norm(g) for w, g in zip(weights, gradient, strict=True)]
@@ -131,7 +132,7 @@ def test_deep_nets_break_down_faster():
     found = []
     for depth in (1, 4, 16):
         model = mlp(16, (32,) * depth, 4, seed=0)
-        found.append(breakdown_profile(model, loss, x, y, [0.05]).largest_breakdown[0])
+        found.append(breakdown_profile(Objective(model, loss, (x, y)), [0.05]).largest_breakdown[0])
     assert found[0] < found[1] < found[2]
 
 
@@ -149,8 +150,8 @@ def test_what_has_no_size_is_left_out():
     assert (still.largest_perturbation, still.largest_breakdown, still.deep_relative_trust) == (0.0, 0.0, 0.0)
     assert np.isnan(still.total_cosine)
     assert still.descent_bound == still.loss_change == 0.0
-    profile = breakdown_profile(model, "mse", x, y)
-    assert profile.etas.tolist() == pytest.approx(np.linspace(0, 0.1, 21).tolist())
+    profile = breakdown_profile(Objective(model, "mse", (x, y)))
+    assert profile.relative_steps.tolist() == pytest.approx(np.linspace(0, 0.1, 21).tolist())
 
 
 def test_what_is_not_finite_is_infinite():
@@ -171,6 +172,9 @@ def test_deep_relative_trust_and_the_largest_safe_step():
     assert largest_safe_step(4, math.pi / 2) == pytest.approx(0.0)
 
 
+TWO_ROWS = (np.ones((2, 2)), np.ones(2))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -182,11 +186,17 @@ def test_deep_relative_trust_and_the_largest_safe_step():
             r"`weights` must have the shapes of `step`, \[\(3,\)\]",
         ),
         (lambda: relative_gradient_breakdown([np.ones(2)], [np.ones(1)]), "`gradient` must have the shapes"),
-        (lambda: breakdown_profile(mlp(2, (), 1), "mse", np.ones((2, 2)), np.ones(2), [-1.0]), "`etas` must be a list"),
-        (lambda: breakdown_profile(mlp(2, (), 1), "mse", np.ones((2, 2)), np.ones(2), []), "`etas` must be a list"),
-        (lambda: StepMeter(mlp(2, (), 1), "mse", np.ones((2, 2)), np.ones(2), num_points=0), "`num_points` must be"),
         (
-            lambda: StepMeter(mlp(2, (), 1), "mse", np.ones((2, 2)), np.ones(2)).measure([np.ones(3)]),
+            lambda: breakdown_profile(Objective(mlp(2, (), 1), "mse", TWO_ROWS), [-1.0]),
+            "`relative_steps` must be a list",
+        ),
+        (
+            lambda: breakdown_profile(Objective(mlp(2, (), 1), "mse", TWO_ROWS), []),
+            "`relative_steps` must be a list",
+        ),
+        (lambda: StepMeter(mlp(2, (), 1), "mse", TWO_ROWS, num_points=0), "`num_points` must be"),
+        (
+            lambda: StepMeter(mlp(2, (), 1), "mse", TWO_ROWS).measure([np.ones(3)]),
             r"`before` must have the shapes \[\(2, 1\), \(1,\)\]. Received: \[\(3,\)\]",
         ),
     ],

@@ -63,7 +63,7 @@ def cases(entries):
 def assert_right(entry):
     """Check that the arguments are valid before one is replaced, except the one that is invalid on purpose."""
     if entry.blamed:
-        with pytest.raises(ValueError, match=f"`{entry.blamed}`"):
+        with pytest.raises((TypeError, ValueError), match=f"`{entry.blamed}`"):
             entry.function(**entry.arguments, **entry.fixed)
     else:
         assert entry.function(**entry.arguments, **entry.fixed) is not None

@@ -20,19 +20,32 @@ import rank_subjects_communicator  # noqa: F401
 import rank_subjects_gradients  # noqa: F401
 import rank_subjects_misuse  # noqa: F401
 import tensorflow as tf
+from default_of_self_check import set_self_check
 from rank_subjects import SUBJECTS
 
 from tfopt import communicator as communicators
 
 SUBJECTS |= bregman_parity.SUBJECTS
-# A third rank would show nothing new in these subjects: they train several models, or several times, of one kind.
-ON_TWO_RANKS = {
-    "every_callback",
-    "resumed",
-    "saved_model",
-    "bregman_bytes_reduced",
-    "bregman_measuring",
-    "bregman_resuming",
+# What a third rank can change: sums, means, shards and orders over ranks. In all other subjects ranks train models of
+# one kind, or one rank differs from the others, which two ranks show.
+ON_THREE_RANKS = {
+    "reductions",
+    "other_collectives",
+    "joining",
+    "sparse_means",
+    "compressed_means",
+    "overwritten_variables",
+    "parity_with_one_process",
+    "equal_starts",
+    "metrics",
+    "warm_up",
+    "shards",
+    "curvature",
+    "noise_between_ranks",
+    "other_calls",
+    "root_that_is_no_rank",
+    "masks_that_differ_between_ranks",
+    "bregman_parity",
 }
 
 
@@ -45,8 +58,9 @@ def main(folder):
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     report = {}
     for name, function in SUBJECTS.items():
-        if name in ON_TWO_RANKS and ranks.size > 2:
+        if ranks.size > 2 and name not in ON_THREE_RANKS:
             continue
+        set_self_check(name == "curvature")
         place = folder / name
         place.mkdir(exist_ok=True)
         start = time.perf_counter()

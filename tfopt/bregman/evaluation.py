@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt import _keras
-from tfopt.bregman.compilation import compiled
+from tfopt._compiled import compiled
 from tfopt.bregman.losses import Loss
 from tfopt.bregman.network import Architecture, DenseChain
 from tfopt.bregman.rows import Chunk, Rows
@@ -115,7 +115,7 @@ def _make_forward(architecture: Architecture, loss: Loss) -> Any:
         seen = tuple(tf.cast(part + origin, architecture.dtype) for part in (targets, outputs))
         return tf.stack([total, in_units]), *seen, targets + other_origin, outputs + other_origin
 
-    return compiled(evaluate)
+    return compiled(evaluate, by_xla=True)
 
 
 def _subtracts_squares(metric: Any) -> bool:

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt.bregman.compilation import compiled
+from tfopt._compiled import compiled
 from tfopt.bregman.engine import Problem, Weights
 from tfopt.bregman.network import Architecture
 from tfopt.bregman.rows import Chunk, Rows
@@ -189,4 +189,4 @@ def _make_sums(architecture: Architecture) -> Any:
         z, t = (tf.cast(part * chunk.mask[:, None], tf.float64) for part in (outputs, chunk.targets))
         return tf.stack([tf.reduce_sum(part, axis=0) for part in (z, t, z * z, z * t, t * t)])
 
-    return compiled(sum_up)
+    return compiled(sum_up, by_xla=True)

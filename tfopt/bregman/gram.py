@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfopt.bregman.compilation import compiled
+from tfopt._compiled import compiled
 from tfopt.bregman.rows import Rows
 from tfopt.communicator import Communicator
 
@@ -73,7 +73,7 @@ def _make_count(with_bias: bool) -> Any:
     def count(a: Any, mask: Any) -> Any:
         return of_rows(a, mask[:, None], mask, with_bias)
 
-    return compiled(count)
+    return compiled(count, by_xla=True)
 
 
 def of_inputs(rows: Rows, num_inputs: int, with_bias: bool, communicator: Communicator) -> Any:

@@ -24,8 +24,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfopt._compiled import compiled
 from tfopt.bregman import gram
-from tfopt.bregman.compilation import compiled
 from tfopt.bregman.engine import Engine, Problem, Weights
 from tfopt.bregman.losses import Loss
 from tfopt.bregman.network import Architecture
@@ -217,7 +217,7 @@ def _make_output_pass(architecture: Architecture, loss: Loss, state_dtype: Any) 
         hidden = tuple(tf.cast(tensor, state_dtype) for tensor in z[:last])
         return hidden, tf.cast(targets, state_dtype), _sums(architecture, last, a, targets - z[last], chunk.mask)
 
-    return compiled(update)
+    return compiled(update, by_xla=True)
 
 
 @functools.lru_cache(maxsize=256)
@@ -235,7 +235,7 @@ def _make_hidden_pass(architecture: Architecture, state_dtype: Any, layer: int) 
         below = _inputs_of(architecture, layer, inputs, z, mask)
         return tf.cast(new, state_dtype), _sums(architecture, layer, below, new - z[layer], mask)
 
-    return compiled(update)
+    return compiled(update, by_xla=True)
 
 
 def _inputs_of(architecture: Architecture, layer: int, inputs: Any, z: Any, mask: Any) -> Any:
@@ -258,7 +258,7 @@ def _make_inverse(with_bias: bool) -> Any:
         identity = tf.eye(metric.shape[0], dtype=tf.float64)
         return (weight_update(metric, identity, ridge * mean_squares(metric, with_bias), penalty=decays),)
 
-    return compiled(invert, by_xla=False)
+    return compiled(invert)
 
 
 @functools.lru_cache(maxsize=4)
@@ -278,7 +278,7 @@ def _make_move(with_bias: bool, is_hidden_below: bool) -> Any:
         new = split_bias(weights + step * direction, kernel, bias, with_bias)
         return old, new, activation_gain(new[0], beta, gamma) if is_hidden_below else ()
 
-    return compiled(move, by_xla=False)
+    return compiled(move)
 
 
 def _call(function: Any, *arguments: Any) -> Any:

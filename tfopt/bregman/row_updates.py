@@ -6,8 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfopt._compiled import compiled
 from tfopt.bregman import gram
-from tfopt.bregman.compilation import compiled
 from tfopt.bregman.kept import Variables
 from tfopt.bregman.losses import Loss
 from tfopt.bregman.network import Architecture
@@ -51,7 +51,7 @@ def make_pass(rules: Rules, local: tuple[Token, ...], layers: tuple[int, ...]) -
         parts = [rows.gram_of(layer) for layer in layers]
         return rows.changed(), parts
 
-    return compiled(run)
+    return compiled(run, by_xla=True)
 
 
 @functools.lru_cache(maxsize=64)
@@ -63,7 +63,7 @@ def make_measurement(rules: Rules) -> Any:
     def measure(chunk: Chunk, variables: Variables, weights: Any, linear: Any, hidden: Any) -> Any:
         return _RowUpdates(rules, chunk, variables, weights, (), linear, hidden).measurements()
 
-    return compiled(measure)
+    return compiled(measure, by_xla=True)
 
 
 class _RowUpdates:

@@ -16,8 +16,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfopt._compiled import compiled
 from tfopt.bregman import gram
-from tfopt.bregman.compilation import compiled
 from tfopt.bregman.engine import Engine, Problem
 from tfopt.bregman.kept import Kept, Variables
 from tfopt.bregman.row_updates import Rules, Token, make_measurement, make_pass
@@ -243,4 +243,4 @@ def _make_solve(with_bias: bool) -> Any:
         new = weight_update(matrix, cross_gram, ridge * mean_squares(matrix, with_bias), center=old, penalty=decays)
         return split_bias(new, kernel, bias, with_bias)
 
-    return compiled(solve, by_xla=False)
+    return compiled(solve)

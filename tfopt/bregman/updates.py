@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfopt._compiled import compiled
 from tfopt.bregman.activations import as_scalar
-from tfopt.bregman.compilation import compiled
 
 __all__ = ["activation_gain", "activation_update", "multiplier_update", "weight_update"]
 
@@ -101,7 +101,7 @@ def activation_gain(kernel: Any, linear_penalty: Any, activation_penalty: Any) -
     return tf.cast(solution if is_tall else tf.transpose(solution), kernel.dtype)
 
 
-COMPILED_GAIN = compiled(activation_gain, by_xla=False)  # To be called by `solve_compiled`.
+COMPILED_GAIN = compiled(activation_gain)  # To be called by `solve_compiled`.
 
 
 def activation_update(h: Any, z_next: Any, kernel: Any, gain: Any) -> Any:

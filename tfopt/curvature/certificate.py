@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt.communicator import Communicator
+from tfopt.curvature.batch import Batch
 from tfopt.curvature.covered_networks import NotCoveredError, check_loss, common_l2, dense_layers, read_network
 from tfopt.curvature.enclosure import (
     SMALLEST,
@@ -21,19 +21,10 @@ from tfopt.curvature.enclosure import (
     through_relu,
 )
 from tfopt.curvature.modulus import ConvexityCertificate
-from tfopt.curvature.probe import Batch
-from tfopt.curvature.probe_loss import ProbeLoss
+from tfopt.curvature.objective import Objective, as_objective
 
 
-def convexity_certificate(
-    model: keras.Model,
-    loss: Any = None,
-    x: Any = None,
-    y: Any = None,
-    *,
-    batch_size: int | None = None,
-    communicator: Communicator | None = None,
-) -> ConvexityCertificate:
+def convexity_certificate(objective: Any, *data: Any, **options: Any) -> ConvexityCertificate:
     """Return the bound of the strong-convexity theorem for a network on data.
 
     The theorem covers chains of Dense layers without biases, with linear, ReLU or leaky ReLU activations of slopes up
@@ -50,13 +41,10 @@ def convexity_certificate(
     `keras.Input`.
 
     Args:
-        model: A Keras model with its variables, compiled or not.
-        loss: "mse" in any of its forms. None (default) means the loss that the model was compiled with.
-        x: The data: a `tfopt.curvature.Probe`, or what `Probe` takes as its `x`.
-        y: As `Probe` takes it.
-        batch_size: As `Probe` takes it.
-        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`. The data of all ranks
-            count.
+        objective: An `Objective` with the loss "mse" in any of its forms; or a model, followed by further arguments of
+            `Objective`. The data of all ranks count.
+        *data: Loss, x and y after a model.
+        **options: Options of `Objective` after a model.
 
     Returns:
         The certificate; `theta_paper` and `theta_sharp` are positive if the loss is certified to be strongly convex.
@@ -70,21 +58,21 @@ def convexity_certificate(
         >>> from tfopt.models import milne_regression
         >>> model = milne_regression(seed=0)
         >>> _ = model.set_weights([np.array([[0.5, 0.25]]), np.array([[0.5], [0.5]])])
-        >>> certificate = convexity_certificate(model, "mse", np.array([[1.0]]), np.array([[0.0]]))
+        >>> objective = Objective(model, "mse", (np.array([[1.0]]), np.array([[0.0]])))
+        >>> certificate = convexity_certificate(objective)
         >>> [round(found, 6) for found in (certificate.mean_squared_error, certificate.theta_paper)]
         [0.140625, 0.5]
         >>> round(certificate.theta_sharp, 6)
         1.25
     """
-    probe_loss = ProbeLoss.of(model, loss, x, y, batch_size=batch_size, communicator=communicator)
-    return CertifiedNetwork(probe_loss).certificate()
+    return CertifiedNetwork(as_objective(objective, *data, **options)).certificate()
 
 
 class CertifiedNetwork:
     """A network that the theorem covers, with its data; raises NotCoveredError for any other one."""
 
-    def __init__(self, probe_loss: ProbeLoss) -> None:
-        self._loss = probe_loss
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
         radius = self._read()
         # A bias is the weight of an input that is always 1.
         self._radius = float(np.hypot(radius, 1.0)) * (1.0 + 4.0 * UNIT_ROUNDOFF) if self._has_bias() else radius
@@ -96,17 +84,17 @@ class CertifiedNetwork:
         # Returns the largest norm of an input. If the theorem does not cover the data of one rank, every rank raises.
         why, radius = "", 0.0
         try:
-            self._steps = read_network(self._loss.objective.model)
+            self._steps = read_network(self._objective.model)
             self._layers = dense_layers(self._steps)
-            self._dtype = self._data_dtype(check_loss(self._loss))
+            self._dtype = self._data_dtype(check_loss(self._objective))
             self._l2 = common_l2(self._layers)
-            for batch in self._loss.probe.batches:
+            for batch in self._objective.probe.batches:
                 _targets(batch.y, int(self._layers[-1].units), self._dtype)
                 with np.errstate(over="ignore", invalid="ignore"):
                     radius = max(radius, largest_row_norm(self._inputs(batch)))
         except NotCoveredError as error:
             why = error.why
-        found = self._loss.communicator.allgather_object((why, radius), "what the certificate covers")
+        found = self._objective.communicator.allgather_object((why, radius), "what the certificate covers")
         refused = next((why for why, _ in found if why), None)
         if refused:
             raise NotCoveredError(refused)
@@ -114,7 +102,7 @@ class CertifiedNetwork:
 
     def _data_dtype(self, loss_dtype: str) -> str:
         # The layers and the loss round the data to their dtypes, and `fit` rounds them to Keras's floatx.
-        model = self._loss.objective.model
+        model = self._objective.model
         dtypes = {loss_dtype, keras.config.floatx(), model.inputs[0].dtype}
         dtypes |= {layer.compute_dtype for layer in model._flatten_layers()}
         return "float32" if "float32" in dtypes else "float64"
@@ -138,14 +126,14 @@ class CertifiedNetwork:
 
     def _mean_squared_error(self, kernels: dict[str, Enclosure]) -> float:
         # Returns an upper bound over all ranks.
-        total, rows = 0.0, self._loss.num_rows
-        for batch in self._loss.probe.batches:
+        total, rows = 0.0, self._objective.num_rows
+        for batch in self._objective.probe.batches:
             outputs = self._outputs(batch, kernels)
             residuals = difference(outputs, _targets(batch.y, outputs.value.shape[1], self._dtype))
             total += float(sum_of_squares(residuals)) / residuals.value.size * (batch.num_rows / rows)
-        (total,) = self._loss.communicator.allreduce_sum([tf.constant(total, tf.float64)], name="error")
+        (total,) = self._objective.communicator.allreduce_sum([tf.constant(total, tf.float64)], name="error")
         # Each batch and each rank adds a few rounding errors.
-        error = float(total) * (1.0 + 8.0 * (len(self._loss.probe.batches) + rows) * UNIT_ROUNDOFF)
+        error = float(total) * (1.0 + 8.0 * (len(self._objective.probe.batches) + rows) * UNIT_ROUNDOFF)
         return max(error, SMALLEST) if error else 0.0
 
     def _outputs(self, batch: Batch, kernels: dict[str, Enclosure]) -> Enclosure:
@@ -165,7 +153,7 @@ class CertifiedNetwork:
         leaves = keras.tree.flatten(batch.x)
         if len(leaves) != 1:
             raise NotCoveredError(f"the data have {len(leaves)} inputs")
-        (expected,) = self._loss.objective.model.inputs
+        (expected,) = self._objective.model.inputs
         values = np.asarray(leaves[0])
         if values.ndim != len(expected.shape):  # Keras adds or removes a last axis of length 1
             values = values[..., 0] if values.ndim > len(expected.shape) else values[..., None]

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras.src.models import Functional
 
-from tfopt.curvature.probe_loss import ProbeLoss
+from tfopt.curvature.objective import Objective
 
 # The negative slopes of activation functions; 0.2 is Keras's default for leaky_relu.
 _ACTIVATIONS: tuple[tuple[Any, list[float]], ...] = (
@@ -164,10 +164,9 @@ def _slopes(activation: Any, name: str) -> list[float]:
     raise NotCoveredError(f"{name} is {getattr(activation, '__name__', type(activation).__name__)}")
 
 
-def check_loss(probe_loss: ProbeLoss) -> str:
+def check_loss(objective: Objective) -> str:
     """Return the dtype of the error, "float32" or "float64"; NotCoveredError unless the loss is mse and penalties."""
-    objective = probe_loss.objective
-    model, loss, weights = objective.model, objective.given_loss, None
+    model, loss, weights = objective.model, objective.batch_loss.given_loss, None
     if type(model).train_step is not keras.Model.train_step or "train_step" in vars(model):
         raise NotCoveredError("the model overrides `train_step`")
     if any(type(layer).losses is not keras.layers.Layer.losses for layer in model._flatten_layers()):
@@ -189,7 +188,7 @@ def check_loss(probe_loss: ProbeLoss) -> str:
     dtype = found.dtype if isinstance(found, keras.Loss) else keras.config.floatx()
     if dtype not in _DTYPES:
         raise NotCoveredError(f"the loss is computed in {dtype}")
-    if any(batch.sample_weight is not None for batch in probe_loss.probe.batches):
+    if any(batch.sample_weight is not None for batch in objective.probe.batches):
         raise NotCoveredError("the data have sample weights")
     return dtype
 

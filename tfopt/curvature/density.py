@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfopt._checks import as_numbers, check_integer, check_number
+from tfopt._checks import as_numbers, check_integer, check_label, check_number
 from tfopt._plotting import get_axes
 from tfopt._record import Record
+from tfopt.curvature.estimate import Estimate
 from tfopt.curvature.lanczos import lanczos
 from tfopt.curvature.linear_map import as_linear_map
 
@@ -23,8 +24,8 @@ class SpectralDensity(Record):
     distribution of the eigenvalues, and their scatter gives the standard errors.
 
     Attributes:
-        nodes: Points, of shape (num_probes, m). If an iteration ended early, its remaining points have weight 0.
-        weights: Masses, of shape (num_probes, m); each row sums to 1.
+        nodes: Points, of shape (num_vectors, m). If an iteration ended early, its remaining points have weight 0.
+        weights: Masses, of shape (num_vectors, m); each row sums to 1.
         size: Number of rows of the matrix.
         batch_norm: How batch normalisation was computed, "batch" or "moving"; None for a matrix without a model.
     """
@@ -34,14 +35,14 @@ class SpectralDensity(Record):
     size: int
     batch_norm: str | None = None
 
-    def cumulative(self, points: Any) -> tuple[np.ndarray, np.ndarray]:
+    def cumulative(self, points: Any) -> Estimate:
         """Return the fraction of eigenvalues up to some points.
 
         Args:
             points: The points, of shape (k,).
 
         Returns:
-            Fractions from 0 to 1, and their standard errors, of shape (k,) each.
+            Fractions from 0 to 1, of shape (k,).
 
         Raises:
             TypeError: `points` does not hold numbers.
@@ -49,9 +50,9 @@ class SpectralDensity(Record):
         """
         points = _check_points(points)
         below = self.nodes[:, :, None] <= points
-        return _mean_and_error(np.einsum("pm,pmk->pk", self.weights, below))
+        return self._mean(np.einsum("pm,pmk->pk", self.weights, below))
 
-    def density(self, points: Any, width: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def density(self, points: Any, width: float | None = None) -> Estimate:
         """Return the density, smoothed by a Gaussian.
 
         Args:
@@ -59,7 +60,7 @@ class SpectralDensity(Record):
             width: Standard deviation of the Gaussian, > 0; None (default) means a hundredth of the spectrum's width.
 
         Returns:
-            The density, whose integral is 1, and its standard errors, of shape (k,) each.
+            The density, whose integral is 1, of shape (k,).
 
         Raises:
             TypeError: An argument has the wrong type.
@@ -68,20 +69,22 @@ class SpectralDensity(Record):
         width = self._width if width is None else check_number("width", width, minimum=0.0, exclusive_minimum=True)
         distance = (_check_points(points) - self.nodes[:, :, None]) / width
         bumps = np.exp(-0.5 * distance**2) / (width * np.sqrt(2 * np.pi))
-        return _mean_and_error(np.einsum("pm,pmk->pk", self.weights, bumps))
+        return self._mean(np.einsum("pm,pmk->pk", self.weights, bumps))
 
-    def moment(self, power: int) -> tuple[float, float]:
+    def moment(self, power: int) -> Estimate:
         """Return the mean of a power of the eigenvalues.
 
         Args:
             power: The power, an integer >= 0. Up to 2 num_matvecs - 1 the quadrature is exact for each random vector.
 
         Returns:
-            The mean, and its standard error.
+            The mean, a number.
         """
         check_integer("power", power, minimum=0)
-        mean, error = _mean_and_error((self.weights * self.nodes**power).sum(axis=1, keepdims=True))
-        return float(mean[0]), float(error[0])
+        return self._mean((self.weights * self.nodes**power).sum(axis=1))
+
+    def _mean(self, draws: np.ndarray) -> Estimate:
+        return Estimate.from_draws(draws, self.batch_norm)
 
     @property
     def _width(self) -> float:
@@ -103,10 +106,11 @@ class SpectralDensity(Record):
         """
         width = self._width if width is None else check_number("width", width, minimum=0.0, exclusive_minimum=True)
         points = np.linspace(self.nodes.min() - 3 * width, self.nodes.max() + 3 * width, 500)
-        mean, error = self.density(points, width)
-        ax = get_axes(ax)
+        found = self.density(points, width)
+        mean, error = found.value, found.standard_error
+        name, ax = check_label(label) or None, get_axes(ax)
         floor = max(mean.max() * 1e-6, np.finfo(np.float64).tiny)
-        ax.semilogy(points, np.maximum(mean, floor), label=label)
+        ax.semilogy(points, np.maximum(mean, floor), label=name)
         if np.isfinite(error).all():
             ax.fill_between(points, np.maximum(mean - error, floor), np.maximum(mean + error, floor), alpha=0.3)
         ax.set_xlabel("eigenvalue")
@@ -114,7 +118,7 @@ class SpectralDensity(Record):
         return ax
 
 
-def spectral_density(operator: Any, num_probes: int = 5, num_matvecs: int = 30, seed: int = 0) -> SpectralDensity:
+def spectral_density(operator: Any, num_vectors: int = 5, num_matvecs: int = 30, seed: int = 0) -> SpectralDensity:
     """Estimate the distribution of a symmetric matrix's eigenvalues, by stochastic Lanczos quadrature.
 
     The Lanczos iteration from a random vector v gives nodes (eigenvalues of T) and weights (squared first entries of
@@ -123,7 +127,7 @@ def spectral_density(operator: Any, num_probes: int = 5, num_matvecs: int = 30, 
 
     Args:
         operator: A symmetric matrix, as `extremal_eigenvalues` takes it.
-        num_probes: Number of random vectors, >= 1; standard errors need two or more. Default 5.
+        num_vectors: Number of random vectors, >= 1; standard errors need two or more. Default 5.
         num_matvecs: Number of products for each vector, >= 1. Default 30.
         seed: Seed of the vectors, an integer >= 0. Default 0.
 
@@ -135,19 +139,19 @@ def spectral_density(operator: Any, num_probes: int = 5, num_matvecs: int = 30, 
         ValueError: An argument is out of its range.
 
     Example:
-        >>> density = spectral_density(np.diag([0.0] * 50 + [1.0] * 50), num_probes=20, num_matvecs=3)
-        >>> share, error = density.cumulative([0.5])
-        >>> bool(abs(share[0] - 0.5) < 4 * error[0])
+        >>> density = spectral_density(np.diag([0.0] * 50 + [1.0] * 50), num_vectors=20, num_matvecs=3)
+        >>> share = density.cumulative([0.5])
+        >>> bool(abs(share.value[0] - 0.5) < 4 * share.standard_error[0])
         True
     """
     linear = as_linear_map(operator)
-    check_integer("num_probes", num_probes, minimum=1)
+    check_integer("num_vectors", num_vectors, minimum=1)
     check_integer("num_matvecs", num_matvecs, minimum=1)
     check_integer("seed", seed, minimum=0)
     count = min(num_matvecs, linear.size)
-    nodes, weights = np.zeros((num_probes, count)), np.zeros((num_probes, count))
+    nodes, weights = np.zeros((num_vectors, count)), np.zeros((num_vectors, count))
     with linear.shared():
-        for index in range(num_probes):
+        for index in range(num_vectors):
             start = np.random.default_rng([seed, index]).standard_normal(linear.size)
             values, vectors, _ = lanczos(linear, num_matvecs, start=start).ritz()
             nodes[index], weights[index, : len(values)] = values[-1], vectors[0] ** 2
@@ -160,9 +164,3 @@ def _check_points(points: Any) -> np.ndarray:
     if values.ndim != 1:
         raise ValueError(f"`points` must be a list of numbers. Received shape {values.shape}")
     return values
-
-
-def _mean_and_error(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    mean = draws.mean(axis=0)
-    error = draws.std(axis=0, ddof=1) / np.sqrt(len(draws)) if len(draws) > 1 else np.full(mean.shape, np.nan)
-    return mean, error

@@ -1,11 +1,16 @@
 """Compare derivatives with finite differences."""
 
+import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.linalg import norm
+
+from tfopt._variables import flatten
 
 NUM_DIRECTIONS = 3
 WIDE = 1e-3  # a step that changes results computed in float32
@@ -14,21 +19,14 @@ FAR = 1e3  # entries from here on may be offsets that stand for -inf, and say no
 
 @dataclass(frozen=True)
 class Stage:
-    """Two step sizes, and the tolerances for the differences at them.
+    """Two step sizes, and the tolerances for the differences at them."""
 
-    Attributes:
-        steps: The larger and the smaller step, relative to the point.
-        agreement: How well central differences at both steps must agree to count, relative to the derivative.
-        sides: How well differences ahead and behind must agree, relative to the derivative; they disagree at a kink.
-        limit: The relative error above which a derivative counts as wrong.
-        is_fine: Whether steps are so small that few kinks are crossed.
-    """
-
-    steps: tuple[float, float]
-    agreement: float
+    steps: tuple[float, float]  # The larger and the smaller step, relative to the point
+    agreement: float  # How well central differences at both steps must agree to count, relative to the derivative
+    # How well differences ahead and behind must agree, relative to the derivative; they disagree at a kink.
     sides: float
-    limit: float
-    is_fine: bool
+    limit: float  # The relative error above which a derivative counts as wrong
+    is_fine: bool  # Whether steps are so small that few kinks are crossed
 
 
 FINE = Stage((1e-6, 2.5e-7), 1e-3, 1e-2, 5e-3, True)
@@ -40,38 +38,51 @@ COARSE = tuple(Stage((step, step / 4), 0.05, 0.2, 0.1, False) for step in (1e-4,
 
 @dataclass(frozen=True)
 class Derivatives:
-    """Derivatives that make up products, each with the quantity whose derivative it must be.
+    """Derivatives that make up products, each with the quantity whose derivative it must be."""
 
-    Attributes:
-        names: A noun for each derivative.
-        point: Where the derivatives are taken, a list of tensors.
-        differentiated: Takes a point; returns the differentiated quantities, a flat array for each name.
-        along: Takes a point and a direction; returns for each name the derivative along it, a flat array, and its
-            expected size if no terms cancel by chance.
-        is_symmetric: Whether the last derivative is a symmetric matrix times the direction.
-    """
-
-    names: Sequence[str]
-    point: list[Any]
+    names: Sequence[str]  # A noun for each derivative
+    point: list[Any]  # Where the derivatives are taken, a list of tensors
+    # Takes a point; returns the differentiated quantities, a flat array for each name.
     differentiated: Callable[[list[Any]], list[np.ndarray]]
+    # Takes a point and a direction; returns for each name the derivative along it, a flat array, and its expected size
+    # if no terms cancel by chance.
     along: Callable[[list[Any], list[Any]], list[tuple[np.ndarray, float]]]
-    is_symmetric: bool = False
+    is_symmetric: bool = False  # Whether the last derivative is a symmetric matrix times the direction
+
+
+class DerivativesAt(ABC):
+    """The derivatives that make up products of a matrix, on the first batch of an objective; compiled once."""
+
+    def __init__(self, objective: Any) -> None:
+        self.objective = objective
+        self._traced: Any = None  # a `SplitFunction`, made at the first weights
+
+    @abstractmethod
+    def at(self, values: list[Any]) -> list[Derivatives]:
+        """Return the derivatives at the weights `values`."""
+
+    @property
+    def graph(self) -> tf.Graph:
+        """The compiled graph."""
+        return self._traced.graph
+
+    def over(self, probe: Any) -> "DerivativesAt":
+        """Return the same derivatives on the first batch of another probe, with the compiled functions."""
+        other = copy.copy(self)
+        other.objective = self.objective.over(probe)
+        return other
 
 
 @dataclass
 class Verdict:
-    """The result of comparing one derivative with differences.
+    """The result of comparing one derivative with differences."""
 
-    Attributes:
-        confirmations: Weight of the confirmations; a single number may be right along a direction by chance, so it
-            counts 1 and an array 2.
-        errors: Directions with a certain disagreement: norm of the derivative, norm of the difference, relative error.
-        is_fine: Whether the steps were so small that kinks do not matter.
-    """
-
+    # Weight of the confirmations; a single number may be right along a direction by chance, so it counts 1 and an array
+    # 2.
     confirmations: int = 0
+    # Directions with a certain disagreement: norm of the derivative, norm of the difference, relative error.
     errors: list[tuple[float, float, float]] = field(default_factory=list)
-    is_fine: bool = True
+    is_fine: bool = True  # Whether the steps were so small that kinks do not matter
 
     @property
     def is_right(self) -> bool:
@@ -128,22 +139,18 @@ def _judge(verdict: Verdict, derivative: tuple[np.ndarray, float], line: _Line, 
     measured = line.slope(near, n)
     if not (np.isfinite(computed).all() and np.isfinite(measured).all()):
         return
-    scale = max(_norm(measured), _norm(computed), size)
-    error = _norm(computed - measured)
-    if scale <= 1e-9 * _norm(line.at(0.0, n)) or error <= stage.limit * scale or scale == 0.0:
+    scale = max(float(norm(measured)), float(norm(computed)), size)
+    error = float(norm(computed - measured))
+    if scale <= 1e-9 * norm(line.at(0.0, n)) or error <= stage.limit * scale or scale == 0.0:
         # The derivative agrees, or nothing depends on the point in this direction.
         is_sure = computed.size > 2 or error <= 1e-3 * stage.limit * scale
         verdict.confirmations += 2 if is_sure else 1
         return
     if not measured.any() and line.slope(WIDE, n).any():
         return  # the step was smaller than the rounding of an operation in float32
-    agree = _norm(line.slope(far, n) - measured) <= stage.agreement * scale
-    if agree and _norm(line.kink(near, n)) <= stage.sides * scale:
-        verdict.errors.append((_norm(computed), _norm(measured), error / scale))
-
-
-def _norm(array: np.ndarray) -> float:
-    return float(np.linalg.norm(array))
+    agree = norm(line.slope(far, n) - measured) <= stage.agreement * scale
+    if agree and norm(line.kink(near, n)) <= stage.sides * scale:
+        verdict.errors.append((float(norm(computed)), float(norm(measured)), error / scale))
 
 
 def random_like(point: list[Any], rng: np.random.Generator) -> list[Any]:
@@ -163,12 +170,7 @@ def shifted(point: list[Any], direction: list[Any], step: float) -> list[Any]:
     return [p + tf.constant(step, p.dtype) * d for p, d in zip(point, direction, strict=True)]
 
 
-def flat(parts: Sequence[Any]) -> np.ndarray:
-    """Join tensors to one float64 vector."""
-    return np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in parts])
-
-
 def inner(parts: Sequence[Any], direction: Sequence[Any]) -> tuple[np.ndarray, float]:
     """Return the product of a gradient and a direction, of shape (1,), and its expected size without cancellation."""
-    products = flat(parts) * flat(direction)
+    products = flatten(parts) * flatten(direction)
     return np.array([products.sum()]), float(np.linalg.norm(products))

@@ -145,8 +145,9 @@ def extremal_eigenvalues(
     within `tolerance` squared of the larger absolute value.
 
     Args:
-        operator: A symmetric matrix: a `HessianOperator` or `GaussNewtonOperator`; a NumPy array of shape (n, n); a
-            sparse matrix or `LinearOperator` of scipy; or any object with `shape` and `matvec`.
+        operator: A symmetric matrix: a `HessianOperator` or `GaussNewtonOperator`; an `Objective`, for its Hessian; a
+            NumPy array of shape (n, n); a sparse matrix or `LinearOperator` of scipy; or any object with `shape` and
+            `matvec`. Several estimates share the compilation and the self-check of one operator, not of an objective.
         num_matvecs: The largest number of products, >= 1. Default 100.
         tolerance: Relative size of the bounds at which to stop, in (0, 1). Default 0.01.
         seed: Seed of the random first vector, an integer >= 0. Default 0.

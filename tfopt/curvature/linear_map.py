@@ -10,28 +10,22 @@ import numpy as np
 import scipy.sparse
 
 from tfopt._checks import as_numbers
+from tfopt.curvature.hessian import HessianOperator
+from tfopt.curvature.objective import Objective
 from tfopt.curvature.operator import CurvatureOperator
 
 
 @dataclass(frozen=True)
 class LinearMap:
-    """A symmetric matrix as a function.
+    """A symmetric matrix as a function."""
 
-    Attributes:
-        size: Number of rows.
-        dtype: Dtype of the vectors: float32 or float64.
-        matvec: Takes a vector of `size` entries and returns the product.
-        shared: Returns a context within which the matrix does not change, so that products can share work.
-        batch_norm: How a model's batch normalisation is computed; None for other matrices.
-        precision: How a model's layers are computed; None for other matrices.
-    """
-
-    size: int
-    dtype: Any
-    matvec: Callable[[np.ndarray], np.ndarray]
+    size: int  # Number of rows
+    dtype: Any  # Dtype of the vectors: float32 or float64
+    matvec: Callable[[np.ndarray], np.ndarray]  # Takes a vector of `size` entries and returns the product
+    # Returns a context within which the matrix does not change, so that products can share work.
     shared: Callable[[], Any] = contextlib.nullcontext
-    batch_norm: str | None = None
-    precision: str | None = None
+    batch_norm: str | None = None  # How a model's batch normalisation is computed; None for other matrices
+    precision: str | None = None  # How a model's layers are computed; None for other matrices
 
 
 def as_linear_map(operator: Any) -> LinearMap:
@@ -40,6 +34,8 @@ def as_linear_map(operator: Any) -> LinearMap:
     # sparse matrix is not symmetric or not finite. Other objects need `shape` and `matvec` or `@`.
     if isinstance(operator, LinearMap):
         return operator
+    if isinstance(operator, Objective):
+        operator = HessianOperator(operator)
     if isinstance(operator, CurvatureOperator):
         return LinearMap(
             operator.shape[0], operator.dtype, operator.matvec, operator.shared, operator.batch_norm, operator.precision
@@ -49,7 +45,7 @@ def as_linear_map(operator: Any) -> LinearMap:
     shape = getattr(operator, "shape", None)
     if shape is None or not (hasattr(operator, "matvec") or hasattr(operator, "__matmul__")):
         raise TypeError(
-            "`operator` must be a CurvatureOperator, a matrix, or have `shape` and `matvec`. "
+            "`operator` must be a CurvatureOperator, an Objective, a matrix, or have `shape` and `matvec`. "
             f"Received: {operator!r} of type {type(operator).__name__}"
         )
     if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
@@ -112,10 +108,11 @@ def curvature_along(operator: Any, direction: Any) -> float:
         >>> round(curvature_along(np.diag([1.0, 3.0]), [1.0, 1.0]), 6)
         2.0
     """
+    operator = HessianOperator(operator) if isinstance(operator, Objective) else operator
     linear = as_linear_map(operator)
     vector = as_vector("direction", direction)
     if isinstance(operator, CurvatureOperator):
-        operator.check_vector("direction", direction)
+        operator.vectors.split(direction, "direction")
     if vector.shape != (linear.size,):
         raise ValueError(f"`direction` must have {linear.size} entries. Received: shape {vector.shape}")
     norm = np.linalg.norm(vector.astype(np.float64))

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfopt._trained_variables import trained_variables
+from tfopt._variables import trained_variables
 from tfopt.curvature.replica import paths_by_handle
 
 # Operations that write to state outside the graph: variables, tf.random.Generator, tables, queues and stacks.

@@ -1,285 +1,221 @@
-"""The loss that a model minimises, as a function of its weights that leaves the model unchanged."""
+"""The loss of a model on data, and its gradient, over the rows of all ranks: what every measurement takes."""
 
-import contextlib
-import functools
-from collections.abc import Sequence
+import copy
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
-from keras.src.trainers.compile_utils import CompileLoss
 
-from tfopt._checks import check_choice
-from tfopt._trained_variables import trained_variables
-from tfopt.curvature.dry_run import DryRun, weights_in
-from tfopt.curvature.forward_mode import measuring
-from tfopt.curvature.forward_pass import ForwardPass
-from tfopt.curvature.held_variables import holding
-from tfopt.curvature.model_checks import (
-    NotBuiltError,
-    SetsWeightsError,
-    check_changes_nothing,
-    check_model,
-    check_reads_outputs_only,
-    check_targets,
-)
-from tfopt.curvature.natural_parameters import Split
-from tfopt.curvature.outputs import Outputs, each_once
-from tfopt.curvature.precision import HALF, computes_in_half, loss_to_measure, rounded_to
-from tfopt.curvature.probe import Probe
-
-BATCH_NORM_MODES = ("batch", "moving")
+from tfopt.communicator import Communicator, SerialCommunicator, check_communicator
+from tfopt.curvature.batch import Batch
+from tfopt.curvature.batch_gradient import BatchGradient
+from tfopt.curvature.batch_loss import BatchLoss, check_trainable
+from tfopt.curvature.probe import Probe, as_probe
 
 
 class Objective:
-    """The loss of a model on batches of a probe, regularisation included, as a function of the trainable variables.
+    """The loss of a model on data, regularisation included, as a function of trainable variables.
 
-    No computation changes the model: variables, metrics, moving averages and random states stay, and dropout is off.
-    With several batches, the loss is the mean of the batches' losses, weighted by rows, as `evaluate` reports it. For
-    Keras's usual reduction that is the loss of all rows at once, unless a batch's loss is not a mean over its rows:
-    with batch statistics, masks, or `ignore_class`.
+    An objective is made once, and every measurement takes it: `HessianOperator(objective)`,
+    `gradient_noise(objective)`, `tfopt.relative_trust.StepMeter(objective)`, and so on. They share its compiled
+    functions. The operators, `gradient_noise`, `convexity_certificate` and `StepMeter` also take the arguments of an
+    objective in its place: `HessianOperator(model, loss, x, y, batch_size=64)` is short for
+    `HessianOperator(Objective(model, loss, (x, y), batch_size=64))`.
+
+    A measurement uses the weights that the model has at that time, and changes nothing: variables, metrics, moving
+    averages and random states stay. Noise, such as dropout, is off. With several batches the loss is the mean of the
+    batches' losses, weighted by rows, as `evaluate` reports it. For Keras's usual reduction that is the loss of all
+    rows at once, unless a batch's loss is not a mean over its rows: with batch statistics, masks, or `ignore_class`.
+
+    As in a `tf.function`, Python values that the model and the loss read (`model.beta = 2.0`) stay as they were when
+    they were traced: make a new objective after such a change, or keep the value in a `keras.Variable`.
 
     Args:
-        model: A Keras model with its variables.
-        loss: As `compile` takes it. None means the loss that the model was compiled with.
-        probe: The data.
-        batch_norm: "batch" normalises by each batch's own statistics, as training does; "moving" by the moving
-            averages, as prediction does.
-        dtype: "float64" to compute in float64 for any model dtype; None for the model's dtype.
+        model: A Keras model with its variables, compiled or not.
+        loss: As `compile` takes it. None (default) means the loss that the model was compiled with.
+        data: The data of this rank: `(x, y)`, `(x, y, sample_weight)`, a data set, or a `Probe`.
+        batch_size: Rows in a batch, for arrays only; an integer >= 1. None (default) means 512, or all rows if there
+            are fewer.
+        batch_norm: "batch" (default): the model is called as in training, and batch normalisation uses each batch's own
+            statistics; "moving": as in prediction, with its moving averages.
+        variables: The variables of the function: a variable, a layer, or a list of these. None (default) means all
+            trainable variables.
+        class_weight: Not supported, as in `Probe`.
+        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`. Measurements are over
+            the rows of all ranks, whose models must have the same weights.
 
     Attributes:
         model: The model.
-        variables: Its trainable variables, except those whose gradient is their next value.
-        dtype: The dtype of all computations; None for the model's, always so for a quantised model.
-        precision: "model" if layers and loss are computed as in training; "float32" if training computes some of them
-            in half precision; "bfloat16" if the code of the model or the loss casts to it, also in a measurement.
-        given_loss: The argument `loss`.
+        probe: The data of this rank, a `Probe`.
+        num_rows: Number of rows of all ranks.
+        variables: The variables, a list. Variables whose gradient is their next value are not among them.
+        batch_norm: As given.
+        precision: The precision of the layers: "model" as in training; "float32" if training computes some layers in
+            half precision; "bfloat16" if the code of the model or the loss casts to it, also in a measurement.
+        communicator: The communicator.
 
     Raises:
-        TypeError: `model` is not a Keras 3 model.
-        ValueError: The model has no variables yet, no trainable ones, or some in half precision; there is no loss; the
-            loss is not a number, or does not fit the data.
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of its range, or the model or data cannot be measured; the message says why.
+
+    Example:
+        >>> import numpy as np
+        >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+        >>> model.set_weights([np.array([[2.0]])])
+        >>> objective = Objective(model, "mse", (np.ones((4, 1)), np.zeros((4, 1))))
+        >>> loss, gradient = objective.loss_and_gradient()
+        >>> loss, gradient[0].numpy().tolist()
+        (4.0, [[4.0]])
     """
 
     def __init__(
-        self, model: keras.Model, loss: Any, probe: Probe, batch_norm: str = "batch", dtype: str | None = None
+        self,
+        model: keras.Model,
+        loss: Any = None,
+        data: Any = None,
+        *,
+        batch_size: int | None = None,
+        batch_norm: str = "batch",
+        variables: Any = None,
+        class_weight: None = None,
+        communicator: Communicator | None = None,
     ) -> None:
-        self.batch_norm = check_choice("batch_norm", batch_norm, BATCH_NORM_MODES)
-        check_model(model)
-        self.model = model
-        self.variables = trained_variables(model.trainable_variables)
-        # Quantised layers hold their weights in a form that only their own precision can read.
-        self.dtype = None if any(layer.quantization_mode for layer in model._flatten_layers()) else dtype
-        self.precision = "float32" if any(map(computes_in_half, model._flatten_layers())) else "model"
-        self.given_loss = loss
-        self._is_custom = loss is None and type(model).compute_loss is not keras.Model.compute_loss
-        self._outputs = Outputs([])  # the outputs of the model's last trace
-        self._forward = ForwardPass(model, self.batch_norm, self.dtype)
-        self.reduction = ""  # the loss's reduction, if the result depends on how rows are divided into batches
-        self._loss: CompileLoss | None = None
-        self._dry_run = self._try_out(loss, probe)
-        check_changes_nothing(self._dry_run.graph)
-        rounded = rounded_to(self._dry_run.graph, self._dry_run.values)
-        is_quantized = any(layer.quantization_mode for layer in model._flatten_layers())  # its casts are necessary
-        self.precision = self.precision if rounded is None or is_quantized else rounded
+        probe = as_probe(data, batch_size, class_weight)
+        batch_loss = BatchLoss(model, loss, probe, batch_norm)
+        if batch_loss.precision == "bfloat16":
+            warnings.warn(
+                "`model` or `loss` casts to bfloat16 in its code. A measurement keeps this cast: results have about "
+                "two digits, and products belong to no symmetric matrix. Leave the precision to dtype policies, which "
+                "measurements raise from half precision to float32",
+                stacklevel=2,
+            )
+        chosen = check_trainable(batch_loss.variables, variables)
+        self._set_up(batch_loss, probe, chosen, check_communicator(communicator))
 
-    def loss(self, values: Sequence[Any], batch: tuple[Any, Any, Any], variables: Sequence[Any] | None = None) -> Any:
-        """Return the loss of a batch, a scalar tensor; `variables` None means all trainable ones."""
-        _, y, sample_weight = batch
-        with self._scope(values, variables):
-            if self._is_custom:
-                parts = [self._forward.custom_loss(*batch)]
-            else:
-                y_pred = self._forward.predict(batch[0])
-                parts = [tf.reduce_sum(part) for part in self.model.losses]
-                if self._loss is not None:
-                    parts.append(self._loss(y, y_pred, sample_weight))
-        dtype = self.dtype or parts[-1].dtype
-        return tf.add_n([tf.cast(part, dtype) for part in parts])
+    def _set_up(self, batch_loss: BatchLoss, probe: Probe, variables: list[Any], communicator: Communicator) -> None:
+        self.batch_loss, self.probe, self.variables, self.communicator = batch_loss, probe, variables, communicator
+        self.model, self.batch_norm, self.precision = batch_loss.model, batch_loss.batch_norm, batch_loss.precision
+        self.dtypes = [tf.as_dtype(batch_loss.dtype or v.dtype) for v in variables]
+        self.num_rows = self._count_rows()
+        self.batch_gradient = BatchGradient(batch_loss, variables)
+        self._moving: list[Objective] = []  # the same loss with moving averages; shared with the results of `over`
 
-    def outputs(self, values: Sequence[Any], x: Any, variables: Sequence[Any] | None = None) -> list[Any]:
-        """Return the tensors from which the loss is split: logits or outputs of the model, according to `split`.
+    def __repr__(self) -> str:
+        return f"Objective({self.model.name!r}, {self.probe!r}, batch_norm={self.batch_norm!r})"
 
-        Args:
-            values: One tensor for each variable.
-            x: The inputs of the rows.
-            variables: The variables that have these values; None means all trainable ones.
+    def values(self) -> list[Any]:
+        """Return the current values of the variables, which later changes of the variables do not affect.
 
         Returns:
-            A list of tensors. An output that joins several softmax results, such as those of time steps, gives several.
-
-        Raises:
-            ValueError: The model adds losses in its layers, which are not a function of its outputs.
+            A list of tensors shaped like the variables.
         """
-        if self._is_custom:
+        pairs = zip(self.variables, self.dtypes, strict=True)
+        return [tf.cast(tf.convert_to_tensor(variable.value), dtype) for variable, dtype in pairs]
+
+    def loss(self, values: Sequence[Any] | None = None) -> float:
+        """Return the loss.
+
+        Args:
+            values: One tensor for each variable. None (default) means the current values.
+
+        Returns:
+            The mean of the batches' losses, weighted by rows, of all ranks.
+        """
+        return self._mean(lambda *batch: (self.batch_gradient.loss(*batch), []), values)[0]
+
+    def loss_and_gradient(self, values: Sequence[Any] | None = None) -> tuple[float, list[Any]]:
+        """Return the loss and its gradient.
+
+        Args:
+            values: One tensor for each variable. None (default) means the current values.
+
+        Returns:
+            The loss, and a list of tensors shaped like the variables.
+        """
+        return self._mean(self.batch_gradient, values)
+
+    def _mean(self, function: Callable[..., Any], values: Sequence[Any] | None) -> tuple[float, list[Any]]:
+        # Returns the mean over rows of a function of values and a batch, which returns a loss and tensors.
+        values = self.values() if values is None else values
+        total = 0.0
+        sums: list[Any] = []
+        for batch in self.probe.batches:
+            loss, parts = function(values, batch.tensors)
+            share = batch.num_rows / self.num_rows
+            total += share * float(loss)
+            sums = add(sums, parts if share == 1.0 else [tf.constant(share, part.dtype) * part for part in parts])
+        total, *sums = self.communicator.allreduce_sum([tf.constant(total, tf.float64), *sums], name="gradient")
+        return float(total), sums
+
+    def over(self, probe: Probe) -> "Objective":
+        """Return the same objective over other rows, with the functions compiled for batches of the same form.
+
+        Args:
+            probe: The data of this rank.
+
+        Returns:
+            An objective.
+        """
+        other = copy.copy(self)
+        other.probe = probe
+        other.num_rows = other._count_rows()
+        return other
+
+    def on_rows(self, batch: Batch, dtype: str | None) -> "Objective":
+        """Return the same objective over the rows of a batch, compiled anew in `dtype`; None: the model's dtype."""
+        probe = Probe.from_batches([batch])
+        return self._again(probe, self.batch_norm, dtype, SerialCommunicator())
+
+    def with_moving_averages(self) -> "Objective":
+        """Return the objective of the same rows, normalised by moving averages, with its compiled functions."""
+        if not self._moving:
+            self._moving.append(self._again(self.probe, "moving", self.batch_loss.dtype, self.communicator))
+        return self._moving[0].over(self.probe)
+
+    def _again(self, probe: Probe, batch_norm: str, dtype: str | None, communicator: Communicator) -> "Objective":
+        other = Objective.__new__(Objective)
+        batch_loss = BatchLoss(self.model, self.batch_loss.given_loss, probe, batch_norm, dtype)
+        other._set_up(batch_loss, probe, self.variables, communicator)
+        return other
+
+    def _count_rows(self) -> int:
+        here = [tf.constant(count, tf.int64) for count in (self.probe.num_rows, len(self.probe.batches))]
+        rows, batches = map(int, self.communicator.allreduce_sum(here, name="rows"))
+        if self.batch_loss.reduction and batches > 1:
             raise ValueError(
-                f"`loss` must be given, because {type(self.model).__name__} overrides `compute_loss`, whose result may "
-                "depend on more than the outputs. Received: loss=None"
+                "`loss` must not depend on how rows are divided into batches. Received: "
+                f"reduction={self.batch_loss.reduction!r} and {batches} batches over all ranks. Use the reduction "
+                "'sum_over_batch_size', or one batch of all rows"
             )
-        # Only a graph records the origin of outputs.
-        if tf.executing_eagerly() and not tf.config.functions_run_eagerly():
-            made = tf.function(lambda values, x: self.outputs(values, x, variables), autograph=False)
-            made._omit_frequent_tracing_warning = True  # many operators in a program are legitimate
-            return list(made(list(values), x))
-        with self._scope(values, variables):
-            y_pred = each_once(self._forward.predict(x), self._weights_of(values))
-            num_regularized = sum(v.regularizer is not None for v in self.model.trainable_variables)
-            if len(self.model.losses) > num_regularized:
-                raise ValueError(
-                    "`model` must not add losses in its layers (add_loss or activity_regularizer): they are no "
-                    "function of its outputs, and have no Gauss-Newton matrix. Use HessianOperator"
-                )
-        self._outputs = self._outputs_of(y_pred, values, None if self.split is None else self.split.before_ending)
-        return self._outputs.tensors
-
-    def loss_of_outputs(self, outputs: Sequence[Any], batch: tuple[Any, Any, Any]) -> Any:
-        """Return the loss of a batch without regularisation, a scalar tensor, in the same trace as `outputs`."""
-        # Raises ValueError if the loss reads weights of the model, and so is not a function of its outputs.
-        _, y, sample_weight = batch
-        if self._loss is None:
-            return tf.zeros((), outputs[0].dtype)
-        num_before = 0 if tf.executing_eagerly() else len(tf.compat.v1.get_default_graph().get_operations())
-        with measuring(self.dtype), holding([], [], contextlib.nullcontext):
-            loss = self._loss(y, self._outputs.at(outputs), sample_weight)
-        check_reads_outputs_only(self.variables, loss, num_before)
-        return loss
-
-    def regularization(self, values: Sequence[Any], variables: Sequence[Any]) -> Any:
-        """Return the regularisers' loss of some variables, a scalar tensor; None if no variable has a regulariser."""
-        pairs = [(v, value) for v, value in zip(variables, values, strict=True) if v.regularizer is not None]
-        if not pairs:
-            return None
-        with measuring(self.dtype):
-            return tf.add_n([tf.reduce_sum(variable.regularizer(value)) for variable, value in pairs])
-
-    def _scope(self, values: Sequence[Any], variables: Sequence[Any] | None) -> Any:
-        return self._forward.at(self.variables if variables is None else variables, values)
-
-    @functools.cached_property
-    def split(self) -> Split | None:
-        """The split of the loss from the outputs; None if there is no loss of the outputs."""
-        run = self._dry_run
-        if run.loss is None:
-            return None
-        with run.graph.as_default():
-            targets = [leaf for leaf in keras.tree.flatten(run.batch[1]) if leaf is not None]
-            return Split(self._outputs_of(run.y_pred, run.values, None), run.loss, run.start, targets)
-
-    def _outputs_of(self, y_pred: Any, values: Sequence[Any], splits: Sequence[bool] | None) -> Outputs:
-        return Outputs(y_pred, self._weights_of(values), splits)
-
-    def _weights_of(self, values: Sequence[Any]) -> list[Any]:
-        graph = tf.compat.v1.get_default_graph()
-        return [] if tf.executing_eagerly() else weights_in(graph, values, self.variables)
-
-    def _try_out(self, loss: Any, probe: Probe) -> DryRun:
-        # Only trace: a model that changes a tf.Variable must be rejected before it runs.
-        run = DryRun(probe.batches[0].tensors, self.variables, self.dtype)
-        x, y, sample_weight = run.batch
-        with run.graph.as_default(), self._forward.at(self.variables, run.values, sources=[]):
-            try:
-                run.y_pred = each_once(self._forward.predict(x), self._weights_of(run.values))
-            except (NotBuiltError, SetsWeightsError):
-                raise
-            except Exception as error:
-                found = self._forward.changed_shapes() or "`x` must fit the model."
-                raise ValueError(f"{found} {type(self.model).__name__} raised: {error}") from error
-            if self._is_custom:
-                self._forward.custom_loss(x, y, sample_weight)
-                return run
-            self._loss = self._make_loss(loss, run, probe)
-            if self._loss is not None:
-                run.start = len(run.graph.get_operations())
-                run.loss = self._loss(y, run.y_pred, sample_weight)
-                shape = None if run.loss is None else run.loss.shape
-                if shape is None or shape.rank != 0:
-                    raise ValueError(
-                        "`loss` must reduce the rows to a number. Received: a loss of shape "
-                        f"{shape and tuple(shape)}. Use a loss with the reduction 'sum_over_batch_size'"
-                    )
-        return run
-
-    def _make_loss(self, loss: Any, run: DryRun, probe: Probe) -> CompileLoss | None:
-        # Build a separate loss, because the model's own updates metrics, which a measurement must not change.
-        compiled = getattr(self.model, "_compile_loss", None)
-        weights = None
-        if loss is None:
-            if compiled is not None:
-                loss, weights = compiled._user_loss, compiled._user_loss_weights
-            elif not (self.model.compiled and self.model.losses):
-                raise ValueError(
-                    "`loss` must be given, because the model was not compiled with a loss. "
-                    "Pass loss=..., as `compile` takes it"
-                )
-        if loss is None:
-            return None
-        check_loss_name(loss)
-        made = CompileLoss(loss, weights, output_names=getattr(self.model, "output_names", None))
-        _, y, sample_weight = run.batch
-        check_targets(y, run.y_pred)
-        try:
-            # Build it in a separate graph and scope, because it does not yet have the dtype of measurements.
-            with (
-                tf.__internal__.FuncGraph("thrown_away").as_default(),
-                self._forward.at(self.variables, run.values, sources=[]),
-            ):
-                made(y, run.y_pred, sample_weight)
-        except Exception as error:
-            raise ValueError(
-                "`loss`, `y` and `sample_weight` must fit the model's outputs. "
-                f"Keras raised: {type(error).__name__}: {error}"
-            ) from error
-        return self._finish_loss(made, probe)
-
-    def _finish_loss(self, made: CompileLoss, probe: Probe) -> CompileLoss:
-        # Compute the loss in float64 if the weights are, because Keras by default casts outputs to float32.
-        dtypes = {tf.as_dtype(v.dtype) for v in self.variables}
-        wide = self.dtype or ("float64" if tf.float64 in dtypes else None)
-        parts = []
-        for part in made._flat_losses:
-            reduction = getattr(part.loss, "reduction", None)
-            depends = reduction == "sum" or (
-                reduction == "mean_with_sample_weight" and probe.batches[0].sample_weight is not None
-            )
-            if depends:
-                self.reduction = str(reduction)
-            if getattr(part.loss, "dtype", None) in HALF:
-                self.precision = "float32"
-            parts.append(part._replace(loss=loss_to_measure(part.loss, wide)))
-        made._flat_losses = parts
-        return loss_to_measure(made, wide)
+        return rows
 
 
-def check_loss_name(loss: Any) -> None:
-    """Raise ValueError if `loss` is a string that Keras does not know."""
-    if isinstance(loss, str):
-        try:
-            keras.losses.get(loss)
-        except ValueError as error:
-            raise ValueError(f"`loss` must be a loss that Keras knows. Received: loss={loss!r}") from error
-
-
-def check_trainable(objective: Objective, choice: Any) -> list[Any]:
-    """Return the trainable variables for a choice: None for all, a variable, a layer, or a list of these."""
-    # TypeError for any other choice; ValueError for no variable, a foreign or untrained one, or one twice.
-    if choice is None:
-        return list(objective.variables)
-    chosen = []
-    for item in choice if isinstance(choice, list | tuple) else [choice]:
-        if isinstance(item, keras.layers.Layer):
-            chosen += trained_variables(item.trainable_variables)
-        elif isinstance(item, keras.Variable):
-            chosen.append(item)
-        else:
-            raise TypeError(
-                "`variables` must be Keras variables or layers of the model. "
-                f"Received: {item!r} of type {type(item).__name__}"
-            )
-    known = {id(v) for v in objective.variables}
-    strangers = [v.path for v in chosen if id(v) not in known]
-    if not chosen or strangers or len({id(v) for v in chosen}) < len(chosen):
-        raise ValueError(
-            "`variables` must be trainable variables of the model, each once. Received: "
-            f"{'others: ' + ', '.join(strangers) if strangers else [v.path for v in chosen]}"
+def as_objective(objective: Any, *data: Any, **options: Any) -> Objective:
+    """Return an `Objective` unchanged, and make one of its arguments: model, loss, x, y, sample_weight, **options."""
+    if not data and not options:
+        return check_objective(objective)
+    if isinstance(objective, Objective):
+        given = [f"`{name}`" for name in options] or ["a loss or data"]
+        raise TypeError(
+            f"{', '.join(given)} must be given to the Objective. Received: an Objective, and more arguments"
         )
-    return chosen
+    parts = data[1:]
+    rows = (parts[0] if len(parts) == 1 else parts,) if parts else ()
+    return Objective(objective, *data[:1], *rows, **options)
+
+
+def check_objective(objective: Any) -> Objective:
+    """Return `objective`, or raise TypeError if it is not an `Objective`."""
+    if not isinstance(objective, Objective):
+        raise TypeError(
+            "`objective` must be a tfopt.curvature.Objective: Objective(model, loss, (x, y)). "
+            f"Received: {objective!r} of type {type(objective).__name__}"
+        )
+    return objective
+
+
+def add(sums: list[Any], parts: Sequence[Any]) -> list[Any]:
+    """Return sums + parts, elementwise over two lists of tensors; `parts` if `sums` is empty."""
+    return [a + b for a, b in zip(sums, parts, strict=True)] if sums else list(parts)

@@ -25,15 +25,10 @@ MOVES = (*JOINS, "Cast", "ExpandDims", "Identity", "Reshape", "Squeeze", "Transp
 
 @dataclass(frozen=True)
 class Ending:
-    """The weightless operations at the end of an output, which start with exponentials.
+    """The weightless operations at the end of an output, which start with exponentials."""
 
-    Attributes:
-        sources: The inputs of the exponentials: logits, or the logarithm of a mean.
-        is_logarithm: Whether the output is a logarithm of the exponentials' result, such as log-probabilities.
-    """
-
-    sources: list[Any]
-    is_logarithm: bool
+    sources: list[Any]  # The inputs of the exponentials: logits, or the logarithm of a mean
+    is_logarithm: bool  # Whether the output is a logarithm of the exponentials' result, such as log-probabilities
 
 
 class Outputs:

@@ -2,8 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -11,62 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt._checks import check_integer
+from tfopt.curvature.batch import Batch, map_arrays
 
 DEFAULT_BATCH_SIZE = 512
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some rows of a probe.
-
-    Attributes:
-        x: The inputs in the form that the model takes: a tensor, or a tuple, list or dictionary of tensors.
-        y: Targets in such a form; None without targets.
-        sample_weight: Weights of the rows; None without weights.
-        num_rows: Number of rows.
-    """
-
-    x: Any
-    y: Any
-    sample_weight: Any
-    num_rows: int
-
-    @property
-    def tensors(self) -> tuple[Any, Any, Any]:
-        """The inputs, targets and weights."""
-        return self.x, self.y, self.sample_weight
-
-    def rows(self, start: int, stop: int) -> "Batch":
-        """Return the batch of rows `start` to `stop` - 1, or to the last row."""
-        x, y, sample_weight = (map_arrays(lambda leaf: leaf[start:stop], part) for part in self.tensors)
-        return Batch(x, y, sample_weight, min(stop, self.num_rows) - start)
-
-    def take(self, indices: Any) -> "Batch":
-        """Return the batch of the rows with these indices, in this order."""
-        x, y, sample_weight = (map_arrays(lambda leaf: tf.gather(leaf, indices), part) for part in self.tensors)
-        return Batch(x, y, sample_weight, len(indices))
-
-
-def map_arrays(function: Callable[[Any], Any], part: Any) -> Any:
-    """Apply a function to each array of a nested structure; None stays None."""
-    return keras.tree.map_structure(lambda leaf: None if leaf is None else function(leaf), part)
-
-
-def join(batches: Sequence[Batch]) -> Batch:
-    """Join batches whose rows have the same shapes to one batch."""
-
-    def concatenate(*leaves: Any) -> Any:
-        return None if leaves[0] is None else tf.concat(leaves, axis=0)
-
-    columns = zip(*(batch.tensors for batch in batches), strict=True)
-    tensors = (keras.tree.map_structure(concatenate, *column) for column in columns)
-    return Batch(*tensors, num_rows=sum(batch.num_rows for batch in batches))
-
-
-def row_form(batch: Batch) -> tuple[Any, ...]:
-    """Return the shape and dtype of a row of each tensor; rows of equal form can be joined."""
-    leaves = [leaf for leaf in tf.nest.flatten(batch.tensors) if leaf is not None]
-    return tuple((tuple(leaf.shape[1:]), leaf.dtype) for leaf in leaves)
 
 
 class Probe:
@@ -118,7 +64,7 @@ class Probe:
             )
         if num_batches is not None:
             check_integer("num_batches", num_batches, minimum=1)
-        if brings_batches(x):
+        if _brings_batches(x):
             for name, value in {"y": y, "sample_weight": sample_weight, "batch_size": batch_size}.items():
                 if value is not None:
                     raise ValueError(f"`{name}` must be None if `x` is a {type(x).__name__}: `x` contains it")
@@ -148,10 +94,10 @@ class Probe:
             ValueError: `num_rows` is not >= 1.
         """
         check_integer("num_rows", num_rows, minimum=1)
-        return self.of([self.batches[0].rows(0, num_rows)])
+        return self.from_batches([self.batches[0].rows(0, num_rows)])
 
     @classmethod
-    def of(cls, batches: Sequence[Batch]) -> "Probe":
+    def from_batches(cls, batches: Sequence[Batch]) -> "Probe":
         """Make a probe from batches of other probes.
 
         Args:
@@ -168,20 +114,29 @@ class Probe:
         return f"Probe({self.num_rows:,} rows in {len(self.batches)} batches)"
 
 
-def as_probe(
-    x: Any, y: Any = None, sample_weight: Any = None, batch_size: int | None = None, class_weight: None = None
-) -> Probe:
-    """Return a `Probe` unchanged, and make one of any other data; ValueError for a `Probe` with more arguments."""
-    if not isinstance(x, Probe):
-        return Probe(x, y, sample_weight, batch_size=batch_size, class_weight=class_weight)
-    if any(given is not None for given in (y, sample_weight, batch_size, class_weight)):
+def as_probe(data: Any, batch_size: int | None = None, class_weight: None = None) -> Probe:
+    """Return a `Probe` unchanged, and make one of `(x, y)`, `(x, y, sample_weight)`, a data set, or inputs alone."""
+    parts = data if isinstance(data, tuple) else (data,)
+    if isinstance(data, list):
+        raise TypeError("`data` must be a tuple (x, y), not a list: a list means several inputs without targets")
+    if not 1 <= len(parts) <= 3:
+        raise ValueError(
+            "`data` must be (x, y), (x, y, sample_weight), a data set or a tfopt.curvature.Probe. "
+            f"Received: a tuple of {len(parts)}"
+        )
+    if not isinstance(parts[0], Probe):
+        try:
+            return Probe(*parts, batch_size=batch_size, class_weight=class_weight)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"`data` must be what a Probe can hold: {error}") from error
+    if any(given is not None for given in (*parts[1:], batch_size, class_weight)):
         raise ValueError(
             "`y`, `sample_weight` and `batch_size` must be given to the Probe. Received: a Probe and one of them"
         )
-    return x
+    return parts[0]
 
 
-def brings_batches(x: Any) -> bool:
+def _brings_batches(x: Any) -> bool:
     """Return whether data are a data set, a PyDataset or a generator, which yield batches with targets."""
     return isinstance(x, tf.data.Dataset | keras.utils.PyDataset | Iterator)
 

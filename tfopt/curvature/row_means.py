@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfopt.curvature.probe import Batch, join, map_arrays, row_form
-from tfopt.curvature.probe_loss import ProbeLoss
+from tfopt._variables import flatten
+from tfopt.curvature.batch import Batch, join, map_arrays, row_form
+from tfopt.curvature.objective import Objective
 
 # The largest number of groups in a mixed batch. It is small, so that one row with a mask changes the mean visibly, and
 # odd, so that groups with opposite gradients do not cancel.
@@ -26,11 +27,11 @@ class RowMeanCheck:
     # A mixed batch joins groups from the whole probe, which reveals masks that differ only between batches. Each group
     # is in one or two mixed batches. If groups have several rows, the joined rows are also redistributed at random,
     # which reveals masks that differ only within groups. Groups whose rows have different shapes are not mixed.
-    def __init__(self, loss: ProbeLoss, batches: Sequence[Batch], ranges: Sequence[RowRange]) -> None:
-        self._loss, self._batches, self._ranges = loss, batches, ranges
-        self._values = loss.values()
+    def __init__(self, objective: Objective, batches: Sequence[Batch], ranges: Sequence[RowRange]) -> None:
+        self._objective, self._batches, self._ranges = objective, batches, ranges
+        self._values = objective.values()
         self._float8 = [
-            layer.path for layer in loss.objective.model._flatten_layers() if layer.quantization_mode == "float8"
+            layer.path for layer in objective.model._flatten_layers() if layer.quantization_mode == "float8"
         ]
         self._tolerance = FLOAT8_TOLERANCE if self._float8 else TOLERANCE
 
@@ -49,7 +50,7 @@ class RowMeanCheck:
         verdict = max([*verdicts, self._compare_ranks()])
         if evaluations is None and verdict == INFINITE:
             verdict = EQUAL  # the caller measures another loss, which may be finite
-        found = set(self._loss.communicator.allgather_object(verdict, "the loss of groups"))
+        found = set(self._objective.communicator.allgather_object(verdict, "the loss of groups"))
         if OTHER in found:
             rounding = (
                 f"; the rounding of the float8 layers {', '.join(self._float8)}, which is coarse: measure the model as "
@@ -105,7 +106,7 @@ class RowMeanCheck:
 
     def _compare_ranks(self) -> int:
         # Compare with a group of the next rank whose rows have the same shapes.
-        ranks = self._loss.communicator
+        ranks = self._objective.communicator
         if ranks.size == 1:
             return EQUAL
         mine = self._rows(0) if self._ranges else None
@@ -129,7 +130,7 @@ class RowMeanCheck:
         return self._batches[number].rows(start, stop)
 
     def _evaluate(self, rows: Batch) -> Evaluation:
-        return evaluation(self._loss, self._values, rows)
+        return evaluation(self._objective, self._values, rows)
 
     def _judge(self, whole: Evaluation, parts: Iterable[Evaluation], weights: list[int]) -> int:
         value, gradient = whole
@@ -151,7 +152,7 @@ class RowMeanCheck:
 EQUAL, INFINITE, OTHER = 0, 1, 2  # the whole equals the mean of its parts; undecided (not finite); it differs
 
 
-def evaluation(loss: ProbeLoss, values: list[Any], rows: Batch) -> Evaluation:
+def evaluation(objective: Objective, values: list[Any], rows: Batch) -> Evaluation:
     """Return the loss of some rows and its gradient by `values`, a float64 vector of n entries."""
-    value, gradient = loss.loss_and_gradient_of(values, rows.tensors)
-    return float(value), np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in gradient])
+    value, gradient = objective.batch_gradient(values, rows.tensors)
+    return float(value), flatten(gradient)

@@ -1,12 +1,25 @@
 """Check that a product agrees with finite differences, is symmetric, and is the same if it is computed again."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfopt.curvature.differences import COARSE, FINE, STRICT, Derivatives, Verdict, compare, flat, random_like, shifted
+from tfopt._variables import flatten
+from tfopt.curvature.batch import Batch
+from tfopt.curvature.differences import (
+    COARSE,
+    FINE,
+    STRICT,
+    Derivatives,
+    DerivativesAt,
+    Verdict,
+    compare,
+    random_like,
+    shifted,
+)
 from tfopt.curvature.known_operations import (
     KINKED,
     OF_SOME_ROWS,
@@ -20,7 +33,8 @@ from tfopt.curvature.known_operations import (
     scopes_of,
     suspicious_layers,
 )
-from tfopt.curvature.probe import Batch, Probe
+from tfopt.curvature.objective import Objective
+from tfopt.curvature.probe import Probe
 
 NUM_ROWS = 8  # with few rows, few activations cross a kink within a step
 TURN_OFF = (
@@ -29,98 +43,155 @@ TURN_OFF = (
 )
 # The errors of a model that needs its own dtype or number of rows.
 REFUSALS = (TypeError, ValueError, RuntimeError, tf.errors.OpError)
+NOT_FINITE = " at the model's weights, {}. An example is the derivative of a square root or a norm at zero"
+# A function that returns the derivatives that make up products, on the first batch of an objective.
+MakeDerivatives = Callable[[Objective], DerivativesAt]
 
 
-def check_product(operator: Any) -> None:
-    """Check an operator's product on a few rows, in float64 if the model allows it.
+class SelfCheck:
+    """The check of a matrix's first product: its `name`, its objective, and the graph of its product on a batch."""
 
-    First the graph is searched for operations that are known to have no second derivative, and all rows for targets
-    with a wrong gradient. Then the derivatives that make up products (for the Hessian the gradient and its derivative,
-    for Gauss-Newton those of the outputs and of the loss by the outputs) are compared with finite differences, along
-    random directions, near the weights. Products at the weights must be finite, symmetric and repeatable.
+    def __init__(self, name: str, objective: Objective, graph: tf.Graph) -> None:
+        self._name, self._objective, self._graph = name, objective, graph
 
-    A difference counts only if differences at two step sizes, ahead and behind, agree with each other. In float32 steps
-    must be large, and cross kinks: there differences only confirm, and a product that is not confirmed gives a warning.
+    def __call__(self, make_derivatives: MakeDerivatives, check_matrix: Callable[[DerivativesAt], None]) -> None:
+        """Check products on a few rows, in float64 if the model allows it.
 
-    Args:
-        operator: A `CurvatureOperator`.
+        The derivatives that make up products (for the Hessian the gradient and its derivative, for Gauss-Newton those
+        of the outputs and of the loss by the outputs) are compared with finite differences, along random directions,
+        near the weights. Products at the weights must be finite, symmetric and repeatable.
 
-    Raises:
-        ValueError: The loss's gradient is wrong for the targets.
-        RuntimeError: The product is wrong, or random.
-    """
-    graph = operator.product_graph()
-    _refuse_operations(operator, graph)
-    operator.check_targets()
-    small = _small(operator)
-    rng = np.random.default_rng(0)
-    values = small.values()
-    where = f"on {small.num_rows} rows of the first batch, of {operator.probe.batches[0].num_rows}"
-    sound = [_Sound(subject, operator, graph, rng, where) for subject in small.derivatives(values)]
-    operator.check_matrix(small)
-    # Move away from the weights, because weights of zero lie on a kink of ReLU.
-    nudged = shifted(values, random_like(values, rng), 0.01)
-    stages = (FINE, *COARSE) if values[0].dtype == tf.float64 else COARSE
-    doubtful = [
-        name
-        for subject in small.derivatives(nudged)
-        for name, verdict in compare(subject, rng, stages).items()
-        if not _is_settled(operator, graph, small.checks_graph, name, verdict)
-    ]
-    for subject in sound:
-        subject.check_symmetric()
-    if scopes_of(graph, OF_SOME_ROWS) or is_in_functions(graph, SOFTMAX):
-        _check_all_rows(operator, graph, rng)
-    if doubtful:
-        warnings.warn(
-            f"{' and '.join(doubtful)} of {operator!r} could not be checked: finite differences do not agree with each "
-            "other, or need steps that cross kinks. The cause is a loss with many kinks, or low precision. "
-            f"{TURN_OFF}",
-            stacklevel=5,
+        A difference counts only if differences at two step sizes, ahead and behind, agree with each other. In float32
+        steps must be large, and cross kinks: there differences only confirm, and a product that is not confirmed gives
+        a warning. `check_matrix` takes the derivatives of a few rows, and checks what only this kind of matrix needs.
+        """
+        small = self._few_rows(make_derivatives)
+        rng = np.random.default_rng(0)
+        values = small.objective.values()
+        where = f"on {small.objective.num_rows} rows of the first batch, of {self._first_batch.num_rows}"
+        sound = [_Sound(subject, self, rng, where) for subject in small.at(values)]
+        check_matrix(small)
+        # Move away from the weights, because weights of zero lie on a kink of ReLU.
+        nudged = shifted(values, random_like(values, rng), 0.01)
+        stages = (FINE, *COARSE) if values[0].dtype == tf.float64 else COARSE
+        doubtful = [
+            name
+            for subject in small.at(nudged)
+            for name, verdict in compare(subject, rng, stages).items()
+            if not self._is_settled(small.graph, name, verdict)
+        ]
+        for subject in sound:
+            subject.check_symmetric()
+        if scopes_of(self._graph, OF_SOME_ROWS) or is_in_functions(self._graph, SOFTMAX):
+            self._check_all_rows(make_derivatives, rng)
+        if doubtful:
+            warnings.warn(
+                f"{' and '.join(doubtful)} of {self._name} could not be checked: finite differences do not agree with "
+                "each other, or need steps that cross kinks. The cause is a loss with many kinks, or low precision. "
+                f"{TURN_OFF}",
+                stacklevel=6,
+            )
+
+    def refuse_operations(self) -> None:
+        """Raise RuntimeError if the graph has operations that are known to have no second derivative."""
+        if found := ", ".join(describe(scopes_of(self._graph, SILENT))):
+            raise RuntimeError(
+                f"The products of {self._name} would be wrong: TensorFlow silently returns 0 as the derivative of "
+                f"{found}. {self._advice(SILENT)}"
+            )
+
+    def check_finite(self, products: list[Any], vectors: list[Any]) -> None:
+        """Raise RuntimeError if a product over all rows is not finite, though the vector is finite."""
+        # With entries beyond 1e6 the product may overflow legitimately.
+        is_small = max(float(tf.reduce_max(tf.abs(part))) for part in vectors) <= 1e6
+        if is_small and not np.isfinite(flatten(products)).all():
+            self.refuse("are not finite", SINGULAR, NOT_FINITE.format("on all rows together"))
+
+    def refuse(self, fault: str, kinds: tuple[str, ...], details: str) -> None:
+        """Raise RuntimeError: products have a fault, perhaps because of operations of some kinds in the graph."""
+        raise RuntimeError(f"The products of {self._name} {fault}{details}. {self._advice(kinds)}")
+
+    def refuse_randomness(self) -> None:
+        """Raise RuntimeError: products are random."""
+        raise RuntimeError(
+            f"{self._name} gives another product of the same vector the second time. Some part of the model draws "
+            "random numbers in prediction: use keras.random with a SeedGenerator in place of tf.random. A "
+            "measurement does not advance the state of a SeedGenerator"
         )
 
+    @property
+    def _first_batch(self) -> Batch:
+        return self._objective.probe.batches[0]
 
-def check_finite(operator: Any, products: list[Any], vectors: list[Any]) -> None:
-    """Raise RuntimeError if a product over all rows is not finite, though the vector is finite."""
-    # With entries beyond 1e6 the product may overflow legitimately.
-    is_small = max(float(tf.reduce_max(tf.abs(part))) for part in vectors) <= 1e6
-    if is_small and not np.isfinite(flat(products)).all():
-        _raise_not_finite(operator, operator.product_graph(), "on all rows together")
-
-
-def _raise_not_finite(operator: Any, graph: tf.Graph, where: str) -> None:
-    raise RuntimeError(
-        f"The products of {operator!r} are not finite at the model's weights, {where}. An example is the derivative of "
-        f"a square root or a norm at zero. {_advice(operator, graph, SINGULAR)}"
-    )
-
-
-def _small(operator: Any) -> Any:
-    # Use float64 and few rows, unless the model needs its own dtype or number of rows, or the loss compares pairs of
-    # rows, of which few rows may have none.
-    batch = operator.probe.batches[0]
-    for dtype in ("float64", None):
-        found = None
-        for rows in (_spread(batch), batch):
-            try:
-                found, is_finite = _running(operator, rows, dtype)
-            except REFUSALS:
-                continue
-            if is_finite:
+    def _few_rows(self, make_derivatives: MakeDerivatives) -> DerivativesAt:
+        # Use float64 and few rows, unless the model needs its own dtype or number of rows, or the loss compares pairs
+        # of rows, of which few rows may have none.
+        for dtype in ("float64", None):
+            found = None
+            for rows in (_spread(self._first_batch), self._first_batch):
+                try:
+                    found, is_finite = self._on(rows, dtype, make_derivatives)
+                except REFUSALS:
+                    continue
+                if is_finite:
+                    return found
+            if found is not None:
                 return found
-        if found is not None:
-            return found
-    return _running(operator, batch, None)[0]
+        return self._on(self._first_batch, None, make_derivatives)[0]
 
+    def _on(self, rows: Batch, dtype: str | None, make_derivatives: MakeDerivatives) -> tuple[DerivativesAt, bool]:
+        """Return the derivatives on some rows, and whether they are finite there."""
+        small = make_derivatives(self._objective.on_rows(rows, dtype))
+        found: list[Any] = []
+        for subject in small.at(small.objective.values()):
+            found += subject.differentiated(subject.point)
+            found += [part for part, _ in subject.along(subject.point, subject.point)]
+        return small, bool(np.isfinite(flatten(found)).all())
 
-def _running(operator: Any, batch: Batch, dtype: str | None) -> tuple[Any, bool]:
-    """Return the operator on the rows of `batch`, and whether its derivatives are finite there."""
-    small = operator.on_rows_of(batch, dtype)
-    found: list[Any] = []
-    for subject in small.derivatives(small.values()):
-        found += subject.differentiated(subject.point)
-        found += [part for part, _ in subject.along(subject.point, subject.point)]
-    return small, bool(np.isfinite(flat(found)).all())
+    def _is_settled(self, small_graph: tf.Graph, name: str, verdict: Verdict) -> bool:
+        is_smooth = verdict.is_fine or not scopes_of(self._graph, KINKED)
+        if verdict.is_wrong and is_smooth and not rounds_to_half(small_graph):
+            self._refuse_wrong(name, verdict)
+        return verdict.is_right
+
+    def _refuse_wrong(self, name: str, verdict: Verdict) -> None:
+        computed, measured, error = verdict.errors[-1]
+        self.refuse(
+            "are wrong",
+            SUSPECTS,
+            f": along a random direction, {name} has norm {computed:.4g}, finite differences say {measured:.4g}, and "
+            f"their difference is {error:.0%} of that. An operation has no such derivative, or a wrong one",
+        )
+
+    def _check_all_rows(self, make_derivatives: MakeDerivatives, rng: np.random.Generator) -> None:
+        """Check all rows at the weights, because derivatives may be wrong for some rows only."""
+        known: dict[int, DerivativesAt] = {}
+        for index, batch in enumerate(self._objective.probe.batches):
+            where = f"on batch {index}, of {batch.num_rows} rows"
+            if batch.num_rows in known:
+                whole = known[batch.num_rows].over(Probe.from_batches([batch]))
+            else:
+                whole = known[batch.num_rows] = self._on_whole(batch, make_derivatives)
+            values = whole.objective.values()
+            for subject in whole.at(values):
+                _Sound(subject, self, rng, where).check_symmetric()
+                stages = (STRICT,) if values[0].dtype == tf.float64 else ()
+                for name, verdict in compare(subject, rng, stages).items():
+                    if verdict.is_wrong:
+                        self._refuse_wrong(name, verdict)
+
+    def _on_whole(self, batch: Batch, make_derivatives: MakeDerivatives) -> DerivativesAt:
+        try:
+            return self._on(batch, "float64", make_derivatives)[0]
+        except REFUSALS:
+            return self._on(batch, None, make_derivatives)[0]
+
+    def _advice(self, kinds: tuple[str, ...]) -> str:
+        found = [*describe(scopes_of(self._graph, kinds)), *suspicious_layers(self._objective.model)]
+        texts = ["The graph has no operation that is known to cause this."]
+        if found:
+            texts = [f"Possible causes, found in the graph and the model: {', '.join(found)}."]
+        return " ".join([*texts, f"If the product is right nevertheless: {TURN_OFF}"])
 
 
 def _spread(batch: Batch) -> Batch:
@@ -130,40 +201,18 @@ def _spread(batch: Batch) -> Batch:
     return batch.take(np.linspace(0, batch.num_rows - 1, NUM_ROWS).astype(int))
 
 
-def _is_settled(operator: Any, graph: tf.Graph, small_graph: tf.Graph, name: str, verdict: Verdict) -> bool:
-    is_smooth = verdict.is_fine or not scopes_of(graph, KINKED)
-    if verdict.is_wrong and is_smooth and not rounds_to_half(small_graph):
-        _raise_wrong(operator, graph, name, verdict)
-    return verdict.is_right
-
-
-def _raise_wrong(operator: Any, graph: tf.Graph, name: str, verdict: Verdict) -> None:
-    computed, measured, error = verdict.errors[-1]
-    raise RuntimeError(
-        f"The products of {operator!r} are wrong: along a random direction, {name} has norm {computed:.4g}, finite "
-        f"differences say {measured:.4g}, and their difference is {error:.0%} of that. An operation has no such "
-        f"derivative, or a wrong one. {_advice(operator, graph, SUSPECTS)}"
-    )
-
-
 class _Sound:
     """Check that derivatives at the weights are finite, repeatable and, in `check_symmetric`, symmetric."""
 
-    def __init__(
-        self, subject: Derivatives, operator: Any, graph: tf.Graph, rng: np.random.Generator, where: str
-    ) -> None:
-        self._subject, self._operator, self._graph = subject, operator, graph
+    def __init__(self, subject: Derivatives, check: SelfCheck, rng: np.random.Generator, where: str) -> None:
+        self._subject, self._check = subject, check
         self._one, self._other = random_like(subject.point, rng), random_like(subject.point, rng)
         first, repeated = (subject.along(subject.point, self._one) for _ in range(2))
-        once, again = (flat([part for part, _ in found]) for found in (first, repeated))
+        once, again = (flatten([part for part, _ in found]) for found in (first, repeated))
         if not np.isfinite(once).all():
-            _raise_not_finite(operator, graph, where)
+            check.refuse("are not finite", SINGULAR, NOT_FINITE.format(where))
         if np.linalg.norm(once - again) > 1e-6 * np.linalg.norm(once):
-            raise RuntimeError(
-                f"{operator!r} gives another product of the same vector the second time. Some part of the model draws "
-                "random numbers in prediction: use keras.random with a SeedGenerator in place of tf.random. A "
-                "measurement does not advance the state of a SeedGenerator"
-            )
+            check.refuse_randomness()
         self._first = first[-1][0]
 
     def check_symmetric(self) -> None:
@@ -171,7 +220,7 @@ class _Sound:
         if not subject.is_symmetric:
             return
         second = subject.along(subject.point, self._other)[-1][0]
-        one, other = flat(self._one), flat(self._other)
+        one, other = flatten(self._one), flatten(self._other)
         there, back = float(first @ other), float(second @ one)
         if abs(there - back) <= 1e-4 * max(np.linalg.norm(first * other), np.linalg.norm(second * one)):
             return
@@ -179,49 +228,5 @@ class _Sound:
         both = subject.along(subject.point, shifted(self._one, self._other, 1.0))[-1][0]
         rounding = np.linalg.norm((both - first - second) * (abs(one) + abs(other)))
         if abs(there - back) > 30 * rounding:
-            raise RuntimeError(
-                f"The products of {self._operator!r} are wrong: {subject.names[-1]} is not symmetric, u'Av = "
-                f"{there:.4g} and v'Au = {back:.4g}. {_advice(self._operator, self._graph, SUSPECTS)}"
-            )
-
-
-def _check_all_rows(operator: Any, graph: tf.Graph, rng: np.random.Generator) -> None:
-    """Check all rows at the weights, because derivatives may be wrong for some rows only."""
-    compiled: dict[int, Any] = {}
-    for index, batch in enumerate(operator.probe.batches):
-        where = f"on batch {index}, of {batch.num_rows} rows"
-        if batch.num_rows in compiled:
-            small = compiled[batch.num_rows].over(Probe.of([batch]))
-        else:
-            small = compiled[batch.num_rows] = _of_whole(operator, batch)
-        values = small.values()
-        for subject in small.derivatives(values):
-            _Sound(subject, operator, graph, rng, where).check_symmetric()
-            stages = (STRICT,) if values[0].dtype == tf.float64 else ()
-            for name, verdict in compare(subject, rng, stages).items():
-                if verdict.is_wrong:
-                    _raise_wrong(operator, graph, name, verdict)
-
-
-def _of_whole(operator: Any, batch: Batch) -> Any:
-    try:
-        return _running(operator, batch, "float64")[0]
-    except REFUSALS:
-        return _running(operator, batch, None)[0]
-
-
-def _refuse_operations(operator: Any, graph: tf.Graph) -> None:
-    if found := ", ".join(describe(scopes_of(graph, SILENT))):
-        raise RuntimeError(
-            f"The products of {operator!r} would be wrong: TensorFlow silently returns 0 as the derivative of {found}. "
-            f"{_advice(operator, graph, SILENT)}"
-        )
-
-
-def _advice(operator: Any, graph: tf.Graph, kinds: tuple[str, ...]) -> str:
-    layers = suspicious_layers(operator.objective.model)
-    found = [*describe(scopes_of(graph, kinds)), *layers]
-    texts = ["The graph has no operation that is known to cause this."]
-    if found:
-        texts = [f"Possible causes, found in the graph and the model: {', '.join(found)}."]
-    return " ".join([*texts, f"If the product is right nevertheless: {TURN_OFF}"])
+            details = f": {subject.names[-1]} is not symmetric, u'Av = {there:.4g} and v'Au = {back:.4g}"
+            self._check.refuse("are wrong", SUSPECTS, details)

@@ -6,6 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfopt._compiled import compiled
+
 
 class SplitFunction:
     """A function of tensors whose operations that do not depend on the last argument can be computed separately.
@@ -109,9 +111,8 @@ def _leaves(arguments: tuple[Any, ...]) -> list[Any]:
 def _compiled(function: Any, inputs: list[Any]) -> Any:
     # A direct call of a pruned function is slow; inside a `tf.function` it is inlined. The concrete function is called,
     # because a lookup by the specs of its many inputs takes a millisecond.
-    made = tf.function(lambda *tensors: function(*tensors), autograph=False)
-    made._omit_frequent_tracing_warning = True
-    return made.get_concrete_function(*[tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in inputs])
+    specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in inputs]
+    return compiled(lambda *tensors: function(*tensors)).get_concrete_function(*specs)
 
 
 def _boundary(graph: Any, vectors: list[Any], outputs: list[Any]) -> list[Any]:

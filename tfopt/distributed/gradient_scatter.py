@@ -21,7 +21,7 @@ class Scatter:
         num_steps: Number of steps.
         covariance_trace: Mean of tr C / b.
         squared_gradient_norm: Mean of |G|^2.
-        noise_scale: Their quotient, in batches of one rank; NaN if |G|^2 is not positive.
+        noise_scale: Their quotient, in batches of one rank; infinity if |G|^2 is not positive.
         noise_scale_standard_error: Its standard error, from the scatter over steps; NaN for a single step.
     """
 
@@ -75,7 +75,7 @@ class GradientScatter:
             return Scatter(0, np.nan, np.nan, np.nan, np.nan)
         noise, signal, noise_2, signal_2, both = (s / count for s in (noise, signal, noise_2, signal_2, both))
         if signal <= 0:
-            return Scatter(int(count), float(noise), float(signal), np.nan, np.nan)
+            return Scatter(int(count), float(noise), float(signal), np.inf, np.nan)
         scale = noise / signal
         # To first order, the variance of the quotient is that of noise - scale * signal, over signal^2.
         variance = noise_2 - noise**2 - 2 * scale * (both - noise * signal) + scale**2 * (signal_2 - signal**2)

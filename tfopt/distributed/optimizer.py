@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfopt import _keras
 from tfopt._checks import check_choice
-from tfopt._naming import path_of
+from tfopt._variables import path_of
 from tfopt._weight_decay import exclude
 from tfopt.communicator import Communicator, check_communicator
 from tfopt.communicator.agreement import check_agreement

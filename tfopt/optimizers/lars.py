@@ -9,13 +9,13 @@ from keras import ops
 
 from tfopt import _keras, numerics
 from tfopt._checks import check_choice, check_flag, check_learning_rate, check_number, check_patterns
-from tfopt._naming import path_of
+from tfopt._variables import matches, path_of
 from tfopt._weight_decay import takes_weight_decay
 from tfopt.numerics import Tensor
 from tfopt.optimizers import _fused
 from tfopt.optimizers.base import Optimizer
 from tfopt.optimizers.norm_floor import add_floor, floor_of
-from tfopt.optimizers.trust_ratio import is_defined, matches, rate_where
+from tfopt.optimizers.trust_ratio import is_defined, rate_where
 
 
 @keras.saving.register_keras_serializable(package="tfopt")

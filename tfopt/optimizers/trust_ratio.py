@@ -1,11 +1,7 @@
 """The trust ratio that layer-wise optimizers share: the length of a step depends on the norm of the layer."""
 
-import re
-from collections.abc import Sequence
-
 from keras import ops
 
-from tfopt._naming import path_of
 from tfopt.numerics import Tensor
 
 
@@ -50,20 +46,3 @@ def rate_where(defined: Tensor, length: Tensor, denominator: Tensor, learning_ra
         Two scalar tensors: `length` and `denominator` where `defined`, otherwise `learning_rate` and 1.
     """
     return ops.where(defined, length, learning_rate), ops.where(defined, denominator, ops.ones_like(denominator))
-
-
-def matches(variable: object, patterns: Sequence[str] | str) -> bool:
-    """Return whether regular expressions, or the word "vectors", select a variable.
-
-    Args:
-        variable: A `keras.Variable`.
-        patterns: Regular expressions, searched for in the path of the variable; or "vectors", which selects all
-            variables of rank <= 1: biases, and the scales and offsets of normalisation layers.
-
-    Returns:
-        Whether the variable is selected.
-    """
-    if isinstance(patterns, str):
-        return len(variable.shape) <= 1  # type: ignore[attr-defined]
-    path = path_of(variable).removesuffix(":0")  # names of TensorFlow end in ":0", which "bias$" would not match
-    return any(re.search(pattern, path) for pattern in patterns)

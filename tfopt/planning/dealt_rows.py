@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from tfopt.communicator import Communicator
-from tfopt.curvature.probe import Batch, Probe, join, row_form
+from tfopt.curvature.batch import Batch, join, row_form
+from tfopt.curvature.probe import Probe
 
 # A run splits its rows into about this many groups or more, for their gradients.
 NUM_GROUPS = 32
@@ -26,16 +27,6 @@ class DealtRows:
         group_size: Smallest number of rows in a group of gradients, where a batch has so many.
         batch_size: Largest number of rows in a batch, of any rank.
         num_batches: Largest number of batches in a run, of any rank.
-
-    Args:
-        probe: The data of this rank.
-        num_runs: Number of runs.
-        are_shared: Whether every run has all rows.
-        rng: Random numbers, the same on all ranks.
-        communicator: The job's communicator.
-
-    Raises:
-        ValueError: There are too few rows.
     """
 
     def __init__(
@@ -43,11 +34,11 @@ class DealtRows:
     ) -> None:
         counts = communicator.allgather_object(probe.num_rows, "rows")
         if are_shared and sum(counts) < 2:
-            raise ValueError("`data` must have at least 2 rows. Received: 1")
+            raise ValueError("`objective` must have at least 2 rows. Received: 1")
         if not are_shared and min(counts) < FEWEST_ROWS * num_runs:
             raise ValueError(
-                f"`data` must have at least {FEWEST_ROWS} rows for each of {num_runs} runs on every rank, where runs "
-                f"do not have all rows of the training (`num_examples`). Received: {min(counts)} rows"
+                f"`objective` must have at least {FEWEST_ROWS} rows for each of {num_runs} runs on every rank, where "
+                f"runs do not have all rows of the training (`num_examples`). Received: {min(counts)} rows"
             )
         by_form: dict[object, list[Batch]] = {}
         for batch in probe.batches:
@@ -55,7 +46,7 @@ class DealtRows:
         self._sources = list(by_form.values())
         self._num_runs, self._are_shared = num_runs, are_shared
         self._seed = int(rng.integers(2**31))
-        sizes = [len(places) for _, places in self._parts(0)]
+        sizes = [len(chosen) for _, chosen in self._parts(0)]
         everyone = np.array(communicator.allgather_object((len(sizes), max(sizes)), "batches"))
         self.num_batches, self.batch_size = everyone.max(axis=0).tolist()
         groups = max(-(-NUM_GROUPS // self.num_batches), 2)
@@ -64,16 +55,8 @@ class DealtRows:
         self.group_size = min(range(most, most // 2, -1), key=lambda size: self.batch_size % size)
 
     def batches(self, index: int, count: int | None = None) -> list[Batch]:
-        """Return the rows of a run.
-
-        Args:
-            index: The run.
-            count: Of how many batches at most, on the rank that has most of them; None for all. Other ranks have the
-                same fraction of their rows.
-
-        Returns:
-            Batches of nearly equal size, of each form of rows.
-        """
+        """Return the rows of a run, in batches of nearly equal size, of each form of rows."""
+        # At most `count` batches on the rank that has most of them; other ranks have the same fraction of their rows.
         parts = self._parts(index)
         if count is not None:
             if len(self._sources) > 1:  # the first ones are to be of any form
@@ -82,22 +65,22 @@ class DealtRows:
             parts = parts[: -(-count * len(parts) // self.num_batches)]
         batches: list[Batch] = []
         for form, sources in enumerate(self._sources):
-            if mine := [places for owner, places in parts if owner == form]:
-                rows, ends = _take(sources, np.concatenate(mine)), np.cumsum([len(places) for places in mine])
-                batches += [rows.rows(end - len(places), end) for places, end in zip(mine, ends.tolist(), strict=True)]
+            if mine := [chosen for owner, chosen in parts if owner == form]:
+                rows, ends = _take(sources, np.concatenate(mine)), np.cumsum([len(chosen) for chosen in mine])
+                batches += [rows.rows(end - len(chosen), end) for chosen, end in zip(mine, ends.tolist(), strict=True)]
         return batches
 
     def _parts(self, index: int) -> list[tuple[int, np.ndarray]]:
-        # Returns for each batch of a run the form of its rows, and their places among all of this form.
+        # Returns for each batch of a run the form of its rows, and their indices among all of this form.
         parts = []
         for form in range(len(self._sources)):
-            places = self._places(index, form)
-            if len(places):
-                parts += [(form, part) for part in np.array_split(places, -(-len(places) // LARGEST_BATCH))]
+            indices = self._indices(index, form)
+            if len(indices):
+                parts += [(form, part) for part in np.array_split(indices, -(-len(indices) // LARGEST_BATCH))]
         return parts
 
-    def _places(self, index: int, form: int) -> np.ndarray:
-        # Returns the places of a run's rows among all of a form.
+    def _indices(self, index: int, form: int) -> np.ndarray:
+        # Returns the indices of a run's rows among all of a form.
         num_rows = sum(batch.num_rows for batch in self._sources[form])
         if self._are_shared:
             # Each run shuffles the rows again, because equal groups in all runs would have equal errors.
@@ -109,10 +92,10 @@ class DealtRows:
         return mine[mine < num_rows]
 
 
-def _take(sources: Sequence[Batch], places: np.ndarray) -> Batch:
-    """Return rows from several batches, by their places in all of them together, in this order."""
+def _take(sources: Sequence[Batch], indices: np.ndarray) -> Batch:
+    """Return rows from several batches, by their indices in all of them together, in this order."""
     starts = np.cumsum([0, *(batch.num_rows for batch in sources)])
-    owners = np.searchsorted(starts, places, side="right") - 1
+    owners = np.searchsorted(starts, indices, side="right") - 1
     order = np.argsort(owners, kind="stable")
-    parts = [sources[one].take(places[owners == one] - starts[one]) for one in np.unique(owners)]
+    parts = [sources[one].take(indices[owners == one] - starts[one]) for one in np.unique(owners)]
     return join(parts).take(np.argsort(order))

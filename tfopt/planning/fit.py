@@ -6,16 +6,16 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
 from tfopt._checks import check_choice, check_flag, check_integer, check_number
 from tfopt._progress import Progress
-from tfopt.communicator import Communicator
-from tfopt.curvature import GaussNewtonOperator, HessianOperator, Probe
+from tfopt._variables import flatten, trained_variables
+from tfopt.curvature import GaussNewtonOperator, HessianOperator, Objective
+from tfopt.curvature.groups import has_batch_norm
+from tfopt.curvature.objective import check_objective
 from tfopt.curvature.operator import CurvatureOperator
-from tfopt.curvature.probe import as_probe, brings_batches, map_arrays
-from tfopt.planning.dealt_rows import LARGEST_BATCH, DealtRows
+from tfopt.planning.dealt_rows import DealtRows
 from tfopt.planning.measurement import (
     FEWEST_RUNS,
     SIZED_FOR,
@@ -23,7 +23,6 @@ from tfopt.planning.measurement import (
     Effort,
     RunMeasurer,
     RunResult,
-    flatten,
 )
 from tfopt.planning.noisy_quadratic_fit import NoisyQuadraticFit
 from tfopt.planning.spectral_measure import Bins
@@ -32,15 +31,12 @@ MATRICES = {"gauss_newton": GaussNewtonOperator, "hessian": HessianOperator}
 
 
 def fit_noisy_quadratic(
-    model: keras.Model,
-    data: Any,
-    loss: Any = None,
+    objective: Objective,
     budget_seconds: float | None = 30.0,
     *,
     initial_weights: Sequence[Any] | None = None,
     num_examples: float | None = None,
     matrix: str = "gauss_newton",
-    batch_norm: str = "moving",
     num_runs: int = 8,
     num_matvecs: int = 50,
     num_rows_per_run: int = 8192,
@@ -48,7 +44,6 @@ def fit_noisy_quadratic(
     self_check: bool = True,
     seed: int = 0,
     progress: bool | None = None,
-    communicator: Communicator | None = None,
 ) -> NoisyQuadraticFit:
     """Fit the noisy quadratic model to a Keras model's loss, at the model's weights.
 
@@ -69,20 +64,19 @@ def fit_noisy_quadratic(
     The model keeps its weights and its compilation. Dropout is off, and its noise is not part of the fit.
 
     Args:
-        model: A Keras model with its variables, compiled or not.
-        data: The training data, or a random part of them: `(x, y)`, `(x, y, sample_weight)`, a data set, or a
-            `tfopt.curvature.Probe`. Rows are shuffled, whatever batches they come in.
-        loss: As `compile` takes it. None (default) means the loss that the model was compiled with.
+        objective: An `Objective` of all trainable variables on the training data, or on a random part of them. The fit
+            uses the rows of all ranks, and shuffles them, whatever batches they come in. A model with batch
+            normalisation needs `batch_norm="moving"`: the fit compares small groups of rows, whose own statistics
+            differ from those of a batch.
         budget_seconds: Approximate time limit in seconds, > 0. In a short time the fit uses fewer rows, products and
             runs; it warns if even the smallest fit took longer. The result then depends on the clock. None sets no
             limit. Default 30.
         initial_weights: The weights at which training starts, as `model.get_weights()` returns them. None (default)
             means the current weights.
         num_examples: N, the number of rows that training draws its batches from, of all ranks. None (default) means the
-            rows of `data`; `math.inf` means an endless stream.
+            rows of `objective`; `math.inf` means an endless stream.
         matrix: "gauss_newton" (default), which has no negative curvature, or "hessian", whose negative part is left
             out.
-        batch_norm: "moving" (default) normalises by the moving averages, "batch" by each batch's own statistics.
         num_runs: Largest number of independent runs, an integer >= 4. Default 8.
         num_matvecs: Largest number of products with H, for each of three or four vectors in a run, an integer >= 2.
             Default 50.
@@ -93,16 +87,14 @@ def fit_noisy_quadratic(
         self_check: Whether to check the first product, as `GaussNewtonOperator` does. Default True.
         seed: Seed of all randomness, an integer >= 0. Default 0.
         progress: Whether to show a progress bar; None (default) shows it in a terminal.
-        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`. The fit uses the rows
-            of all ranks.
 
     Returns:
         The fit.
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: An argument is out of its range; there are too few rows; the loss is no mean over rows; or the model
-            or the data cannot be measured.
+        ValueError: An argument is out of its range; there are too few rows; the loss is no mean over rows; or the loss
+            has no curvature.
         RuntimeError: The matrix's products are wrong, see `GaussNewtonOperator`.
 
     Example:
@@ -111,7 +103,7 @@ def fit_noisy_quadratic(
         >>> x = rng.standard_normal((512, 4))
         >>> y = x.sum(axis=1, keepdims=True) + rng.standard_normal((512, 1))
         >>> model = models.mlp(4, (), 1, seed=0)
-        >>> fit = fit_noisy_quadratic(model, (x, y), "mse")
+        >>> fit = fit_noisy_quadratic(Objective(model, "mse", (x, y)))
         >>> bool(0.5 < fit.floor < 1.5), fit.num_runs
         (True, 8)
 
@@ -129,21 +121,19 @@ def fit_noisy_quadratic(
     check_integer("num_bins", num_bins, minimum=2)
     check_flag("self_check", self_check)
     check_integer("seed", seed, minimum=0)
+    check_all_variables(objective)
     rng = np.random.default_rng(seed)
-    probe = make_probe(data, seed)
-    operator = MATRICES[matrix](
-        model, loss, probe, batch_norm=batch_norm, self_check=self_check, communicator=communicator
-    )
-    examples = check_examples(num_examples, operator.num_rows)
+    operator = MATRICES[matrix](objective, self_check=self_check)
+    examples = check_examples(num_examples, objective.num_rows)
     # Runs share all rows if the data are all rows of the training, and few enough.
-    are_shared = examples == operator.num_rows <= num_rows_per_run
-    rows = DealtRows(probe, num_runs, are_shared, rng, operator.communicator)
-    displacement = None if initial_weights is None else _displacement(operator, initial_weights)
+    are_shared = examples == objective.num_rows <= num_rows_per_run
+    rows = DealtRows(objective.probe, num_runs, are_shared, rng, objective.communicator)
+    displacement = None if initial_weights is None else _displacement(objective, initial_weights)
     measurer = RunMeasurer(operator, rows, displacement, seed)
     with Progress("fitting a noisy quadratic", progress) as bar:
         bar.show("compiling")
         measurer.check()
-        wanted = max(num_rows_per_run // (rows.batch_size * operator.communicator.size), 1)
+        wanted = max(num_rows_per_run // (rows.batch_size * objective.communicator.size), 1)
         effort = Effort(num_matvecs, rows.num_batches if are_shared else min(wanted, rows.num_batches))
         runs = _measure(measurer, effort, num_runs, begin, budget_seconds, bar)
     seconds = time.perf_counter() - begin
@@ -208,24 +198,20 @@ def _assemble(
     )
 
 
-def make_probe(data: Any, seed: int) -> Probe:
-    """Return a probe of all data, with the rows of arrays in an order that depends on `seed`."""
-    parts = data if isinstance(data, tuple) else (data,)
-    if isinstance(data, list) or not 1 <= len(parts) <= 3:
-        raise TypeError(
-            "`data` must be (x, y), (x, y, sample_weight), a data set or a tfopt.curvature.Probe. "
-            f"Received: a {type(data).__name__} of {len(data)}"
+def check_all_variables(objective: Any) -> None:
+    """Raise unless `objective` is an `Objective` of all trainable variables; warn of batches' own statistics."""
+    trained = trained_variables(check_objective(objective).model.trainable_variables)
+    if len(objective.variables) < len(trained):
+        raise ValueError(
+            "`objective` must be a function of all trainable variables, which training moves. Received: "
+            f"{len(objective.variables)} of {len(trained)}. Freeze the others to fit a part of the model"
         )
-    try:
-        probe = as_probe(*parts)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"`data` must be what a Probe can hold: {error}") from error
-    # The rows of arrays may be sorted, so they are shuffled.
-    if not (isinstance(parts[0], Probe) or brings_batches(parts[0])):
-        order = np.random.default_rng([seed, 1]).permutation(probe.num_rows)
-        shuffled = (map_arrays(lambda leaf: np.asarray(leaf)[order], part) for part in parts)
-        probe = Probe(*shuffled, batch_size=LARGEST_BATCH)
-    return probe
+    if objective.batch_norm == "batch" and has_batch_norm(objective.model):
+        warnings.warn(
+            "`objective` normalises each group of a few rows by its own statistics, and so has more noise than larger "
+            "batches. Make it with batch_norm='moving'",
+            stacklevel=3,
+        )
 
 
 def check_examples(num_examples: Any, num_rows: int) -> float:
@@ -240,8 +226,8 @@ def check_examples(num_examples: Any, num_rows: int) -> float:
     return number
 
 
-def _displacement(operator: CurvatureOperator, initial_weights: Any) -> np.ndarray:
-    model = operator.objective.model
+def _displacement(objective: Objective, initial_weights: Any) -> np.ndarray:
+    model = objective.model
     shapes = [tuple(v.shape) for v in model.weights]
     try:
         arrays = [np.asarray(part, np.float64) for part in initial_weights]
@@ -255,7 +241,7 @@ def _displacement(operator: CurvatureOperator, initial_weights: Any) -> np.ndarr
             f"Received: {[array.shape for array in arrays]}"
         )
     by_variable = {id(v): array for v, array in zip(model.weights, arrays, strict=True)}
-    displacement = flatten([by_variable[id(v)] - np.asarray(v.value, np.float64) for v in operator.variables])
+    displacement = flatten([by_variable[id(v)] - np.asarray(v.value, np.float64) for v in objective.variables])
     if not np.isfinite(displacement).all():
         raise ValueError("`initial_weights` and the model's weights must be finite")
     if not displacement.any():

@@ -3,14 +3,15 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfopt.curvature.gradient_noise import Groups
+from tfopt._variables import flatten
+from tfopt.curvature.batch import Batch
+from tfopt.curvature.groups import Groups
 from tfopt.curvature.operator import CurvatureOperator
-from tfopt.curvature.probe import Batch, Probe
+from tfopt.curvature.probe import Probe
 from tfopt.planning.dealt_rows import DealtRows
 from tfopt.planning.spectral_measure import SpectralMeasure, newton_step, run_lanczos
 
@@ -25,43 +26,27 @@ SIZED_FOR = 6
 
 @dataclass(frozen=True)
 class Effort:
-    """The amount of work in one run.
+    """The amount of work in one run."""
 
-    Attributes:
-        num_matvecs: Products for each vector.
-        num_batches: Batches of rows, on which gradients and products are computed.
-    """
-
-    num_matvecs: int
-    num_batches: int
+    num_matvecs: int  # Products for each vector
+    num_batches: int  # Batches of rows, on which gradients and products are computed
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """The measured values of one run. Measures are of a matrix's spectrum, see `SpectralMeasure`.
+    """The measured values of one run. Measures are of a matrix's spectrum, see `SpectralMeasure`."""
 
-    Attributes:
-        counts: Measure of a vector of independent standard normal entries; its expected masses count eigenvalues.
-        noise: Measure of a random vector whose covariance is that of a single row's gradient.
-        gradient: Measure of the gradient at the model's weights.
-        start: Measure of the quadratic's gradient at the weights where training starts.
-        gain_elsewhere: Decrease of this run's quadratic by the step to the previous run's minimum; NaN in the first
-            run.
-        num_rows: Number of rows measured.
-        covariance_trace: Trace of the covariance of a single row's gradient.
-        loss: Loss at the model's weights.
-        initial_loss: Loss at the weights where training starts.
-    """
-
+    # Measure of a vector of independent standard normal entries; its expected masses count eigenvalues.
     counts: SpectralMeasure
-    noise: SpectralMeasure
-    gradient: SpectralMeasure
-    start: SpectralMeasure
+    noise: SpectralMeasure  # Measure of a random vector whose covariance is that of a single row's gradient
+    gradient: SpectralMeasure  # Measure of the gradient at the model's weights
+    start: SpectralMeasure  # Measure of the quadratic's gradient at the weights where training starts
+    # Decrease of this run's quadratic by the step to the previous run's minimum; NaN in the first run.
     gain_elsewhere: float
-    num_rows: int
-    covariance_trace: float
-    loss: float
-    initial_loss: float
+    num_rows: int  # Number of rows measured
+    covariance_trace: float  # Trace of the covariance of a single row's gradient
+    loss: float  # Loss at the model's weights
+    initial_loss: float  # Loss at the weights where training starts
 
     @property
     def measures(self) -> tuple[SpectralMeasure, ...]:
@@ -76,7 +61,7 @@ class RunMeasurer:
         self, operator: CurvatureOperator, rows: DealtRows, displacement: np.ndarray | None, seed: int
     ) -> None:
         self._operator, self._rows, self._displacement, self._seed = operator, rows, displacement, seed
-        self._ranks = operator.communicator
+        self._ranks = operator.objective.communicator
         self._previous_step: np.ndarray | None = None
 
     def choose_effort(self, most: Effort, seconds: float) -> Effort:
@@ -95,7 +80,7 @@ class RunMeasurer:
     def _time_parts(self) -> tuple[float, float]:
         # Returns the seconds for the gradients of a batch and for a product with it, without compilation.
         batches = self._rows.batches(0, 1)
-        operator = self._operator.over(Probe.of(batches))
+        operator = self._operator.over(Probe.from_batches(batches))
         vector = np.ones(operator.shape[0], operator.dtype)
         seconds = np.full((2, 3), np.inf)
         operator.matvec(vector)
@@ -112,7 +97,7 @@ class RunMeasurer:
     def run(self, index: int, effort: Effort, seconds: float | None = None) -> RunResult:
         """Measure run `index`, in about `seconds`, or longer for the fewest products; None sets no time limit."""
         batches = self._rows.batches(index, effort.num_batches)
-        operator = self._operator.over(Probe.of(batches))
+        operator = self._operator.over(Probe.from_batches(batches))
         loss, gradient, noise, trace, num_rows = self._gradient_and_noise(batches, index)
         normal = np.random.default_rng([self._seed, index]).standard_normal(operator.shape[0])
         vectors = {"counts": normal, "noise": noise, "gradient": gradient}
@@ -161,18 +146,20 @@ class RunMeasurer:
     def check(self) -> None:
         """Raise ValueError unless the loss is finite and a mean over rows."""
         largest = max(self._rows.batches(0), key=lambda batch: batch.num_rows)
-        loss = self._operator.probe_loss.over(Probe.of([largest]))
-        value, gradient = loss.loss_and_gradient()
+        objective = self._operator.objective.over(Probe.from_batches([largest]))
+        value, gradient = objective.loss_and_gradient()
         if not (np.isfinite(value) and np.isfinite(flatten(gradient)).all()):
-            raise ValueError(f"`model` must have a finite loss and gradient on `data`. Received: a loss of {value:g}")
-        Groups(loss, self._rows.group_size, has_all_rows=True).check()
+            raise ValueError(f"`model` must have a finite loss and gradient on the data. Received: a loss of {value:g}")
+        Groups(objective, self._rows.group_size, has_all_rows=True).check()
 
     def _gradient_and_noise(
         self, batches: Sequence[Batch], index: int
     ) -> tuple[float, np.ndarray, np.ndarray, float, int]:
         # With M groups of n_j rows and random signs s_j, the vector sum_j s_j sqrt(n_j) (g_j - g) / sqrt(M - 1) has the
         # covariance C of a single row, and its mean square over signs the trace.
-        groups = Groups(self._operator.probe_loss.over(Probe.of(batches)), self._rows.group_size, has_all_rows=True)
+        groups = Groups(
+            self._operator.objective.over(Probe.from_batches(batches)), self._rows.group_size, has_all_rows=True
+        )
         evaluations = groups.evaluations()
         groups.check(evaluations)
         rng = np.random.default_rng([self._seed, index, self._ranks.rank, 1])
@@ -191,16 +178,11 @@ class RunMeasurer:
         return losses / num_rows, mean, noise, trace, int(num_rows)
 
     def _initial_loss(self, operator: CurvatureOperator, displacement: np.ndarray) -> float:
-        loss = operator.probe_loss
+        objective = operator.objective
         values, at = [], 0
-        for value in loss.values():
+        for value in objective.values():
             size = int(np.prod(value.shape))
             moved = displacement[at : at + size].reshape(value.shape)
             values.append(value + tf.cast(tf.constant(moved), value.dtype))
             at += size
-        return loss.loss(values)
-
-
-def flatten(parts: Sequence[Any]) -> np.ndarray:
-    """Return arrays or tensors joined to one float64 vector."""
-    return np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in parts])
+        return objective.loss(values)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfopt import _plotting
-from tfopt._checks import check_indices, check_integer, check_number
+from tfopt._checks import check_indices, check_integer, check_label, check_number
 from tfopt._record import Record
+from tfopt.curvature.gradient_noise import quotient
 from tfopt.nqm import NoisyQuadratic
 from tfopt.nqm._checks import check_values
 from tfopt.planning.interval import Interval, bootstrap, describe
@@ -21,18 +22,8 @@ if TYPE_CHECKING:
 
 # Attributes with one row for each run.
 BY_RUN = (
-    "counts",
-    "noise",
-    "start",
-    "flat_share",
-    "loss",
-    "squared_gradient_norm",
-    "gain",
-    "gain_elsewhere",
-    "noise_gain",
-    "sampling",
-    "initial_loss",
-    "covariance_trace",
+    *("counts", "noise", "start", "flat_share", "loss", "squared_gradient_norm", "gain", "gain_elsewhere"),
+    *("noise_gain", "sampling", "initial_loss", "covariance_trace"),
 )
 # A bin that no random vector has hit counts as this many directions.
 SMALLEST_COUNT = 1e-3
@@ -156,7 +147,7 @@ class NoisyQuadraticFit(Record):
         It is infinite if the noise is too large to measure the gradient.
         """
         signal = float(np.mean(self.squared_gradient_norm - self.covariance_trace * self.sampling))
-        return float(self.covariance_trace.mean()) / signal if signal > 0.0 else math.inf
+        return quotient(float(self.covariance_trace.mean()), signal)
 
     @property
     def hessian_covariance_trace(self) -> float:
@@ -180,14 +171,18 @@ class NoisyQuadraticFit(Record):
         return replace(self, **{name: getattr(self, name)[chosen] for name in BY_RUN})
 
     def interval(
-        self, function: Callable[["NoisyQuadraticFit"], Any], level: float = 0.9, draws: int = 200, seed: int = 0
+        self,
+        function: Callable[["NoisyQuadraticFit"], Any],
+        confidence: float = 0.9,
+        num_draws: int = 200,
+        seed: int = 0,
     ) -> Interval:
         """Estimate any quantity from the fit, with a bootstrap interval over its runs.
 
         Args:
             function: Takes a fit, and returns a number or an array.
-            level: Confidence level of the interval, in (0, 1). Default 0.9.
-            draws: Number of draws of runs with replacement, >= 20. Default 200.
+            confidence: Confidence level of the interval, in (0, 1). Default 0.9.
+            num_draws: Number of draws of runs with replacement, >= 20. Default 200.
             seed: Seed of the draws, an integer >= 0. Default 0.
 
         Returns:
@@ -204,10 +199,10 @@ class NoisyQuadraticFit(Record):
         """
         if not callable(function) or isinstance(function, type):
             raise TypeError(f"`function` must be a function of a fit. Received: {function!r}")
-        check_number("level", level, minimum=0.0, maximum=1.0, exclusive_minimum=True, exclusive_maximum=True)
-        check_integer("draws", draws, minimum=20)
+        check_number("confidence", confidence, minimum=0.0, maximum=1.0, exclusive_minimum=True, exclusive_maximum=True)
+        check_integer("num_draws", num_draws, minimum=20)
         check_integer("seed", seed, minimum=0)
-        return bootstrap(lambda runs: function(self.take(runs)), self.num_runs, level, draws, seed)
+        return bootstrap(lambda runs: function(self.take(runs)), self.num_runs, confidence, num_draws, seed)
 
     def effective_batch_size(self, batch_size: Any) -> np.ndarray:
         """Return the batch size whose gradient would be equally noisy on endless data.
@@ -228,11 +223,11 @@ class NoisyQuadraticFit(Record):
         rest = 1.0 - size / self.num_examples
         return np.where(rest > 0.0, size / np.maximum(rest, 1e-15), 1e15)
 
-    def to_dataframe(self, level: float = 0.9) -> "pandas.DataFrame":
+    def to_dataframe(self, confidence: float = 0.9) -> "pandas.DataFrame":
         """Return a table with one row for each bin of the spectrum.
 
         Args:
-            level: Confidence level of the intervals, in (0, 1). Default 0.9.
+            confidence: Confidence level of the intervals, in (0, 1). Default 0.9.
 
         Returns:
             Curvature, number of directions, noise variance summed over them, and squared distance to the minimum from
@@ -244,7 +239,7 @@ class NoisyQuadraticFit(Record):
             "noise_variance": lambda fit: fit.noise.mean(axis=0),
             "squared_distance": lambda fit: fit.problem.initial_second_moment * fit.problem.multiplicity,
         }.items():
-            found = self.interval(function, level)
+            found = self.interval(function, confidence)
             columns |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
         return _plotting.make_dataframe(columns)
 
@@ -258,7 +253,7 @@ class NoisyQuadraticFit(Record):
         Returns:
             The axes.
         """
-        ax = _plotting.get_axes(ax)
+        prefix, ax = check_label(label), _plotting.get_axes(ax)
         problem = self.problem
         parts = {
             "directions": problem.multiplicity,
@@ -267,7 +262,7 @@ class NoisyQuadraticFit(Record):
         }
         for name, part in parts.items():
             share = np.cumsum(part[::-1])[::-1] / part.sum()
-            ax.plot(self.curvature, share, drawstyle="steps-pre", label=f"{label or ''} {name}".strip())
+            ax.plot(self.curvature, share, drawstyle="steps-pre", label=f"{prefix} {name}".strip())
         ax.set(xlabel="curvature", ylabel="share at this curvature or above", xscale="log", ylim=(0.0, 1.05))
         _plotting.add_legend(ax)
         return ax

@@ -6,36 +6,30 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import keras
 import numpy as np
 
 from tfopt._checks import as_items, check_choice, check_integer, check_number, check_shape
 from tfopt._progress import Progress
-from tfopt.communicator import check_communicator
+from tfopt.curvature import Objective
+from tfopt.curvature.objective import check_objective
 from tfopt.nqm.algorithm import FAMILIES
-from tfopt.planning.fit import check_examples, fit_noisy_quadratic, make_probe
+from tfopt.planning.fit import check_examples, fit_noisy_quadratic
 from tfopt.planning.noisy_quadratic_fit import NoisyQuadraticFit
 from tfopt.planning.plan import BatchSizePlan
 from tfopt.planning.prediction import find_best, intervals
 
 LARGEST_PLANNED = 2**16
+PLAN_OPTIONS = ("batch_sizes", "families", "largest_momentum", "confidence", "num_draws")
 
 
 def plan_batch_size(
-    model: keras.Model,
-    data: Any,
-    loss: Any = None,
+    objective: Objective,
     target_loss: float | None = None,
     budget_seconds: float | None = 30.0,
     *,
-    batch_sizes: Sequence[int] | None = None,
-    families: Sequence[str] = ("sgd", "momentum", "ema"),
-    largest_momentum: float = 0.9,
-    level: float = 0.9,
-    draws: int = 100,
     progress: bool | None = None,
     seed: int = 0,
-    **fit_options: Any,
+    **options: Any,
 ) -> BatchSizePlan:
     """Predict steps to a target loss for every batch size, from a noisy quadratic fitted to a Keras model.
 
@@ -43,33 +37,24 @@ def plan_batch_size(
     `fit_noisy_quadratic`.
 
     Args:
-        model: A Keras model with its variables, compiled or not.
-        data: The training data, or a random part of them, see `fit_noisy_quadratic`.
-        loss: As `compile` takes it. None (default) means the loss that the model was compiled with.
+        objective: An `Objective` on the training data, or on a random part of them, see `fit_noisy_quadratic`.
         target_loss: The training loss to reach, with dropout off and regularisation included. It must lie above the
             fitted quadratic's floor. None (default) means the model's current loss if `initial_weights` is given;
             otherwise a tenth of the way up from the floor to the quadratic's loss now.
         budget_seconds: Approximate time limit of the fit in seconds, > 0, or None for no limit. Default 30. The search
             takes about five more seconds per family in its first call, which compiles, and two or three in later calls.
-        batch_sizes: B, distinct integers >= 1, in rising order, three or more. None (default) means all powers of two
-            up to N, or 65,536.
-        families: Kinds of algorithms, of "sgd", "momentum", "nesterov", "ema" and "momentum_ema", see
-            `tfopt.nqm.optimize`. Default ("sgd", "momentum", "ema").
-        largest_momentum: Largest momentum to try, in [0, 1). Default 0.9.
-        level: Confidence level of the intervals, in (0, 1). Default 0.9.
-        draws: Number of draws of the fit's runs with replacement, an integer >= 20. Default 100.
         progress: Whether to show a progress bar; None (default) shows it in a terminal.
         seed: Seed of all randomness, an integer >= 0. Default 0.
-        **fit_options: Further arguments of `fit_noisy_quadratic`: `initial_weights`, `num_examples`, `self_check`, and
-            more.
+        **options: Options of `plan_from_fit`: `batch_sizes`, `families`, `largest_momentum`, `confidence` and
+            `num_draws`; and of `fit_noisy_quadratic`: `initial_weights`, `num_examples`, `self_check`, and more.
 
     Returns:
         The plan.
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: An argument is out of its range, or the model or the data cannot be measured. If the target is out
-            of the fit's range, the error holds the fit in its attribute `fit`, for `plan_from_fit`.
+        ValueError: An argument is out of its range, or the fit raises one. If the target is out of the fit's range, the
+            error holds the fit in its attribute `fit`, for `plan_from_fit`.
         RuntimeError: The matrix's products are wrong, see `tfopt.curvature.GaussNewtonOperator`.
 
     Example:
@@ -79,31 +64,20 @@ def plan_batch_size(
         >>> x = rng.standard_normal((4096, 4))
         >>> y = x.sum(axis=1, keepdims=True) + rng.standard_normal((4096, 1))
         >>> model = models.mlp(4, (), 1, seed=0)
-        >>> plan = plan_batch_size(model, (x, y), "mse", families=["sgd"], draws=20)
+        >>> plan = plan_batch_size(Objective(model, "mse", (x, y)), families=["sgd"], num_draws=20)
         >>> bool(plan.steps["sgd"].value[0] > plan.steps["sgd"].value[-1])
         True
         >>> model.compile(plan.make_optimizer(batch_size=64), loss="mse")
     """
-    _check_options(batch_sizes, families, largest_momentum, level, draws, seed, math.inf)
+    plan_options = {name: options.pop(name) for name in PLAN_OPTIONS if name in options}
+    check_options(**plan_options, seed=seed)
     if target_loss is not None:
         check_number("target_loss", target_loss)
-    probe = make_probe(data, seed)
-    ranks = check_communicator(fit_options.get("communicator"))
-    examples = check_examples(fit_options.get("num_examples"), sum(ranks.allgather_object(probe.num_rows, "rows")))
-    _check_options(batch_sizes, families, largest_momentum, level, draws, seed, examples)
-    fit = fit_noisy_quadratic(model, probe, loss, budget_seconds, seed=seed, progress=progress, **fit_options)
+    check_objective(objective)
+    check_options(**plan_options, num_examples=check_examples(options.get("num_examples"), objective.num_rows))
+    fit = fit_noisy_quadratic(objective, budget_seconds, seed=seed, progress=progress, **options)
     try:
-        return plan_from_fit(
-            fit,
-            target_loss,
-            batch_sizes=batch_sizes,
-            families=families,
-            largest_momentum=largest_momentum,
-            level=level,
-            draws=draws,
-            seed=seed,
-            progress=progress,
-        )
+        return plan_from_fit(fit, target_loss, **plan_options, seed=seed, progress=progress)
     except ValueError as error:
         error.fit = fit  # type: ignore[attr-defined]
         error.add_note("The error keeps the fit: plan_from_fit(error.fit, target_loss=...) plans from it.")
@@ -117,8 +91,8 @@ def plan_from_fit(
     batch_sizes: Sequence[int] | None = None,
     families: Sequence[str] = ("sgd", "momentum", "ema"),
     largest_momentum: float = 0.9,
-    level: float = 0.9,
-    draws: int = 100,
+    confidence: float = 0.9,
+    num_draws: int = 100,
     seed: int = 0,
     progress: bool | None = None,
 ) -> BatchSizePlan:
@@ -131,10 +105,11 @@ def plan_from_fit(
             loss at the fit.
         batch_sizes: B, distinct integers >= 1, in rising order, three or more. None (default) means all powers of two
             up to the fit's N, or 65,536.
-        families: Kinds of algorithms, as for `plan_batch_size`. Default ("sgd", "momentum", "ema").
+        families: Kinds of algorithms, of "sgd", "momentum", "nesterov", "ema" and "momentum_ema", see
+            `tfopt.nqm.optimize`. Default ("sgd", "momentum", "ema").
         largest_momentum: Largest momentum to try, in [0, 1). Default 0.9.
-        level: Confidence level of the intervals, in (0, 1). Default 0.9.
-        draws: Number of draws of the fit's runs with replacement, an integer >= 20. Default 100.
+        confidence: Confidence level of the intervals, in (0, 1). Default 0.9.
+        num_draws: Number of draws of the fit's runs with replacement, an integer >= 20. Default 100.
         seed: Seed of the draws, an integer >= 0. Default 0.
         progress: Whether to show a progress bar; None (default) shows it in a terminal.
 
@@ -150,7 +125,9 @@ def plan_from_fit(
     """
     if not isinstance(fit, NoisyQuadraticFit):
         raise TypeError(f"`fit` must be a result of fit_noisy_quadratic. Received: {fit!r}")
-    sizes, families = _check_options(batch_sizes, families, largest_momentum, level, draws, seed, fit.num_examples)
+    sizes, families = check_options(
+        batch_sizes, families, largest_momentum, confidence, num_draws, seed, fit.num_examples
+    )
     target = _check_target(target_loss, fit)
     curves, steps, critical = {}, {}, {}
     with Progress(f"steps to a loss of {target:.4g}", progress) as bar:
@@ -159,13 +136,19 @@ def plan_from_fit(
             best = find_best(fit, family, sizes, target, largest_momentum)
             curves[family] = replace(best, batch_size=sizes.astype(np.float64), target_loss=target)
             bar.show(f"{family}, intervals")
-            steps[family], critical[family] = intervals(fit, best, sizes, target, level, draws, seed)
-    scale = fit.interval(lambda part: part.noise_scale, level, max(draws, 100), seed)
+            steps[family], critical[family] = intervals(fit, best, sizes, target, confidence, num_draws, seed)
+    scale = fit.interval(lambda part: part.noise_scale, confidence, max(num_draws, 100), seed)
     return BatchSizePlan(fit, target, sizes, curves, steps, critical, scale, largest_momentum)
 
 
-def _check_options(
-    batch_sizes: Any, families: Any, largest_momentum: Any, level: Any, draws: Any, seed: Any, num_examples: float
+def check_options(
+    batch_sizes: Any = None,
+    families: Any = FAMILIES,
+    largest_momentum: Any = 0.0,
+    confidence: Any = 0.5,
+    num_draws: Any = 20,
+    seed: Any = 0,
+    num_examples: float = math.inf,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Check the arguments that do not depend on the fit; return the batch sizes, and each family once."""
     # `num_examples` is infinite as long as the number of rows is unknown.
@@ -176,8 +159,8 @@ def _check_options(
     for family in families:
         check_choice("families", family, FAMILIES)
     check_number("largest_momentum", largest_momentum, minimum=0.0, maximum=1.0, exclusive_maximum=True)
-    check_number("level", level, minimum=0.0, maximum=1.0, exclusive_minimum=True, exclusive_maximum=True)
-    check_integer("draws", draws, minimum=20)
+    check_number("confidence", confidence, minimum=0.0, maximum=1.0, exclusive_minimum=True, exclusive_maximum=True)
+    check_integer("num_draws", num_draws, minimum=20)
     check_integer("seed", seed, minimum=0)
     if batch_sizes is None:
         most = int(min(num_examples, LARGEST_PLANNED))

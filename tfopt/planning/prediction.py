@@ -28,8 +28,8 @@ def intervals(
     best: nqm.OptimalSettings,
     sizes: np.ndarray,
     target: float,
-    level: float,
-    draws: int,
+    confidence: float,
+    num_draws: int,
     seed: int,
 ) -> tuple[Interval, Interval]:
     """Return the steps at the best settings of all batch sizes, and the critical batch size, with intervals."""
@@ -47,10 +47,10 @@ def intervals(
                 steps[:] = np.nan
         return np.append(steps, _critical(sizes, steps))
 
-    replicates = fit.interval(predict, level, draws, seed)
+    replicates = fit.interval(predict, confidence, num_draws, seed)
     value = np.append(best.steps, _critical(sizes, best.steps))
     low = np.maximum(replicates.low, 0.0)  # The lower end of an unknown number is minus infinity.
-    parts = [Interval(value[at], low[at], replicates.high[at], level) for at in (slice(-1), -1)]
+    parts = [Interval(value[at], low[at], replicates.high[at], confidence) for at in (slice(-1), -1)]
     return parts[0], parts[1]
 
 

@@ -13,15 +13,10 @@ from tfopt.curvature.linear_map import as_linear_map
 
 @dataclass(frozen=True)
 class SpectralMeasure:
-    """Masses at points: an approximation of sum_i (q_i'v)^2 at h_i, with eigenvalues h_i and eigenvectors q_i.
+    """Masses at points: an approximation of sum_i (q_i'v)^2 at h_i, with eigenvalues h_i and eigenvectors q_i."""
 
-    Attributes:
-        nodes: Points, of shape (m,).
-        masses: Masses, of shape (m,), >= 0; they add up to |v|^2.
-    """
-
-    nodes: np.ndarray
-    masses: np.ndarray
+    nodes: np.ndarray  # Points, of shape (m,)
+    masses: np.ndarray  # Masses, of shape (m,), >= 0; they add up to |v|^2
 
     @classmethod
     def from_lanczos(cls, result: Tridiagonal | None, square: float) -> "SpectralMeasure":
@@ -64,17 +59,11 @@ def newton_step(result: Tridiagonal, length: float, smallest: float) -> np.ndarr
 
 @dataclass(frozen=True)
 class Bins:
-    """Intervals of log curvature, each with one curvature that represents it.
+    """Intervals of log curvature, each with one curvature that represents it."""
 
-    Attributes:
-        edges: Edges of the intervals, of shape (k + 1,), rising.
-        used: Whether each interval holds any mass, of shape (k,).
-        curvature: Mean of the points in each used interval, of shape (number used,), rising.
-    """
-
-    edges: np.ndarray
-    used: np.ndarray
-    curvature: np.ndarray
+    edges: np.ndarray  # Edges of the intervals, of shape (k + 1,), rising
+    used: np.ndarray  # Whether each interval holds any mass, of shape (k,)
+    curvature: np.ndarray  # Mean of the points in each used interval, of shape (number used,), rising
 
     @classmethod
     def around(cls, measures: Sequence[SpectralMeasure], num_bins: int, smallest: float) -> "Bins":

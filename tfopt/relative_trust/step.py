@@ -4,16 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from tfopt import _plotting
 from tfopt._checks import as_items, as_numbers, check_integer
-from tfopt._naming import unique_paths
 from tfopt._record import Record
-from tfopt.communicator import Communicator
-from tfopt.curvature.probe_loss import ProbeLoss
+from tfopt._variables import unique_paths
+from tfopt.curvature.objective import as_objective
 from tfopt.relative_trust.breakdown import deep_relative_trust, largest_of, norms_of, ratios_of, relative_perturbation
 
 if TYPE_CHECKING:
@@ -78,33 +76,28 @@ class StepBreakdown(Record):
 
 
 class StepMeter:
-    """A meter for steps of one model on one probe.
+    """A meter for steps of the variables of an objective.
 
     Args:
-        model: A Keras model with its variables, compiled or not.
-        loss: As `compile` takes it. None (default) means the loss that the model was compiled with.
-        x: The data: a `tfopt.curvature.Probe`, or the `x` of a `Probe`.
-        y: As `Probe` takes it.
-        sample_weight: As `Probe` takes it.
+        objective: An `Objective`; or a model, followed by further arguments of `Objective`.
+        *data: Loss, x, y and sample weights after a model.
         num_points: Number of points t = 1 / k, 2 / k, ..., 1 of the descent lemma's grid, an integer >= 1. Each point
             takes one gradient. Default 4.
-        batch_size: As `Probe` takes it.
-        batch_norm: "batch" (default) normalises by each batch's own statistics, "moving" by the moving averages.
-        communicator: The job's communicator; None (default) means `tfopt.communicator.current()`. The meter uses the
-            data of all ranks.
+        **options: Options of `Objective` after a model.
 
     Attributes:
-        variables: The model's trainable variables.
-        batch_norm: As given.
+        objective: The `Objective`.
 
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: An argument is out of its range, or the model or data cannot be measured; the message says why.
 
     Example:
+        >>> import keras
+        >>> from tfopt.curvature import Objective
         >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
         >>> model.set_weights([np.array([[2.0]])])
-        >>> meter = StepMeter(model, "mse", np.ones((1, 1)), np.zeros((1, 1)))
+        >>> meter = StepMeter(Objective(model, "mse", (np.ones((1, 1)), np.zeros((1, 1)))))
         >>> before = meter.weights()
         >>> model.set_weights([np.array([[1.5]])])
         >>> step = meter.measure(before)
@@ -112,39 +105,23 @@ class StepMeter:
         (-1.75, 0.25, 0.25, -1.5)
     """
 
-    def __init__(
-        self,
-        model: keras.Model,
-        loss: Any = None,
-        x: Any = None,
-        y: Any = None,
-        sample_weight: Any = None,
-        *,
-        num_points: int = 4,
-        batch_size: int | None = None,
-        batch_norm: str = "batch",
-        communicator: Communicator | None = None,
-    ) -> None:
+    def __init__(self, objective: Any, *data: Any, num_points: int = 4, **options: Any) -> None:
         self.num_points = check_integer("num_points", num_points, minimum=1)
-        self._loss = ProbeLoss.of(
-            model, loss, x, y, sample_weight, batch_size=batch_size, batch_norm=batch_norm, communicator=communicator
-        )
-        self.variables: list[Any] = self._loss.variables
-        self.batch_norm = batch_norm
+        self.objective = as_objective(objective, *data, **options)
 
     def weights(self) -> list[Any]:
-        """Return the model's current weights, to pass to `measure` after a step.
+        """Return the current weights, to pass to `measure` after a step.
 
         Returns:
-            A list of tensors, one for each trainable variable.
+            A list of tensors, one for each variable.
         """
-        return self._loss.values()
+        return self.objective.values()
 
     def measure(self, before: Sequence[Any], after: Sequence[Any] | None = None) -> StepBreakdown:
         """Measure a step.
 
         Args:
-            before: The weights W before the step, one array for each trainable variable.
+            before: The weights W before the step, one array for each variable.
             after: The weights W + dW. None (default) means the model's current weights.
 
         Returns:
@@ -170,7 +147,7 @@ class StepMeter:
         perturbations = relative_perturbation(start, step)
         total = np.linalg.norm(norms) * np.linalg.norm(lengths)
         return StepBreakdown(
-            paths=tuple(unique_paths(self.variables)),
+            paths=tuple(unique_paths(self.objective.variables)),
             relative_perturbation=perturbations,
             relative_gradient_breakdown=ratios_of(norms_of("changes", changes), norms),
             cosine=np.divide(gains, norms * lengths, out=np.full(len(step), np.nan), where=norms * lengths > 0),
@@ -179,14 +156,14 @@ class StepMeter:
             loss_before=loss_before,
             loss_after=loss_after,
             descent_bound=float(np.sum(lengths * largest - gains)),
-            batch_norm=self.batch_norm,
-            precision=self._loss.objective.precision,
+            batch_norm=self.objective.batch_norm,
+            precision=self.objective.precision,
         )
 
     def _arrays(self, name: str, weights: Sequence[Any]) -> list[np.ndarray]:
-        parts = as_items(name, weights, "hold one array for each trainable variable")
-        arrays = [as_numbers(name, part, "one array of numbers for each trainable variable") for part in parts]
-        shapes, expected = [part.shape for part in arrays], [tuple(v.shape) for v in self.variables]
+        parts = as_items(name, weights, "hold one array for each variable")
+        arrays = [as_numbers(name, part, "one array of numbers for each variable") for part in parts]
+        shapes, expected = [part.shape for part in arrays], [tuple(v.shape) for v in self.objective.variables]
         if shapes != expected:
             raise ValueError(f"`{name}` must have the shapes {expected}. Received: {shapes}")
         return arrays
@@ -195,7 +172,7 @@ class StepMeter:
         """Return the loss and its gradient at any weights.
 
         Args:
-            weights: One array for each trainable variable.
+            weights: One array for each variable.
 
         Returns:
             The loss, and its gradient as a list of float64 arrays.
@@ -207,6 +184,6 @@ class StepMeter:
         return self._at(self._arrays("weights", weights))
 
     def _at(self, arrays: list[np.ndarray]) -> tuple[float, list[np.ndarray]]:
-        values = [tf.constant(part, dtype) for part, dtype in zip(arrays, self._loss.dtypes, strict=True)]
-        loss, gradient = self._loss.loss_and_gradient(values)
+        values = [tf.constant(part, dtype) for part, dtype in zip(arrays, self.objective.dtypes, strict=True)]
+        loss, gradient = self.objective.loss_and_gradient(values)
         return loss, [np.asarray(part, np.float64) for part in gradient]
