@@ -3,9 +3,9 @@
 import hashlib
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
+from tfopt.callbacks._values import to_numpy
 
 from tfopt import _keras
 from tfopt._variables import unique_paths
@@ -18,6 +18,11 @@ def state_of(model: Any) -> tuple[Any, ...]:
     compiled = _keras.compile_loss(model, None), _keras.compile_config(model, None)
     flags = [item for layer in _keras.flatten_layers(model)() for item in (layer, bool(layer.trainable))]
     return (model, *compiled, *model.trainable_variables, *flags)
+
+
+def runs_eagerly(model: Any) -> bool:
+    """Return whether `fit` runs the Python code of a model in each step; otherwise it keeps a trace."""
+    return bool(model.run_eagerly) or tf.config.functions_run_eagerly()
 
 
 def is_same(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
@@ -38,7 +43,7 @@ def check_ranks(communicator: Communicator, name: str, model: Any, is_new: bool,
     variables = model.trainable_variables
     digest = hashlib.sha256()
     for variable in variables:
-        digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable.value)).tobytes())
+        digest.update(np.ascontiguousarray(to_numpy(variable.value)).tobytes())
     paths = unique_paths(variables)
     check_agreement(
         communicator,

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import keras
 from tfopt.callbacks._callback import Callback
 from tfopt.callbacks._running_fit import find_running_fit
+from tfopt.callbacks._values import to_numpy
 
 from tfopt.communicator import Communicator, check_communicator
 from tfopt.communicator.agreement import check_agreement
@@ -66,4 +66,4 @@ def learning_rates_of(model: Any) -> list[float]:
     if model.optimizer is None:
         return []
     optimizers = getattr(model.optimizer, "optimizers", None) or [model.optimizer]
-    return [float(keras.ops.convert_to_numpy(optimizer.learning_rate)) for optimizer in optimizers]
+    return [float(to_numpy(optimizer.learning_rate)) for optimizer in optimizers]

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 from tfopt.callbacks._step_count import StepCount, variables_trained_by
+from tfopt.callbacks._values import to_numpy
 
 
 def stability_of(count: StepCount, variables: Sequence[Any], lambda_max: float) -> dict[str, float]:
@@ -20,7 +21,7 @@ def stability_of(count: StepCount, variables: Sequence[Any], lambda_max: float) 
     limit = stability_limit(optimizer)
     if limit is None:
         return {}
-    rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+    rate = float(to_numpy(optimizer.learning_rate))
     return dict(zip(names, (rate * lambda_max, limit), strict=True))
 
 

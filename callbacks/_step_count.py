@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 from tfopt.callbacks._optimizers_of import optimizers_of
+from tfopt.callbacks._values import to_numpy
 
 from tfopt import _keras
 
@@ -191,8 +192,8 @@ def variables_trained_by(optimizer: Any) -> set[int]:
 def look_at(optimizer: Any) -> Watched:
     """Return an optimizer's steps, and counters that change on accumulated gradients and skipped non-finite steps."""
     counters = [
-        float(keras.ops.convert_to_numpy(variable.value))
+        float(to_numpy(variable.value))
         for variable in optimizer.variables
         if variable.shape == () and ("int" in str(variable.dtype) or variable.name == "dynamic_scale")
     ]
-    return Watched(optimizer, tuple(counters), int(keras.ops.convert_to_numpy(optimizer.iterations)))
+    return Watched(optimizer, tuple(counters), int(to_numpy(optimizer.iterations)))

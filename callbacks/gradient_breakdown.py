@@ -85,6 +85,7 @@ class GradientBreakdown(Measurement):
     """
 
     group = "breakdown"
+    traces_early = True
 
     def __init__(
         self,
@@ -129,7 +130,7 @@ class GradientBreakdown(Measurement):
         is_last = total is None or batch + execution_size_of(self.model) >= total
         is_due = is_last or not self.history["step"] or self._is_due_next()
         if is_due and self._waiting is None:
-            self._follow()
+            self._follow(is_measuring=True)
             self._waiting = _Moment.from_meter(self._instruments, self._steps)
 
     def _is_due_next(self) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tfopt.callbacks._cadence import Cadence
 from tfopt.callbacks._columns import pad_loggers
 from tfopt.callbacks._history import MeasurementHistory
-from tfopt.callbacks._model_state import check_ranks, is_same, state_of
+from tfopt.callbacks._model_state import check_ranks, is_same, runs_eagerly, state_of
 from tfopt.callbacks._rank_callback import RankCallback
 from tfopt.callbacks._row_weights import weigh_as_fit_does
 from tfopt.callbacks._running_fit import build_model, build_on, check_has_call, come_before_loggers, find_running_fit
@@ -35,6 +35,9 @@ class Measurement(RankCallback):
     `group`, makes its instruments in `_make_instruments`, and uses them in `_measure`. A measurement is taken before
     the first step, when it is due, and at the end; the hooks `_after_start`, `_after_batches`, `_after_epoch` and
     `_after_training` change that.
+
+    The model is traced when `fit` begins, and again when it is compiled, frozen or unfrozen. A model that runs eagerly
+    is traced for each measurement, which takes seconds, because its Python values may have changed.
 
     Args:
         data: The data to measure on: (x, y), (x, y, sample_weight), a data set, or a `tfopt.curvature.Probe`. On
@@ -63,6 +66,7 @@ class Measurement(RankCallback):
 
     group = ""
     needs_probe = True
+    traces_early = False  # Whether it measures a loss that was traced before the measurement.
 
     def __init__(
         self,
@@ -238,7 +242,7 @@ class Measurement(RankCallback):
 
     def _take(self, step: int | None = None, **options: Any) -> None:
         """Measure, and record the results for `step`, or for the current step."""
-        self._follow()
+        self._follow(is_measuring=not self.traces_early)
         start = time.perf_counter()
         # Use one thread in NumPy's BLAS: its threads keep spinning after a call, and block TensorFlow's.
         with _native_threads().limit(limits=1, user_api="blas"):
@@ -283,19 +287,21 @@ class Measurement(RankCallback):
 
     def _make_objective(self) -> Objective:
         """Return the objective of the model in its present state, one for all callbacks that measure the same."""
-        known = [other._shared for other in self._others()]
+        # Nobody knows which Python values a model that runs eagerly had when it was traced for another callback.
+        known = [] if runs_eagerly(self.model) else [other._shared for other in self._others()]
         self._shared = share_objective(self.model, self.loss, self._probe, self.batch_norm, self.communicator, known)
         return self._shared.objective
 
-    def _follow(self, is_start: bool = False) -> None:
-        """Make new instruments if the model or the probe has changed."""
+    def _follow(self, is_start: bool = False, is_measuring: bool = False) -> None:
+        """Make new instruments if the model or the probe has changed, or its Python code may have."""
         is_new = not is_same(self._made_for, (self._probe, *state_of(self.model)))
         check_ranks(self.communicator, type(self).__name__, self.model, is_new, is_start)
-        if is_new:
+        # If the model runs eagerly, `fit` runs the Python code of model and loss in each step, with values that change.
+        if is_new or (is_measuring and self._probe is not None and runs_eagerly(self.model)):
             self._instruments = self._make_instruments()
             self._made_for = (self._probe, *state_of(self.model))
-            if not is_start:
-                self._after_change()
+        if is_new and not is_start:
+            self._after_change()
 
     def _after_change(self) -> None:
         """Set the latest values to NaN, because they belong to the model before its change."""

@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
-import keras
 from tfopt.callbacks._callback import Callback
 from tfopt.callbacks._columns import by_path
 from tfopt.callbacks._history import MeasurementHistory
 from tfopt.callbacks._running_fit import come_before_loggers, has_call
 from tfopt.callbacks._step_count import StepCount
+from tfopt.callbacks._values import to_numpy
 
 from tfopt import _keras, _plotting, numerics
 from tfopt._checks import check_integer, check_label
@@ -115,7 +115,7 @@ class WeightNorms(Callback):
     def _measure(self, epoch: int) -> None:
         variables = trained_variables(self.model.trainable_variables)
         norms = {
-            path: float(keras.ops.convert_to_numpy(numerics.norm(variable.value)))
+            path: float(to_numpy(numerics.norm(variable.value)))
             for path, variable in zip(unique_paths(variables), variables, strict=True)
         }
         self.history["epoch"].append(epoch)

@@ -18,6 +18,7 @@ IMPORTED = {
     "CompileLoss": ("keras.src.trainers.compile_utils", "Computes a loss as `fit` does, with weights and masks."),
     "ConvLSTM": ("keras.src.layers.rnn.conv_lstm", "Recognises a layer with dropout between its steps."),
     "ConvLSTMCell": ("keras.src.layers.rnn.conv_lstm", "Recognises a layer with dropout between its steps."),
+    "EpochIterator": ("keras.src.trainers.epoch_iterator", "Recognises what reads the batches of a `PyDataset`."),
     "FuncGraph": ("tensorflow.python.framework.func_graph", "Recognises the graph of a function."),
     "Functional": ("keras.src.models.functional", "Recognises a model whose connections can be read."),
     "GLOBAL_SEED_GENERATOR": ("keras.src.random.seed_generator", "Finds Keras's seed generator without making it."),

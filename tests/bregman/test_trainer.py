@@ -18,6 +18,8 @@ from tfopt.callbacks import (
 
 from tfopt import datasets, models
 from tfopt.bregman import BregmanTrainer, losses
+from tfopt.bregman.keras_loss import read_loss
+from tfopt.bregman.network import DenseChain
 
 DIGITS = datasets.load("digits", validation_fraction=0.25)
 X, Y = DIGITS.x_train, DIGITS.y_train
@@ -405,6 +407,8 @@ def test_fit_refuses(arguments, kind, message):
 
 MAKE_ERRORS = [
     ({"loss": "mae"}, ValueError, "`loss` must be one of 'mse'"),
+    ({"loss": "MAE"}, ValueError, "`loss` must be one of 'mse'.*Received: loss='MAE'"),
+    ({"loss": keras.losses.BinaryCrossentropy}, ValueError, "`loss` must have from_logits=True"),
     ({"loss": 3}, TypeError, "`loss` must be one of"),
     ({"loss": keras.losses.SparseCategoricalCrossentropy()}, ValueError, "`loss` must have from_logits=True"),
     (
@@ -512,6 +516,22 @@ def test_overflows_in_half_precision_are_said():
 def test_more_blocks_than_rows_are_refused():
     with pytest.raises(ValueError, match="`num_blocks` must be at most the number of rows, 9"):
         make_trainer(num_blocks=10).fit(X[:9], Y[:9], epochs=1, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        *[(name, losses.squared_error) for name in ("MSE", "MeanSquaredError", keras.losses.MeanSquaredError)],
+        (keras.losses.serialize(MSE), losses.squared_error),
+        *[(name, losses.binary_crossentropy) for name in ("bce", "BCE", "BinaryCrossentropy")],
+        (keras.losses.serialize(BINARY), losses.binary_crossentropy),
+        *[(f"{kind}CategoricalCrossentropy", losses.categorical_crossentropy) for kind in ("", "Sparse")],
+        ("Hinge", losses.hinge(-1.0)),
+    ],
+)
+def test_what_keras_takes_for_a_loss_is_accepted(loss, expected):
+    chain = DenseChain.from_model(models.mlp(4, (3,), 3))
+    assert read_loss(loss, chain).name == expected.name
 
 
 def test_losses_that_do_not_go_with_the_outputs_are_refused():

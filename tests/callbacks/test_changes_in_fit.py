@@ -220,3 +220,88 @@ def test_programs_are_made_once_where_nothing_changes():
     fit(model, [convexity])
     assert len(made) == 1
     assert tf.executing_eagerly()
+
+
+class WithValue(keras.Model):
+    """A linear model with a Python value in its loss, in the factor of its outputs, or in which branch it takes."""
+
+    def __init__(self, place):
+        super().__init__()
+        self.dense, self.place, self.value = keras.layers.Dense(1, kernel_initializer="ones"), place, 1.0
+
+    def call(self, x):
+        if self.place == "branch":
+            return self.dense(x) if self.value < 2.0 else 2.0 * self.dense(x)
+        return self.dense(x)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        if self.place != "attribute":
+            return super().compute_loss(x, y, y_pred, sample_weight)
+        return self.value * keras.ops.mean((y - y_pred) ** 2)
+
+
+class SetValue(keras.callbacks.Callback):
+    """Sets the value to 1, 2, 3, and keeps what the loss with it is before and after the step of an epoch."""
+
+    def __init__(self, is_compiled_again=False):
+        super().__init__()
+        self.is_compiled_again, self.losses = is_compiled_again, []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.model.value = epoch + 1.0
+        if self.is_compiled_again and epoch == 2:
+            self.model.compile(SGD(0.01), jit_compile=False)
+            self.model.make_train_function()
+        self.before = self.loss()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.losses.append((self.before, self.loss()))
+
+    def loss(self):
+        kernel, bias = (np.float64(weight) for weight in self.model.get_weights())
+        factor = 2.0 if self.model.place == "branch" and self.model.value >= 2.0 else 1.0
+        loss = np.mean((factor * (X @ kernel + bias) - Y) ** 2)
+        return loss if self.model.place == "branch" else self.model.value * loss
+
+
+def measure_with(model, change):
+    options = {"every_n_steps": 1}
+    convexity = Convexity((X, Y), eigenvalues=False, certificate=False, self_check=False, **options)
+    breakdown, noise = GradientBreakdown((X, Y), **options), GradientNoiseScale((X, Y), group_size=1, **options)
+    history = fit(model, [change, convexity, breakdown, noise], batch_size=16, epochs=3)
+    return history["loss"], convexity.history, breakdown.history, noise.history
+
+
+@pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
+@pytest.mark.parametrize("place", ["attribute", "branch", "closure", "functions"])
+def test_python_values_of_a_model_that_runs_eagerly_are_followed(place):
+    is_by_switch = place == "functions"
+    model = WithValue("attribute" if is_by_switch else place)
+    model(X)
+    loss = (lambda y, z: model.value * keras.ops.mean((y - z) ** 2)) if place == "closure" else "mse"
+    model.compile(SGD(0.01), None if model.place == "attribute" else loss, run_eagerly=not is_by_switch)
+    tf.config.run_functions_eagerly(is_by_switch)
+    change = SetValue()
+    try:
+        in_fit, convexity, breakdown, noise = measure_with(model, change)
+    finally:
+        tf.config.run_functions_eagerly(False)
+    before, after = np.transpose(change.losses)
+    assert in_fit == pytest.approx(before, rel=1e-5)
+    assert convexity["convexity/loss"][1:] == pytest.approx(after, rel=1e-5)
+    assert breakdown["breakdown/loss_change"] == pytest.approx(after - before, rel=1e-3)
+    if place != "branch":  # tr C is a square of the value, at weights that hardly change
+        ratios = np.array(noise["gradient_noise/covariance_trace"][1:]) / [1.0, 4.0, 9.0]
+        assert ratios == pytest.approx(ratios[0], rel=0.3)
+
+
+def test_python_values_of_a_compiled_model_stay_as_in_fit():
+    model = WithValue("attribute")
+    model(X)
+    model.compile(SGD(0.01), jit_compile=False)
+    change = SetValue(is_compiled_again=True)
+    in_fit, convexity, breakdown, _ = measure_with(model, change)
+    before, after = np.transpose(change.losses) / [1.0, 2.0, 1.0]  # The value 2 is not seen.
+    assert in_fit == pytest.approx(before, rel=1e-5)
+    assert convexity["convexity/loss"][1:] == pytest.approx(after, rel=1e-5)
+    assert breakdown["breakdown/loss_change"] == pytest.approx(after - before, rel=1e-3)

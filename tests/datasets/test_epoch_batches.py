@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,6 +67,107 @@ def test_fit_moves_through_the_epochs():
     model.fit(batches, shuffle=False, epochs=3, verbose=0)
     served = [rows for epoch in range(3) for rows in x[batches.order(epoch), 0].reshape(2, 3).tolist()]
     assert [rows for epoch, rows in seen][-6:] == served
+    assert batches.epoch == 3
+
+
+ROWS = np.arange(50.0, dtype="float32")[:, None]  # 7 batches of 8 rows
+
+
+def make_model(seen, steps_per_execution=1, is_built=True):
+    class Spy(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(1)
+
+        def call(self, x):
+            return self.dense(x)
+
+        def train_step(self, data):
+            tf.py_function(lambda x: seen.append(x.numpy().ravel().astype(int).tolist()), [data[0]], [])
+            return super().train_step(data)
+
+    model = Spy()
+    if is_built:
+        model(ROWS[:1])
+    model.compile("sgd", "mse", jit_compile=False, steps_per_execution=steps_per_execution)
+    return model
+
+
+def passes(batches, *numbers):
+    """The batches of some passes, row by row."""
+    orders = [batches.order(number).tolist() for number in numbers]
+    return [order[start : start + 8] for order in orders for start in range(0, 50, 8)]
+
+
+@pytest.mark.filterwarnings("ignore:.*ran out of data")
+@pytest.mark.parametrize(
+    ("steps", "epochs", "steps_per_execution", "num_seen"),
+    [(1, 9, 1, 9), (3, 7, 1, 17), (3, 4, 2, 14), (7, 2, 1, 14), (14, 2, 1, 14), (None, 2, 1, 14)],
+)
+def test_an_epoch_is_a_pass_for_all_steps_per_epoch(steps, epochs, steps_per_execution, num_seen):
+    seen = []
+    batches = EpochBatches(ROWS, ROWS, batch_size=8, seed=1)
+    model = make_model(seen, steps_per_execution)
+    model.fit(batches, epochs=epochs, steps_per_epoch=steps, shuffle=False, verbose=0)
+    assert seen == passes(batches, 0, 1, 2)[:num_seen]
+    assert batches.epoch == num_seen // 7
+    # Another `fit` begins another pass.
+    model.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0)
+    assert seen[num_seen:] == passes(batches, -(-num_seen // 7))[: len(seen) - num_seen]
+
+
+@pytest.mark.filterwarnings("ignore:.*ran out of data")
+def test_ranks_serve_parts_of_the_same_batches_with_steps_per_epoch():
+    seen = [], []
+    for rank in range(2):
+        batches = EpochBatches(ROWS, ROWS, batch_size=8, seed=1, communicator=rank_of(rank, 2))
+        make_model(seen[rank]).fit(batches, epochs=7, steps_per_epoch=2, shuffle=False, verbose=0)
+    together = [first + second for first, second in zip(*seen, strict=True)]
+    assert together == passes(batches, 0, 1)[: len(together)]
+
+
+def test_a_look_for_shapes_uses_no_pass_up():
+    seen = []
+    with tf.distribute.MirroredStrategy(["/cpu:0"]).scope():
+        model = make_model(seen, is_built=False)
+    batches = EpochBatches(ROWS, ROWS, batch_size=8, seed=1)
+    model.fit(batches, steps_per_epoch=7, shuffle=False, verbose=0)
+    assert sorted(seen) == sorted(passes(batches, 0))
+
+
+def test_several_workers_are_refused_within_a_pass():
+    batches = EpochBatches(ROWS, ROWS, batch_size=8, seed=1)
+    batches.workers = 2
+    model = make_model([])
+    model.fit(batches, epochs=2, steps_per_epoch=7, shuffle=False, verbose=0)
+    with pytest.raises(ValueError, match="less than the 7 batches.*steps_per_epoch=3 and workers=2. Set workers=1"):
+        model.fit(batches, epochs=2, steps_per_epoch=3, shuffle=False, verbose=0)
+
+
+def test_passes_that_are_left_early_count():
+    batches = EpochBatches(ROWS, ROWS, batch_size=8, seed=1)
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    model.set_weights([np.ones((1, 1))])
+    model.compile("sgd", "mse")
+    for epoch in range(2):
+        predicted = model.predict(batches, steps=2, verbose=0).ravel()
+        assert predicted.tolist() == batches.order(epoch)[:16].tolist()
+    for epoch in (2, 3):
+        model.evaluate(batches, steps=2, verbose=0)
+        assert batches.epoch == epoch
+    model.fit(ROWS, ROWS, epochs=2, validation_data=batches, validation_steps=3, verbose=0)
+    assert batches.epoch == 5
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_loops_of_ones_own_go_on_at_the_end_of_an_epoch(begins):
+    batches = EpochBatches(ROWS, batch_size=8, seed=1)
+    for epoch in range(3):
+        if begins:
+            batches.on_epoch_begin()
+        for _ in range(2):  # Reading changes nothing.
+            assert np.concatenate([x for (x,) in batches]).ravel().tolist() == batches.order(epoch).tolist()
+        batches.on_epoch_end()
     assert batches.epoch == 3
 
 

@@ -1,5 +1,6 @@
 """Keras losses, by name or object, converted to `tfopt.bregman.losses`."""
 
+import inspect
 from typing import Any
 
 import keras
@@ -31,7 +32,9 @@ _PLAIN = {"label_smoothing": 0.0, "ignore_class": None, "axis": -1}
 
 
 def read_loss(loss: Any, chain: DenseChain) -> Loss:
-    """Return our loss for a name, a Keras loss object or function, or one of ours, and check it against the outputs."""
+    """Return our loss for what `keras.losses.get` takes, or one of ours, and check it against the outputs."""
+    if isinstance(loss, dict) or inspect.isclass(loss):
+        loss = _made_by_keras(loss)
     found = _find(loss)
     needed = {"softmax": _CATEGORICAL, "sigmoid": _BINARY}.get(chain.output_activation)
     if needed is not None and found is not needed:
@@ -53,17 +56,27 @@ def read_loss(loss: Any, chain: DenseChain) -> Loss:
     return found
 
 
+def _made_by_keras(loss: Any) -> Any:
+    """Return the function or object that Keras makes of a name, a class or a configuration; if none, the argument."""
+    try:
+        return keras.losses.get(loss)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return loss
+
+
 def _find(loss: Any) -> Loss:
     if isinstance(loss, Loss):
         return loss
     if isinstance(loss, str) and loss in _BY_NAME:
         return _BY_NAME[loss]
+    # All names leave it to the network whether outputs are logits, "BinaryCrossentropy" too, whose object does not.
+    made = _made_by_keras(loss) if isinstance(loss, str) else loss
     for name, found in _BY_NAME.items():
-        if name != "unit_hinge" and loss is keras.losses.get(name):
+        if name != "unit_hinge" and made is keras.losses.get(name):
             return found
     for kind, found in _BY_CLASS.items():
-        if type(loss) is kind:
-            config = loss.get_config()
+        if type(made) is kind:
+            config = made.get_config()
             if config.get("reduction") in ("sum", "none", None):
                 raise ValueError(
                     f"`loss` must be a mean over rows. Received: a loss with reduction={config.get('reduction')!r}"
@@ -73,5 +86,5 @@ def _find(loss: Any) -> Loss:
                     raise ValueError(f"`loss` must have {option}={value}. Received: {option}={config[option]}")
             return found
     known = ", ".join(map(repr, _BY_NAME))
-    message = f"`loss` must be one of {known}, or the Keras object of that name. Received: loss={loss!r}"
+    message = f"`loss` must be one of {known}, or what Keras takes for these. Received: loss={loss!r}"
     raise ValueError(message) if isinstance(loss, str | keras.losses.Loss) or callable(loss) else TypeError(message)

@@ -6,6 +6,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfopt.curvature.replica import paths_by_handle
+
 
 class DryRun:
     """A graph that never runs, with placeholders for data and weights.
@@ -33,6 +35,6 @@ class DryRun:
 
 def weights_in(graph: Any, values: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
     """Return the operations of a graph that yield weights: symbolic `values`, and reads of `variables`."""
-    handles = {id(variable._value.handle) for variable in variables}
+    handles = paths_by_handle(variables)
     read = [inside.op for outside, inside in graph.captures if id(outside) in handles]
     return [*(value.op for value in values if tf.is_symbolic_tensor(value)), *read]

@@ -33,6 +33,9 @@ class GaussNewtonOperator(CurvatureOperator):
 
     J v is computed as the derivative of u -> J' u, in reverse mode twice.
 
+    As in a `tf.function`, Python values that the model and the loss read (`model.beta = 2.0`) stay as they were when
+    they were traced: make a new objective after such a change, or keep the value in a `keras.Variable`.
+
     Args:
         objective: An `Objective`; or a model, followed by further arguments of `Objective`.
         *data: Loss, x, y and sample weights after a model.

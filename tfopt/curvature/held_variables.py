@@ -14,6 +14,7 @@ from tensorflow.python.eager import record
 from tensorflow.python.ops import custom_gradient
 from tensorflow.python.ops.resource_variable_ops import BaseResourceVariable
 
+from tfopt.curvature.replica import as_replica
 from tfopt.curvature.stand_ins import StandIns
 
 
@@ -56,7 +57,7 @@ def holding(
     outer = _held.get()
     pairs = [*(outer.pairs if outer else []), *pairs]
     values = {id(variable._value): (value, paths.get(id(variable), "")) for variable, value in pairs}
-    with _STAND_INS.installed(), _Scope(paths) as scope, record.VariableWatcher() as watcher:
+    with as_replica(), _STAND_INS.installed(), _Scope(paths) as scope, record.VariableWatcher() as watcher:
         for pair in pairs:
             scope.add_update(pair)
         scope.is_prepared = True

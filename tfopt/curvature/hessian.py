@@ -20,6 +20,9 @@ class HessianOperator(CurvatureOperator):
     Hv = d/dw (g(w)' v), with g the gradient: reverse mode over reverse mode, at about the cost of two gradients
     (Pearlmutter, "Fast exact multiplication by the Hessian", 1994). H is symmetric; its eigenvalues have either sign.
 
+    As in a `tf.function`, Python values that the model and the loss read (`model.beta = 2.0`) stay as they were when
+    they were traced: make a new objective after such a change, or keep the value in a `keras.Variable`.
+
     Args:
         objective: An `Objective`; or a model, followed by further arguments of `Objective`.
         *data: Loss, x, y and sample weights after a model.

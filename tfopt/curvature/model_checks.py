@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfopt._variables import trained_variables
+from tfopt.curvature.replica import paths_by_handle
 
 # Operations that write to state outside the graph: variables, tf.random.Generator, tables, queues and stacks.
 _CHANGES = re.compile(
@@ -110,7 +111,7 @@ def check_reads_outputs_only(variables: Sequence[Any], loss: Any, num_before: in
     """Raise ValueError if an operation of a loss, after the first `num_before` ones of its graph, reads a weight."""
     if tf.executing_eagerly():
         return
-    paths = {id(variable.value.handle): variable.path for variable in variables}
+    paths = paths_by_handle(variables)
     inner = {inside.name: paths[id(outside)] for outside, inside in loss.graph.captures if id(outside) in paths}
     for operation in loss.graph.get_operations()[num_before:]:
         for tensor in operation.inputs:

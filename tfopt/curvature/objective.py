@@ -29,6 +29,9 @@ class Objective:
     batches' losses, weighted by rows, as `evaluate` reports it. For Keras's usual reduction that is the loss of all
     rows at once, unless a batch's loss is not a mean over its rows: with batch statistics, masks, or `ignore_class`.
 
+    As in a `tf.function`, Python values that the model and the loss read (`model.beta = 2.0`) stay as they were when
+    they were traced: make a new objective after such a change, or keep the value in a `keras.Variable`.
+
     Args:
         model: A Keras model with its variables, compiled or not.
         loss: As `compile` takes it. None (default) means the loss that the model was compiled with.

@@ -1,10 +1,13 @@
 """Batches in an order that depends only on the seed and the epoch, split over ranks."""
 
+import sys
+from types import FrameType
 from typing import Any
 
 import keras
 import numpy as np
 
+from tfopt import _keras
 from tfopt._checks import check_flag, check_integer
 from tfopt._row_checksum import checksum_of
 from tfopt.communicator import Communicator, check_communicator
@@ -19,6 +22,10 @@ class EpochBatches(keras.utils.PyDataset):
 
     Call `fit(batches, shuffle=False)`: by default Keras shuffles the order of the batches again.
 
+    An epoch is a pass through the data. With `fit(steps_per_epoch=k)` a pass may last for several epochs of Keras, and
+    the order changes only with the next pass. Reading batches changes nothing: a loop of your own calls
+    `on_epoch_end()` after each pass, and otherwise reads the same order again.
+
     Args:
         x: Array with one row per sample, or a tuple, list or dictionary of such arrays.
         y: Targets in the same form. None (default) for no targets.
@@ -29,8 +36,8 @@ class EpochBatches(keras.utils.PyDataset):
         communicator: The job's communicator. None (default) means `tfopt.communicator.current()`.
 
     Attributes:
-        epoch: The epoch that is next or in progress, from 0. `fit` advances it, and so do `evaluate` and `predict` with
-            the same object: see `start_at`.
+        epoch: The pass that is next or in progress, from 0. `fit` advances it, and so do `evaluate` and `predict` with
+            the same object, also if they read only some of the batches: see `start_at`.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -120,17 +127,56 @@ class EpochBatches(keras.utils.PyDataset):
         """
         self.epoch = check_integer("epoch", epoch, minimum=0)
         self._order = None
+        self._is_serving = False
 
     def on_epoch_begin(self) -> None:
-        """Fix the order of the rows. Keras calls this."""
+        """Fix the order of the rows. Keras calls this; a loop of your own need not."""
+        iterator, only_looks = _caller()
+        if only_looks:
+            return
+        if iterator is not None and self._is_serving:
+            if _is_within_a_pass(iterator):
+                self._check_workers(iterator)
+                return
+            self.start_at(self.epoch + 1)  # `predict` left the pass early.
         self._order = self.order(self.epoch)
         self._is_serving = True
 
     def on_epoch_end(self) -> None:
-        """Advance to the next epoch. Keras calls this, also once before the first epoch, which then has no effect."""
-        if self._is_serving:
-            self._is_serving = False
+        """Advance to the next epoch, unless Keras's epoch ends within a pass. Keras calls this; so must your own loop.
+
+        Keras's call before the first epoch has no effect.
+        """
+        iterator, _ = _caller()
+        if iterator is None or (self._is_serving and not _is_within_a_pass(iterator)):
             self.start_at(self.epoch + 1)
+
+    def _check_workers(self, iterator: Any) -> None:
+        if getattr(iterator.data_adapter, "enqueuer", None) is not None:
+            raise ValueError(
+                f"`steps_per_epoch` must not be less than the {len(self)} batches of a pass if EpochBatches has "
+                "several workers: Keras then begins with the first batch again in each epoch. "
+                f"Received: steps_per_epoch={iterator.steps_per_epoch} and workers={self.workers}. Set workers=1"
+            )
+
+
+def _caller() -> tuple[Any, bool]:
+    """Return Keras's iterator that is calling, None for other callers, and whether it only looks for shapes."""
+    frame: FrameType | None = sys._getframe(2)
+    iterator = None
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        iterator = caller if iterator is None and isinstance(caller, _keras.EpochIterator) else iterator
+        if iterator is not None and frame.f_code.co_name in ("_symbolic_build", "_maybe_symbolic_build"):
+            return iterator, True
+        frame = frame.f_back
+    return iterator, False
+
+
+def _is_within_a_pass(iterator: Any) -> bool:
+    """Return whether Keras will go on in the middle of the data; with `steps_per_epoch` its epochs end there."""
+    is_kept = bool(iterator.steps_per_epoch) and _keras.current_iterator(iterator) is not None
+    return is_kept and _keras.steps_seen(iterator) > 0
 
 
 def _lengths(name: str, part: Any) -> list[int]:
