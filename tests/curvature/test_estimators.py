@@ -7,7 +7,7 @@ import scipy.sparse.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfopt.curvature import curvature_along, extremal_eigenvalues, lanczos, spectral_density, trace
+from tfopt.curvature import Estimate, curvature_along, extremal_eigenvalues, lanczos, spectral_density, trace
 from tfopt.curvature.lanczos import _orthogonalize
 
 
@@ -215,6 +215,7 @@ def test_trace_with_its_standard_error():
     assert errors.std() == pytest.approx(true, rel=0.4)
     assert claimed.mean() == pytest.approx(true, rel=0.15)
     assert np.isnan(trace(matrix, 1).standard_error)
+    assert Estimate.of([1.0, 4.0]).standard_error == pytest.approx(1.5)  # the sample's deviation is 3 / sqrt(2)
 
 
 # --- errors
