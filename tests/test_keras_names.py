@@ -76,6 +76,7 @@ OWNERS = {
     "functional model": functional,
     "layer": lambda: fitted()[0].layers[0],
     "symbolic tensor": lambda: functional().output,
+    "error of a layer's call": lambda: error_of_a_call(),
     "dtype policy": lambda: keras.DTypePolicy("mixed_float16"),
     "softmax output": lambda: keras.activations.softmax(tf.ones((1, 2))),
     "masked output": lambda: keras.layers.Masking()(np.ones((1, 2, 2), "float32")),
@@ -87,6 +88,7 @@ OWNERS = {
     "accumulating optimizer": lambda: fitted()[0].optimizer,
     "excluding optimizer": lambda: fitted()[0].optimizer,
     "variable": lambda: fitted()[0].trainable_variables[0],
+    "tf.Variable": lambda: tf.Variable(0.0),
     "epoch iterator": lambda: fitted()[1]["epoch_iterator"],
     "ArrayDataAdapter": lambda: adapter("arrays"),
     "TFDatasetAdapter": lambda: adapter("a data set"),
@@ -98,6 +100,8 @@ OWNERS = {
     "eager context": lambda: seeded_context(),
     "graph": lambda: tf.Graph(),
     "tf.function": lambda: tf.function(lambda: None),
+    "nn_ops": lambda: _keras.nn_ops,
+    "custom_gradient": lambda: _keras.custom_gradient,
     "TensorBoard": board,
 }
 
@@ -112,6 +116,12 @@ def keep_validation_data():
     return model
 
 
+def error_of_a_call():
+    with pytest.raises(Exception, match="Exception encountered when calling") as caught:
+        keras.layers.Lambda(lambda x: x.missing)(tf.zeros(1))
+    return caught.value
+
+
 def seeded_context():
     tf.random.set_seed(0)
     tf.random.uniform(())
@@ -119,7 +129,8 @@ def seeded_context():
 
 
 @pytest.mark.parametrize("attribute", _keras.ATTRIBUTES, ids=lambda attribute: f"{attribute.owner}.{attribute.name}")
-def test_attributes_exist(attribute):
+def test_attributes_exist(attribute, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # TensorBoard writes to the current directory
     owner = OWNERS[attribute.owner]()
     message = f"{VERSIONS}: {type(owner).__name__} has no {attribute.name} any more. Its use: {attribute.use}"
     assert hasattr(owner, attribute.name), message

@@ -101,7 +101,11 @@ layers = Attribute("layer", "_layers", "The layers that a layer holds, in the or
 auto_config = Attribute("layer", "_auto_config", "The arguments with which a layer was made.")
 inbound_nodes = Attribute("layer", "_inbound_nodes", "The calls of a layer.")
 layer_dtype_policy = Attribute("layer", "_dtype_policy", "The precision of a layer, to be replaced in a copy.")
+maybe_build = Attribute("layer", "_maybe_build", "Refuses a call that would create variables.")
 keras_history = Attribute("symbolic tensor", "_keras_history", "The layer of which a tensor is the output.")
+is_explained = Attribute(
+    "error of a layer's call", "_keras_call_info_injected", "Keeps Keras from replacing an error by one of its own."
+)
 policy_compute_dtype = Attribute("dtype policy", "_compute_dtype", "The precision in which layers compute.")
 policy_variable_dtype = Attribute("dtype policy", "_variable_dtype", "The precision of a layer's variables.")
 
@@ -114,6 +118,8 @@ flat_losses = Attribute("compiled loss", "_flat_losses", "The losses of all outp
 user_metrics = Attribute("compiled metrics", "_user_metrics", "The metrics as they were given.")
 user_weighted_metrics = Attribute("compiled metrics", "_user_weighted_metrics", "The metrics as they were given.")
 loss_options = Attribute("loss", "_fn_kwargs", "Arguments of a loss that its config lacks.")
+loss_dtype_policy = Attribute("loss", "_dtype_policy", "The precision of a loss, to be replaced in a copy.")
+loss_dtype = Attribute("loss", "_dtype", "The same.")
 metric_function = Attribute("metric", "_fn", "The function whose mean a metric is.")
 
 learning_rate = Attribute("optimizer", "_learning_rate", "The learning rate as it was given: a number or a schedule.")
@@ -130,6 +136,7 @@ excluded_patterns = Attribute("excluding optimizer", "_exclude_from_weight_decay
 variable_key = Attribute("optimizer", "_var_key", "Identifies a variable.")
 variable_layout = Attribute("variable", "_layout", "Spreads the state of a variable over devices like the variable.")
 variable_value = Attribute("variable", "_value", "The value of a variable, to be replaced for a time.")
+read_variable = Attribute("tf.Variable", "_read_variable_op", "Replaces how a variable is read.")
 
 # What serves the data of `fit`. Adapters are recognised by the names of their classes.
 distributed_dataset = Attribute("epoch iterator", "_distributed_dataset", "The data set that `fit` reads.")
@@ -158,6 +165,13 @@ without_retracing_warning = Attribute(
 )
 autograph = Attribute("tf.function", "_autograph", "Whether AutoGraph converts a tf.function.")
 autograph_options = Attribute("tf.function", "_experimental_autograph_options", "How AutoGraph converts it.")
+
+# Functions of modules, which are replaced while a thread measures.
+dropout = Attribute("nn_ops", "_dropout", "Leaves out dropout.")
+graph_mode_decorator = Attribute(
+    "custom_gradient", "_graph_mode_decorator", "Differentiates through functions with custom gradients."
+)
+eager_mode_decorator = Attribute("custom_gradient", "_eager_mode_decorator", "The same.")
 
 tensorboard_push = Attribute("TensorBoard", "_push_writer", "Continues TensorBoard's steps after a resume.")
 tensorboard_pop = Attribute("TensorBoard", "_pop_writer", "The same.")

@@ -279,4 +279,4 @@ def test_gradient_noise_sees_layers_that_mix_rows_in_training(monkeypatch):
     with pytest.raises(ValueError, match="batch statistics in a layer that is not Keras's BatchNormalization"):
         gradient_noise(model, None, x, y, batch_size=4, group_size=4)
     found = gradient_noise(model, None, x, y, batch_size=4, group_size=4, batch_norm="moving")
-    assert np.isfinite(found.noise_scale)
+    assert np.isfinite(found.noise_scale.value)

@@ -7,10 +7,11 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras.src.trainers.compile_utils import CompileLoss
 
+from tfopt import _keras
 from tfopt._checks import check_choice
 from tfopt._compiled import compiled
+from tfopt._keras import CompileLoss, FuncGraph
 from tfopt._variables import trained_variables
 from tfopt.curvature.dry_run import DryRun, weights_in
 from tfopt.curvature.forward_mode import measuring
@@ -54,8 +55,10 @@ class BatchLoss:
         self.model = model
         self.variables = trained_variables(model.trainable_variables)
         # Quantised layers hold their weights in a form that only their own precision can read.
-        self.dtype = None if any(layer.quantization_mode for layer in model._flatten_layers()) else dtype
-        self.precision = "float32" if any(map(computes_in_half, model._flatten_layers())) else "model"
+        layers = _keras.flatten_layers(model)()
+        is_quantized = any(layer.quantization_mode for layer in layers)
+        self.dtype = None if is_quantized else dtype
+        self.precision = "float32" if any(map(computes_in_half, layers)) else "model"
         self.given_loss = loss
         self._is_custom = loss is None and type(model).compute_loss is not keras.Model.compute_loss
         self._outputs = Outputs([])  # the outputs of the model's last trace
@@ -65,8 +68,8 @@ class BatchLoss:
         self._dry_run = self._try_out(loss, probe)
         check_changes_nothing(self._dry_run.graph)
         rounded = rounded_to(self._dry_run.graph, self._dry_run.values)
-        is_quantized = any(layer.quantization_mode for layer in model._flatten_layers())  # its casts are necessary
-        self.precision = self.precision if rounded is None or is_quantized else rounded
+        if rounded is not None and not is_quantized:  # the casts of a quantised model are necessary
+            self.precision = rounded
 
     def loss(self, values: Sequence[Any], batch: tuple[Any, Any, Any], variables: Sequence[Any] | None = None) -> Any:
         """Return the loss of a batch, a scalar tensor; `variables` None means all trainable ones."""
@@ -174,11 +177,11 @@ class BatchLoss:
 
     def _make_loss(self, loss: Any, run: DryRun, probe: Probe) -> CompileLoss | None:
         # Build a separate loss, because the model's own updates metrics, which a measurement must not change.
-        own = getattr(self.model, "_compile_loss", None)
+        own = _keras.compile_loss(self.model, None)
         weights = None
         if loss is None:
             if own is not None:
-                loss, weights = own._user_loss, own._user_loss_weights
+                loss, weights = _keras.user_loss(own), _keras.user_loss_weights(own)
             elif not (self.model.compiled and self.model.losses):
                 raise ValueError(
                     "`loss` must be given, because the model was not compiled with a loss. "
@@ -193,7 +196,7 @@ class BatchLoss:
         try:
             # Build it in a separate graph and scope, because it does not yet have the dtype of measurements.
             with (
-                tf.__internal__.FuncGraph("thrown_away").as_default(),
+                FuncGraph("thrown_away").as_default(),
                 self._forward.at(self.variables, run.values, sources=[]),
             ):
                 made(y, run.y_pred, sample_weight)
@@ -209,7 +212,7 @@ class BatchLoss:
         dtypes = {tf.as_dtype(v.dtype) for v in self.variables}
         wide = self.dtype or ("float64" if tf.float64 in dtypes else None)
         parts = []
-        for part in made._flat_losses:
+        for part in _keras.flat_losses(made):
             reduction = getattr(part.loss, "reduction", None)
             depends = reduction == "sum" or (
                 reduction == "mean_with_sample_weight" and probe.batches[0].sample_weight is not None
@@ -219,7 +222,7 @@ class BatchLoss:
             if getattr(part.loss, "dtype", None) in HALF:
                 self.precision = "float32"
             parts.append(part._replace(loss=loss_to_measure(part.loss, wide)))
-        made._flat_losses = parts
+        _keras.flat_losses.set(made, parts)
         return loss_to_measure(made, wide)
 
 

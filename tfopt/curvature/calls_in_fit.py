@@ -10,6 +10,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfopt import _keras
+
 # Each layer gets one warning only, although a measurement traces a model several times (check, each form of batch).
 _warned: weakref.WeakSet[Any] = weakref.WeakSet()
 _RANDOM = re.compile("Random|Multinomial|TruncatedNormal|Rng")
@@ -19,7 +21,7 @@ def has_own_code(model: keras.Model) -> bool:
     """Return whether a model has layers that are not Keras's, which may do anything if `training` is true."""
     return any(
         not re.match(r"keras\.(?!src\.applications)", type(layer).__module__) or isinstance(layer, keras.layers.Lambda)
-        for layer in model._flatten_layers()
+        for layer in _keras.flatten_layers(model)()
     )
 
 

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfopt import _keras
 from tfopt.curvature.batch import Batch
 from tfopt.curvature.covered_networks import NotCoveredError, check_loss, common_l2, dense_layers, read_network
 from tfopt.curvature.enclosure import (
@@ -104,7 +105,7 @@ class CertifiedNetwork:
         # The layers and the loss round the data to their dtypes, and `fit` rounds them to Keras's floatx.
         model = self._objective.model
         dtypes = {loss_dtype, keras.config.floatx(), model.inputs[0].dtype}
-        dtypes |= {layer.compute_dtype for layer in model._flatten_layers()}
+        dtypes |= {layer.compute_dtype for layer in _keras.flatten_layers(model)()}
         return "float32" if "float32" in dtypes else "float64"
 
     def certificate(self) -> ConvexityCertificate:

@@ -5,8 +5,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras.src.models import Functional
 
+from tfopt import _keras
+from tfopt._keras import Functional
 from tfopt.curvature.objective import Objective
 
 # The negative slopes of activation functions; 0.2 is Keras's default for leaky_relu.
@@ -128,7 +129,7 @@ def _check_weights(model: Any, steps: list[Any]) -> None:
 def _chain(model: Any) -> Iterator[Any]:
     # Returns the layers from the input to the output, each once.
     if isinstance(model, keras.Sequential) and type(model).call is keras.Sequential.call:
-        model = model._functional
+        model = _keras.functional(model)
     if not (isinstance(model, Functional) and type(model).call is Functional.call):
         raise NotCoveredError(f"{type(model).__name__} is neither Sequential nor a functional model")
     if len(model.inputs) != 1 or len(model.outputs) != 1:
@@ -138,11 +139,11 @@ def _chain(model: Any) -> Iterator[Any]:
     while tensors:
         if len(tensors) > 1:
             raise NotCoveredError(f"{layers[-1].name!r} ({type(layers[-1]).__name__}) joins {len(tensors)} tensors")
-        layer, node, _ = tensors[0]._keras_history
+        layer, node, _ = _keras.keras_history(tensors[0])
         if any(layer is other for other in layers):
             raise NotCoveredError(f"{layer.name!r} ({type(layer).__name__}) is used twice")
         layers.append(layer)
-        tensors = layer._inbound_nodes[node].input_tensors
+        tensors = _keras.inbound_nodes(layer)[node].input_tensors
     return reversed(layers)
 
 
@@ -169,14 +170,14 @@ def check_loss(objective: Objective) -> str:
     model, loss, weights = objective.model, objective.batch_loss.given_loss, None
     if type(model).train_step is not keras.Model.train_step or "train_step" in vars(model):
         raise NotCoveredError("the model overrides `train_step`")
-    if any(type(layer).losses is not keras.layers.Layer.losses for layer in model._flatten_layers()):
+    if any(type(layer).losses is not keras.layers.Layer.losses for layer in _keras.flatten_layers(model)()):
         raise NotCoveredError("a layer of the model overrides `losses`")
     if loss is None:
-        compiled_loss = getattr(model, "_compile_loss", None)
+        compiled_loss = _keras.compile_loss(model, None)
         is_own = type(model).compute_loss is not keras.Model.compute_loss or "compute_loss" in vars(model)
         if compiled_loss is None or is_own:
             raise NotCoveredError("the model computes its own loss")
-        loss, weights = compiled_loss._user_loss, compiled_loss._user_loss_weights
+        loss, weights = _keras.user_loss(compiled_loss), _keras.user_loss_weights(compiled_loss)
         if weights is not None and keras.tree.flatten(weights) != [1.0]:
             raise NotCoveredError(f"the loss has the weights {weights}")
     flat = keras.tree.flatten(loss)

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfopt._keras import FuncGraph
 from tfopt.curvature.replica import paths_by_handle
 
 
@@ -22,7 +23,7 @@ class DryRun:
     """
 
     def __init__(self, batch: Any, variables: Sequence[Any], dtype: str | None) -> None:
-        self.graph = tf.__internal__.FuncGraph("never_run")
+        self.graph = FuncGraph("never_run")
         with self.graph.as_default():
             self.batch = keras.tree.map_structure(
                 lambda leaf: None if leaf is None else tf.compat.v1.placeholder(leaf.dtype, leaf.shape), batch

@@ -10,17 +10,23 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras.src.backend.common.variables import AutocastScope
-from keras.src.layers.preprocessing.image_preprocessing.base_image_preprocessing_layer import (
-    BaseImagePreprocessingLayer,
-)
-from keras.src.layers.rnn.conv_lstm import ConvLSTM, ConvLSTMCell
-from keras.src.ops.operation import Operation
-from keras.src.utils.python_utils import is_default
-from tensorflow.python.autograph.core import ag_ctx
-from tensorflow.python.eager.polymorphic_function import autograph_util, polymorphic_function
-from tensorflow.python.ops import gen_image_ops, gen_nn_ops, nn_impl, nn_ops
 
+from tfopt import _keras
+from tfopt._keras import (
+    AutocastScope,
+    BaseImagePreprocessingLayer,
+    ConvLSTM,
+    ConvLSTMCell,
+    Operation,
+    ag_ctx,
+    autograph_util,
+    gen_image_ops,
+    gen_nn_ops,
+    is_default,
+    nn_impl,
+    nn_ops,
+    polymorphic_function,
+)
 from tfopt.curvature.calls_in_fit import CallsInFit
 from tfopt.curvature.linear_resizing import resize_by_matrices
 from tfopt.curvature.model_checks import NotBuiltError
@@ -170,6 +176,8 @@ def _without_building(original: Any) -> Any:
 
 # --- dtypes
 
+_POLICY = _keras.layer_dtype_policy.name
+
 
 class _PolicyStandIn:
     """The dtype policy of a layer: the measured one in a thread that measures, else the layer's own."""
@@ -178,13 +186,13 @@ class _PolicyStandIn:
         pass
 
     def __get__(self, layer: Any, kind: Any = None) -> Any:
-        if layer is None or "_dtype_policy" not in vars(layer):
-            raise AttributeError("_dtype_policy")
+        if layer is None or _POLICY not in vars(layer):
+            raise AttributeError(_POLICY)
         measurement = _current.get()
-        return vars(layer)["_dtype_policy"] if measurement is None else policy_to_measure(layer, measurement.dtype)
+        return vars(layer)[_POLICY] if measurement is None else policy_to_measure(layer, measurement.dtype)
 
     def __set__(self, layer: Any, policy: Any) -> None:
-        vars(layer)["_dtype_policy"] = policy
+        vars(layer)[_POLICY] = policy
 
 
 # --- means and variances
@@ -268,12 +276,12 @@ def _traced_anew(original: Any) -> Any:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if _current.get() is None:
             return original(self, *args, **kwargs)
-        function, options = self.python_function, self._experimental_autograph_options
+        function, options = self.python_function, _keras.autograph_options(self)
         if tf.executing_eagerly():
-            again = tf.function(function, autograph=self._autograph, experimental_autograph_options=options)
-            again._omit_frequent_tracing_warning = True
+            again = tf.function(function, autograph=_keras.autograph(self), experimental_autograph_options=options)
+            _keras.without_retracing_warning.set(again, True)
             return original(again, *args, **kwargs)
-        if self._autograph:
+        if _keras.autograph(self):
             function = autograph_util.py_func_from_autograph(function, options)
         with ag_ctx.ControlStatusCtx(ag_ctx.Status.UNSPECIFIED):  # convert also if the caller is not converted
             return function(*args, **kwargs)
@@ -286,9 +294,9 @@ _STAND_INS = StandIns((
     (nn_impl, "moments", _exact_moments),
     *((gen_image_ops, name, _resizing_by_matrices) for name in RESIZING),
     (gen_nn_ops, "softmax_cross_entropy_with_logits", _checking_targets),
-    (keras.layers.Layer, "_dtype_policy", _PolicyStandIn),
-    (keras.layers.Layer, "_maybe_build", _without_building),
-    (nn_ops, "_dropout", _without_dropout),
+    (keras.layers.Layer, _POLICY, _PolicyStandIn),
+    (keras.layers.Layer, _keras.maybe_build.name, _without_building),
+    (nn_ops, _keras.dropout.name, _without_dropout),
     (Operation, "__call__", _as_in_fit),
     (keras.layers.RandomCrop, "call", _called_as_it_is),  # must come before its base class
     (keras.layers.RandomCrop, "get_random_transformation", _in_the_middle),

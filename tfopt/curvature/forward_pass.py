@@ -6,8 +6,9 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras.src.backend.common.stateless_scope import get_stateless_scope
 
+from tfopt import _keras
+from tfopt._keras import FuncGraph, get_stateless_scope
 from tfopt.curvature.calls_in_fit import CallsInFit, has_own_code
 from tfopt.curvature.forward_mode import measuring
 from tfopt.curvature.held_variables import holding
@@ -66,10 +67,10 @@ class ForwardPass:
 
     def _call(self, x: Any, training: bool) -> Any:
         # Like `fit` and `predict`, pass `training` only to a model with this argument; else layers use their defaults.
-        return self._model(x, training=training) if self._model._call_has_training_arg else self._model(x)
+        return self._model(x, training=training) if _keras.call_has_training_arg(self._model) else self._model(x)
 
     def _loss(self, x: Any, y: Any, sample_weight: Any, training: bool) -> Any:
-        return self._model._compute_loss(x, y, self._call(x, training), sample_weight, training=training)
+        return _keras.compute_loss(self._model)(x, y, self._call(x, training), sample_weight, training=training)
 
     def _measured(self, function: Callable[..., Any], *tensors: Any) -> Any:
         training = self._batch_norm == "batch"
@@ -87,7 +88,7 @@ class ForwardPass:
         key = (function.__name__, *(None if leaf is None else (str(leaf.shape), leaf.dtype) for leaf in leaves))
         if key not in self._calls_in_fit:
             calls = CallsInFit()
-            with tf.__internal__.FuncGraph("as_in_fit").as_default() as graph, self.at([], []):
+            with FuncGraph("as_in_fit").as_default() as graph, self.at([], []):
                 placeholders = keras.tree.map_structure(_placeholder, tensors)
                 with measuring(self._dtype, calls):
                     function(*placeholders, training=True)

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfopt import _keras
 from tfopt._checks import check_integer
 from tfopt.curvature.batch import Batch
 from tfopt.curvature.hessian import HessianOperator
@@ -158,4 +159,4 @@ def jackknife(scatter: Scatter, size: int) -> float:
 def has_batch_norm(model: Any) -> bool:
     """Return whether a model normalises by the statistics of batches."""
     kind = keras.layers.BatchNormalization  # a frozen layer uses its moving averages
-    return any(isinstance(layer, kind) and layer.trainable for layer in model._flatten_layers())
+    return any(isinstance(layer, kind) and layer.trainable for layer in _keras.flatten_layers(model)())

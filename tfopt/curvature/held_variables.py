@@ -10,10 +10,9 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from tensorflow.python.eager import record
-from tensorflow.python.ops import custom_gradient
-from tensorflow.python.ops.resource_variable_ops import BaseResourceVariable
 
+from tfopt import _keras
+from tfopt._keras import BaseResourceVariable, custom_gradient, record
 from tfopt.curvature.replica import as_replica
 from tfopt.curvature.stand_ins import StandIns
 
@@ -56,7 +55,7 @@ def holding(
     paths = {id(variable): variable.path for variable in sources}
     outer = _held.get()
     pairs = [*(outer.pairs if outer else []), *pairs]
-    values = {id(variable._value): (value, paths.get(id(variable), "")) for variable, value in pairs}
+    values = {id(_keras.variable_value(variable)): (value, paths.get(id(variable), "")) for variable, value in pairs}
     with as_replica(), _STAND_INS.installed(), _Scope(paths) as scope, record.VariableWatcher() as watcher:
         for pair in pairs:
             scope.add_update(pair)
@@ -78,14 +77,13 @@ def holding(
 class CustomGradientError(ValueError):
     """A function with a custom gradient reads weights."""
 
-    _keras_call_info_injected = True  # prevents Keras from rewriting the error inside a layer's call
-
     def __init__(self, function: Any, path: str) -> None:
         super().__init__(
             "`model` must not read its weights inside a function with a custom gradient (tf.custom_gradient). "
             f"Received: {getattr(function, '__name__', function)}, which reads {path}. Pass the weights as arguments "
             "of the function; to save memory, use tf.recompute_grad or keras.remat"
         )
+        _keras.is_explained.set(self, True)
 
 
 class _Scope(keras.StatelessScope):
@@ -190,9 +188,9 @@ def _recomputed(function: Any) -> Any:
 
 
 _STAND_INS = StandIns((
-    (BaseResourceVariable, "_read_variable_op", _of_held(lambda value, no_copy=False: value)),
+    (BaseResourceVariable, _keras.read_variable.name, _of_held(lambda value, no_copy=False: value)),
     (BaseResourceVariable, "sparse_read", _of_held(lambda value, indices, name=None: tf.gather(value, indices))),
     (BaseResourceVariable, "gather_nd", _of_held(lambda value, indices, name=None: tf.gather_nd(value, indices))),
-    (custom_gradient, "_graph_mode_decorator", _differentiated_through),
-    (custom_gradient, "_eager_mode_decorator", _differentiated_through),
+    (custom_gradient, _keras.graph_mode_decorator.name, _differentiated_through),
+    (custom_gradient, _keras.eager_mode_decorator.name, _differentiated_through),
 ))

@@ -6,6 +6,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfopt import _keras
+
 # Operations of first derivatives for whose own derivative TensorFlow silently returns zero.
 SILENT = (
     "ResizeBilinearGrad",
@@ -109,7 +111,7 @@ def suspicious_layers(model: keras.Model) -> list[str]:
     """Return a text for each layer whose derivatives are known to be stopped, replaced or missing."""
     return [
         f"{layer.name} ({type(layer).__name__}, {reason})"
-        for layer in model._flatten_layers()
+        for layer in _keras.flatten_layers(model)()
         if (reason := _reason(layer))
     ]
 

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfopt import _keras
 from tfopt._variables import trained_variables
 from tfopt.curvature.replica import paths_by_handle
 
@@ -21,12 +22,11 @@ _CHANGES = re.compile(
 class NotBuiltError(ValueError):
     """The variables of a model do not exist yet."""
 
-    _keras_call_info_injected = True  # prevents Keras from rewriting the error inside a layer's call
-
     def __init__(self, found: str) -> None:
         super().__init__(
             f"`model` must have its variables: give it a keras.Input, or call it on data. Received: {found}"
         )
+        _keras.is_explained.set(self, True)
 
 
 class SetsWeightsError(ValueError):
@@ -95,7 +95,7 @@ def refuse_rounding(model: Any) -> None:
     # Layers that only store their weights as integers round no intermediate result, and have derivatives.
     rounding = [
         f"{layer.path} ({layer.quantization_mode})"
-        for layer in model._flatten_layers()
+        for layer in _keras.flatten_layers(model)()
         if layer.quantization_mode == "float8"
         or (layer.quantization_mode and getattr(layer, "inputs_quantizer", None) is not None)
     ]

@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfopt import _keras
+
 LOGARITHMS = ("Log", "Log1p", "Xlogy", "Xlog1py")
 # Each of these operations combines an exponential with the logarithm of a sum of exponentials.
 LOG_ENDINGS = ("LogSoftmax", "Softplus")
@@ -104,7 +106,7 @@ class _Network:
         return self._known[tensor.ref()]
 
     def _find(self, tensor: Any) -> Ending | None:
-        logits = getattr(tensor, "_keras_logits", None)
+        logits = _keras.keras_logits(tensor, None)
         if logits is not None and tensor.ref() != logits.ref() and self._is_made_of(tensor, [logits]):
             return Ending([logits], False)
         heads, is_logarithm = self._heads(tensor)
@@ -216,11 +218,11 @@ class _Again:
         if output.ref() in self._known:  # the copy may carry other logits and another mask
             rebuilt = tf.identity(rebuilt)
         rebuilt.set_shape(output.shape)
-        logits, mask = getattr(output, "_keras_logits", None), getattr(output, "_keras_mask", None)
+        logits, mask = _keras.keras_logits(output, None), _keras.keras_mask(output, None)
         if logits is not None and logits.ref() in self._made:
-            rebuilt._keras_logits = self._made[logits.ref()]
+            _keras.keras_logits.set(rebuilt, self._made[logits.ref()])
         if mask is not None:
-            rebuilt._keras_mask = mask
+            _keras.keras_mask.set(rebuilt, mask)
         return rebuilt
 
     def _tensor(self, tensor: Any) -> Any:

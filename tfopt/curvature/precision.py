@@ -6,6 +6,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfopt import _keras
+
 HALF = ("float16", "bfloat16")
 
 
@@ -25,7 +27,8 @@ def policy_to_measure(layer: Any, dtype: str | None) -> Any:
     # Copy the policy, because the policy of a quantised layer holds more than dtypes.
     made = object.__new__(type(own))
     made.__dict__.update(own.__dict__)
-    made._compute_dtype, made._variable_dtype = wanted, dtype or own.variable_dtype
+    _keras.policy_compute_dtype.set(made, wanted)
+    _keras.policy_variable_dtype.set(made, dtype or own.variable_dtype)
     return made
 
 
@@ -37,7 +40,8 @@ def loss_to_measure(loss: Any, dtype: str | None) -> Any:
     # Not copy.copy, for which Keras rebuilds the loss from its `get_config`.
     copied = object.__new__(type(loss))
     copied.__dict__.update(loss.__dict__)
-    copied._dtype_policy, copied._dtype = keras.DTypePolicy(dtype), dtype
+    _keras.loss_dtype_policy.set(copied, keras.DTypePolicy(dtype))
+    _keras.loss_dtype.set(copied, dtype)
     return copied
 
 
@@ -62,6 +66,6 @@ def rounded_to(graph: Any, values: Sequence[Any]) -> str | None:
 
 
 def _own_policy(layer: Any) -> Any:
-    policy = vars(layer)["_dtype_policy"]
+    policy = vars(layer)[_keras.layer_dtype_policy.name]
     is_map = isinstance(policy, keras.dtype_policies.DTypePolicyMap)
     return policy[layer.path] if is_map and layer.path else policy

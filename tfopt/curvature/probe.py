@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfopt import _keras
 from tfopt._checks import check_integer
 from tfopt.curvature.batch import Batch, map_arrays
 
@@ -166,7 +167,7 @@ def _may_be_endless(data: Any) -> bool:
     cardinality = int(data.cardinality())
     if cardinality != tf.data.UNKNOWN_CARDINALITY:
         return cardinality == tf.data.INFINITE_CARDINALITY
-    return any(_may_be_endless(source) for source in data._inputs())
+    return any(_may_be_endless(source) for source in _keras.dataset_inputs(data)())
 
 
 def _slices(x: Any, y: Any, sample_weight: Any, batch_size: int | None) -> Iterator[tuple[Any, ...]]:

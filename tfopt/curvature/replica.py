@@ -6,6 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfopt import _keras
+
 
 def as_replica() -> contextlib.AbstractContextManager[Any]:
     """Return a context in which the variables of a strategy's only replica have handles; elsewhere it does nothing."""
@@ -18,4 +20,4 @@ def as_replica() -> contextlib.AbstractContextManager[Any]:
 def paths_by_handle(variables: Iterable[Any]) -> dict[int, str]:
     """Return the paths of Keras variables by the id of their handles, which graphs capture."""
     with as_replica():
-        return {id(variable._value.handle): variable.path for variable in variables}
+        return {id(_keras.variable_value(variable).handle): variable.path for variable in variables}

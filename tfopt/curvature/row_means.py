@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfopt import _keras
 from tfopt._variables import flatten
 from tfopt.curvature.batch import Batch, join, map_arrays, row_form
 from tfopt.curvature.objective import Objective
@@ -31,7 +32,7 @@ class RowMeanCheck:
         self._objective, self._batches, self._ranges = objective, batches, ranges
         self._values = objective.values()
         self._float8 = [
-            layer.path for layer in objective.model._flatten_layers() if layer.quantization_mode == "float8"
+            layer.path for layer in _keras.flatten_layers(objective.model)() if layer.quantization_mode == "float8"
         ]
         self._tolerance = FLOAT8_TOLERANCE if self._float8 else TOLERANCE
 

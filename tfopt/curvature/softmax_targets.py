@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.framework.func_graph import FuncGraph
+
+from tfopt._keras import FuncGraph
 
 KEY = "tfopt_softmax_targets"
 TOLERANCE = 5e-3  # allowed deviation of the sum from 1, for targets that were rounded
