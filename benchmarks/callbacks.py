@@ -14,9 +14,9 @@ from typing import Any
 import environment
 import keras
 import numpy as np
-from tfopt.callbacks import Convexity, GradientBreakdown, GradientNoiseScale
 
 from tfopt import models
+from tfopt.callbacks import Convexity, GradientBreakdown, GradientNoiseScale
 
 NUM_ROWS, WIDTH, CLASSES, PROBE_ROWS = 60_000, 784, 10, 512
 CALLBACKS = {

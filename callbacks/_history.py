@@ -2,10 +2,9 @@
 
 from typing import TYPE_CHECKING, Any, Self
 
-from tfopt.callbacks._columns import by_path
-
 from tfopt import _plotting
 from tfopt._record import Record
+from tfopt.callbacks._columns import by_path
 
 if TYPE_CHECKING:
     import pandas

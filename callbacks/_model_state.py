@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tfopt.callbacks._values import to_numpy
 
 from tfopt import _keras
 from tfopt._variables import unique_paths
+from tfopt.callbacks._values import to_numpy
 from tfopt.communicator import Communicator
 from tfopt.communicator.agreement import check_agreement
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+
 from tfopt.callbacks._object_graph import parts_of, reached_from
 
 

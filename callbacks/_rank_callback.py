@@ -5,7 +5,6 @@ from typing import Any
 from tfopt.callbacks._callback import Callback
 from tfopt.callbacks._running_fit import find_running_fit
 from tfopt.callbacks._values import to_numpy
-
 from tfopt.communicator import Communicator, check_communicator
 from tfopt.communicator.agreement import check_agreement
 

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tfopt.callbacks._running_fit import RunningFit
-from tfopt.callbacks._step_count import has_keras_train_step
 
 from tfopt import _keras
 from tfopt._keras import class_weight_to_sample_weights, make_class_weight_map_fn
+from tfopt.callbacks._running_fit import RunningFit
+from tfopt.callbacks._step_count import has_keras_train_step
 from tfopt.curvature.batch import Batch
 from tfopt.curvature.probe import Probe
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from tfopt.callbacks._call_stack import fits_in, list_with
 
 from tfopt import _keras
+from tfopt.callbacks._call_stack import fits_in, list_with
 from tfopt.curvature.batch import map_arrays
 
 LOGGERS = (

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tfopt.callbacks._model_state import is_same, state_of
 
+from tfopt.callbacks._model_state import is_same, state_of
 from tfopt.communicator import Communicator
 from tfopt.curvature import Objective, Probe
 

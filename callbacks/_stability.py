@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+
 from tfopt.callbacks._step_count import StepCount, variables_trained_by
 from tfopt.callbacks._values import to_numpy
 

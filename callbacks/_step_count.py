@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-from tfopt.callbacks._optimizers_of import optimizers_of
-from tfopt.callbacks._values import to_numpy
 
 from tfopt import _keras
+from tfopt.callbacks._optimizers_of import optimizers_of
+from tfopt.callbacks._values import to_numpy
 
 
 @dataclass

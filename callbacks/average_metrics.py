@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
 from tfopt.callbacks._rank_callback import RankCallback
 from tfopt.callbacks._running_fit import come_before_loggers
 

@@ -2,12 +2,11 @@
 
 from typing import Any
 
+from tfopt._checks import check_integer
 from tfopt.callbacks._optimizers_of import optimizers_of
 from tfopt.callbacks._rank_callback import RankCallback, learning_rates_of
 from tfopt.callbacks._running_fit import build_model, find_running_fit
 from tfopt.callbacks._step_count import has_keras_train_step
-
-from tfopt._checks import check_integer
 from tfopt.communicator import Communicator
 from tfopt.communicator.agreement import check_agreement
 from tfopt.distributed.optimizer import DistributedOptimizer, describe_config

@@ -3,14 +3,14 @@
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from tfopt.callbacks._cadence import Cadence
-from tfopt.callbacks._change_share import ChangeShare
-from tfopt.callbacks._stability import stability_of
-from tfopt.callbacks.measurement import Measurement
 
 from tfopt import _plotting
 from tfopt._checks import check_flag, check_integer, check_label
 from tfopt._variables import flatten
+from tfopt.callbacks._cadence import Cadence
+from tfopt.callbacks._change_share import ChangeShare
+from tfopt.callbacks._stability import stability_of
+from tfopt.callbacks.measurement import Measurement
 from tfopt.curvature import (
     HessianOperator,
     NotCoveredError,

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tfopt.callbacks._columns import by_path
-from tfopt.callbacks._step_count import execution_size_of
-from tfopt.callbacks.measurement import Measurement
 
 from tfopt import _plotting
 from tfopt._checks import check_integer, check_label
+from tfopt.callbacks._columns import by_path
+from tfopt.callbacks._step_count import execution_size_of
+from tfopt.callbacks.measurement import Measurement
 from tfopt.relative_trust import StepMeter
 
 if TYPE_CHECKING:

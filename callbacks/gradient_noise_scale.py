@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tfopt.callbacks._running_fit import epoch_batches_of, find_running_fit
-from tfopt.callbacks.measurement import Measurement
 
 from tfopt import _plotting
 from tfopt._checks import check_integer, check_label
+from tfopt.callbacks._running_fit import epoch_batches_of, find_running_fit
+from tfopt.callbacks.measurement import Measurement
 from tfopt.curvature.gradient_noise import noise_of
 from tfopt.curvature.groups import Groups
 from tfopt.datasets import EpochBatches

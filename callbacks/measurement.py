@@ -5,6 +5,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from threadpoolctl import ThreadpoolController
+
+from tfopt._checks import check_choice
 from tfopt.callbacks._cadence import Cadence
 from tfopt.callbacks._columns import pad_loggers
 from tfopt.callbacks._history import MeasurementHistory
@@ -15,9 +18,6 @@ from tfopt.callbacks._running_fit import build_model, build_on, check_has_call, 
 from tfopt.callbacks._shared_objective import SharedObjective, share_objective, share_probe
 from tfopt.callbacks._step_count import StepCount
 from tfopt.callbacks._summaries import Summaries
-from threadpoolctl import ThreadpoolController
-
-from tfopt._checks import check_choice
 from tfopt.communicator import Communicator
 from tfopt.communicator.agreement import in_agreement
 from tfopt.curvature import Objective, Probe

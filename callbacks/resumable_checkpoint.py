@@ -6,6 +6,10 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+from tfopt import _keras
+from tfopt._checkpoints.callback_states import check_states, set_states, states_of
+from tfopt._checkpoints.generations import CheckpointFiles
+from tfopt._checks import as_items, check_folder, check_integer
 from tfopt.callbacks._callback import Callback
 from tfopt.callbacks._resuming.callback_arguments import arguments_of_callbacks
 from tfopt.callbacks._resuming.data_position import DataPosition
@@ -27,11 +31,6 @@ from tfopt.callbacks._resuming.steps import trace_steps
 from tfopt.callbacks._resuming.still_running import StillRunning
 from tfopt.callbacks._resuming.training_state import check_step, check_that_none_is_new, read, variables_of
 from tfopt.callbacks._running_fit import RunningFit, come_last, epoch_batches_of, find_running_fit, reset_given_metrics
-
-from tfopt import _keras
-from tfopt._checkpoints.callback_states import check_states, set_states, states_of
-from tfopt._checkpoints.generations import CheckpointFiles
-from tfopt._checks import as_items, check_folder, check_integer
 from tfopt.communicator import Communicator, check_communicator
 from tfopt.communicator.agreement import in_agreement
 

@@ -3,13 +3,13 @@
 from typing import Any
 
 import keras
+
+from tfopt import _keras
+from tfopt._checks import check_integer, check_number
 from tfopt.callbacks._callback import Callback
 from tfopt.callbacks._rank_callback import learning_rates_of
 from tfopt.callbacks._running_fit import come_before_loggers
 from tfopt.callbacks._step_count import Watched, has_keras_train_step, look_at
-
-from tfopt import _keras
-from tfopt._checks import check_integer, check_number
 from tfopt.communicator import Communicator, check_communicator
 
 

@@ -2,16 +2,15 @@
 
 from typing import TYPE_CHECKING, Any
 
+from tfopt import _keras, _plotting, numerics
+from tfopt._checks import check_integer, check_label
+from tfopt._variables import trained_variables, unique_paths
 from tfopt.callbacks._callback import Callback
 from tfopt.callbacks._columns import by_path
 from tfopt.callbacks._history import MeasurementHistory
 from tfopt.callbacks._running_fit import come_before_loggers, has_call
 from tfopt.callbacks._step_count import StepCount
 from tfopt.callbacks._values import to_numpy
-
-from tfopt import _keras, _plotting, numerics
-from tfopt._checks import check_integer, check_label
-from tfopt._variables import trained_variables, unique_paths
 
 if TYPE_CHECKING:
     import matplotlib.axes

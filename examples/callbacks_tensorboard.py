@@ -12,9 +12,9 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
-from tfopt.callbacks import Convexity, GradientBreakdown, GradientNoiseScale, WeightNorms
 
 from tfopt import datasets, models
+from tfopt.callbacks import Convexity, GradientBreakdown, GradientNoiseScale, WeightNorms
 from tfopt.optimizers import Fromage
 
 

@@ -9,12 +9,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from report import Report
 from rich.table import Table
-from tfopt.callbacks import Convexity
-from tfopt.models import milne_regression, mlp
 
 from tfopt import _plotting, datasets, nqm
+from tfopt.callbacks import Convexity
 from tfopt.communicator import SerialCommunicator
 from tfopt.curvature import Objective
+from tfopt.models import milne_regression, mlp
 from tfopt.planning import BatchSizePlan, plan_batch_size
 from tfopt.relative_trust import breakdown_profile, largest_safe_step
 

@@ -12,9 +12,9 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
-from tfopt.callbacks import AverageMetrics, BroadcastVariables, ResumableCheckpoint
 
 from tfopt import communicator, datasets, models
+from tfopt.callbacks import AverageMetrics, BroadcastVariables, ResumableCheckpoint
 from tfopt.distributed import DistributedOptimizer
 from tfopt.optimizers import LARS, Fromage
 

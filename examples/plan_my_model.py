@@ -21,10 +21,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from tfopt.models import mlp
 
 from tfopt import _plotting, datasets
 from tfopt.curvature import Objective
+from tfopt.models import mlp
 from tfopt.planning import BatchSizePlan, plan_batch_size
 
 

@@ -28,10 +28,10 @@ from report import Report
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from tfopt.callbacks import AverageMetrics, BroadcastVariables, Convexity, GradientBreakdown, WeightNorms
 
 from tfopt import _plotting, communicator, datasets, models
 from tfopt.bregman import BregmanTrainer
+from tfopt.callbacks import AverageMetrics, BroadcastVariables, Convexity, GradientBreakdown, WeightNorms
 from tfopt.distributed import DistributedOptimizer, shard
 from tfopt.optimizers import LARS, Fromage
 

@@ -20,9 +20,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from tfopt.callbacks import Convexity
 
 from tfopt import _plotting, datasets, models
+from tfopt.callbacks import Convexity
 
 RATES = (0.02, 0.1, 0.5)
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from tfopt.models._lookup import look_up
 
 from tfopt._checks import check_integer, check_number
+from tfopt.models._lookup import look_up
 
 
 class Kernels:

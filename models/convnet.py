@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-from tfopt.models._kernels import Kernels
-from tfopt.models._lookup import look_up
 
 from tfopt._checks import check_flag, check_integer, check_shape
+from tfopt.models._kernels import Kernels
+from tfopt.models._lookup import look_up
 
 
 def convnet(

@@ -1,9 +1,9 @@
 """Milne's regression: the smallest network on which piecewise strong convexity can be observed."""
 
 import keras
-from tfopt.models.mlp import mlp
 
 from tfopt._checks import check_integer, check_number
+from tfopt.models.mlp import mlp
 
 
 def milne_regression(

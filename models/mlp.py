@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-from tfopt.models._kernels import Kernels
-from tfopt.models._lookup import look_up
 
 from tfopt._checks import as_items, check_flag, check_integer, check_number, check_shape
+from tfopt.models._kernels import Kernels
+from tfopt.models._lookup import look_up
 
 
 def mlp(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+
 from tfopt.models.convnet import convnet
 from tfopt.models.milne_regression import milne_regression
 from tfopt.models.mlp import mlp

@@ -5,9 +5,9 @@ from typing import Any
 
 import keras
 from keras import ops
-from tfopt.models._kernels import Kernels
 
 from tfopt._checks import check_flag, check_integer, check_shape
+from tfopt.models._kernels import Kernels
 
 
 def resnet(

@@ -5,8 +5,8 @@ import contextlib
 import keras
 import numpy as np
 import pytest
-from tfopt.callbacks import Convexity
 
+from tfopt.callbacks import Convexity
 from tfopt.curvature import HessianOperator, Objective, extremal_eigenvalues, gradient_noise, spectral_density, trace
 from tfopt.planning import fit_noisy_quadratic
 from tfopt.relative_trust import StepMeter, breakdown_profile

@@ -3,9 +3,9 @@
 import keras
 import numpy as np
 import pytest
-from tfopt.callbacks import Convexity, GradientBreakdown, GradientNoiseScale, ResumableCheckpoint, WeightNorms
 
 from tfopt.bregman import BregmanTrainer
+from tfopt.callbacks import Convexity, GradientBreakdown, GradientNoiseScale, ResumableCheckpoint, WeightNorms
 from tfopt.curvature import (
     GaussNewtonOperator,
     HessianOperator,

@@ -15,11 +15,11 @@ import keras
 import ml_dtypes
 import numpy as np
 import pytest
-from tfopt.callbacks import MeasurementHistory
 
 import tfopt
 from tfopt import bregman, callbacks, nqm, planning
 from tfopt._record import Record
+from tfopt.callbacks import MeasurementHistory
 
 NAN_BITS = struct.unpack(">d", bytes.fromhex("fff8000000000abc"))[0]  # a negative NaN with a payload
 HOSTILE = np.array([0.1, -0.0, np.nan, NAN_BITS, np.inf, -np.inf, 5e-324, 1.7976931348623157e308, 1 / 3])

@@ -5,6 +5,7 @@ from collections import Counter
 from typing import Any
 
 import keras
+
 from tfopt.callbacks._resuming.layer_arguments import shorten
 from tfopt.callbacks._resuming.optimizer_arguments import describe
 from tfopt.callbacks._running_fit import LOGGERS

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
-from tfopt.callbacks._resuming.dataset_order import shuffles_anew
-from tfopt.callbacks._resuming.seed_counter import SeedCounter
 
 from tfopt import _keras
+from tfopt.callbacks._resuming.dataset_order import shuffles_anew
+from tfopt.callbacks._resuming.seed_counter import SeedCounter
 
 # Attribute of a data set in front of a cache: the number of seeds drawn when the cache was filled.
 _FILLED_AT = "_tfopt_filled_at"

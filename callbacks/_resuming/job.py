@@ -8,14 +8,14 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+
+from tfopt import _keras
+from tfopt._row_checksum import checksum_of
 from tfopt.callbacks._object_graph import is_of_a_library
 from tfopt.callbacks._resuming.dataset_order import description_of, sources_of, stages_of
 from tfopt.callbacks._resuming.layer_arguments import layer_arguments, own_attributes, shorten, trainable_flags
 from tfopt.callbacks._resuming.optimizer_arguments import arguments_of, describe
 from tfopt.callbacks._running_fit import RunningFit
-
-from tfopt import _keras
-from tfopt._row_checksum import checksum_of
 from tfopt.datasets import EpochBatches
 
 _MOST = 6  # Largest number of differences in a message.

@@ -9,11 +9,11 @@ from typing import Any
 
 import keras
 import numpy as np
-from tfopt.callbacks._object_graph import is_of_a_library
-from tfopt.callbacks._resuming.optimizer_arguments import describe
 
 from tfopt import _keras
 from tfopt._keras import Functional, make_node_key
+from tfopt.callbacks._object_graph import is_of_a_library
+from tfopt.callbacks._resuming.optimizer_arguments import describe
 
 _LONGEST = 120  # Number of characters. Longer texts are cut.
 _CONSTANTS = (bool, int, float, str, np.bool_, np.integer, np.floating)

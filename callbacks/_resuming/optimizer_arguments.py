@@ -11,12 +11,12 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tfopt.callbacks._object_graph import is_of_a_library, is_users
-from tfopt.callbacks._optimizers_of import optimizers_of
 
 from tfopt import _keras
 from tfopt._keras import Trackable
 from tfopt._weight_decay import takes_weight_decay
+from tfopt.callbacks._object_graph import is_of_a_library, is_users
+from tfopt.callbacks._optimizers_of import optimizers_of
 
 # Training changes these objects. Variables, layers and optimizers are compared separately, not in functions.
 _TRACKED = (

@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+
 from tfopt.callbacks._object_graph import closed_over, globals_of, is_of_a_library, is_users
 from tfopt.callbacks._resuming.things_of import things_of
 

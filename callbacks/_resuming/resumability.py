@@ -6,6 +6,10 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+
+from tfopt import _keras
+from tfopt._checkpoints.callback_states import STATE_OF, has_methods, refuse_overwriting_loggers
+from tfopt._keras import context, data_adapters
 from tfopt.callbacks._resuming.dataset_order import is_shuffled, why_lost
 from tfopt.callbacks._resuming.row_order import shuffles_arrays, shuffles_batches, why_not_taken_over
 from tfopt.callbacks._resuming.traced_step import (
@@ -17,10 +21,6 @@ from tfopt.callbacks._resuming.traced_step import (
 )
 from tfopt.callbacks._resuming.training_state import describe
 from tfopt.callbacks._running_fit import RunningFit
-
-from tfopt import _keras
-from tfopt._checkpoints.callback_states import STATE_OF, has_methods, refuse_overwriting_loggers
-from tfopt._keras import context, data_adapters
 
 _STATELESS = (
     keras.callbacks.History,

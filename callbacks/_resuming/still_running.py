@@ -6,6 +6,7 @@ import weakref
 from typing import Any
 
 import keras
+
 from tfopt.callbacks._call_stack import fits_in
 
 

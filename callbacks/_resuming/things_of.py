@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+
 from tfopt.callbacks._object_graph import is_users, parts_of, reached_from
 
 _OF_KERAS = (keras.layers.Layer, keras.optimizers.Optimizer)

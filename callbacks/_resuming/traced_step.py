@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
-from tfopt.callbacks._resuming.dataset_order import stages_of
 
 from tfopt import _keras
 from tfopt._keras import auto_control_deps_utils, op_def_registry
+from tfopt.callbacks._resuming.dataset_order import stages_of
 
 
 def trace_step(model: Any, epoch_iterator: Any, name: str = "train_function") -> Any:

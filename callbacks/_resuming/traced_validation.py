@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tfopt.callbacks._resuming.traced_step import trace_step
-
 from tfopt import _keras
 from tfopt._keras import TFEpochIterator
+from tfopt.callbacks._resuming.traced_step import trace_step
 
 
 def trace_validation(model: Any, given: Mapping[str, Any]) -> Any:

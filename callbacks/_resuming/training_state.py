@@ -8,12 +8,12 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+
+from tfopt._keras import stateful_random_ops
 from tfopt.callbacks._object_graph import parts_of, reached_from
 from tfopt.callbacks._optimizers_of import optimizers_of
 from tfopt.callbacks._resuming.captured_resources import changed_resources
 from tfopt.callbacks._resuming.traced_step import changed_variables, random_operations
-
-from tfopt._keras import stateful_random_ops
 
 
 def variables_of(

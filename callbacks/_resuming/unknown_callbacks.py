@@ -5,11 +5,11 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+
+from tfopt._checkpoints.callback_states import get_state
 from tfopt.callbacks._object_graph import is_users
 from tfopt.callbacks._resuming.plain_state import PlainState, digest
 from tfopt.callbacks._resuming.training_state import key_of, read
-
-from tfopt._checkpoints.callback_states import get_state
 
 _OF_EVERY_CALLBACK = frozenset({*vars(keras.callbacks.Callback()), "_model", "_params", "monitor_op"})
 

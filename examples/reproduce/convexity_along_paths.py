@@ -16,9 +16,9 @@ import keras
 import numpy as np
 from reproduction import Reproduction, start
 from rich.progress import track
-from tfopt.callbacks import Convexity
 
 from tfopt import _plotting, datasets, models
+from tfopt.callbacks import Convexity
 
 
 def entry_step(steps: list[int], curvatures: list[float]) -> int:

@@ -14,9 +14,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 from reproduction import Reproduction, start
-from tfopt.callbacks import GradientBreakdown
 
 from tfopt import _plotting, datasets, models
+from tfopt.callbacks import GradientBreakdown
 from tfopt.optimizers import Fromage
 
 RATE = 0.01

@@ -17,11 +17,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 from reproduction import Reproduction, start
-from tfopt.callbacks import Convexity
-from tfopt.models import milne_regression
 
 from tfopt import _plotting
+from tfopt.callbacks import Convexity
 from tfopt.curvature import convexity_modulus
+from tfopt.models import milne_regression
 
 PUBLISHED_MEAN, PUBLISHED_DEVIATION = 0.516, 0.240
 LEARNING_RATE = 0.05

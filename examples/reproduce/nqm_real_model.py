@@ -22,10 +22,10 @@ import keras
 import numpy as np
 from real_training import Measured, Task, Trainings, measure
 from reproduction import Reproduction, start
-from tfopt.models import mlp
 
 from tfopt import _plotting, datasets
 from tfopt.curvature import Objective
+from tfopt.models import mlp
 from tfopt.planning import BatchSizePlan, fit_noisy_quadratic, plan_from_fit
 
 FAMILIES = ("sgd", "momentum")

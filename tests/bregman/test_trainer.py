@@ -6,6 +6,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+
+from tfopt import datasets, models
+from tfopt.bregman import BregmanTrainer, losses
+from tfopt.bregman.keras_loss import read_loss
+from tfopt.bregman.network import DenseChain
 from tfopt.callbacks import (
     BroadcastVariables,
     Convexity,
@@ -15,11 +20,6 @@ from tfopt.callbacks import (
     WarmupLearningRate,
     WeightNorms,
 )
-
-from tfopt import datasets, models
-from tfopt.bregman import BregmanTrainer, losses
-from tfopt.bregman.keras_loss import read_loss
-from tfopt.bregman.network import DenseChain
 
 DIGITS = datasets.load("digits", validation_fraction=0.25)
 X, Y = DIGITS.x_train, DIGITS.y_train

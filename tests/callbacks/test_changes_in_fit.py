@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+
 from tfopt.callbacks import Convexity, GradientBreakdown, GradientNoiseScale, WeightNorms
 from tfopt.callbacks._change_share import ChangeShare
 

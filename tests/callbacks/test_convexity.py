@@ -9,13 +9,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+
 from tfopt.callbacks import Convexity, ResumableCheckpoint
 from tfopt.callbacks._change_share import ChangeShare
 from tfopt.callbacks._stability import stability_limit
-from tfopt.models import milne_regression, mlp
-
 from tfopt.curvature import HessianOperator, NotCoveredError, Probe, convexity_certificate, spectral_density, trace
 from tfopt.distributed import DistributedOptimizer
+from tfopt.models import milne_regression, mlp
 from tfopt.optimizers import Fromage
 
 X = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")

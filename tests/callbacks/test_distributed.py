@@ -5,6 +5,7 @@ import functools
 import keras
 import numpy as np
 import pytest
+
 from tfopt.callbacks import (
     AverageMetrics,
     BroadcastVariables,
@@ -13,7 +14,6 @@ from tfopt.callbacks import (
     WarmupLearningRate,
     WeightNorms,
 )
-
 from tfopt.distributed import DistributedOptimizer
 
 

@@ -8,8 +8,9 @@ import callback_table as table
 import keras
 import numpy as np
 import pytest
-import tfopt.callbacks
 from event_files import read_scalars
+
+import tfopt.callbacks
 
 PROBE = (table.X, table.Y)
 

@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+
 from tfopt.callbacks import GradientBreakdown, ResumableCheckpoint
 from tfopt.models import mlp
-
 from tfopt.optimizers import Fromage
 from tfopt.relative_trust import StepMeter
 

@@ -4,11 +4,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tfopt.callbacks import GradientNoiseScale
-from tfopt.models import mlp
 
+from tfopt.callbacks import GradientNoiseScale
 from tfopt.curvature import gradient_noise
 from tfopt.distributed.gradient_scatter import GradientScatter
+from tfopt.models import mlp
 
 X = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
 Y = X[:, :2] + np.random.default_rng(1).normal(size=(64, 2)).astype("float32")

@@ -6,8 +6,8 @@ import types
 import keras
 import pytest
 import tensorflow as tf
-from tfopt.callbacks._optimizers_of import optimizers_of
 
+from tfopt.callbacks._optimizers_of import optimizers_of
 from tfopt.distributed import DistributedOptimizer
 
 SGD = keras.optimizers.SGD

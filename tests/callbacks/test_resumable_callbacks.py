@@ -12,8 +12,8 @@ import pytest
 import tensorflow as tf
 from keras import layers
 from tensorboard.backend.event_processing import event_accumulator
-from tfopt.callbacks import ResumableCheckpoint
 
+from tfopt.callbacks import ResumableCheckpoint
 from tfopt.datasets import EpochBatches
 
 X = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import scipy.sparse
 import tensorflow as tf
-from tfopt.callbacks import ResumableCheckpoint, WarmupLearningRate, WeightNorms
 
+from tfopt.callbacks import ResumableCheckpoint, WarmupLearningRate, WeightNorms
 from tfopt.datasets import EpochBatches
 from tfopt.optimizers import Fromage
 

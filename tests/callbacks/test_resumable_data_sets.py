@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 from tensorflow.python.eager import context
+
 from tfopt.callbacks import ResumableCheckpoint
 
 RNG = np.random.default_rng(0)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, optimizers
+
 from tfopt.callbacks import ResumableCheckpoint
 from tfopt.callbacks._resuming.layer_arguments import own_attributes
 from tfopt.callbacks._resuming.of_the_run import of_the_run

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 from keras import layers, optimizers
 from resumable_trainings import X, Y, plain
-from tfopt.callbacks import ResumableCheckpoint
 
+from tfopt.callbacks import ResumableCheckpoint
 from tfopt.datasets import EpochBatches
 
 ROWS = tf.data.Dataset.from_tensor_slices((X, Y))

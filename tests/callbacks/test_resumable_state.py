@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 from keras import layers, optimizers
 from resumable_trainings import RNG, Drawing, X, Y, plain, train
-from tfopt.callbacks import ResumableCheckpoint
 
+from tfopt.callbacks import ResumableCheckpoint
 from tfopt.optimizers import LARS
 
 SEQUENCES = RNG.normal(size=(16, 3, 4)).astype("float32")

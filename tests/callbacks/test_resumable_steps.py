@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 from resumable_trainings import Drawing, X, Y, train
+
 from tfopt.callbacks import ResumableCheckpoint
 
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from tfopt.callbacks import ResumableCheckpoint
 
+from tfopt.callbacks import ResumableCheckpoint
 from tfopt.datasets import EpochBatches
 
 RNG = np.random.default_rng(0)

@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tfopt.callbacks import Convexity, GradientBreakdown, GradientNoiseScale, WeightNorms
 
+from tfopt.callbacks import Convexity, GradientBreakdown, GradientNoiseScale, WeightNorms
 from tfopt.datasets import EpochBatches
 
 RNG = np.random.default_rng(0)

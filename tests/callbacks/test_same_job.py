@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+
 from tfopt.callbacks import ResumableCheckpoint
 from tfopt.callbacks._resuming.job import differences, setup_of
 from tfopt.callbacks._resuming.layer_arguments import own_attributes
-
 from tfopt.datasets import EpochBatches
 
 RNG = np.random.default_rng(0)

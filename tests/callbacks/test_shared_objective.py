@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+
 from tfopt.callbacks import Convexity, GradientBreakdown, GradientNoiseScale
 from tfopt.callbacks._shared_objective import has_same_data
-
 from tfopt.curvature import Probe
 
 RNG = np.random.default_rng(0)

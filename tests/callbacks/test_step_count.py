@@ -5,6 +5,7 @@ import types
 
 import keras
 import pytest
+
 from tfopt.callbacks._step_count import StepCount
 
 SGD = keras.optimizers.SGD

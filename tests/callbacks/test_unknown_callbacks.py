@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+
 from tfopt.callbacks import ResumableCheckpoint
 
 X = np.ones((8, 2), "float32")

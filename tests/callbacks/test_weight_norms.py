@@ -3,10 +3,10 @@ import csv
 import keras
 import numpy as np
 import pytest
-from tfopt.callbacks import WeightNorms
-from tfopt.models import mlp
 from trajectories import values
 
+from tfopt.callbacks import WeightNorms
+from tfopt.models import mlp
 from tfopt.optimizers import Fromage
 
 X = np.random.default_rng(0).standard_normal((16, 4)).astype("float32")

@@ -4,7 +4,6 @@ import keras
 import multilinear_networks as networks
 import numpy as np
 import pytest
-from tfopt.models import milne_regression, mlp
 
 from tfopt.curvature import (
     HessianOperator,
@@ -14,6 +13,7 @@ from tfopt.curvature import (
     convexity_certificate,
     convexity_modulus,
 )
+from tfopt.models import milne_regression, mlp
 
 
 def theta_of(weights, x, y, slope, decay, kind):

@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tfopt.callbacks import Convexity
 
 from tfopt import models
+from tfopt.callbacks import Convexity
 from tfopt.curvature import GaussNewtonOperator, HessianOperator, Objective, gradient_noise
 from tfopt.planning import fit_noisy_quadratic
 from tfopt.relative_trust import StepMeter

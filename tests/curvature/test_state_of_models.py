@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tfopt.callbacks import Convexity, GradientBreakdown, GradientNoiseScale
 
+from tfopt.callbacks import Convexity, GradientBreakdown, GradientNoiseScale
 from tfopt.curvature import GaussNewtonOperator, HessianOperator, gradient_noise
 
 X, Y = (np.random.default_rng(k).normal(size=(8, k)).astype("float32") for k in (3, 1))

@@ -7,9 +7,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tfopt.callbacks import Convexity, GradientBreakdown, GradientNoiseScale, WeightNorms
 
 from tfopt import curvature
+from tfopt.callbacks import Convexity, GradientBreakdown, GradientNoiseScale, WeightNorms
 from tfopt.relative_trust import breakdown_profile
 
 X, Y = np.random.default_rng(0).normal(size=(2, 16, 1)).astype("float32")

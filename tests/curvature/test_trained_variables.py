@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 import pytest
-from tfopt.callbacks import Convexity, GradientBreakdown, WeightNorms
 
+from tfopt.callbacks import Convexity, GradientBreakdown, WeightNorms
 from tfopt.curvature import GaussNewtonOperator, HessianOperator, Objective, gradient_noise
 from tfopt.planning import fit_noisy_quadratic
 from tfopt.relative_trust import StepMeter, breakdown_profile

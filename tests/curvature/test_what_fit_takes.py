@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tfopt.callbacks import Convexity, GradientBreakdown, GradientNoiseScale
 
+from tfopt.callbacks import Convexity, GradientBreakdown, GradientNoiseScale
 from tfopt.curvature import GaussNewtonOperator, HessianOperator, Objective, Probe, gradient_noise
 from tfopt.planning import fit_noisy_quadratic
 

@@ -3,8 +3,9 @@ import itertools
 import keras
 import numpy as np
 import pytest
-from tfopt.models import mlp
 from trajectories import values
+
+from tfopt.models import mlp
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 16, 50])

@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from optimizer_table import TABLE, WAYS_TO_STEP
+
+from tfopt import models
+from tfopt.bregman import BregmanTrainer
 from tfopt.callbacks import (
     Convexity,
     GradientBreakdown,
@@ -15,9 +18,6 @@ from tfopt.callbacks import (
     WarmupLearningRate,
     WeightNorms,
 )
-
-from tfopt import models
-from tfopt.bregman import BregmanTrainer
 from tfopt.datasets import EpochBatches
 from tfopt.nqm import NoisyQuadratic
 

@@ -8,10 +8,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tfopt.models import mlp
 
 from tfopt.communicator import SerialCommunicator
 from tfopt.curvature import Objective, Probe
+from tfopt.models import mlp
 from tfopt.planning import fit_noisy_quadratic
 from tfopt.planning.dealt_rows import LARGEST_BATCH, NUM_GROUPS, DealtRows
 

@@ -5,11 +5,11 @@ import time
 import keras
 import numpy as np
 import pytest
-from tfopt.models import mlp
 
 from tfopt.communicator import SerialCommunicator
 from tfopt.curvature import GaussNewtonOperator, Probe
 from tfopt.curvature.groups import Groups
+from tfopt.models import mlp
 from tfopt.planning.dealt_rows import DealtRows
 from tfopt.planning.measurement import FEWEST_MATVECS, SIZED_FOR, Effort, RunMeasurer
 

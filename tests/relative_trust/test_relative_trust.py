@@ -6,9 +6,9 @@ import keras
 import multilinear_networks as networks
 import numpy as np
 import pytest
-from tfopt.models import mlp
 
 from tfopt.curvature import Objective
+from tfopt.models import mlp
 from tfopt.relative_trust import (
     StepMeter,
     breakdown_profile,

@@ -3,10 +3,10 @@
 import keras
 import numpy as np
 import tensorflow as tf
-from tfopt.callbacks import AverageMetrics, Convexity, GradientBreakdown, GradientNoiseScale, WeightNorms
 
 from tfopt import models
 from tfopt.bregman import BregmanTrainer
+from tfopt.callbacks import AverageMetrics, Convexity, GradientBreakdown, GradientNoiseScale, WeightNorms
 
 NUM_ROWS = 61
 CASES = {

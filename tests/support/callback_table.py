@@ -4,6 +4,7 @@ import functools
 
 import keras
 import numpy as np
+
 from tfopt.callbacks import (
     AverageMetrics,
     BroadcastVariables,
@@ -14,7 +15,6 @@ from tfopt.callbacks import (
     WarmupLearningRate,
     WeightNorms,
 )
-
 from tfopt.optimizers import LARS, Fromage
 
 NUM_ROWS, BATCH_SIZE, EPOCHS = 28, 4, 3  # 7 steps in an epoch

@@ -4,9 +4,8 @@ That it refuses what is wrong, and takes what is right without a warning, is for
 the marker `self_checked`, and for those that pass `self_check=True`.
 """
 
-from tfopt.callbacks import Convexity
-
 from tfopt import curvature, planning
+from tfopt.callbacks import Convexity
 
 FUNCTIONS = (
     curvature.HessianOperator.__init__,

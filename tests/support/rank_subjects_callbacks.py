@@ -11,6 +11,7 @@ import numpy as np
 import parity
 import tensorflow as tf
 from rank_subjects import TwoOptimizers, fit, make_data, make_model, subject, weights_of
+
 from tfopt.callbacks import (
     AverageMetrics,
     BroadcastVariables,
@@ -21,7 +22,6 @@ from tfopt.callbacks import (
     WarmupLearningRate,
     WeightNorms,
 )
-
 from tfopt.curvature import HessianOperator, Objective, extremal_eigenvalues
 from tfopt.distributed import DistributedOptimizer, shard
 from tfopt.planning import fit_noisy_quadratic

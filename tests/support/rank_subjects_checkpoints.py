@@ -5,13 +5,13 @@ import warnings
 import keras
 import numpy as np
 from rank_subjects import make_data, subject
+
 from tfopt.callbacks import (
     AverageMetrics,
     BroadcastVariables,
     GradientNoiseScale,
     ResumableCheckpoint,
 )
-
 from tfopt.datasets import EpochBatches
 from tfopt.distributed import DistributedOptimizer
 

@@ -7,6 +7,8 @@ import numpy as np
 import parity
 import tensorflow as tf
 from rank_subjects import TwoOptimizers, fit, make_data, make_model, misuse
+
+from tfopt import models
 from tfopt.callbacks import (
     AverageMetrics,
     BroadcastVariables,
@@ -15,8 +17,6 @@ from tfopt.callbacks import (
     GradientNoiseScale,
     WeightNorms,
 )
-
-from tfopt import models
 from tfopt.curvature import HessianOperator, NotCoveredError, Probe, gradient_noise
 from tfopt.distributed import DistributedOptimizer
 

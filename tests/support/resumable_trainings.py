@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 from keras import layers
-from tfopt.callbacks import ResumableCheckpoint
 
+from tfopt.callbacks import ResumableCheckpoint
 from tfopt.datasets import EpochBatches
 
 RNG = np.random.default_rng(0)

@@ -10,8 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 from optimizer_table import CLASSES, TABLE, WAYS_TO_STEP
-from tfopt.callbacks import Convexity, GradientBreakdown, GradientNoiseScale
 
+from tfopt.callbacks import Convexity, GradientBreakdown, GradientNoiseScale
 from tfopt.optimizers import LARS, Fromage
 
 # One row of each class tests what Keras does around a step, too.

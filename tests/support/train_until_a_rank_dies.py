@@ -14,10 +14,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-from tfopt.callbacks import AverageMetrics, BroadcastVariables, ResumableCheckpoint
 
 from tfopt import communicator, models
 from tfopt.bregman import BregmanTrainer
+from tfopt.callbacks import AverageMetrics, BroadcastVariables, ResumableCheckpoint
 from tfopt.datasets import EpochBatches
 from tfopt.distributed import DistributedOptimizer
 
