@@ -142,3 +142,8 @@ def test_the_local_variables_of_fit_have_their_names(kind):
     assert not missing, f"{VERSIONS}: keras.Model.fit has no local variables {sorted(missing)} any more"
     expected = {"arrays": "ArrayDataAdapter", "a data set": "TFDatasetAdapter"}[kind]
     assert type(adapter(kind)).__name__ == expected
+
+
+@pytest.mark.parametrize("name", _keras.LOOKS_FOR_SHAPES)
+def test_functions_that_look_for_shapes_exist(name):
+    assert callable(getattr(keras.Model, name, None)), f"{VERSIONS} have moved Model.{name}, which looks for shapes"

@@ -179,6 +179,8 @@ tensorboard_train_writer = Attribute("TensorBoard", "_train_writer", "The same."
 tensorboard_train_batch = Attribute("TensorBoard", "_global_train_batch", "The same.")
 
 ATTRIBUTES = [thing for thing in list(globals().values()) if isinstance(thing, Attribute)]
+# Functions of Keras that look at the first batch for its shapes, before training.
+LOOKS_FOR_SHAPES = ("_symbolic_build", "_maybe_symbolic_build")
 # Local variables of `keras.Model.fit`, which Keras does not pass to callbacks.
 LOCALS_OF_FIT = (
     *("epoch_iterator", "callbacks", "class_weight", "sample_weight", "initial_epoch", "batch_size"),

@@ -167,7 +167,7 @@ def _caller() -> tuple[Any, bool]:
     while frame is not None:
         caller = frame.f_locals.get("self")
         iterator = caller if iterator is None and isinstance(caller, _keras.EpochIterator) else iterator
-        if iterator is not None and frame.f_code.co_name in ("_symbolic_build", "_maybe_symbolic_build"):
+        if iterator is not None and frame.f_code.co_name in _keras.LOOKS_FOR_SHAPES:
             return iterator, True
         frame = frame.f_back
     return iterator, False
