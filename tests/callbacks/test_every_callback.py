@@ -88,7 +88,11 @@ def test_the_table_has_every_callback():
     assert {name.split()[0] for name in table.CALLBACKS} | others == set(tfopt.callbacks.__all__)
 
 
-@pytest.mark.parametrize("name", ["Convexity", "GradientBreakdown", "GradientNoiseScale", "WeightNorms"])
+def test_the_table_says_what_each_measurement_logs():
+    assert [name for name in table.MEASURING if name not in table.LOGGED] == []
+
+
+@pytest.mark.parametrize("name", table.MEASURING)
 def test_copies_hold_the_measurements_and_nothing_of_the_model(name, tmp_path):
     """Also those made during a training."""
     callback = table.CALLBACKS[name](PROBE, tmp_path)
@@ -98,7 +102,9 @@ def test_copies_hold_the_measurements_and_nothing_of_the_model(name, tmp_path):
     made.append(pickle.dumps(callback))
     assert max(map(len, made)) < 50_000
     steps = callback.history["step"]
-    assert all(line.get_label().startswith(("run 1 ", "_")) for line in callback.plot(label="run 1").lines)
+    lines = callback.plot(label="run 1").lines
+    is_alone = sum(not line.get_label().startswith("_") for line in lines) == 1  # the label is then its whole name
+    assert all(line.get_label().startswith(("run 1" if is_alone else "run 1 ", "_")) for line in lines)
     assert [pickle.loads(each).history["step"] for each in made] == [
         *(steps[: end - 2] for end in (0, 1)),
         steps,
@@ -135,7 +141,7 @@ def test_other_dtypes(policy, tmp_path):
     keras.config.set_dtype_policy(policy)
     keras.config.set_floatx("float64" if policy == "float64" else "float32")
     try:
-        names = ["Convexity", "GradientBreakdown", "GradientNoiseScale", "WeightNorms"]
+        names = table.MEASURING
         ours = [table.CALLBACKS[name](PROBE, tmp_path) for name in names]
         history, values = table.fit(table.make_model("adam", "graph"), ours)
         _, plain = table.fit(table.make_model("adam", "graph"), [])
@@ -145,7 +151,8 @@ def test_other_dtypes(policy, tmp_path):
     for a, b in zip(values, plain, strict=True):
         np.testing.assert_array_equal(a, b)
     assert all(np.isfinite(history[key]).all() for name in names for key in table.LOGGED[name])
-    assert min(ours[1].history["breakdown/relative_perturbation"]) > 0
+    breakdown = ours[names.index("GradientBreakdown")]
+    assert min(breakdown.history["breakdown/relative_perturbation"]) > 0
 
 
 def test_a_loop_that_is_not_fit():

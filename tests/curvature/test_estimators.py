@@ -215,7 +215,7 @@ def test_trace_with_its_standard_error():
     assert errors.std() == pytest.approx(true, rel=0.4)
     assert claimed.mean() == pytest.approx(true, rel=0.15)
     assert np.isnan(trace(matrix, 1).standard_error)
-    assert Estimate.of([1.0, 4.0]).standard_error == pytest.approx(1.5)  # the sample's deviation is 3 / sqrt(2)
+    assert Estimate.from_draws([1.0, 4.0]).standard_error == pytest.approx(1.5)  # the sample's deviation is 3 / sqrt(2)
 
 
 # --- errors
@@ -224,7 +224,7 @@ def test_trace_with_its_standard_error():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: extremal_eigenvalues("matrix"), TypeError, "`operator` must be a CurvatureOperator, a matrix"),
+        (lambda: extremal_eigenvalues("matrix"), TypeError, "`operator` must be a CurvatureOperator, an Objective, a"),
         (
             lambda: extremal_eigenvalues(np.ones((2, 3))),
             ValueError,

@@ -135,7 +135,7 @@ def test_inputs_of_every_kind_are_taken(weight):
     vector = rng.normal(size=matrix.shape[0])
     np.testing.assert_allclose(matrix @ vector, expected @ vector, rtol=1e-4, atol=1e-6)
     small = HessianOperator(matrix.objective.on_rows(matrix.objective.probe.batches[0].rows(0, 4), "float64"))
-    assert small.matvec(small.values())[0].dtype == tf.float64
+    assert small.matvec(small.objective.values())[0].dtype == tf.float64
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,10 @@ def main(folder):
     if ranks.size > 2:  # on two ranks graphs are optimised, as they are for users
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     report = {}
+    chosen = os.environ.get("TFOPT_SUBJECTS", "").split()
     for name, function in SUBJECTS.items():
+        if chosen and name not in chosen:
+            continue
         if ranks.size > 2 and name not in ON_THREE_RANKS:
             continue
         set_self_check(name == "curvature")
