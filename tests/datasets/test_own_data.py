@@ -37,6 +37,15 @@ def test_constant_columns_are_only_shifted(dtype):
     np.testing.assert_allclose(data.x_train[:, 0].std(), 1.0, rtol=1e-5)
 
 
+@pytest.mark.parametrize("value", [0.1, 3.3, 21.3, 1e6 + 0.1, 0.0, -5.7])
+def test_a_column_that_is_constant_in_the_training_part_keeps_its_unit(value):
+    """The mean of equal numbers differs from them by rounding, which is no deviation."""
+    x, x_test = np.column_stack([np.full(1000, value), np.arange(1000)]), np.array([[value, 0.0], [value + 0.25, 1.0]])
+    data = datasets.from_arrays(x, np.arange(1000) % 2, x_test=x_test, y_test=np.array([0, 1]))
+    np.testing.assert_array_equal(data.x_train[:, 0], 0.0)
+    np.testing.assert_allclose(data.x_test[:, 0], [0.0, 0.25], atol=1e-6)
+
+
 def test_a_test_part_of_ones_own():
     data = datasets.from_arrays(X[:100], Y[:100, None], x_test=X[100:], y_test=Y[100:, None])
     mean, deviation = X[:100].mean(axis=0), X[:100].std(axis=0)
@@ -111,6 +120,8 @@ def test_tables(form, tmp_path):
         (TABLE, {"target": "b", "features": ["a", "q"]}, "The table has no column 'q'"),
         (TABLE, {"target": "b", "features": ["a", "b"]}, "`features` must name columns other than the target 'b'"),
         (TABLE.assign(a=[np.nan] + [0.0] * 119), {"target": "kind"}, "Column 'a' has 1 gaps, the first in row 1"),
+        (pandas.concat([TABLE, TABLE["a"]], axis=1), {"target": "kind"}, "The table has more than one column 'a'"),
+        (pandas.concat([TABLE, TABLE["kind"]], axis=1), {"target": "kind"}, "more than one column 'kind'"),
         ("table.xlsx", {"target": "b"}, "must be a data frame or a file .csv"),
     ],
 )

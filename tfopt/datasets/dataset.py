@@ -148,13 +148,16 @@ def split(rows: Raw, name: str, fraction: float, seed: int, is_classification: b
 
 def _standardisation(rows: Raw) -> tuple[np.ndarray, np.ndarray]:
     """Return the shift and the scale, per feature or channel, that give mean 0 and standard deviation 1, float64."""
-    # Constant features are only shifted. The squares are those of deviations, because the mean of a column (a year, a
+    # Constant features are only shifted. The extremes tell which features are constant, because the mean of equal
+    # numbers is not exactly this number. The squares are those of deviations, because the mean of a column (a year, a
     # time stamp) may be many times larger than its deviation.
     axes = tuple(range(rows.x.ndim - 1))  # for images, this gives one mean per channel
     num_values = max(math.prod(rows.x.shape[:-1]), 1)
-    mean = np.zeros(rows.x.shape[-1:])
+    mean, low, high = np.zeros(rows.x.shape[-1:]), np.inf, -np.inf
     for _, chunk in _chunks(rows):
         mean += chunk.sum(axis=axes, dtype=np.float64) / num_values
+        low, high = np.minimum(low, chunk.min(axis=axes)), np.maximum(high, chunk.max(axis=axes))
+    mean = np.where(low == high, low, mean)
     squares = np.zeros_like(mean)
     for _, chunk in _chunks(rows):
         squares += np.square(chunk - mean).sum(axis=axes) / num_values

@@ -100,6 +100,8 @@ def from_table(
     if missing := [column for column in (target, *columns) if column not in frame.columns]:
         known = ", ".join(map(str, frame.columns))
         raise ValueError(f"The table has no column {missing[0]!r}. Its columns are: {known}")
+    if twice := [column for column in (target, *columns) if np.sum(frame.columns == column) > 1]:
+        raise ValueError(f"The table has more than one column {twice[0]!r}. Give each column a name of its own")
     if target in columns or not columns:
         raise ValueError(f"`features` must name columns other than the target {target!r}. Received: {features=}")
     for column in (target, *columns):
