@@ -12,6 +12,7 @@ from tfopt.callbacks._cadence import Cadence
 from tfopt.callbacks._columns import pad_loggers
 from tfopt.callbacks._history import MeasurementHistory
 from tfopt.callbacks._model_state import check_ranks, is_same, runs_eagerly, state_of
+from tfopt.callbacks._old_program import warn_of_old_program
 from tfopt.callbacks._rank_callback import RankCallback
 from tfopt.callbacks._row_weights import weigh_as_fit_does
 from tfopt.callbacks._running_fit import build_model, build_on, check_has_call, come_before_loggers, find_running_fit
@@ -272,6 +273,8 @@ class Measurement(RankCallback):
             build_on(self.model, self._probe.batches[0].x)
         elif not self.model.built:
             build_model(self.model, find_running_fit(self))
+        running = find_running_fit(self)
+        warn_of_old_program(type(self).__name__, self.model, running.epoch_iterator)
         self._follow(is_start=True)
 
     def _make_weighted_probe(self) -> Probe:

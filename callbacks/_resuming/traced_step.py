@@ -15,12 +15,18 @@ def trace_step(model: Any, epoch_iterator: Any, name: str = "train_function") ->
     """Return the graph of the next step of `fit`, without running it; None without a graph, or with several devices."""
     # Tracing makes every variable that the step makes. `fit` uses this trace for its first step.
     dataset = _keras.distributed_dataset(epoch_iterator, None)
-    function = getattr(model, name, None)
-    if not isinstance(dataset, tf.data.Dataset) or not inspect.isfunction(function) or model.run_eagerly:
+    traceable = find_traceable(getattr(model, name, None))
+    if not isinstance(dataset, tf.data.Dataset) or traceable is None or model.run_eagerly:
+        return None
+    return traceable.get_concrete_function(tf.data.IteratorSpec(dataset.element_spec)).graph
+
+
+def find_traceable(function: Any) -> Any:
+    """Return the `tf.function` inside a step function of Keras; None if there is none."""
+    if not inspect.isfunction(function):
         return None
     names = inspect.getclosurevars(function).nonlocals
-    traceable = next((value for value in names.values() if hasattr(value, "get_concrete_function")), None)
-    return traceable and traceable.get_concrete_function(tf.data.IteratorSpec(dataset.element_spec)).graph
+    return next((value for value in names.values() if hasattr(value, "get_concrete_function")), None)
 
 
 def graphs_of(dataset: Any) -> Iterator[tuple[Any, Any]]:

@@ -306,3 +306,26 @@ def test_python_values_of_a_compiled_model_stay_as_in_fit():
     assert in_fit == pytest.approx(before, rel=1e-5)
     assert convexity["convexity/loss"][1:] == pytest.approx(after, rel=1e-5)
     assert breakdown["breakdown/loss_change"] == pytest.approx(after - before, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "message"),
+    [
+        ((), ("base",), "frozen, and still trained: base/kernel"),
+        (("base",), (), "unfrozen, and not trained: base/kernel"),
+        ((), (), None),
+    ],
+)
+@pytest.mark.parametrize("compiles", [False, True])
+def test_a_model_that_was_frozen_between_two_fits_and_not_compiled_is_named(first, then, message, compiles, recwarn):
+    model = make(first)
+    model.fit(X, Y, verbose=0)
+    for name in ("base", "head"):
+        model.get_layer(name).trainable = name not in then
+    if compiles:
+        model.compile(SGD(0.01), "mse", jit_compile=False)
+    callback = GradientBreakdown((X, Y), num_points=1)
+    model.fit(X, Y, verbose=0, callbacks=[callback])
+    found = [str(warning.message) for warning in recwarn if "GradientBreakdown" in str(warning.message)]
+    assert len(found) == (message is not None and not compiles)
+    assert all(message in text for text in found)
