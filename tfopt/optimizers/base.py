@@ -1,5 +1,6 @@
 """What the optimizers of tfopt have in common."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -7,8 +8,9 @@ import keras
 from keras import backend, ops
 
 from tfopt import _keras
+from tfopt._variables import path_of
 from tfopt._weight_decay import exclude
-from tfopt.numerics import densify
+from tfopt.numerics import accumulation_dtype, densify
 
 
 class Optimizer(keras.optimizers.Optimizer):
@@ -33,6 +35,31 @@ class Optimizer(keras.optimizers.Optimizer):
             if len(gradients) == len(targets):  # otherwise Keras raises an error
                 gradients = [_added_up(gradient, target) for gradient, target in zip(gradients, targets, strict=True)]
         super().apply(gradients, variables)
+
+    def add_slot(self, variable: Any, name: str) -> Any:
+        """Add a state variable of zeros for a variable, in float32 if that is in half precision.
+
+        Small entries of a sum, such as a velocity or a mean of squares, would be lost in half precision.
+
+        Args:
+            variable: The variable.
+            name: Name of the state, such as "velocity".
+
+        Returns:
+            A variable of the shape of `variable`; None for the scales of float8 layers, which Keras overwrites with
+            their gradient.
+        """
+        if _keras.overwrites_variable(self)(variable):
+            return None
+        dtype = accumulation_dtype(variable.dtype)
+        if dtype == backend.standardize_dtype(variable.dtype):
+            return self.add_variable_from_reference(variable, name=name)
+        return self.add_variable(
+            shape=variable.shape,
+            dtype=dtype,
+            layout=_keras.variable_layout(variable, None),
+            name=f"{re.sub('[/:]', '_', path_of(variable))}_{name}",
+        )
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
         """Exclude variables from weight decay, as Keras's optimizers do. These exclusions are not saved with the model.

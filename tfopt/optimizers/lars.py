@@ -1,6 +1,5 @@
 """LARS: layer-wise adaptive rate scaling, by You, Gitman and Ginsburg."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ from keras import ops
 
 from tfopt import _keras, numerics
 from tfopt._checks import check_choice, check_flag, check_learning_rate, check_number, check_patterns
-from tfopt._variables import matches, path_of
+from tfopt._variables import matches
 from tfopt._weight_decay import takes_weight_decay
 from tfopt.numerics import Tensor
 from tfopt.optimizers import _fused
@@ -161,7 +160,7 @@ class LARS(Optimizer):
         self._is_adapted = tuple(not matches(v, self.layer_adaptation_exclude) for v in variables)
         self._is_decayed = tuple(self._takes_weight_decay(v) for v in variables)
         if self.momentum:
-            self._velocities = tuple(self._add_velocity(variable) for variable in variables)
+            self._velocities = tuple(self.add_slot(variable, "velocity") for variable in variables)
         if self.norm_floor:
             self._floors = tuple(
                 add_floor(self, v) if is_adapted and not _keras.overwrites_variable(self)(v) else None
@@ -170,20 +169,6 @@ class LARS(Optimizer):
 
     def _takes_weight_decay(self, variable: Any) -> bool:
         return takes_weight_decay(self, variable) and not matches(variable, self.weight_decay_exclude)
-
-    def _add_velocity(self, variable: Any) -> Any:
-        if _keras.overwrites_variable(self)(variable):
-            return None
-        dtype = numerics.accumulation_dtype(variable.dtype)
-        if dtype == keras.backend.standardize_dtype(variable.dtype):
-            return self.add_variable_from_reference(variable, name="velocity")
-        # Entries of a velocity are about a thousandth of the weights. Half precision would lose the small ones.
-        return self.add_variable(
-            shape=variable.shape,
-            dtype=dtype,
-            layout=_keras.variable_layout(variable, None),
-            name=f"{re.sub('[/:]', '_', path_of(variable))}_velocity",
-        )
 
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
         """Do nothing: here the decay is part of the gradient, so Keras must not also apply its decoupled decay."""
