@@ -246,7 +246,7 @@ def test_jacobi_takes_all_weights_from_the_last_state():
 def train_deep(preset):
     data_set = datasets.load("digits").flattened()
     trainer = BregmanTrainer(
-        models.mlp(64, (32, 32), 10, seed=0),
+        models.mlp(64, (32, 32, 32), 10, seed=0),
         "sparse_categorical_crossentropy",
         preset=preset,
         linear_penalty=0.1,
