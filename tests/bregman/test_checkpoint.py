@@ -55,12 +55,12 @@ def test_every_algorithm_resumes(preset, options, tmp_path, monkeypatch):
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path):
-    whole = train(tmp_path / "whole", "penalty")
-    train(tmp_path / "parts", "penalty", epochs=5)
+    whole = train(tmp_path / "whole", "restarted")
+    train(tmp_path / "parts", "restarted", epochs=5)
     newest = tmp_path / "parts" / "epoch-000005.rank-0-of-1.npz"
     newest.write_bytes(newest.read_bytes()[:1000])
     with pytest.warns(UserWarning, match="Ignoring a damaged checkpoint"):
-        again = train(tmp_path / "parts", "penalty")
+        again = train(tmp_path / "parts", "restarted")
     assert again == whole
 
 
@@ -110,9 +110,7 @@ def test_a_log_that_would_be_emptied_is_refused(tmp_path):
 
 def test_other_callbacks_are_refused(tmp_path):
     train(tmp_path, "restarted", epochs=1)
-    trainer = BregmanTrainer(
-        models.mlp((8, 8, 1), (16, 8), 10, seed=0), "sparse_categorical_crossentropy", ["accuracy"]
-    )
+    trainer = BregmanTrainer(models.mlp((8, 8, 1), (16,), 10, seed=0), "sparse_categorical_crossentropy", ["accuracy"])
     validation = (DATA.x_validation, DATA.y_validation)
     with pytest.raises(ValueError, match=r"state of the callbacks \['EarlyStopping of val_loss'\], but `fit` has \[\]"):
         trainer.fit(DATA.x_train, DATA.y_train, epochs=2, verbose=0, checkpoint=tmp_path, validation_data=validation)
@@ -120,7 +118,7 @@ def test_other_callbacks_are_refused(tmp_path):
 
 def test_weights_are_the_models_after_resuming(tmp_path):
     weights, _, _, _ = train(tmp_path, "restarted", epochs=2)
-    model = models.mlp((8, 8, 1), (16, 8), 10, seed=5)
+    model = models.mlp((8, 8, 1), (16,), 10, seed=5)
     trainer = BregmanTrainer(model, "sparse_categorical_crossentropy", ["accuracy"])
     early, validation = keras.callbacks.EarlyStopping(), (DATA.x_validation, DATA.y_validation)
     options = {"epochs": 2, "verbose": 0, "checkpoint": tmp_path, "callbacks": [early], "validation_data": validation}

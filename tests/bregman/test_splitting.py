@@ -58,11 +58,10 @@ def data(rows=40, inputs=5, outputs=2, seed=0):
     return rng.normal(size=(rows, inputs)), (rng.random((rows, outputs)) < 0.5).astype(float)
 
 
-@pytest.mark.parametrize("chunk_rows", [40, 13])
-def test_the_printed_algorithm(chunk_rows):
-    x, y = data(rows=39 if chunk_rows == 13 else 40)
+def test_the_printed_algorithm():
+    x, y = data(rows=39)
     model = make_model((5, 7, 6, 2))
-    engine = make_engine(model, x, y, losses.hinge(0.0), "paper", chunk_rows=chunk_rows)
+    engine = make_engine(model, x, y, losses.hinge(0.0), "paper", chunk_rows=13)
     z, a = ([joined(engine, kind, k) for k in range(count)] for kind, count in (("z", 3), ("a", 2)))
     history = oracles.paper(x, y, [with_bias(pair) for pair in engine.weights], z, a, beta=1.0, gamma=10.0, sweeps=5)
     for weights, z, a, multiplier in history:
@@ -119,8 +118,8 @@ def test_bregman_is_admm_for_one_layer_in_the_order_z_w_lambda(step):
 
 
 def test_bregman_differs_from_admm_in_the_printed_order_from_the_second_sweep_on():
-    x, y, _, bregman = run_one_layer("paper", "W,Z", 2, sweeps=400)
-    _, _, _, admm = run_one_layer("admm", "W,Z", 2, sweeps=400)
+    x, y, _, bregman = run_one_layer("paper", "W,Z", 2, sweeps=200)
+    _, _, _, admm = run_one_layer("admm", "W,Z", 2, sweeps=200)
     np.testing.assert_allclose(bregman[0][0], admm[0][0], atol=1e-12)
     assert np.abs(bregman[1][0] - admm[1][0]).max() > 1e-3
     # ADMM ends at the optimum, Bregman at a feasible point that is not.
@@ -219,7 +218,7 @@ def test_the_order_of_updates(options, sweep, expected):
 def test_penalties_grow_to_their_limit():
     x, y = data()
     engine = make_engine(
-        make_model((5, 3, 2)), x, y, losses.squared_error, "penalty", penalty_growth=2.0, max_penalty=5.0
+        make_model((5, 4, 2)), x, y, losses.squared_error, "penalty", penalty_growth=2.0, max_penalty=5.0
     )
     assert [engine.sweep(with_metrics=False)["penalty_scale"] for _ in range(4)] == [2.0, 4.0, 5.0, 5.0]
 

@@ -34,7 +34,8 @@ def make_trainer(loss=CE, metrics=("accuracy",), hidden=(16,), seed=0, **options
     return BregmanTrainer(models.mlp((8, 8, 1), hidden, 10, seed=seed), loss, metrics=metrics, **options)
 
 
-@pytest.mark.parametrize("preset", ["restarted", "paper", "penalty", "admm"])
+# The algorithm that keeps its variables logs the same names with every preset.
+@pytest.mark.parametrize("preset", ["restarted", "penalty"])
 def test_history_holds_what_was_logged(preset, tmp_path):
     trainer = make_trainer(preset=preset)
     log = tmp_path / "log.csv"
@@ -65,15 +66,16 @@ def test_logs_are_those_of_keras():
     assert set(measured) == {"loss", "accuracy", "sparse_top_k_categorical_accuracy", "categorical_hinge"}
 
 
+# Few numbers of outputs, so that the losses share what is compiled for the hidden layers.
 @pytest.mark.parametrize(
     ("loss", "outputs", "kind", "expected"),
     [
-        ("mse", 3, "numbers", MSE),
-        (MSE, 1, "numbers", MSE),
+        ("mse", 4, "numbers", MSE),
+        (MSE, 4, "numbers", MSE),
         ("binary_crossentropy", 1, "yes or no", BINARY),
-        (BINARY, 3, "many yes or no", BINARY),
+        (BINARY, 4, "many yes or no", BINARY),
         ("hinge", 1, "yes or no", keras.losses.Hinge()),
-        ("unit_hinge", 1, "yes or no", None),
+        ("unit_hinge", 4, "many yes or no", None),
         (losses.hinge(0.0), 4, "labels", None),
         ("categorical_crossentropy", 4, "one-hot", CATEGORICAL),
         (CATEGORICAL, 4, "labels", CATEGORICAL),
@@ -102,9 +104,10 @@ def test_every_loss_trains(loss, outputs, kind, expected):
         assert history[-1] == pytest.approx(value, rel=1e-4)
 
 
-@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "tanh", "sigmoid", "softplus", "gelu", "relu6", "linear"])
-def test_every_activation_trains(activation):
-    trainer = BregmanTrainer(models.mlp((8, 8, 1), (24,), 10, activation=activation, seed=0), CE, ["accuracy"])
+# One and two kinks, and smooth functions that rise throughout or do not, as in test_splitting.py.
+@pytest.mark.parametrize("activation", ["relu", "relu6", "tanh", "gelu"])
+def test_activations_of_every_kind_train(activation):
+    trainer = BregmanTrainer(models.mlp((8, 8, 1), (16,), 10, activation=activation, seed=0), CE, ["accuracy"])
     history = trainer.fit(X, Y, epochs=12, verbose=0).history
     assert history["accuracy"][-1] > 0.93
 
@@ -118,8 +121,7 @@ def test_a_softmax_at_the_end_is_read_as_logits():
     np.testing.assert_allclose(ending.model.predict(X[:5], verbose=0).sum(1), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("preset", ["restarted", "penalty"])
-def test_input_may_come_as_array_memory_map_or_dataset(preset, tmp_path):
+def test_input_may_come_as_array_memory_map_or_dataset(tmp_path):
     reference = None
     np.save(tmp_path / "x.npy", X)
     inputs = {
@@ -129,7 +131,7 @@ def test_input_may_come_as_array_memory_map_or_dataset(preset, tmp_path):
         "tensors": (tf.constant(X), tf.constant(Y)),
     }
     for x, y in inputs.values():
-        trainer = make_trainer(preset=preset, chunk_rows=128)
+        trainer = make_trainer(chunk_rows=128)
         found = trainer.fit(x, y, epochs=3, verbose=0).history["loss"]
         reference = reference or found
         assert found == reference
@@ -140,7 +142,7 @@ def test_chunks_change_rounding_only(preset):
     def train(chunk_rows):
         keras.config.set_dtype_policy("float64")
         try:
-            model = models.mlp((8, 8, 1), (16, 8), 10, seed=0)
+            model = models.mlp((8, 8, 1), (16,), 10, seed=0)
         finally:
             keras.config.set_dtype_policy("float32")
         trainer = BregmanTrainer(model, CE, preset=preset, chunk_rows=chunk_rows)
@@ -160,9 +162,10 @@ def test_a_state_in_half_precision_trains_too(preset):
 
 
 def test_validation_split_takes_the_last_rows():
-    cut = len(X) - int(len(X) * 0.2)
-    split = make_trainer().fit(X, Y, epochs=2, verbose=0, validation_split=0.2).history
-    given = make_trainer().fit(X[:cut], Y[:cut], epochs=2, verbose=0, validation_data=(X[cut:], Y[cut:])).history
+    x, y = (np.concatenate(parts) for parts in zip((X, Y), VALIDATION, strict=True))
+    share = (len(x) - len(X) + 0.5) / len(x)
+    split = make_trainer().fit(x, y, epochs=2, verbose=0, validation_split=share).history
+    given = make_trainer().fit(X, Y, epochs=2, verbose=0, validation_data=VALIDATION).history
     assert split["loss"] == given["loss"]
     assert split["val_loss"] == given["val_loss"]
 
@@ -449,9 +452,9 @@ def test_the_trainer_refuses(arguments, kind, message):
 @pytest.mark.parametrize("negative", [-1, 0])
 def test_accuracy_under_the_hinge_takes_both_kinds_of_labels(negative):
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(200, 4))
+    x = rng.normal(size=(300, 6))  # as where every loss trains
     y = np.where(x[:, 0] > 0, 1, negative)
-    trainer = BregmanTrainer(models.mlp(4, (8,), 1, seed=0), "hinge", ["accuracy"])
+    trainer = BregmanTrainer(models.mlp(6, (16,), 1, seed=0), "hinge", ["accuracy"])
     accuracy = trainer.fit(x, y, epochs=10, verbose=0).history["accuracy"][-1]
     assert accuracy == pytest.approx(((trainer.model.predict(x, verbose=0)[:, 0] > 0) == (y > 0)).mean(), abs=1e-6)
     assert accuracy > 0.9
@@ -469,7 +472,7 @@ def test_metrics_of_sparse_labels_and_arrays():
 def test_every_due_epoch_has_metrics_though_sweeps_are_undone():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 6))
-    trainer = BregmanTrainer(models.mlp(6, (32, 32), 1, seed=0), "mse", ["mae"], measure_every_n_epochs=2)
+    trainer = BregmanTrainer(models.mlp(6, (32,), 1, seed=0), "mse", ["mae"], measure_every_n_epochs=2)
     seen = []
     log = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append("mae" in logs))
     history = trainer.fit(x, x[:, 0] * x[:, 1], epochs=60, verbose=0, callbacks=[log]).history

@@ -53,7 +53,6 @@ def of_images():
 # Training data, validation data if there are any; and arguments of `fit`.
 DATA = {
     "known size": (lambda: rows().shuffle(12).batch(4), {}),
-    "of filter": (lambda: rows().filter(lambda x, y: x[0] < 9).shuffle(12).batch(4), {}),
     "of flat_map": (lambda: flat().shuffle(12, seed=1).batch(4), {}),
     "files": (lambda: numbers().interleave(shard, cycle_length=2).shuffle(5).batch(4), {}),
     "parallel": (lambda: numbers().interleave(shard, num_parallel_calls=2, deterministic=True).shuffle(5).batch(4), {}),
@@ -68,7 +67,6 @@ DATA = {
     "the same": (lambda: (rows().shuffle(12).batch(4),) * 2, {"validation_steps": 2}),
     "repeated": (lambda: rows().shuffle(5).repeat(2).batch(5), {}),
     "joined": (lambda: rows().shuffle(5).concatenate(rows().shuffle(12)).batch(5), {}),
-    "twice": (lambda: rows().shuffle(12).batch(2).shuffle(3), {}),
     "thrice": (lambda: rows().shuffle(12).shuffle(3).repeat(2).shuffle(4).batch(4), {}),
     # Each cache is read to its end: one row in the last batch too few.
     "cached": (lambda: (of_images().cache().shuffle(9).prefetch(2), of_images().unbatch().cache().batch(5)), {}),
@@ -87,6 +85,8 @@ DATA = {
     "cached steps": (lambda: of_images().cache().repeat().shuffle(3), {"steps_per_epoch": 2}),
     "steps and validation": (lambda: (rows().shuffle(9).repeat().batch(4), of_images()), {"steps_per_epoch": 2}),
 }
+# Run with two steps in an execution too: with these, "steps" and "steps of arrays" read a part of "shuffled steps".
+IN_TWOS = [name for name in DATA if ("steps" in name or "unknown" in name) and name not in ("steps", "steps of arrays")]
 # The last step is read ahead of, into the next repetition or not: a second training begins anywhere, in each run.
 ENDLESS = {"shuffled steps", "batches of steps", "cached steps", "steps and validation"}
 
@@ -135,15 +135,14 @@ def fit(name, folder, ends, in_execution=1):
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 @pytest.mark.parametrize(
     ("name", "in_execution"),
-    [(name, 1) for name in DATA] + [(name, 2) for name in DATA if "steps" in name or "unknown" in name],
+    [*[(name, 1) for name in DATA], *[(name, 2) for name in IN_TWOS]],
 )
 def test_the_same_rows_with_a_checkpoint_and_without(name, in_execution, tmp_path):
     whole = [4] if name in ENDLESS else [4, 2]  # two trainings, one after the other, on the same data sets
     expected = fit(name, None, whole, in_execution)
-    assert fit(name, tmp_path / "whole", whole, in_execution) == expected
     for ends in [[3], [4, 1]][: len(whole)]:
-        fit(name, tmp_path / "parts", ends, in_execution)
-    assert fit(name, tmp_path / "parts", whole, in_execution) == expected
+        fit(name, tmp_path, ends, in_execution)
+    assert fit(name, tmp_path, whole, in_execution) == expected  # the logs are of all parts
     losses = [loss for log in expected[0] for values in log.values() for loss in values]
     assert np.isfinite(losses).all()
 
@@ -158,7 +157,7 @@ def random_and_weights(callback):
     return random_states(), np.array(layers.Dense(2)(X)).tobytes(), keras.random.uniform((2,)).numpy().tobytes()
 
 
-@pytest.mark.parametrize("name", table.CALLBACKS)
+@pytest.mark.parametrize("name", [name for name in table.CALLBACKS if not name.endswith("by steps")])
 def test_no_callback_draws_random_numbers_of_nobodys(name, tmp_path):
     callback = table.CALLBACKS[name]((table.X, table.Y), tmp_path)
     assert random_and_weights(callback) == without_callbacks()

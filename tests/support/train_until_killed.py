@@ -27,7 +27,7 @@ class Die(keras.callbacks.Callback):
 
 def train(folder, preset, epochs=8, die_at=None, **options):
     trainer = BregmanTrainer(
-        models.mlp((8, 8, 1), (16, 8), 10, seed=0),
+        models.mlp((8, 8, 1), (16,), 10, seed=0),
         "sparse_categorical_crossentropy",
         metrics=["accuracy"],
         preset=preset,
