@@ -1,5 +1,6 @@
 """What is measured is what `fit` sees, in float32 or better, exactly derived; other threads see nothing of it."""
 
+import functools
 import threading
 from contextlib import nullcontext
 
@@ -38,17 +39,17 @@ def make_base(rate=0.0):
 class Tuned(keras.Model):
     """Calls its base as it says, and forwards `training` to its head."""
 
-    def __init__(self, how, rate=0.0, trains=True):
+    def __init__(self, how, rate=0.0):
         super().__init__()
-        self.base, self.head, self.how, self.trains = make_base(rate), layers.Dense(1), how, trains
+        self.base, self.head, self.how = make_base(rate), layers.Dense(1), how
 
     def call(self, x, training=None):
-        return self.head(self.how(self.base, x, training, self.trains))
+        return self.head(self.how(self.base, x, training))
 
 
 class Silent(Tuned):
     def call(self, x):
-        return self.head(self.how(self.base, x, None, self.trains))
+        return self.head(self.how(self.base, x, None))
 
 
 def functional(base, **options):
@@ -128,7 +129,7 @@ def recurrent(layer):
 
 
 def forwarded(cls=Tuned):
-    return cls(lambda base, x, training, _: base(x, training=training))
+    return cls(lambda base, x, training: base(x, training=training))
 
 
 def in_a_branch(x):
@@ -136,23 +137,20 @@ def in_a_branch(x):
 
 
 MODELS = {
-    "forwarded": lambda: Tuned(lambda base, x, training, _: base(x, training=training)),
-    "from the context": lambda: Tuned(lambda base, x, training, _: base(x)),
-    "never": lambda: Tuned(lambda base, x, training, _: base(x, training=False)),
-    "never, no argument": lambda: Silent(lambda base, x, training, _: base(x, training=False)),
-    "always": lambda: Tuned(lambda base, x, training, _: base(x, training=True)),
-    "always, no argument": lambda: Silent(lambda base, x, training, _: base(x, training=True)),
-    "no argument": lambda: Silent(lambda base, x, training, _: base(x)),
-    "a switch that is on": lambda: Tuned(lambda base, x, training, flag: base(x, training=training and flag)),
-    "one that is off": lambda: Tuned(lambda base, x, training, flag: base(x, training=training and flag), trains=False),
-    "as a number": lambda: Tuned(lambda base, x, training, _: base(x, training=int(bool(training)))),
-    "twice": lambda: Tuned(lambda base, x, training, _: base(x, training=False) - 2.0 * base(x, training=training)),
+    "forwarded": lambda: Tuned(lambda base, x, training: base(x, training=training)),
+    "from the context": lambda: Tuned(lambda base, x, training: base(x)),
+    "never": lambda: Tuned(lambda base, x, training: base(x, training=False)),
+    "never, no argument": lambda: Silent(lambda base, x, training: base(x, training=False)),
+    "always": lambda: Tuned(lambda base, x, training: base(x, training=True)),
+    "always, no argument": lambda: Silent(lambda base, x, training: base(x, training=True)),
+    "no argument": lambda: Silent(lambda base, x, training: base(x)),
+    "as a number": lambda: Tuned(lambda base, x, training: base(x, training=int(bool(training)))),
+    "twice": lambda: Tuned(lambda base, x, training: base(x, training=False) - 2.0 * base(x, training=training)),
     "functional": lambda: functional(make_base()),
     "functional, never": lambda: functional(make_base(), training=False),
     "frozen": frozen,
     "time steps": time_distributed,
-    "a layer of one's own": lambda: stack(Centred()),
-    "two of them": lambda: stack(Centred(), layers.Dense(2, "tanh"), Centred()),
+    "layers of one's own": lambda: stack(Centred(), layers.Dense(2, "tanh"), Centred()),
     "a subclass of batch normalisation": lambda: stack(Norm(momentum=1.0)),
     "a function": lambda: stack(layers.Lambda(lambda x, training=None: 2.0 * x if training else x)),
     "a cell of one's own": lambda: recurrent(layers.RNN(Cell(2))),
@@ -184,7 +182,8 @@ def test_batch_normalisation_trains_where_it_does_in_fit(name):
     x, y = rng.normal(size=(6, 2, 3) if has_steps else (6, 3)), rng.normal(size=(6, 1))
     model(x)
     model.set_weights([rng.uniform(0.5, 1.5, weight.shape).astype(weight.dtype) for weight in model.get_weights()])
-    model.compile(keras.optimizers.SGD(0.0), None if isinstance(model, WithOwnLoss) else "mse")
+    model.compile(keras.optimizers.SGD(0.0), None if isinstance(model, WithOwnLoss) else "mse", jit_compile=False)
+    model.optimizer.build(model.trainable_variables)  # else `fit` traces the model twice
     before = model.get_weights()
     operator = HessianOperator(model, None, x, y, self_check=name in CHECKED)
     found = operator.to_dense()
@@ -204,7 +203,7 @@ def test_batch_normalisation_trains_where_it_does_in_fit(name):
 
 @pytest.mark.parametrize("mode", ["batch", "moving"])
 def test_dropout_is_off_where_a_model_asks_for_it(mode):
-    models = [Tuned(lambda base, x, training, _: base(x, training=True), rate) for rate in (0.0, 0.5)]
+    models = [Tuned(lambda base, x, training: base(x, training=True), rate) for rate in (0.0, 0.5)]
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(6, 3)), rng.normal(size=(6, 1))
     for model in models:
@@ -214,22 +213,26 @@ def test_dropout_is_off_where_a_model_asks_for_it(mode):
     np.testing.assert_array_equal(plain, noisy)
 
 
-@pytest.mark.parametrize("name", NOISES)
-def test_noise_of_ones_own_is_off_and_all_else_as_in_fit(name):
-    """The layers inside and after the one that draws are called as in training."""
+def hessian_beside(draw):
     compute_in("float64")
-    make = [lambda x: x, NOISES[name]]
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(6, 3)), rng.normal(size=(6, 1))
-    models = [stack(Dropping(draw, Centred()), layers.BatchNormalization(), Centred()) for draw in make]
-    weights = [rng.uniform(0.5, 1.5, weight.shape) for weight in models[0].get_weights()]
-    for model in models:
-        model.set_weights(weights)
-    plain = HessianOperator(models[0], "mse", x, y).to_dense()
+    model = stack(Dropping(draw, Centred()), layers.BatchNormalization(), Centred())
+    model.set_weights([rng.uniform(0.5, 1.5, weight.shape) for weight in model.get_weights()])
+    return HessianOperator(model, "mse", x, y).to_dense()
+
+
+@pytest.fixture(scope="module")
+def without_noise():
+    return hessian_beside(lambda x: x)
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_noise_of_ones_own_is_off_and_all_else_as_in_fit(name, without_noise):
+    """The layers inside and after the one that draws are called as in training."""
     warned = pytest.warns(UserWarning, match="dropping.* draws random") if name == "generator" else nullcontext()
     with warned:  # dropout is off, and what trains beside it as in `fit`
-        noisy = HessianOperator(models[1], "mse", x, y).to_dense()
-    np.testing.assert_array_equal(plain, noisy)
+        np.testing.assert_array_equal(hessian_beside(NOISES[name]), without_noise)
 
 
 class CallingTwice(keras.Model):
@@ -267,15 +270,19 @@ def test_what_does_more_than_noise_is_named():
         HessianOperator(model, "mse", np.ones((6, 3), "float32"), np.ones((6, 1), "float32"))
 
 
+def hessian_of_linear(x):
+    """That of the mean squared error of a Dense layer with one output, by the equations."""
+    rows = np.concatenate([x.reshape(len(x), -1), np.ones((len(x), 1))], axis=1)
+    return 2.0 * rows.T @ rows / len(x)
+
+
 @pytest.mark.parametrize("asked", [None, True], ids=["by fit", "by the model"])
 def test_random_crops_are_taken_from_the_middle(asked):
-    inputs, head = keras.Input((8, 7, 2)), layers.Dense(1)
+    inputs = keras.Input((8, 7, 2))
     x, y = np.random.default_rng(0).normal(size=(5, 8, 7, 2)), np.ones((5, 1))
     cropped = layers.RandomCrop(4, 4)(inputs, training=asked)
-    model = keras.Model(inputs, head(layers.Flatten()(cropped)))
-    alone = keras.Input((4, 4, 2))
-    plain = keras.Model(alone, head(layers.Flatten()(alone)))
-    expected = HessianOperator(plain, "mse", x[:, 2:6, 1:5], y).to_dense()
+    model = keras.Model(inputs, layers.Dense(1)(layers.Flatten()(cropped)))
+    expected = hessian_of_linear(x[:, 2:6, 1:5])
     np.testing.assert_allclose(HessianOperator(model, "mse", x, y).to_dense(), expected, rtol=1e-5, atol=1e-6)
     assert "call" not in vars(layers.RandomCrop)
 
@@ -285,10 +292,8 @@ def test_crops_that_draw_nothing_are_taken_as_in_training(size):
     """Keras cuts a fixed window where a side of the image is no larger than that of the crop."""
     inputs, crop = keras.Input((6, 6, 1)), layers.RandomCrop(*size)
     x, y = np.random.default_rng(0).normal(size=(5, 6, 6, 1)), np.ones((5, 1))
-    alone, head = keras.Input((*size, 1)), layers.Dense(1)
-    plain = keras.Model(alone, head(layers.Flatten()(alone)))
-    model = keras.Model(inputs, head(layers.Flatten()(crop(inputs))))
-    expected = HessianOperator(plain, "mse", np.asarray(crop(x, training=True)), y).to_dense()
+    model = keras.Model(inputs, layers.Dense(1)(layers.Flatten()(crop(inputs))))
+    expected = hessian_of_linear(np.asarray(crop(x, training=True)))
     np.testing.assert_allclose(HessianOperator(model, "mse", x, y).to_dense(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -296,12 +301,11 @@ def test_augmentation_is_off_where_a_model_asks_for_it():
     inputs = keras.Input((4, 4, 1))
     flips = [layers.RandomFlip(), layers.RandomRotation(0.5), layers.RandomBrightness(0.5)]
     x, y = np.random.default_rng(0).normal(size=(6, 4, 4, 1)), np.ones((6, 1))
-    head, hidden = layers.Dense(1), inputs
+    hidden = inputs
     for flip in flips:
         hidden = flip(hidden, training=True)
-    augmented, plain = (keras.Model(inputs, head(layers.Flatten()(each))) for each in (hidden, inputs))
-    found, expected = (HessianOperator(model, "mse", x, y).to_dense() for model in (augmented, plain))
-    np.testing.assert_array_equal(found, expected)
+    found = HessianOperator(keras.Model(inputs, layers.Dense(1)(layers.Flatten()(hidden))), "mse", x, y).to_dense()
+    np.testing.assert_allclose(found, hessian_of_linear(x), rtol=1e-5, atol=1e-6)
 
 
 def test_heads_in_training_only_are_measured():
@@ -451,6 +455,7 @@ def test_traces_of_training_and_of_measurements_stay_apart(before, operator):
     model.set_weights(plain.get_weights())
     for one, loss in ((plain, spread), (model, compiled_spread)):
         one.compile(keras.optimizers.SGD(0.0), loss, jit_compile=False)
+        one.optimizer.build(one.trainable_variables)  # else `fit` traces the model twice
     if before != "nothing":
         (model.predict(x, verbose=0) if before == "predict" else model.fit(x, y, verbose=0))
     vector = rng.normal(size=model.count_params() - 4)
@@ -493,28 +498,47 @@ HALVES = {
 }
 
 
-@pytest.mark.parametrize("name", HALVES)
-def test_half_precision_is_measured_in_float32(name):
-    make, policy, loss = HALVES[name]
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(512, 8)).astype("float32")
-    reference, half = make("float32"), make(policy)
-    weights = [weight.astype("float16").astype("float32") for weight in reference.get_weights()]
-    weights[-2] = weights[-2] * 1e-3
-    for model in (reference, half):
+def measured(operator, model, loss, x, y, first):
+    """The operator by a layer, a product of it, the gradient and the loss."""
+    found = operator(model, loss, x, y, variables=model.layers[first])
+    value, gradient = found.loss_and_gradient()
+    vector = np.random.default_rng(1).normal(size=found.shape[0])
+    return found, found @ vector, np.concatenate([np.ravel(part) for part in gradient]), value
+
+
+@pytest.fixture(scope="module")
+def in_float32():
+    """A function of a model's kind: the data, the weights, and what is measured of the model in float32."""
+
+    @functools.cache
+    def measure(make, first):
+        keras.utils.set_random_seed(1234)
+        model = make("float32")
+        weights = [weight.astype("float16").astype("float32") for weight in model.get_weights()]
+        weights[-2] = weights[-2] * 1e-3
         model.set_weights(weights)
-    y = np.asarray(reference(x)) * 1.01
-    kept = [layer.dtype_policy for layer in half.layers]
+        x = np.random.default_rng(0).normal(size=(512, 8)).astype("float32")
+        y = np.asarray(model(x)) * 1.01
+        kinds = (HessianOperator, GaussNewtonOperator)
+        return x, y, weights, {operator: measured(operator, model, "mse", x, y, first) for operator in kinds}
+
+    return measure
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_half_precision_is_measured_in_float32(name, in_float32):
+    make, policy, loss = HALVES[name]
     first = 1 if "frozen" in name else 0
-    for operator in (HessianOperator, GaussNewtonOperator):
-        full = operator(reference, "mse", x, y, variables=reference.layers[first])
-        found = operator(half, loss, x, y, variables=half.layers[first])
-        v = rng.normal(size=full.shape[0])
-        assert np.linalg.norm(full @ v) > 0.0
-        assert relative_error(found @ v, full @ v) <= 1e-4
-        gradients = [np.concatenate([np.ravel(g) for g in one.loss_and_gradient()[1]]) for one in (found, full)]
-        assert relative_error(*gradients) <= 1e-4
-        assert found.loss_and_gradient()[0] == pytest.approx(full.loss_and_gradient()[0], rel=1e-4)
+    x, y, weights, references = in_float32(make if first else mixed, first)
+    half = make(policy)
+    half.set_weights(weights)
+    kept = [layer.dtype_policy for layer in half.layers]
+    for operator, (full, *expected, expected_loss) in references.items():
+        found, *arrays, value = measured(operator, half, loss, x, y, first)
+        for array, reference in zip(arrays, expected, strict=True):
+            assert np.linalg.norm(reference) > 0.0
+            assert relative_error(array, reference) <= 1e-4
+        assert value == pytest.approx(expected_loss, rel=1e-4)
         assert (found.precision, full.precision) == ("float32", "model")
         assert "rows, in float32" in repr(found)
     assert extremal_eigenvalues(found, 4).precision == "float32"
@@ -593,7 +617,7 @@ def test_other_threads_see_nothing_of_a_measurement():
         assert [layer.compute_dtype for layer in model.layers[2:5]] == ["float16", "float32", "float16"]
         graph = tf.function(lambda: model(data[0], training=True)).get_concrete_function().graph
         assert sum(operation.type == "StopGradient" for operation in graph.get_operations()) == 2
-        model.compile("sgd", "mse")
+        model.compile("sgd", "mse", jit_compile=False)
         model.fit(*data, verbose=0)
         assert np.abs(model.layers[4].moving_mean).max() > 0.0
     finally:

@@ -131,7 +131,7 @@ def test_randomness_is_held_still_or_refused():
 
 
 @pytest.mark.parametrize(
-    "build", [lambda: models.resnet((8, 8, 2), 8, 3, width=4), lambda: models.mlp(6, (8,) * 50, 3)]
+    "build", [lambda: models.resnet((8, 8, 2), 8, 3, width=4), lambda: models.mlp(6, (16,) * 25, 3)]
 )
 def test_deep_and_kinked_models_pass_the_check(build):
     """Kinks make differences unreliable; a warning, which would fail this test, would say so."""
@@ -171,8 +171,14 @@ def supervised_contrast(y_true, y_pred):
     return -tf.reduce_sum(pairs * tf.nn.log_softmax(logits), axis=-1) / tf.reduce_sum(pairs, axis=-1)
 
 
-@pytest.mark.parametrize("name", ["circle", "supervised contrast"])
-@BOTH
+@pytest.mark.parametrize(
+    ("name", "operator"),
+    [
+        ("circle", HessianOperator),
+        ("supervised contrast", HessianOperator),
+        ("supervised contrast", GaussNewtonOperator),
+    ],
+)
 def test_losses_of_pairs_are_checked_on_rows_that_have_some(name, operator):
     """Eight rows from all over the batch have no two of one class."""
     keras.config.set_dtype_policy("float64")
@@ -196,8 +202,8 @@ def test_losses_of_pairs_are_checked_on_rows_that_have_some(name, operator):
 @BOTH
 def test_what_is_not_finite_says_on_which_rows(operator):
     x, y = make_data()
-    x[20] = 0.0
-    function, _ = FUNCTIONS["norm"]
+    x[20] = 0.0  # in none of the first rows
+    function = lambda x: tf.norm(x, axis=-1, keepdims=True)  # noqa: E731
     text = refused(operator, make_applied(function), "mse", x, y)
     assert "not finite at the model's weights, on all rows together" in text
     text = refused(operator, make_applied(function), "mse", np.zeros_like(x), y)
@@ -275,10 +281,8 @@ FUNCTIONS = {
     "numpy_function": (passed_through_numpy, "PyFunc (in "),
     "fake quantisation": (tf.quantization.fake_quant_with_min_max_args, "FakeQuantWithMinMaxArgsGradient"),
     "quantisation": (lambda x: tf.quantization.quantize_and_dequantize_v2(x, -1.0, 1.0), "cannot differentiate"),
-    "norm": (lambda x: tf.norm(x, axis=-1, keepdims=True), "not finite"),
     "sqrt": (lambda x: tf.sqrt(tf.abs(x)), "Sqrt (in "),
     "prod": (lambda x: keras.ops.prod(x, -1, keepdims=True), "Prod (in "),
-    "reduce_prod": (lambda x: tf.reduce_prod(x, -1, keepdims=True), "Prod (in "),
     "cumprod": (lambda x: keras.ops.cumprod(x, -1), "Cumprod (in "),
     "unsorted_segment_prod": (
         in_segments(lambda x, segments: tf.math.unsorted_segment_prod(x, segments, 2)),
@@ -297,11 +301,17 @@ def refused(operator, model, loss, x, y, sample_weight=None):
     return str(caught.value)
 
 
-@BOTH
-@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in PRODUCTS])
+# What differs between the operators is in which derivative an error is found, not how its cause is named.
+NAMED = [
+    *((name, HessianOperator) for name in FUNCTIONS if name not in (*PRODUCTS, "clipped gradient")),
+    *((name, GaussNewtonOperator) for name in ("clipped gradient", "straight through", "quantisation")),
+]
+
+
+@pytest.mark.parametrize(("name", "operator"), NAMED)
 def test_operations_with_wrong_derivatives_are_refused_by_name(name, operator):
     x, y = make_data()
-    x[20] = 0.0  # where a norm has no derivative, in none of the first rows
+    x[20] = 0.0  # where a square root has no derivative, in none of the first rows
     function, words = FUNCTIONS[name]
     assert words in refused(operator, make_applied(function), "mse", x, y)
 
@@ -310,8 +320,6 @@ def test_operations_with_wrong_derivatives_are_refused_by_name(name, operator):
     ("name", "place", "operator"),
     [
         ("prod", "column", HessianOperator),
-        ("reduce_prod", "column", HessianOperator),
-        ("cumprod", "column", HessianOperator),
         ("cumprod", "row", HessianOperator),
         ("cumprod", "row", GaussNewtonOperator),
         ("segment_prod", "row", HessianOperator),
@@ -337,12 +345,12 @@ def test_losses_with_a_factor_of_zero_are_refused(operator):
 
 
 @BOTH
-@pytest.mark.parametrize("name", PRODUCTS)
-def test_products_without_a_zero_are_right(name, operator):
-    function, _ = FUNCTIONS[name]
-    matrix = operator(make_applied(function), "mse", *make_data())
-    dense = matrix.to_dense()
-    np.testing.assert_allclose(dense, dense.T, atol=1e-5)
+def test_products_without_a_zero_are_right(operator):
+    """All kinds side by side: each by itself would be refused, or asymmetric, as well in the company of others."""
+    every = make_applied(lambda x: tf.concat([FUNCTIONS[name][0](x) for name in PRODUCTS], -1))
+    matrix = operator(every, "mse", *make_data())
+    one, other = np.random.default_rng(1).normal(size=(2, matrix.shape[0]))
+    assert one @ (matrix @ other) == pytest.approx(other @ (matrix @ one), rel=1e-4)
 
 
 @BOTH
@@ -447,9 +455,9 @@ def measure(kind, model, loss, x, y, weight):
 # Every loss for one kind of measurement, and every other kind for some of the losses: hidden in graphs, and not.
 MEASURED = [
     *((name, "hessian") for name in LOSSES if name != "in rows"),
-    *((name, "gauss_newton") for name in ("in a branch", "softmax", "smoothed", "own")),
-    *((name, "noise") for name in ("in a branch", "in rows", "logits", "own")),
-    *((name, "step") for name in ("in a loop in a branch", "in a function", "softmax", "logits")),
+    *((name, "gauss_newton") for name in ("in a branch", "softmax")),
+    *((name, "noise") for name in ("in rows", "logits")),
+    *((name, "step") for name in ("in a function", "softmax")),
 ]
 
 
@@ -526,8 +534,7 @@ def many_kinks(x):
     return tf.reduce_mean(tf.nn.relu(x[..., None] - tf.cast(tf.linspace(-2.0, 2.0, 20_001), x.dtype)), -1)
 
 
-@BOTH
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("operator", "seed"), [(HessianOperator, 0), (GaussNewtonOperator, 1)])
 def test_right_products_in_float32_are_not_refused(seed, operator):
     keras.utils.set_random_seed(seed)
     conv = [keras.layers.Conv2D(8, 3, activation="relu"), keras.layers.MaxPooling2D(), keras.layers.Flatten()]
@@ -561,7 +568,7 @@ def test_losses_that_round_to_float32_are_not_refused():
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, "tanh"), keras.layers.Dense(2)])
     loss = lambda a, b: 1.0 + tf.reduce_mean(tf.cast(b - a, tf.float32) ** 2, -1)  # noqa: E731
     for operator in (GaussNewtonOperator, HessianOperator):
-        expected = operator(model, "mse", x, y) @ np.ones(26, "float32")
+        expected = operator(model, "mse", x, y, self_check=False) @ np.ones(26, "float32")
         np.testing.assert_allclose(operator(model, loss, x, y) @ np.ones(26, "float32"), expected, rtol=1e-3, atol=1e-5)
 
 
@@ -628,7 +635,8 @@ def test_derivatives_that_are_wrong_for_a_few_rows_are_found(operator, loss):
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((64, 3)).astype("float32"), np.eye(4, dtype="float32")[rng.integers(0, 4, 64)]
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4)])
-    assert np.isfinite(operator(model, loss, x, y) @ np.ones(16)).all()
+    if loss is stopped_for_outliers:
+        assert np.isfinite(operator(model, loss, x, y) @ np.ones(16)).all()
     y[30:32] *= 40.0
     if loss is stopped_and_right:
         assert np.isfinite(operator(model, loss, x, y) @ np.ones(16)).all()
@@ -644,7 +652,7 @@ def test_the_unit_of_the_loss_does_not_matter(unit, operator):
     x, y = rng.normal(size=(24, 3)).astype("float32"), rng.normal(size=(24, 2)).astype("float32")
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, "tanh"), keras.layers.Dense(2)])
     vector = rng.normal(size=26).astype("float32")
-    plain = operator(model, "mse", x, y) @ vector
+    plain = operator(model, "mse", x, y, self_check=False) @ vector
     scaled = operator(model, lambda y, p: unit * keras.ops.mean((y - p) ** 2, -1), x, y) @ vector
     np.testing.assert_allclose(scaled / unit, plain, rtol=1e-4, atol=1e-5 * abs(plain).max())
 
