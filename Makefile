@@ -60,11 +60,12 @@ horovod: $(VENV)/built-horovod
 # below: xdist would start those with few tests last, which take longest.
 PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-# In three runs, one after the other: TensorFlow keeps what `fit` has compiled, and workers would grow through all of them.
+# In four runs, one after the other: TensorFlow keeps what `fit` has compiled, and workers would grow through all of them.
 FIRST := tests/callbacks
 SECOND := tests/curvature tests/bregman
-OTHERS := tests/distributed tests/examples tests $(addprefix --ignore=,$(FIRST) $(SECOND))
-RUNS := $(if $(ONLY),"tests/$(ONLY)","$(FIRST)" "$(SECOND)" "$(OTHERS)")
+THIRD := tests/optimizers tests/models
+OTHERS := tests/distributed tests/examples tests $(addprefix --ignore=,$(FIRST) $(SECOND) $(THIRD))
+RUNS := $(if $(ONLY),"tests/$(ONLY)","$(FIRST)" "$(SECOND)" "$(THIRD)" "$(OTHERS)")
 
 define run_tests
 @failed=0; \
@@ -82,7 +83,7 @@ test-all: $(VENV)/installed-test $(VENV)/built-horovod
 
 # Tracing costs about a third of the time, in the ranks too: not a part of `make test`.
 coverage: $(VENV)/installed-test $(VENV)/built-horovod
-	$(PYTEST) --cov --cov-report= --cov-fail-under=0 $(FIRST) $(SECOND)
+	$(PYTEST) --cov --cov-report= --cov-fail-under=0 $(FIRST) $(SECOND) $(THIRD)
 	$(PYTEST) --cov --cov-append --cov-report=term $(OTHERS)
 
 lint: $(VENV)/installed-test
