@@ -17,6 +17,7 @@ from tfopt.nqm.kernels import (
     finite_or_infinite,
     in_chunks,
     make_tensor_system,
+    on_all_cores,
     pattern,
     problem_tensors,
     setting_tensors,
@@ -38,6 +39,8 @@ from tfopt.nqm.linear_system import (
 from tfopt.nqm.problem import NoisyQuadratic
 
 LARGEST_STEP = 2**62
+# Settings of a grid that are computed together: for 100 curvatures they fit into a core's cache.
+GRID_CHUNK = 256
 
 
 def expected_loss(problem: NoisyQuadratic, algorithm: Algorithm, batch_size: Any, steps: Any) -> np.ndarray:
@@ -101,19 +104,31 @@ class DoublingTimes:
 
     def __init__(self, problem: NoisyQuadratic, algorithm: Algorithm) -> None:
         self._kernel = _octave_kernel(algorithm.structure)
-        self._problem = problem_tensors(problem)
+        self._problem, (self._num_settings,) = problem_tensors(problem), algorithm.shape
         prepare = _first_octave_kernel(algorithm.structure)
-        *first, self._octave = prepare(setting_tensors(algorithm), self._problem)
+
+        def begin(start: int) -> tuple[Any, ...]:
+            indices = np.minimum(np.arange(start, start + GRID_CHUNK), self._num_settings - 1)
+            return prepare(setting_tensors(algorithm.take(indices)), self._problem)
+
         # Transient and noise after 1, 2 and 3 steps, of shape (3, k) each.
-        self.first = tuple(map(finite_or_infinite, first))
+        self.first = self._join(on_all_cores(begin, range(0, self._num_settings, GRID_CHUNK)))
         self._quarter = 1
 
     def advance(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Move on by one octave; return its 4 numbers of steps, and transient and noise there, of shape (4, k)."""
         times = self._quarter * np.arange(4, 8)
-        transient, noise, self._octave = self._kernel(self._octave, self._problem)
+        losses = self._join(on_all_cores(lambda octave: self._kernel(octave, self._problem), self._octaves))
         self._quarter *= 2
-        return times, finite_or_infinite(transient), finite_or_infinite(noise)
+        return times, *losses
+
+    def _join(self, chunks: list[tuple[Any, ...]]) -> tuple[np.ndarray, np.ndarray]:
+        transients, noises, self._octaves = zip(*chunks, strict=True)
+        transient, noise = (
+            np.concatenate([finite_or_infinite(part) for part in parts], axis=1)[:, : self._num_settings]
+            for parts in (transients, noises)
+        )
+        return transient, noise
 
 
 def flatten_with(algorithm: Algorithm, batch_size: np.ndarray) -> tuple[Algorithm, np.ndarray, tuple[int, ...]]:

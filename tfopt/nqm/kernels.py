@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import functools
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -12,10 +16,14 @@ from tfopt.nqm.algorithm import Algorithm, Structure
 from tfopt.nqm.linear_system import LinearSystem, make_system
 from tfopt.nqm.problem import NoisyQuadratic
 
+Part = TypeVar("Part")
+Result = TypeVar("Result")
 # Memory limit of one chunk, as a number of float64 entries: 32 MiB.
 MAX_ENTRIES = 2**22
-# Few chunk sizes mean few compiled kernels. Where neither fits, chunks hold one setting.
-CHUNKS = (8, 128)
+# The largest chunk that fits. One size for each problem means few compiled kernels.
+CHUNKS = (64, 8, 1)
+# Every thread holds one chunk.
+MAX_THREADS = 8
 
 
 class SettingTensors(NamedTuple):
@@ -41,13 +49,15 @@ class CompiledByShape:
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = tf.function(function, autograph=False, jit_compile=True)
         self._concrete: dict[Any, Any] = {}
+        self._lock = threading.Lock()
 
     def __call__(self, *arguments: Any) -> Any:
         """Run the function on tensors and nested tuples of tensors."""
         # A concrete function does not compare the types of its arguments, which saves half a millisecond per call.
         key = _shapes(arguments)
-        if key not in self._concrete:
-            self._concrete[key] = self._function.get_concrete_function(*arguments)
+        with self._lock:
+            if key not in self._concrete:
+                self._concrete[key] = self._function.get_concrete_function(*arguments)
         return self._concrete[key](*arguments)
 
 
@@ -112,13 +122,27 @@ def in_chunks(
     """Run a kernel on chunks of k settings and arrays of shape (k,) that fit into memory, and join its results."""
     # The kernel holds `entries` numbers for each setting.
     (num_settings,) = algorithm.shape
-    fitting = [chunk for chunk in CHUNKS if chunk * entries <= MAX_ENTRIES] or [1]
-    size = min(fitting) if num_settings <= 4 * min(fitting) else max(fitting)
-    results = []
-    for begin in range(0, num_settings, size):
+    size = next((chunk for chunk in CHUNKS if chunk * entries <= MAX_ENTRIES), CHUNKS[-1])
+
+    def run_from(begin: int) -> tuple[np.ndarray, ...]:
         indices = np.minimum(np.arange(begin, begin + size), num_settings - 1)
-        results.append(run(algorithm.take(indices), *(array[indices] for array in arrays)))
+        return run(algorithm.take(indices), *(array[indices] for array in arrays))
+
+    results = on_all_cores(run_from, range(0, num_settings, size))
     return tuple(np.concatenate(parts)[:num_settings] for parts in zip(*results, strict=True))
+
+
+def on_all_cores(function: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
+    """Return the function's results on all parts, in order. A small kernel occupies one core only."""
+    if len(parts) <= 1:
+        return [function(part) for part in parts]
+    return list(_threads().map(function, parts))
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    cores = tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count() or 1
+    return ThreadPoolExecutor(min(cores, MAX_THREADS))
 
 
 def finite_or_infinite(values: tf.Tensor) -> np.ndarray:

@@ -117,57 +117,48 @@ def _walk(
     structure, parts = algorithm.structure, problem_tensors(problem)
     like = pattern(structure)
     per_direction = len(pack(like.matrix)) + len(pack_symmetric(outer(like.noise)))
+    kernel = _walk_kernel(structure, num_levels)
+    limits = tf.constant(max_strides), tf.constant(target, tf.float64)
 
     def run(settings: Algorithm, chunk_sizes: np.ndarray) -> tuple[np.ndarray, ...]:
-        tensors = setting_tensors(settings)
-        levels = [_first_kernel(structure)(tensors, parts.curvature)]
-        for level in range(1, num_levels):
-            strides = _double_kernel(structure)(levels[-1])
-            # Each squaring doubles the rounding error of 1 - x: after 10^11 steps four digits are wrong.
-            if not any(structure):
-                strides = strides._replace(powers=_plain_power(level, tensors, parts.curvature))
-            levels.append(strides)
-        halves = zip(*levels, strict=True)
-        table = Strides(*(tuple(tf.stack(entry, axis=1) for entry in zip(*half, strict=True)) for half in halves))
-        limits = tf.constant(max_strides), tf.constant(target, tf.float64)
-        return (_walk_kernel(structure)(table, tensors, parts, tf.constant(chunk_sizes), *limits).numpy(),)
+        return (kernel(setting_tensors(settings), parts, tf.constant(chunk_sizes), *limits).numpy(),)
 
     entries = num_levels * per_direction * len(problem.curvature)
     return in_chunks(run, algorithm, sizes, entries=entries)[0]
 
 
-def _plain_power(level: int, settings: SettingTensors, curvature: tf.Tensor) -> tuple[tf.Tensor, ...]:
+def _all_strides(structure: Structure, num_levels: int, settings: SettingTensors, curvature: tf.Tensor) -> Strides:
+    """Return the strides of lengths 1, 2, 4, ...; every entry has shape (settings, lengths, directions)."""
+    system = make_tensor_system(structure, settings, curvature)
+
+    def double(strides: Strides, level: tf.Tensor) -> Strides:
+        a, g = unpack(strides.powers, system.matrix), unpack_symmetric(strides.grams)
+        # Each squaring doubles the rounding error of 1 - x: after 10^11 steps four digits are wrong.
+        powers = pack(multiply(a, a)) if any(structure) else _plain_power(level, settings, curvature)
+        return Strides(powers, pack_symmetric(add_noise(a, g, g)))
+
+    first = Strides(pack(system.matrix), pack_symmetric(outer(system.noise)))
+    doubled = tf.scan(double, tf.range(1.0, num_levels, dtype=tf.float64), first)
+
+    def join(one: tf.Tensor, rest: tf.Tensor) -> tf.Tensor:
+        return tf.concat([one[:, None], tf.transpose(rest, (1, 0, 2))], axis=1)
+
+    return tf.nest.map_structure(join, first, doubled)
+
+
+def _plain_power(level: tf.Tensor, settings: SettingTensors, curvature: tf.Tensor) -> tuple[tf.Tensor, ...]:
     # Returns (1 - x)^(2^level) of SGD, with level >= 1, to all digits even for small x.
     x = settings.rate * curvature**-settings.power * curvature
     logarithm = tf.where(x < 0.5, tf.math.log1p(-tf.minimum(x, 0.5)), tf.math.log(tf.abs(1.0 - x)))
     return (tf.exp(2.0**level * logarithm),)
 
 
-@functools.cache
-def _first_kernel(structure: Structure) -> Callable[..., Any]:
-    @CompiledByShape
-    def kernel(settings, curvature):  # type: ignore[no-untyped-def]
-        system = make_tensor_system(structure, settings, curvature)
-        return Strides(pack(system.matrix), pack_symmetric(outer(system.noise)))
-
-    return kernel
-
-
-@functools.cache
-def _double_kernel(structure: Structure) -> Callable[..., Any]:
-    @CompiledByShape
-    def kernel(strides):  # type: ignore[no-untyped-def]
-        a, g = unpack(strides.powers, pattern(structure).matrix), unpack_symmetric(strides.grams)
-        return Strides(pack(multiply(a, a)), pack_symmetric(add_noise(a, g, g)))
-
-    return kernel
-
-
 # Walks along the steps of every setting in strides. A stride is doubled if its bound held, and halved if not.
 @functools.cache
-def _walk_kernel(structure: Structure) -> Callable[..., Any]:
+def _walk_kernel(structure: Structure, num_levels: int) -> Callable[..., Any]:
     @CompiledByShape
-    def kernel(strides, settings, problem, sizes, max_strides, target):  # type: ignore[no-untyped-def]
+    def kernel(settings, problem, sizes, max_strides, target):  # type: ignore[no-untyped-def]
+        strides = _all_strides(structure, num_levels, settings, problem.curvature)
         system = make_tensor_system(structure, settings, problem.curvature)
         bounds = TransientBounds(system)
         first = (tf.zeros_like(sizes, tf.int64), tf.zeros_like(sizes, tf.int32), tf.fill(tf.shape(sizes), NAN))
