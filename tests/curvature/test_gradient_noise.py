@@ -63,6 +63,29 @@ def test_equals_the_rows_one_by_one(problem, group_size):
     assert (noise.num_rows, noise.group_size, noise.batch_norm) == (ROWS, group_size, "batch")
 
 
+@pytest.mark.parametrize("group_size", [5, ROWS // 3, ROWS // 2])
+def test_standard_errors_leave_out_each_group_in_turn(problem, group_size):
+    model, x, y, single = problem
+    count = ROWS // group_size
+    groups = single[: count * group_size].reshape(count, group_size, -1).mean(axis=1)
+    unit = np.ones(single.shape[1]) / np.sqrt(single.shape[1])
+    noise = gradient_noise(
+        model, "mse", x, y, group_size=group_size, directions=[unit], num_hessian_groups=count, self_check=False
+    )
+    hessian = HessianOperator(model, "mse", x, y, self_check=False).to_dense()
+    matrices = (np.eye(len(unit)), np.outer(unit, unit), hessian)
+    found = (noise.covariance_trace, noise.projections[0], noise.hessian_covariance_trace)
+    for matrix, estimate in zip(matrices, found, strict=True):
+        if count == 2:
+            assert np.isnan(estimate.standard_error)
+            continue
+        without = [
+            group_size * np.trace(matrix @ np.cov(np.delete(groups, index, axis=0).T)) for index in range(count)
+        ]
+        expected = np.sqrt((count - 1) * np.var(without))
+        assert estimate.standard_error == pytest.approx(expected, rel=1e-6)
+
+
 def test_standard_errors_are_those_of_other_draws():
     """Of probes drawn anew, estimates scatter as much as one of them says."""
     keras.config.set_floatx("float64")

@@ -91,6 +91,20 @@ def test_blocks(truth, operator):
 
 
 @BOTH
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_block_beside_weights_that_are_regularised(operator, dtype):
+    model, x, y = oracles.make("regularized")
+    compute_in(dtype)
+    whole = operator(model, "mse", x, y)
+    last = model.layers[-1]
+    block = operator(model, "mse", x, y, variables=last)
+    size = block.shape[0]
+    np.testing.assert_allclose(block.to_dense(), whole.to_dense()[-size:, -size:], rtol=1e-5, atol=1e-6)
+    loss, _ = block.loss_and_gradient()
+    assert loss == pytest.approx(whole.loss_and_gradient()[0], rel=1e-6)
+
+
+@BOTH
 def test_the_weights_of_the_moment_are_used(operator):
     model, x, y = oracles.make("dense")
     matrix = operator(model, "mse", x, y)

@@ -36,10 +36,16 @@ class ForwardPass:
         """Within this context variables have other values, and no variable of the model changes."""
         # `sources` are the variables by whose values the caller differentiates; None means all `variables`.
         pairs = list(zip(variables, values, strict=True))
+        known = {id(variable) for variable in variables}
+        others = [v for v in self._model.variables if tf.as_dtype(v.dtype).is_floating and id(v) not in known]
         if self._dtype is not None:
-            known = {id(variable) for variable in variables}
-            floats = [v for v in self._model.variables if tf.as_dtype(v.dtype).is_floating and id(v) not in known]
-            pairs += [(variable, tf.cast(variable.value, self._dtype)) for variable in floats]
+            pairs += [(variable, tf.cast(variable.value, self._dtype)) for variable in others]
+        else:  # Keras's regularisation takes values from its stateless scope only, and finds None there.
+            pairs += [
+                (variable, tf.convert_to_tensor(variable.value))
+                for variable in others
+                if variable.regularizer is not None
+            ]
         sources = variables if sources is None else sources
         with measuring(self._dtype), holding(pairs, sources, lambda: self.at(variables, values, sources)):
             yield

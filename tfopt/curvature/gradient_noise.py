@@ -29,8 +29,8 @@ class GradientNoise(Record):
         squared_gradient_norm: |g|^2.
         noise_scale: The simple noise scale tr C / |G|^2, in rows (McCandlish et al., arXiv 1812.06162, equation 2.9).
             |G|^2 is the squared gradient norm of infinitely many rows, estimated as |g|^2 - tr C / N. The noise scale
-            is infinite if this estimate is not positive, because the probe is then too small. Its standard error comes
-            from leaving out each group in turn (jackknife); it is NaN if the probe is too small.
+            is infinite if this estimate is not positive, because the probe is then too small. Its standard error is NaN
+            if the probe is too small.
         gradient: g, a vector of n entries.
         num_rows: Number of rows in all groups (N).
         group_size: B.
@@ -86,7 +86,8 @@ def gradient_noise(
     """Measure the scatter of gradients over a probe.
 
     Groups are consecutive rows of the probe, which must be in random order. Rows that do not fill a group are left out.
-    Standard errors assume independent groups. Regularisation adds the same term to every gradient, and no scatter.
+    Standard errors assume independent groups. They come from leaving out each group in turn (jackknife), and are NaN
+    for two groups. Regularisation adds the same term to every gradient, and no scatter.
 
     Args:
         objective: An `Objective`; or a model, followed by further arguments of `Objective`. The groups of all ranks are
@@ -131,7 +132,7 @@ def gradient_noise(
         return noise
     hessian = HessianOperator(groups.objective, self_check=self_check)
     draws = np.array(list(groups.curved(hessian, noise.gradient, num_hessian_groups, rng)))
-    return replace(noise, hessian_covariance_trace=Estimate.from_draws(groups.factor * draws))
+    return replace(noise, hessian_covariance_trace=groups.variance_of_rows(draws))
 
 
 def noise_of(groups: Groups, directions: Any = ()) -> GradientNoise:
@@ -139,13 +140,13 @@ def noise_of(groups: Groups, directions: Any = ()) -> GradientNoise:
     objective, size = groups.objective, groups.size
     units = _units(directions, sum(int(v.shape.num_elements()) for v in objective.values()))
     found = groups.scatter(units, groups.evaluations())
-    covariance_trace = Estimate.from_draws(groups.factor * found.squares)
+    covariance_trace = groups.variance_of_rows(found.squares)
     square, num_rows = float(found.mean @ found.mean), groups.count * size
     scale = quotient(covariance_trace.value, square - covariance_trace.value / num_rows)
     return GradientNoise(
         covariance_trace=covariance_trace,
         hessian_covariance_trace=None,
-        projections=[Estimate.from_draws(groups.factor * column) for column in found.projected],
+        projections=[groups.variance_of_rows(column) for column in found.projected],
         squared_gradient_norm=square,
         noise_scale=Estimate(scale, jackknife(found, size), groups.count),
         gradient=found.mean,

@@ -1,7 +1,7 @@
 """The gradients of groups of rows, which scatter around their mean."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfopt import _keras
 from tfopt._checks import check_integer
 from tfopt.curvature.batch import Batch
+from tfopt.curvature.estimate import Estimate
 from tfopt.curvature.hessian import HessianOperator
 from tfopt.curvature.objective import Objective
 from tfopt.curvature.row_means import Evaluation, RowMeanCheck, RowRange, evaluation
@@ -27,7 +28,6 @@ class Groups:
     Attributes:
         count: Number of groups (M), over all ranks.
         sizes: Rows in each group of this rank.
-        factor: B M / (M - 1), which turns mean squared distances into a variance of single rows.
     """
 
     def __init__(self, objective: Objective, size: int, *, has_all_rows: bool = False) -> None:
@@ -57,8 +57,14 @@ class Groups:
                 f"{self.count} groups of group_size={size} rows in batches of "
                 f"{max(batch.num_rows for batch in objective.probe.batches)}"
             )
-        # The factor divides by M - 1, and each square then is one draw of an unbiased mean.
-        self.factor = size * self.count / (self.count - 1)
+
+    def variance_of_rows(self, squares: Any) -> Estimate:
+        """Return a variance of single rows, from squared distances (k,) of groups from the mean of all M groups."""
+        mean = Estimate.from_draws(self.size * self.count / (self.count - 1) * np.asarray(squares))
+        # Each group pulls the mean towards itself. The jackknife, which leaves out each group in turn and computes the
+        # mean anew, gives the standard error of the draws times (M - 1) / (M - 2).
+        pull = (self.count - 1) / (self.count - 2) if self.count > 2 else np.nan
+        return replace(mean, standard_error=mean.standard_error * pull)
 
     def scatter(self, units: np.ndarray, evaluations: Sequence[Evaluation]) -> "Scatter":
         """Return the scatter of the gradients of all groups, along `units` too, of shape (k, n) and norm 1."""
