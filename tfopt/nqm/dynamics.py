@@ -38,6 +38,8 @@ from tfopt.nqm.linear_system import (
 from tfopt.nqm.problem import NoisyQuadratic
 
 LARGEST_STEP = 2**62
+# Settings whose next octave is computed at once, which bounds memory. It divides the grids of two and three settings.
+GRID_CHUNK = 960
 
 
 def expected_loss(problem: NoisyQuadratic, algorithm: Algorithm, batch_size: Any, steps: Any) -> np.ndarray:
@@ -103,17 +105,30 @@ class DoublingTimes:
         self._kernel = _octave_kernel(algorithm.structure)
         self._problem = problem_tensors(problem)
         prepare = _first_octave_kernel(algorithm.structure)
-        *first, self._octave = prepare(setting_tensors(algorithm), self._problem)
+        (count,) = algorithm.shape
+        chunks = [np.arange(begin, min(begin + GRID_CHUNK, count)) for begin in range(0, count, GRID_CHUNK)]
+        found = [prepare(setting_tensors(algorithm.take(chunk)), self._problem) for chunk in chunks]
+        self._octaves = [octave for *_, octave in found]
         # Transient and noise after 1, 2 and 3 steps, of shape (3, k) each.
-        self.first = tuple(map(finite_or_infinite, first))
+        self.first = _join([losses for *losses, _ in found])
         self._quarter = 1
 
     def advance(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Move on by one octave; return its 4 numbers of steps, and transient and noise there, of shape (4, k)."""
-        times = self._quarter * np.arange(4, 8)
-        transient, noise, self._octave = self._kernel(self._octave, self._problem)
+        times, found = self._quarter * np.arange(4, 8), []
+        for place, octave in enumerate(self._octaves):
+            *losses, self._octaves[place] = self._kernel(octave, self._problem)
+            found.append(losses)
         self._quarter *= 2
-        return times, finite_or_infinite(transient), finite_or_infinite(noise)
+        transient, noise = _join(found)
+        return times, transient, noise
+
+
+def _join(losses: list[list[tf.Tensor]]) -> tuple[np.ndarray, ...]:
+    # Of each chunk of settings, transient and noise.
+    return tuple(
+        np.concatenate([finite_or_infinite(part) for part in parts], axis=1) for parts in zip(*losses, strict=True)
+    )
 
 
 def flatten_with(algorithm: Algorithm, batch_size: np.ndarray) -> tuple[Algorithm, np.ndarray, tuple[int, ...]]:
