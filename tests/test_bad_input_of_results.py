@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from nonsense import Entry, assert_named_or_works, assert_right, cases
+from nonsense import Entry, Later, assert_named_or_works, assert_right, cases
 
 from tfopt import bregman, curvature, datasets, models, nqm, planning, relative_trust
 
@@ -15,9 +15,9 @@ RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(12, 3)).astype("float32"), RNG.normal(size=(12, 1)).astype("float32")
 PROBLEM = nqm.NoisyQuadratic(curvature=[1.0, 0.1], noise_variance=[1.0, 0.1])
 SIZES = 4.0 ** np.arange(-2, 8)
-CURVE = nqm.optimize(PROBLEM, "sgd", SIZES, 0.01)
-SCHEDULE = nqm.optimal_schedule(PROBLEM, 1.0, num_steps=20, num_pieces=3)
-TRAJECTORIES = nqm.monte_carlo(PROBLEM, nqm.Algorithm(0.1), 4, num_steps=3, num_trajectories=4)
+CURVE = Later(lambda: nqm.optimize(PROBLEM, "sgd", SIZES, 0.01))
+SCHEDULE = Later(lambda: nqm.optimal_schedule(PROBLEM, 1.0, num_steps=20, num_pieces=3))
+TRAJECTORIES = Later(lambda: nqm.monte_carlo(PROBLEM, nqm.Algorithm(0.1), 4, num_steps=3, num_trajectories=4))
 CERTIFICATE = curvature.ConvexityCertificate(0.1, 0.2, 1.0, 1.0, 2, 1)
 
 
@@ -27,14 +27,17 @@ def make_model():
     return model
 
 
-MODEL = make_model()
-OBJECTIVE = curvature.Objective(MODEL, "mse", (X, Y))
-OPERATOR = curvature.HessianOperator(OBJECTIVE)
-DENSITY = curvature.spectral_density(OPERATOR, num_vectors=2, num_matvecs=3)
-METER = relative_trust.StepMeter(OBJECTIVE)
-MOVED = [weights + np.float32(0.1) for weights in MODEL.get_weights()]
+MODEL = Later(make_model)
+OBJECTIVE = Later(lambda: curvature.Objective(MODEL(), "mse", (X, Y)))
+OPERATOR = Later(lambda: curvature.HessianOperator(OBJECTIVE()))
+DENSITY = Later(lambda: curvature.spectral_density(OPERATOR(), num_vectors=2, num_matvecs=3))
+TRIDIAGONAL = Later(lambda: curvature.lanczos(OPERATOR(), 3))
+NOISE = Later(lambda: curvature.gradient_noise(OBJECTIVE(), group_size=2))
+METER = Later(lambda: relative_trust.StepMeter(OBJECTIVE()))
+WEIGHTS = Later(lambda: MODEL().get_weights())
+MOVED = Later(lambda: [weights + np.float32(0.1) for weights in MODEL().get_weights()])
 SHARED_OPTIONS = ("linear_penalty", "activation_penalty", "weight_decay", "ridge", "state_dtype", "chunk_rows")
-PROFILE = relative_trust.breakdown_profile(OBJECTIVE, [0.1])
+PROFILE = Later(lambda: relative_trust.breakdown_profile(OBJECTIVE(), [0.1]))
 
 
 def make_fit():
@@ -42,16 +45,18 @@ def make_fit():
     data = (rows, np.zeros((len(rows), 1), "float32"))
     model = models.noisy_quadratic(PROBLEM, seed=0)
     objective = curvature.Objective(model, models.output_as_loss, data)
-    return planning.fit_noisy_quadratic(objective, None, matrix="hessian", num_examples=math.inf)
+    return planning.fit_noisy_quadratic(objective, None, matrix="hessian", num_runs=4, num_examples=math.inf)
 
 
-FIT = make_fit()
-PLAN = planning.plan_from_fit(FIT, batch_sizes=[2**k for k in range(12)], families=["sgd"], num_draws=20)
+FIT = Later(make_fit)
+PLAN = Later(
+    lambda: planning.plan_from_fit(FIT(), batch_sizes=[2**k for k in range(12)], families=["sgd"], num_draws=20)
+)
 
 
 def save(path):
-    PLAN.save(Path(tempfile.mkdtemp()) / path if isinstance(path, str) and path else path)
-    return PLAN
+    PLAN().save(Path(tempfile.mkdtemp()) / path if isinstance(path, str) and path else path)
+    return True
 
 
 def start_at(epoch):
@@ -101,17 +106,15 @@ ENTRIES = {
     "SpectralDensity.density": Entry(DENSITY.density, {"points": [0.0, 1.0], "width": 0.1}),
     "SpectralDensity.moment": Entry(DENSITY.moment, {"power": 2}),
     "SpectralDensity.plot": Entry(DENSITY.plot, {"ax": None, "label": None, "width": 0.1}),
-    "Tridiagonal.eigenvector": Entry(curvature.lanczos(OPERATOR, 3).eigenvector, {"index": 0}),
+    "Tridiagonal.eigenvector": Entry(TRIDIAGONAL.eigenvector, {"index": 0}),
     "Probe.first": Entry(curvature.Probe(X, Y).first, {"num_rows": 2}),
-    "GradientNoise.batch_variance": Entry(
-        curvature.gradient_noise(OBJECTIVE, group_size=2).batch_variance, {"batch_size": 2, "num_rows": 12}
-    ),
+    "GradientNoise.batch_variance": Entry(NOISE.batch_variance, {"batch_size": 2, "num_rows": 12}),
     "StepMeter": Entry(
         relative_trust.StepMeter,
         {"objective": OBJECTIVE},
         ("num_points",),
     ),
-    "StepMeter.measure": Entry(METER.measure, {"before": MODEL.get_weights(), "after": MOVED}),
+    "StepMeter.measure": Entry(METER.measure, {"before": WEIGHTS, "after": MOVED}),
     "StepMeter.loss_and_gradient": Entry(METER.loss_and_gradient, {"weights": MOVED}),
     "BreakdownProfile.plot": Entry(PROFILE.plot, {"ax": None, "label": "name"}),
     "EpochBatches.order": Entry(datasets.EpochBatches(X, Y, batch_size=2).order, {"epoch": 1}),

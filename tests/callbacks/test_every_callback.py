@@ -27,6 +27,14 @@ def loggers(folder):
     ]
 
 
+def check_untouched(found, plain):
+    """The callback has changed neither the variables nor what Keras logs."""
+    for ours, theirs in zip(found[1], plain[1], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for key, series in plain[0].items():
+        assert found[0][key] == series
+
+
 def check_logs(name, history, folder):
     rows = list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
     board = read_scalars(folder / "board")
@@ -51,36 +59,35 @@ def check_measurements(name, mode, callback, folder):
             assert own[key] == pytest.approx(known, rel=1e-5)
 
 
-# Every pair of a callback and an optimizer, of a callback and a way to step, and of an optimizer and a way to step.
+# Every pair of a callback and a way to step, and of an optimizer and a way to step. What logs runs in graphs below.
 CELLS = [
     (name, optimizer, mode)
     for place, name in enumerate(table.CALLBACKS)
     for row, optimizer in enumerate(table.OPTIMIZERS)
     for column, mode in enumerate(table.MODES)
-    if (place + row + column) % 3 == 0
+    if (place + row + column) % 3 == 0 and not (mode == "graph" and name in table.LOGGED)
 ]
 
 
 @pytest.mark.parametrize(("name", "optimizer", "mode"), CELLS)
 @pytest.mark.filterwarnings("ignore:With steps_per_execution=3 GradientBreakdown")
 def test_loggers_first(name, optimizer, mode, tmp_path):
-    plain_history, plain_values = without(optimizer, mode)  # before any callback has touched this model
+    plain = without(optimizer, mode)  # before any callback has touched this model
     callback = table.CALLBACKS[name](PROBE, tmp_path)
-    history, values = table.fit(table.model_at_its_start(optimizer, mode), [*loggers(tmp_path), callback])
-    for ours, plain in zip(values, plain_values, strict=True):
-        np.testing.assert_array_equal(ours, plain)
-    for key, plain in plain_history.items():
-        assert history[key] == plain
+    found = table.fit(table.model_at_its_start(optimizer, mode), [*loggers(tmp_path), callback])
+    check_untouched(found, plain)
     check_measurements(name, mode, callback, tmp_path)
-    check_logs(name, history, tmp_path)
+    check_logs(name, found[0], tmp_path)
 
 
 @pytest.mark.parametrize("name", table.LOGGED)
 def test_loggers_last(name, tmp_path):
+    plain = without("adam", "graph")
     callback = table.CALLBACKS[name](PROBE, tmp_path)
-    history, _ = table.fit(table.model_at_its_start("adam", "graph"), [callback, *loggers(tmp_path)])
+    found = table.fit(table.model_at_its_start("adam", "graph"), [callback, *loggers(tmp_path)])
+    check_untouched(found, plain)
     check_measurements(name, "graph", callback, tmp_path)
-    check_logs(name, history, tmp_path)
+    check_logs(name, found[0], tmp_path)
 
 
 def test_the_table_has_every_callback():

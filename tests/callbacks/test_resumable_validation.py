@@ -36,6 +36,7 @@ def fit(folder, epochs, make, callbacks=(), stateless=(), **options):
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3, "tanh"), layers.Dense(1)])
     model.compile(keras.optimizers.SGD(0.3, momentum=0.9), "mse", jit_compile=False)
+    model.optimizer.build(model.trainable_variables)  # else `fit` does, and traces its step twice
     callbacks = [*callbacks, ResumableCheckpoint(folder, stateless=stateless, verbose=0)]
     options = {"shuffle": False, "batch_size": 4, **options}
     model.fit(X, Y, epochs=epochs, verbose=0, callbacks=callbacks, validation_data=make(), **options)

@@ -251,7 +251,7 @@ def test_a_fit_is_that_of_all_rows(two_ranks):
 
 def test_every_callback(two_ranks):
     cells = two_ranks.results("every_callback")
-    assert len(cells[0]) == len(callback_table.OPTIMIZERS) == len(callback_table.MODES)
+    assert set(cells[0]) == {"adam/eager", "lars/steps_per_execution"}
     for cell in cells[0]:
         mode = cell.split("/")[1]
         for rank in cells:

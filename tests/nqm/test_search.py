@@ -37,8 +37,10 @@ def best(standard):
         "preconditioned sgd": ("sgd", 0.5),
         "preconditioned": ("momentum", 0.5),
     }
+    # With two free settings beside the rate a search takes long: every other batch size.
+    sizes = {"momentum_ema": SIZES[::2]}
     return {
-        name: optimize(standard, family, SIZES, TARGET, preconditioner_power=power)
+        name: optimize(standard, family, sizes.get(name, SIZES), TARGET, preconditioner_power=power)
         for name, (family, power) in cases.items()
     }
 
@@ -47,13 +49,14 @@ def test_every_optimum_reaches_the_target_and_one_step_fewer_does_not(standard, 
     for name, found in best.items():
         for place, steps in enumerate(found.steps.astype(int)):
             setting = found.algorithm.take(place)
-            before, after = expected_loss(standard, setting, SIZES[place], [steps - 1, steps])
-            assert after <= TARGET < before, (name, SIZES[place])
+            size = found.batch_size[place]
+            before, after = expected_loss(standard, setting, size, [steps - 1, steps])
+            assert after <= TARGET < before, (name, size)
             if steps < 3000:
                 rate, momentum, decay, power = map(float, setting.settings)
                 curve = loss_curve(
                     standard,
-                    SIZES[place],
+                    size,
                     steps,
                     learning_rate=rate,
                     momentum=momentum,
@@ -209,7 +212,8 @@ def test_averaging_saves_steps_at_small_batches_and_lowers_the_critical_batch(be
     assert ratio[0] > 5
     assert ratio[-1] == pytest.approx(1.0, abs=0.02)
     assert critical_batch_size(best["ema"]).batch_size < 0.5 * critical_batch_size(best["sgd"]).batch_size
-    assert (best["momentum_ema"].steps <= 1.002 * np.minimum(best["ema"].steps, best["momentum"].steps) + 1).all()
+    either = np.minimum(best["ema"].steps, best["momentum"].steps)[::2]
+    assert (best["momentum_ema"].steps <= 1.002 * either + 1).all()
 
 
 def test_the_best_rate_grows_linearly_up_to_the_critical_batch(best):
@@ -220,21 +224,20 @@ def test_the_best_rate_grows_linearly_up_to_the_critical_batch(best):
 
 
 def test_nothing_beats_the_information_bound(standard, best):
-    bound = information_bound(standard, SIZES, TARGET)
     for found in best.values():
-        assert (found.steps >= bound).all()
+        assert (found.steps >= information_bound(standard, found.batch_size, TARGET)).all()
 
 
 def test_results_print_and_tabulate(best):
     found = best["momentum_ema"]
     frame = found.to_dataframe()
     assert frame.index.name == "batch_size"
-    assert frame.loc[1024.0, "steps"] == found.steps[5]
-    np.testing.assert_allclose(found.examples, found.steps * SIZES)
+    assert frame.loc[256.0, "steps"] == found.steps[2]
+    np.testing.assert_allclose(found.examples, found.steps * SIZES[::2])
     np.testing.assert_allclose(
         found.effective_learning_rate, found.algorithm.learning_rate / (1 - found.algorithm.momentum)
     )
-    assert len(repr(found).splitlines()) == 2 + len(SIZES)
+    assert len(repr(found).splitlines()) == 2 + len(SIZES[::2])
     assert found.is_stable.all()
     assert found.plot().get_lines()[0].get_label() == "momentum_ema"
 

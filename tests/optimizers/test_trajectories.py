@@ -70,14 +70,17 @@ SAME = {("fromage", "fromage_fast"), ("fromage_fast", "fromage"), ("fromage", "f
 PAIRS = [(name, other) for name in TABLE for other in [*OTHERS, *TABLE] if name != other and (name, other) not in SAME]
 
 
+@functools.cache
+def by(other, rate):
+    return run(OTHERS[other](rate), *make_problem(), "float64", "eager")
+
+
 @pytest.mark.parametrize(("name", "other"), PAIRS)
 def test_the_golden_trajectories_tell_optimizers_apart(name, other):
     """The comparison above would fail for any other optimizer at the same learning rate: it tests something."""
     rate = TABLE[name].learning_rate
-    if other in OTHERS:
-        theirs = run(OTHERS[other](rate), *make_problem(), "float64", "eager")
-    else:  # by its equations, which it follows
-        theirs = expected(other, "float64", rate)
+    # Ours by their equations, which they follow.
+    theirs = by(other, rate) if other in OTHERS else expected(other, "float64", rate)
     assert max(relative_errors(theirs, expected(name, "float64"))) > 1e-3
 
 

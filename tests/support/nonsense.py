@@ -1,5 +1,6 @@
 """Invalid values for arguments: public callables must raise an error that names the argument, or accept the value."""
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,15 +45,37 @@ NONSENSE = [
 ]
 
 
+class Later:
+    """A value that is made at its first use: each worker collects all tests, and runs a part of them."""
+
+    def __init__(self, make):
+        self._make = functools.cache(make)
+
+    def __call__(self):
+        return self._make()
+
+    def __getattr__(self, name):
+        return Later(lambda: getattr(self(), name))
+
+
+def _made(value):
+    if isinstance(value, dict):
+        return {name: _made(part) for name, part in value.items()}
+    return value() if isinstance(value, Later) else value
+
+
 @dataclass(frozen=True)
 class Entry:
-    """A public callable with valid arguments."""
+    """A public callable with valid arguments; it, and what is in dictionaries, may be made later."""
 
     function: Any
     arguments: dict[str, Any]
     also: tuple[str, ...] = ()  # optional arguments that are also replaced
     fixed: dict[str, Any] = field(default_factory=dict)
     blamed: str = ""  # an argument that is invalid on purpose, so that nothing is computed; an error may name either
+
+    def call(self, **replaced):
+        return _made(self.function)(**{**_made(self.arguments), **self.fixed, **replaced})
 
 
 def cases(entries):
@@ -64,16 +87,16 @@ def assert_right(entry):
     """Check that the arguments are valid before one is replaced, except the one that is invalid on purpose."""
     if entry.blamed:
         with pytest.raises((TypeError, ValueError), match=f"`{entry.blamed}`"):
-            entry.function(**entry.arguments, **entry.fixed)
+            entry.call()
     else:
-        assert entry.function(**entry.arguments, **entry.fixed) is not None
+        assert entry.call() is not None
 
 
 def assert_named_or_works(entry, argument):
     """Replace an argument by each invalid value: only ValueError and TypeError may occur, and must name it."""
     for value in NONSENSE:
         try:
-            entry.function(**{**entry.arguments, **entry.fixed, argument: value})
+            entry.call(**{argument: value})
         except (ValueError, TypeError) as error:
             message = str(error)
             assert any(f"`{name}`" in message for name in (argument, entry.blamed)), f"{value!r}: {message}"

@@ -88,6 +88,8 @@ def train(case, communicator, wrap=lambda optimizer: optimizer):
         x, y = make_data(feature)
         model = make_model(feature)
         model.compile(wrap(make_optimizer(case)), "mse", jit_compile=False, **EXECUTIONS.get(feature, {}))
+        if feature != "plain":  # there `fit` builds the optimizer, for which it traces its step twice
+            model.optimizer.build(model.trainable_variables)
         batches = EpochBatches(x, y, batch_size=GLOBAL_BATCH, seed=3, communicator=communicator)
         model.fit(batches, shuffle=False, epochs=EPOCHS, verbose=0)
         optimizer = model.optimizer

@@ -32,7 +32,7 @@ def checkpointed(ranks, folder, epochs, stop_after=None):
         keras.layers.Dropout(0.3),
         keras.layers.Dense(1),
     ])
-    model.compile(DistributedOptimizer(keras.optimizers.Adam(0.01)), "mse", jit_compile=False)
+    model.compile(DistributedOptimizer(keras.optimizers.SGD(0.01, momentum=0.9)), "mse", jit_compile=False)
     plateau = keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=10.0)
     batches = EpochBatches(*make_data(24, seed=1), batch_size=6, seed=4, communicator=ranks)
     callbacks = [

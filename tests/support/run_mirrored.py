@@ -68,7 +68,9 @@ def main(path):
             "schedule": {"learning_rate": keras.optimizers.schedules.ExponentialDecay(rate, 3, 0.5)},
             "ema": {"learning_rate": rate, "use_ema": True},
         }[feature]
-        one = train(make_model(row.make(**arguments)))
+        model = make_model(row.make(**arguments))
+        model.optimizer.build(model.trainable_variables)  # the first step of two devices builds theirs
+        one = train(model)
         strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
         assert strategy.num_replicas_in_sync == 2
         with strategy.scope():

@@ -76,7 +76,8 @@ def problem_tensors(problem: NoisyQuadratic) -> ProblemTensors:
     half = 0.5 * problem.multiplicity * problem.curvature
     count = len(half)
     # Directions of weight 0 are appended, so that few sizes are compiled.
-    missing = -count % (8 if count < 512 else 128)
+    power = 2 ** (count - 1).bit_length()
+    missing = max(power, 8) - count if count <= 64 else -count % (8 if count < 512 else 128)
     curvature = np.pad(problem.curvature, (0, missing), mode="edge")
     weights = (half * problem.initial_second_moment, half * problem.noise_variance)
     return ProblemTensors(*map(tf.constant, (curvature, *(np.pad(part, (0, missing)) for part in weights))))
