@@ -38,14 +38,16 @@ def objective():
 @pytest.fixture
 def work(clock, monkeypatch):
     """Make every product and gradient take seconds in proportion to its rows, and each first product compile."""
-    costs = {"per row": 1e-3, "compile": 2.0, "slower after": math.inf, "products": 0}
+    costs = {"per row": 1e-3, "compile": 2.0, "slower after": math.inf, "slower": 3.0, "products": 0}
     matvec, gradients = GaussNewtonOperator.matvec, RunMeasurer._gradient_and_noise
     loss_and_gradient = Objective.loss_and_gradient
     compiled = set()
 
     def spend(rows, factor):
         costs["products"] += 1
-        clock[0] += factor * costs["per row"] * rows * (3.0 if costs["products"] > costs["slower after"] else 1.0)
+        clock[0] += (
+            factor * costs["per row"] * rows * (costs["slower"] if costs["products"] > costs["slower after"] else 1.0)
+        )
 
     def slow_matvec(self, vector):
         rows = self.objective.num_rows
@@ -77,7 +79,7 @@ def work(clock, monkeypatch):
     ("per_row", "seconds", "rows"),
     [
         (1e-7, 60.0, NUM_ROWS),  # everything fits
-        (3e-5, 60.0, 500),  # some of the rows
+        (3e-5, 60.0, 1500),  # some of the rows
         (3e-4, 60.0, 64),  # a smaller batch
         (3e-4, 120.0, 128),
         (1e-3, 60.0, 64),
@@ -126,7 +128,7 @@ def test_a_machine_that_slows_down_is_caught_up_with(objective, work, after):
 
 
 def test_a_fit_that_is_late_all_the_same_is_told(objective, work):
-    work.update({"per row": 8e-4, "slower after": 60})
+    work.update({"per row": 8e-4, "slower after": 60, "slower": 20.0})
     with pytest.warns(UserWarning, match=r"The fit took .* s, because the machine became slower .*budget_seconds=30\."):
         fit_noisy_quadratic(objective, 30.0)
 
