@@ -11,6 +11,7 @@ from tfopt.callbacks import _time_share
 from tfopt.callbacks._cadence import Cadence
 from tfopt.callbacks._change_share import ChangeShare
 from tfopt.callbacks._running_fit import batch_size_of, find_running_fit
+from tfopt.callbacks._spectrum_share import SpectrumShare
 from tfopt.callbacks._stability import stability_of
 from tfopt.callbacks.measurement import Measurement
 from tfopt.curvature import (
@@ -27,10 +28,6 @@ from tfopt.curvature.certificate import CertifiedNetwork
 if TYPE_CHECKING:
     import matplotlib.axes
 
-# At the default intervals, eigenvalues in the middle of training take at least this many products, or are put off.
-_FEWEST = 10
-# At the end they are not put off.
-_FEWEST_AT_END = 6
 _GRADIENT = "curvature_along_gradient"
 # Quantity -> the name in the logs of the share of the loss change that began while it was positive.
 _SHARES = {_GRADIENT: "along_gradient", "theta_paper": "certified_paper", "theta_sharp": "certified_sharp"}
@@ -131,6 +128,17 @@ class Convexity(Measurement):
         self.certificate = None if certificate is None else check_flag("certificate", certificate)
         self.self_check = check_flag("self_check", self_check)
         self.seed = check_integer("seed", seed, minimum=0)
+        self._products = self._full_share()
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Start a new history."""
+        super().on_train_begin(logs)
+        self._products = self._full_share()
+
+    def _full_share(self) -> SpectrumShare:
+        most = self.num_matvecs if self.eigenvalues else 0
+        others = self.num_matvecs * (self.trace + 4 * self.density)
+        return SpectrumShare(self._time, most, others, self.spectrum_cadence.every_n_epochs is not None)
 
     def _start(self) -> None:
         super()._start()
@@ -138,7 +146,6 @@ class Convexity(Measurement):
         self._shares: dict[str, ChangeShare] = {}
         self._spectrum_step = -1
         self._spectrum_is_due_now = True  # Until it was measured after the start, or after a change of the model.
-        self._product_seconds = 0.0  # 0 as long as it is unknown.
 
     def get_state(self) -> dict[str, Any]:
         """Return the measurements, and how far training has come."""
@@ -146,7 +153,7 @@ class Convexity(Measurement):
         return super().get_state() | {
             "densities": densities,
             "_spectrum_step": self._spectrum_step,
-            "_product_seconds": self._product_seconds,
+            "product_seconds": self._products.product_seconds,
             "shares": {name: vars(share) for name, share in self._shares.items()},
         }
 
@@ -155,7 +162,8 @@ class Convexity(Measurement):
         state = dict(state)
         self.densities = {step: SpectralDensity(*rest) for step, *rest in state.pop("densities")}
         self._shares = {name: ChangeShare(**values) for name, values in state.pop("shares").items()}
-        self._spectrum_step, self._product_seconds = state.pop("_spectrum_step"), state.pop("_product_seconds")
+        self._spectrum_step = state.pop("_spectrum_step")
+        self._products.product_seconds = state.pop("product_seconds")
         super().set_state(state)
 
     # --- times of measurements
@@ -169,9 +177,9 @@ class Convexity(Measurement):
 
     def _after_epoch(self, epochs: int, is_last: bool) -> None:
         spectrum = None
-        if is_last or self._spectrum_is_due(epochs):
-            spectrum = self._allowed_products(is_end=is_last)
-            if spectrum is None and self._wants_spectrum:
+        if self._wants_spectrum and (is_last or self._is_due_after_epoch(self.spectrum_cadence, epochs)):
+            spectrum = self._products.allowed(is_end=is_last)
+            if spectrum is None:
                 self._put_off()
         if is_last or spectrum is not None or self._is_due_and_allowed(epochs):
             self._take(spectrum=spectrum)
@@ -179,15 +187,12 @@ class Convexity(Measurement):
     def _after_training(self) -> None:
         is_missing = self._wants_spectrum and self._spectrum_step != self._steps
         if not self._is_measured(self._steps) or (is_missing and self._is_as_measured()):
-            self._take(spectrum=self._allowed_products(is_end=True))
+            self._take(spectrum=self._products.allowed(is_end=True) if self._wants_spectrum else None)
 
     def _is_as_measured(self) -> bool:
         # False if Keras has replaced the weights of the last step by averages, or by the best weights.
         loss, _ = self._instruments.hessian.loss_and_gradient()
         return bool(np.isclose(loss, self.history["convexity/loss"][-1], rtol=1e-6, equal_nan=True))
-
-    def _spectrum_is_due(self, epochs: int) -> bool:
-        return self._wants_spectrum and self._is_due_after_epoch(self.spectrum_cadence, epochs)
 
     @property
     def _wants_spectrum(self) -> bool:
@@ -196,54 +201,26 @@ class Convexity(Measurement):
     # --- the share of time
 
     @property
-    def _is_spectrum_limited(self) -> bool:
-        return self._time.is_limited and self.spectrum_cadence.every_n_epochs is None
-
-    @property
     def _part_of_share(self) -> float:
-        return 0.5 if self._is_spectrum_limited and self._wants_spectrum else 1.0
-
-    @property
-    def _other_products(self) -> int:
-        return self.num_matvecs * (self.trace + 4 * self.density)
+        return 0.5 if self._wants_spectrum and self._products.is_limited else 1.0
 
     @property
     def _cost_at_end(self) -> float:
-        most = self.num_matvecs if self.eigenvalues else 0
-        products = min(most, _FEWEST_AT_END) if self._is_spectrum_limited else most
-        return self._time.cost + self._product_seconds * (products + self._other_products)
+        return self._time.cost + self._products.cost_at_end
 
-    def _allowed_products(self, is_end: bool = False, ahead: float = 0.0) -> int | None:
-        """Return the products for eigenvalues that the share of time allows; None to leave the spectrum out."""
-        if not self._wants_spectrum:
-            return None
-        most = self.num_matvecs if self.eigenvalues else 0
-        if not (self._is_spectrum_limited and self._product_seconds):
-            return most
-        left = self._time.left(ahead) - self._time.cost - (0.0 if is_end else self._cost_at_end)
-        count = min(int(left // self._product_seconds) - self._other_products, most)
-        fewest = min(_FEWEST_AT_END if is_end else _FEWEST, most)
-        count = self._time.agree(max(count, fewest if is_end else -1))
-        return count if count >= fewest else None
-
-    def _seconds_ahead(self) -> float:
-        """Estimate the seconds of this training; 0 if nothing says how many rows it has."""
+    def _num_ahead(self) -> float:
+        """Estimate how many products take as long as this training; 0 if nothing says how many rows it has."""
         # For a row, training takes about as long as a gradient, and a product takes about two gradients.
         size, steps = batch_size_of(find_running_fit(self), self.communicator.size), self.parameters.get("steps")
         if size is None or steps is None:
             return 0.0
-        rows = size * steps * ((self.parameters.get("epochs") or 0) - (self._first_epoch or 0))
-        return 0.5 * self._product_seconds * rows / self._probe.num_rows
+        epochs = (self.parameters.get("epochs") or 0) - (self._first_epoch or 0)
+        return 0.5 * size * steps * epochs / self._probe.num_rows
 
     def _products_now(self, flat: np.ndarray, is_start: bool) -> int | None:
         """Return the products for eigenvalues at the start, or where they wait since the start or a change."""
-        hessian = self._instruments.hessian
-        if self._is_spectrum_limited and not self._product_seconds:
-            begin = _time_share.clock()
-            hessian.matvec(flat)
-            self._product_seconds = _time_share.clock() - begin
-            self._time.add_extra(self._product_seconds)
-        spectrum = self._allowed_products(ahead=self._seconds_ahead() if is_start else 0.0)
+        self._products.try_product(lambda: self._instruments.hessian.matvec(flat))
+        spectrum = self._products.allowed(num_ahead=self._num_ahead() if is_start else 0.0)
         if spectrum is None and is_start:
             self._put_off()
         return spectrum
@@ -304,10 +281,7 @@ class Convexity(Measurement):
     def _timed_spectrum(self, is_sound: bool, num_matvecs: int) -> dict[str, float]:
         begin, before = _time_share.clock(), self._instruments.hessian.num_matvecs
         values = self._spectrum(is_sound, num_matvecs)
-        seconds, products = _time_share.clock() - begin, self._instruments.hessian.num_matvecs - before
-        self._time.add_extra(seconds)
-        if products:
-            self._product_seconds = seconds / products
+        self._products.add(_time_share.clock() - begin, self._instruments.hessian.num_matvecs - before)
         return values
 
     def _spectrum(self, is_sound: bool, num_matvecs: int) -> dict[str, float]:
