@@ -252,7 +252,7 @@ def check_all_variables(objective: Any) -> None:
         warnings.warn(
             "`objective` normalises each group of a few rows by its own statistics, and so has more noise than larger "
             "batches. Make it with batch_norm='moving'",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
