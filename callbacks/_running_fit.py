@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfopt import _keras
 from tfopt.callbacks._call_stack import fits_in, list_with
 from tfopt.curvature.batch import map_arrays
+from tfopt.datasets import EpochBatches
 
 LOGGERS = (
     keras.callbacks.CSVLogger,
@@ -99,6 +100,15 @@ def epoch_batches_of(running: RunningFit) -> Any:
     batches = getattr(getattr(running.epoch_iterator, "data_adapter", None), "py_dataset", None)
     batches = getattr(batches, "in_its_own_order", batches)
     return batches if hasattr(batches, "start_at") else None
+
+
+def batch_size_of(running: RunningFit, num_ranks: int) -> int | None:
+    """Return the rows in a batch of one rank of the training data; None where Keras does not know it."""
+    batches = epoch_batches_of(running)
+    if isinstance(batches, EpochBatches):
+        return batches.batch_size // num_ranks
+    size = getattr(getattr(running.epoch_iterator, "data_adapter", None), "batch_size", None)
+    return None if size is None else int(size)
 
 
 def come_last(callback: keras.callbacks.Callback) -> None:

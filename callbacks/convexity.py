@@ -7,8 +7,11 @@ import numpy as np
 from tfopt import _plotting
 from tfopt._checks import check_flag, check_integer, check_label
 from tfopt._variables import flatten
+from tfopt.callbacks import _time_share
 from tfopt.callbacks._cadence import Cadence
 from tfopt.callbacks._change_share import ChangeShare
+from tfopt.callbacks._running_fit import batch_size_of, find_running_fit
+from tfopt.callbacks._spectrum_share import SpectrumShare
 from tfopt.callbacks._stability import stability_of
 from tfopt.callbacks.measurement import Measurement
 from tfopt.curvature import (
@@ -44,7 +47,8 @@ class Convexity(Measurement):
 
     - `convexity/loss`, and `convexity/curvature_along_gradient`: g'Hg / g'g.
     - `hessian/lambda_min`, `hessian/lambda_max`: the signed extreme eigenvalues, before the first step, at the end, and
-      after every tenth part of training.
+      after every tenth part of training. At the default intervals they keep to `max_share`: with fewer products (at
+      least 6 at the end), whose bounds are larger, or less often.
     - `hessian/lambda_min_bound`, `hessian/lambda_max_bound`: an eigenvalue lies within this distance of them.
     - `hessian/learning_rate_times_lambda_max` and `hessian/stability_limit`, for Keras's SGD without clipping, decay
       and averaging. Beyond the limit, steps on a quadratic diverge: it is 2, with momentum b 2 (1 + b), with Nesterov's
@@ -67,7 +71,7 @@ class Convexity(Measurement):
         trace: Whether to estimate the trace when eigenvalues are due. Default False.
         density: Whether to estimate the spectral density when eigenvalues are due, into `densities`. Default False.
         spectrum_every_n_epochs: When eigenvalues, trace and density are due, an integer >= 1. None (default) means
-            after every tenth part of training.
+            after every tenth part of training, within `max_share`. A given interval is kept exactly.
         num_matvecs: The largest number of Hessian products for the eigenvalues, and the number for the trace and for
             each of 4 random vectors of the density. Default 20.
         certificate: True requires the certificate, False leaves it out. None (default) means where the theorem applies.
@@ -124,13 +128,24 @@ class Convexity(Measurement):
         self.certificate = None if certificate is None else check_flag("certificate", certificate)
         self.self_check = check_flag("self_check", self_check)
         self.seed = check_integer("seed", seed, minimum=0)
+        self._products = self._full_share()
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Start a new history."""
+        super().on_train_begin(logs)
+        self._products = self._full_share()
+
+    def _full_share(self) -> SpectrumShare:
+        most = self.num_matvecs if self.eigenvalues else 0
+        others = self.num_matvecs * (self.trace + 4 * self.density)
+        return SpectrumShare(self._time, most, others, self.spectrum_cadence.every_n_epochs is not None)
 
     def _start(self) -> None:
         super()._start()
         self.densities: dict[int, SpectralDensity] = {}
         self._shares: dict[str, ChangeShare] = {}
         self._spectrum_step = -1
-        self._spectrum_is_due_now = False  # True after a change of the model.
+        self._spectrum_is_due_now = True  # Until it was measured after the start, or after a change of the model.
 
     def get_state(self) -> dict[str, Any]:
         """Return the measurements, and how far training has come."""
@@ -138,6 +153,7 @@ class Convexity(Measurement):
         return super().get_state() | {
             "densities": densities,
             "_spectrum_step": self._spectrum_step,
+            "product_seconds": self._products.product_seconds,
             "shares": {name: vars(share) for name, share in self._shares.items()},
         }
 
@@ -146,35 +162,68 @@ class Convexity(Measurement):
         state = dict(state)
         self.densities = {step: SpectralDensity(*rest) for step, *rest in state.pop("densities")}
         self._shares = {name: ChangeShare(**values) for name, values in state.pop("shares").items()}
+        self._spectrum_step = state.pop("_spectrum_step")
+        self._products.product_seconds = state.pop("product_seconds")
         super().set_state(state)
 
     # --- times of measurements
 
     def _after_start(self) -> None:
-        self._take(with_spectrum=True)
+        self._take(is_start=True)
 
     def _after_batches(self, before: int, after: int) -> None:
         if self.cadence.is_due_between(before, after):
-            self._take(with_spectrum=False)
+            self._take()
 
     def _after_epoch(self, epochs: int, is_last: bool) -> None:
-        with_spectrum = is_last or self._spectrum_is_due(epochs)
-        if with_spectrum or self._is_due_after_epoch(self.cadence, epochs):
-            self._take(with_spectrum=with_spectrum)
+        spectrum = None
+        if self._wants_spectrum and (is_last or self._is_due_after_epoch(self.spectrum_cadence, epochs)):
+            spectrum = self._products.allowed(is_end=is_last)
+            if spectrum is None:
+                self._put_off()
+        if is_last or spectrum is not None or self._is_due_and_allowed(epochs):
+            self._take(spectrum=spectrum)
 
     def _after_training(self) -> None:
-        if not self._is_measured(self._steps) or (self._spectrum_step != self._steps and self._is_as_measured()):
-            self._take(with_spectrum=True)
+        is_missing = self._wants_spectrum and self._spectrum_step != self._steps
+        if not self._is_measured(self._steps) or (is_missing and self._is_as_measured()):
+            self._take(spectrum=self._products.allowed(is_end=True) if self._wants_spectrum else None)
 
     def _is_as_measured(self) -> bool:
         # False if Keras has replaced the weights of the last step by averages, or by the best weights.
         loss, _ = self._instruments.hessian.loss_and_gradient()
         return bool(np.isclose(loss, self.history["convexity/loss"][-1], rtol=1e-6, equal_nan=True))
 
-    def _spectrum_is_due(self, epochs: int) -> bool:
-        if not (self.eigenvalues or self.trace or self.density):
-            return False
-        return self._is_due_after_epoch(self.spectrum_cadence, epochs)
+    @property
+    def _wants_spectrum(self) -> bool:
+        return self.eigenvalues or self.trace or self.density
+
+    # --- the share of time
+
+    @property
+    def _part_of_share(self) -> float:
+        return 0.5 if self._wants_spectrum and self._products.is_limited else 1.0
+
+    @property
+    def _cost_at_end(self) -> float:
+        return self._time.cost + self._products.cost_at_end
+
+    def _num_ahead(self) -> float:
+        """Estimate how many products take as long as this training; 0 if nothing says how many rows it has."""
+        # For a row, training takes about as long as a gradient, and a product takes about two gradients.
+        size, steps = batch_size_of(find_running_fit(self), self.communicator.size), self.parameters.get("steps")
+        if size is None or steps is None:
+            return 0.0
+        epochs = (self.parameters.get("epochs") or 0) - (self._first_epoch or 0)
+        return 0.5 * size * steps * epochs / self._probe.num_rows
+
+    def _products_now(self, flat: np.ndarray, is_start: bool) -> int | None:
+        """Return the products for eigenvalues at the start, or where they wait since the start or a change."""
+        self._products.try_product(lambda: self._instruments.hessian.matvec(flat))
+        spectrum = self._products.allowed(num_ahead=self._num_ahead() if is_start else 0.0)
+        if spectrum is None and is_start:
+            self._put_off()
+        return spectrum
 
     # --- measurements
 
@@ -198,10 +247,11 @@ class Convexity(Measurement):
         for share in self._shares.values():
             share.interrupt()
 
-    def _measure(self, with_spectrum: bool) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    def _measure(
+        self, spectrum: int | None = None, is_start: bool = False
+    ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
         hessian, network = self._instruments
         self.precision = hessian.precision
-        with_spectrum = with_spectrum or self._spectrum_is_due_now
         loss, gradient = hessian.loss_and_gradient()
         flat = flatten(gradient)
         size = np.linalg.norm(flat)
@@ -216,8 +266,10 @@ class Convexity(Measurement):
             values = {"convexity/loss": loss, **{f"convexity/{name}": sign for name, sign in signs.items()}}
             for name, sign in signs.items():
                 values |= self._share(name, loss, sign)
-            if with_spectrum:
-                values |= self._spectrum(is_sound)
+            if spectrum is None and self._wants_spectrum and self._spectrum_is_due_now:
+                spectrum = self._products_now(flat if is_sound else 0 * flat, is_start)
+            if spectrum is not None:
+                values |= self._timed_spectrum(is_sound, spectrum)
         return values, {}
 
     def _share(self, name: str, loss: float, sign: float) -> dict[str, float]:
@@ -226,13 +278,19 @@ class Convexity(Measurement):
         found = {"": share.fraction, "_of_steps": share.fraction_of_steps, "_undecided": share.fraction_undecided}
         return {f"convexity/fraction{kind}_{_SHARES[name]}": value for kind, value in found.items()}
 
-    def _spectrum(self, is_sound: bool) -> dict[str, float]:
+    def _timed_spectrum(self, is_sound: bool, num_matvecs: int) -> dict[str, float]:
+        begin, before = _time_share.clock(), self._instruments.hessian.num_matvecs
+        values = self._spectrum(is_sound, num_matvecs)
+        self._products.add(_time_share.clock() - begin, self._instruments.hessian.num_matvecs - before)
+        return values
+
+    def _spectrum(self, is_sound: bool, num_matvecs: int) -> dict[str, float]:
         values: dict[str, float] = {}
         hessian = self._instruments.hessian
         nan = float("nan")
         self._spectrum_step, self._spectrum_is_due_now = self._steps, False
         if self.eigenvalues:
-            ends = extremal_eigenvalues(hessian, self.num_matvecs, seed=self.seed) if is_sound else None
+            ends = extremal_eigenvalues(hessian, num_matvecs, seed=self.seed) if is_sound else None
             names = ("lambda_min", "lambda_max", "lambda_min_bound", "lambda_max_bound")
             values |= {f"hessian/{name}": nan if ends is None else getattr(ends, name) for name in names}
             values |= stability_of(self._count, hessian.variables, values["hessian/lambda_max"])

@@ -149,7 +149,7 @@ class GradientBreakdown(Measurement):
         if self.parameters.get("steps") is None:
             self._count_steps()
         self._keep_step()
-        if is_last or not self.history["step"] or self._is_due_after_epoch(self.cadence, epochs):
+        if is_last or not self.history["step"] or self._is_due_and_allowed(epochs):
             self._measure_kept()
 
     def _count_steps(self) -> None:

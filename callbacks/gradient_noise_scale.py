@@ -6,11 +6,10 @@ import numpy as np
 
 from tfopt import _plotting
 from tfopt._checks import check_integer, check_label
-from tfopt.callbacks._running_fit import epoch_batches_of, find_running_fit
+from tfopt.callbacks._running_fit import batch_size_of, find_running_fit
 from tfopt.callbacks.measurement import Measurement
 from tfopt.curvature.gradient_noise import noise_of
 from tfopt.curvature.groups import Groups
-from tfopt.datasets import EpochBatches
 from tfopt.distributed.gradient_scatter import GradientScatter
 from tfopt.distributed.optimizer import DistributedOptimizer
 
@@ -140,16 +139,12 @@ class GradientNoiseScale(Measurement):
         super().set_state({name: value for name, value in state.items() if name != "sums"})
 
     def _find_batch_size(self) -> int:
-        running = find_running_fit(self)
-        batches = epoch_batches_of(running)
-        if isinstance(batches, EpochBatches):
-            return batches.batch_size // self.communicator.size
-        size = getattr(getattr(running.epoch_iterator, "data_adapter", None), "batch_size", None)
+        size = batch_size_of(find_running_fit(self), self.communicator.size)
         if size is None:
             raise ValueError(
                 "GradientNoiseScale does not know how many rows a batch of one rank has: pass `local_batch_size` to it"
             )
-        return int(size)
+        return size
 
     def _measure(self) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
         if self._scatter is not None:

@@ -1,13 +1,13 @@
 """The base class of callbacks that measure a model on a probe: when, on which data, and where the results go."""
 
 import functools
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from threadpoolctl import ThreadpoolController
 
 from tfopt._checks import check_choice
+from tfopt.callbacks import _time_share
 from tfopt.callbacks._cadence import Cadence
 from tfopt.callbacks._columns import pad_loggers
 from tfopt.callbacks._history import MeasurementHistory
@@ -19,6 +19,7 @@ from tfopt.callbacks._running_fit import build_model, build_on, check_has_call, 
 from tfopt.callbacks._shared_objective import SharedObjective, share_objective, share_probe
 from tfopt.callbacks._step_count import StepCount
 from tfopt.callbacks._summaries import Summaries
+from tfopt.callbacks._time_share import TimeShare, check_share
 from tfopt.communicator import Communicator
 from tfopt.communicator.agreement import in_agreement
 from tfopt.curvature import Objective, Probe
@@ -46,7 +47,12 @@ class Measurement(RankCallback):
         loss: As `compile` takes it. None (default) means the one that the model was compiled with.
         every_n_steps: Measure after each n-th training batch, an integer >= 1. None (default) means by epochs.
         every_n_epochs: Measure at the end of each n-th epoch, an integer >= 1. None (default) means every epoch, unless
-            `every_n_steps` is given.
+            `every_n_steps` is given, but less often if measuring would take more than `max_share` of the time. A
+            given interval is kept exactly.
+        max_share: Largest share of the seconds of `fit` that measuring may take at the default interval, in (0, 1].
+            Default 0.03. A measurement that would exceed it is put off, on all ranks alike. One second in all is
+            free, the first and the last measurement are taken in any case, and tracing and compiling do not count.
+            None or 1 measures at every default time, whatever it takes.
         batch_size: Rows in a batch of the probe, for arrays.
         batch_norm: "batch" (default) normalises by the statistics of each batch (of each group of rows, where gradients
             of groups are compared), "moving" by the moving averages.
@@ -56,7 +62,9 @@ class Measurement(RankCallback):
     Attributes:
         history: Lists with one entry for each measurement: `epoch` (epochs completed), `step` (steps that the optimizer
             took; training batches, if several optimizers or none take steps), `seconds`, and all values in the logs, by
-            the same names. NaN where a value was not measured.
+            the same names. NaN where a value was not measured. With a `max_share` that limits, also `interval` (epochs
+            since the measurement before), `put_off` (measurements put off so far) and `setup_seconds` (tracing and
+            compiling so far).
         precision: How layers were computed in the last measurement: "model", "float32" or "bfloat16", as
             `HessianOperator.precision` says.
 
@@ -76,6 +84,7 @@ class Measurement(RankCallback):
         *,
         every_n_steps: int | None = None,
         every_n_epochs: int | None = None,
+        max_share: float | None = 0.03,
         batch_size: int | None = None,
         batch_norm: str = "batch",
         log_dir: str | Path | None = None,
@@ -87,6 +96,8 @@ class Measurement(RankCallback):
         is_left_out = data is None and not self.needs_probe
         self._given_probe = self._probe = None if is_left_out else as_probe(data, batch_size)
         self.cadence = Cadence.from_arguments(every_n_steps, every_n_epochs, self._default_epochs)
+        self.max_share = check_share(max_share)
+        self._is_exact = every_n_steps is not None or every_n_epochs is not None
         self.batch_norm = check_choice("batch_norm", batch_norm, BATCH_NORM_MODES)
         self._summaries = Summaries(log_dir if self.communicator.rank == 0 else None)
         self._instruments: Any = None
@@ -107,6 +118,8 @@ class Measurement(RankCallback):
         self._first_epoch: int | None = None
         self._epochs_completed = 0
         self._count = StepCount(hears_ends=self._is_counting)
+        self._time = TimeShare(None if self._is_exact else self.max_share, self.communicator)
+        self._is_first = True  # Whether the next measurement compiles.
         self._is_ready = False
 
     # --- for ResumableCheckpoint
@@ -115,7 +128,8 @@ class Measurement(RankCallback):
 
     def get_state(self) -> dict[str, Any]:
         """Return the measurements, and how far training has come."""
-        return {name: getattr(self, name) for name in self._STATE} | {"count": self._count.get_state()}
+        parts = {"count": self._count.get_state(), "share": self._time.get_state()}
+        return {name: getattr(self, name) for name in self._STATE} | parts
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore a state from `get_state`."""
@@ -123,6 +137,7 @@ class Measurement(RankCallback):
             setattr(self, name, state[name])
         self.history = MeasurementHistory(self.history)
         self._count.set_state(state["count"])
+        self._time.set_state(state["share"])
 
     # --- hooks that Keras calls
 
@@ -217,7 +232,7 @@ class Measurement(RankCallback):
     def _after_epoch(self, epochs: int, is_last: bool) -> None:
         """Act after an epoch."""
         is_new = not self._is_measured(self._steps)
-        if is_new and (is_last or self._is_due_after_epoch(self.cadence, epochs) or not self.history["step"]):
+        if is_new and (is_last or not self.history["step"] or self._is_due_and_allowed(epochs)):
             self._take()
 
     def _after_training(self) -> None:
@@ -229,6 +244,29 @@ class Measurement(RankCallback):
 
     def _is_due_after_epoch(self, cadence: Cadence, epochs: int) -> bool:
         return cadence.is_due_after_epoch(epochs, self._first_epoch or 0, self.parameters.get("epochs") or epochs)
+
+    def _is_due_and_allowed(self, epochs: int) -> bool:
+        """Return whether a measurement is due after an epoch, and within the share of time, the same on all ranks."""
+        if not self._is_due_after_epoch(self.cadence, epochs):
+            return False
+        if self._time.is_limited and not self._time.allows(self._cost_at_end, self._part_of_share):
+            self._put_off()
+            return False
+        return True
+
+    @property
+    def _part_of_share(self) -> float:
+        """The part of its share that the callback may use for measurements without extras."""
+        return 1.0
+
+    @property
+    def _cost_at_end(self) -> float:
+        """The expected seconds of the last measurement, which is taken in any case."""
+        return self._time.cost
+
+    def _put_off(self) -> None:
+        self._time.put_off(type(self).__name__, bool(self.parameters.get("verbose")))
+        self._latest[f"{self.group}/put_off"] = float(self._time.num_put_off)
 
     @property
     def _is_counting(self) -> bool:
@@ -243,12 +281,16 @@ class Measurement(RankCallback):
 
     def _take(self, step: int | None = None, **options: Any) -> None:
         """Measure, and record the results for `step`, or for the current step."""
+        begin, before = _time_share.clock(), self._time.total
         self._follow(is_measuring=not self.traces_early)
-        start = time.perf_counter()
+        start = _time_share.clock()
         # Use one thread in NumPy's BLAS: its threads keep spinning after a call, and block TensorFlow's.
         with _native_threads().limit(limits=1, user_api="blas"):
             values, details = self._measure(**options)
-        self._record(self._steps if step is None else step, values, details, time.perf_counter() - start)
+        end = _time_share.clock()
+        self._time.add(end - begin - (self._time.total - before), self._is_first)
+        self._is_first = False
+        self._record(self._steps if step is None else step, values, details, end - start)
 
     def _record(
         self, step: int, values: dict[str, float], details: dict[str, dict[str, float]], seconds: float
@@ -257,10 +299,12 @@ class Measurement(RankCallback):
         if not self._is_measured(step):
             for name, series in history.items():
                 series.append(0.0 if name == "seconds" else float("nan"))
+        pace = self._time.pace(self._epochs_completed, history["epoch"])
         row = {"epoch": self._epochs_completed, "step": step, "seconds": history["seconds"][-1] + seconds}
-        for name, value in {**row, **values, **details}.items():
+        for name, value in {**row, **pace, **values, **details}.items():
             history.setdefault(name, [float("nan")] * len(history["step"]))[-1] = value
-        self._latest |= {**values, f"{self.group}/seconds": float(sum(history["seconds"]))}
+        of_group = {"seconds": sum(history["seconds"]), **pace}
+        self._latest |= {**values, **{f"{self.group}/{name}": float(value) for name, value in of_group.items()}}
         parts = {f"{name}/{path}": v for name, found in details.items() for path, v in found.items()}
         self._summaries.write(step, {**values, **parts})
 
@@ -301,8 +345,12 @@ class Measurement(RankCallback):
         check_ranks(self.communicator, type(self).__name__, self.model, is_new, is_start)
         # If the model runs eagerly, `fit` runs the Python code of model and loss in each step, with values that change.
         if is_new or (is_measuring and self._probe is not None and runs_eagerly(self.model)):
+            begin = _time_share.clock()
             self._instruments = self._make_instruments()
             self._made_for = (self._probe, *state_of(self.model))
+            if is_new:  # Otherwise it costs this much in every measurement.
+                self._time.add_setup(_time_share.clock() - begin)
+                self._is_first = True
         if is_new and not is_start:
             self._after_change()
 

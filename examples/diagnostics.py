@@ -22,7 +22,7 @@ CURVATURE_HEADER = ["optimizer", "g'Hg / g'g", "lambda_min", "lambda_max", "conv
 BATCH_HEADER = ["algorithm", "steps at B = 1", "at B = 512", "at B = 262,144", "critical batch size"]
 FAMILIES = {"SGD": "sgd", "momentum": "momentum", "averaged SGD": "ema"}
 PLANNED_SIZES = (4, 32, 256)
-PLAN: dict[str, Any] = {"budget_seconds": 12.0, "families": ["sgd", "momentum"], "num_draws": 50}
+PLAN: dict[str, Any] = {"budget_seconds": 60.0, "families": ["sgd", "momentum"], "num_draws": 50}
 QUICK_PLAN: dict[str, Any] = {
     "budget_seconds": None,
     "families": ["sgd"],

@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> BatchSizePlan:
     """Run the pilot, plan and train; return the plan."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/plan_my_model"))
-    parser.add_argument("--budget", type=float, default=15.0, help="seconds for the fit")
+    parser.add_argument("--budget", type=float, default=60.0, help="seconds for the fit and the search")
     parser.add_argument("--smoke", action="store_true", help="fewer rows and runs, as a test")
     arguments = parser.parse_args(argv)
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> BatchSizePlan:
 
     plan = plan_batch_size(
         Objective(model, loss, (x, y)),
-        budget_seconds=arguments.budget,
+        budget_seconds=None if arguments.smoke else arguments.budget,
         initial_weights=initial_weights,
         families=["sgd", "momentum"],
         **({"num_runs": 4, "num_matvecs": 10, "num_draws": 20} if arguments.smoke else {}),

@@ -250,43 +250,6 @@ def test_more_parameters_than_rows():
 # --- time
 
 
-def test_a_budget_too_short_is_told_and_still_gives_a_fit(regression):
-    model = models.mlp(4, (64, 64), 1, seed=0)
-    with pytest.warns(UserWarning, match=r"`budget_seconds` was too short: the smallest .* Received: 0.001"):
-        fit = fit_noisy_quadratic(Objective(model, "mse", regression), 0.001)
-    assert fit.num_runs == 4
-    assert len(fit.curvature) <= 3 * 20 * 4  # the fewest products
-
-
-def test_each_run_has_its_share_of_the_budget(regression, monkeypatch):
-    from tfopt.planning import measurement
-
-    shares, run = [], measurement.RunMeasurer.run
-    monkeypatch.setattr(
-        measurement.RunMeasurer,
-        "run",
-        lambda self, index, effort, seconds: shares.append(seconds) or run(self, index, effort, seconds),
-    )
-    fit_noisy_quadratic(Objective(models.mlp(4, (), 1, seed=0), "mse", regression), 60.0, num_runs=4)
-    assert len(shares) == 4
-    assert 0.5 * 60.0 / measurement.SIZED_FOR < shares[0] < 60.0 / measurement.SIZED_FOR
-    quick(models.mlp(4, (), 1, seed=0), regression)
-    assert shares[4:] == [None] * 4
-
-
-def test_runs_end_with_the_budget(regression, monkeypatch):
-    from tfopt.planning import measurement
-
-    monkeypatch.setattr(measurement.RunMeasurer, "_time_parts", lambda self: (1e-4, 1e-4))
-    monkeypatch.setattr(measurement.RunMeasurer, "is_over", lambda self, seconds, budget: True)
-    objective = Objective(models.mlp(4, (), 1, seed=0), "mse", regression)
-    assert fit_noisy_quadratic(objective, 60.0).num_runs == 4
-    monkeypatch.setattr(measurement.RunMeasurer, "is_over", lambda self, seconds, budget: False)
-    assert (
-        fit_noisy_quadratic(Objective(models.mlp(4, (), 1, seed=0), "mse", regression), 60.0, num_runs=9).num_runs == 9
-    )
-
-
 def test_progress_is_shown(regression, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # what makes rich believe in a terminal
     quick(models.mlp(4, (), 1, seed=0), regression, progress=True)

@@ -1,7 +1,5 @@
 """What a run measures, on rows of its own."""
 
-import time
-
 import keras
 import numpy as np
 import pytest
@@ -10,8 +8,10 @@ from tfopt.communicator import SerialCommunicator
 from tfopt.curvature import GaussNewtonOperator, Probe
 from tfopt.curvature.groups import Groups
 from tfopt.models import mlp
+from tfopt.planning import budget
+from tfopt.planning.budget import FEWEST_MATVECS, Effort
 from tfopt.planning.dealt_rows import DealtRows
-from tfopt.planning.measurement import FEWEST_MATVECS, SIZED_FOR, Effort, RunMeasurer
+from tfopt.planning.measurement import FEWEST_LATE_MATVECS, RunMeasurer
 
 NUM_INPUTS = 3
 
@@ -82,37 +82,24 @@ def test_masses_add_up_to_squared_norms(linear):
     assert run.initial_loss == pytest.approx(here, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [
-        (1e9, Effort(50, 4)),  # all that is wanted
-        (SIZED_FOR * 2 * (0.5 + 3 * 50 * 0.1) * 1.01, Effort(50, 2)),  # fewer rows
-        (SIZED_FOR * 10.0, Effort(31, 1)),  # then fewer products
-        (0.1, Effort(FEWEST_MATVECS, 1)),  # and never less than this
-    ],
-)
-def test_effort_follows_from_the_time_there_is(linear, monkeypatch, seconds, expected):
-    operator, _, _ = linear
-    measurer = RunMeasurer(operator, make_rows(operator.objective.probe, 4), None, 0)
-    monkeypatch.setattr(measurer, "_time_parts", lambda: (0.5, 0.1))
-    assert measurer.choose_effort(Effort(50, 4), seconds) == expected
-
-
-def test_times_are_measured(linear):
-    operator, _, _ = linear
-    measurer = RunMeasurer(operator, make_rows(operator.objective.probe, 4), None, 0)
-    begin = time.perf_counter()
-    parts = measurer._time_parts()
-    passed = time.perf_counter() - begin
-    assert all(0.0 < seconds < passed for seconds in parts)
-
-
-def test_a_run_ends_with_its_time():
+def test_a_run_ends_with_its_time(monkeypatch):
     wide = keras.Sequential([keras.Input((NUM_INPUTS,)), keras.layers.Dense(40, "tanh"), keras.layers.Dense(1)])
     x, y = make_data(256)
     operator = GaussNewtonOperator(wide, "mse", x, y)
     measurer = RunMeasurer(operator, make_rows(operator.objective.probe, 4), None, 0)
-    assert len(measurer.run(0, Effort(60, 99), 0.0).noise.nodes) == FEWEST_MATVECS
+    assert len(measurer.run(0, Effort(60, 99), 0.0).noise.nodes) == FEWEST_LATE_MATVECS
+    now = [0.0]
+    monkeypatch.setattr(budget, "clock", lambda: now[0])
+    matvec = GaussNewtonOperator.matvec
+
+    def slow_matvec(self, vector):
+        now[0] += 1.0
+        return matvec(self, vector)
+
+    monkeypatch.setattr(GaussNewtonOperator, "matvec", slow_matvec)
+    run = measurer.run(0, Effort(60, 99), 75.0)  # 25 s for each vector, and products of a second
+    assert [len(part.nodes) for part in (run.counts, run.noise, run.gradient)] == [25, 25, 25]
+    monkeypatch.undo()
     assert len(measurer.run(0, Effort(60, 99), 1e6).noise.nodes) > FEWEST_MATVECS
     assert len(measurer.run(0, Effort(60, 99)).noise.nodes) > FEWEST_MATVECS
 

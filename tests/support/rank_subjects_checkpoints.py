@@ -49,7 +49,7 @@ def checkpointed(ranks, folder, epochs, stop_after=None):
         return None
     return {
         "variables": [np.asarray(v).tolist() for v in [*model.variables, *model.optimizer.variables]],
-        "history": {name: str(v) for name, v in model.history.history.items() if name != "gradient_noise/seconds"},
+        "history": {name: str(v) for name, v in model.history.history.items() if not name.endswith("seconds")},
         "epochs": model.history.epoch,
         "wait": plateau.wait,
     }

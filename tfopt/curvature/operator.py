@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfopt._checks import check_flag
 from tfopt.curvature.differences import DerivativesAt
-from tfopt.curvature.known_operations import SOFTMAX, check_derivatives, is_in_functions
+from tfopt.curvature.known_operations import OF_SOME_ROWS, SOFTMAX, check_derivatives, is_in_functions, scopes_of
 from tfopt.curvature.model_checks import refuse_rounding
 from tfopt.curvature.objective import Objective, add, as_objective
 from tfopt.curvature.probe import Probe
@@ -164,6 +164,12 @@ class CurvatureOperator(ABC):
         return other
 
     # --- the self-check
+
+    @property
+    def must_check_all_rows(self) -> bool:
+        """Whether other rows need a self-check of their own, because derivatives may be wrong for some rows only."""
+        graphs = [product.graph for product in self._products.values()]
+        return any(scopes_of(graph, OF_SOME_ROWS) or is_in_functions(graph, SOFTMAX) for graph in graphs)
 
     def _check(self) -> SelfCheck:
         values = self.objective.values()

@@ -12,6 +12,8 @@ from tfopt.curvature.probe import Probe
 NUM_GROUPS = 32
 # A product uses at most this many rows at once.
 LARGEST_BATCH = 512
+# A short time limit may allow no more rows than this in a product, and in a run.
+SMALLEST_BATCH = 64
 # Fewer rows in a run say little about the rest.
 FEWEST_ROWS = 8
 
@@ -30,7 +32,13 @@ class DealtRows:
     """
 
     def __init__(
-        self, probe: Probe, num_runs: int, are_shared: bool, rng: np.random.Generator, communicator: Communicator
+        self,
+        probe: Probe,
+        num_runs: int,
+        are_shared: bool,
+        rng: np.random.Generator,
+        communicator: Communicator,
+        largest_batch: int = LARGEST_BATCH,
     ) -> None:
         counts = communicator.allgather_object(probe.num_rows, "rows")
         if are_shared and sum(counts) < 2:
@@ -44,7 +52,7 @@ class DealtRows:
         for batch in probe.batches:
             by_form.setdefault(row_form(batch), []).append(batch)
         self._sources = list(by_form.values())
-        self._num_runs, self._are_shared = num_runs, are_shared
+        self._num_runs, self._are_shared, self._largest_batch = num_runs, are_shared, largest_batch
         self._seed = int(rng.integers(2**31))
         sizes = [len(chosen) for _, chosen in self._parts(0)]
         everyone = np.array(communicator.allgather_object((len(sizes), max(sizes)), "batches"))
@@ -76,7 +84,7 @@ class DealtRows:
         for form in range(len(self._sources)):
             indices = self._indices(index, form)
             if len(indices):
-                parts += [(form, part) for part in np.array_split(indices, -(-len(indices) // LARGEST_BATCH))]
+                parts += [(form, part) for part in np.array_split(indices, -(-len(indices) // self._largest_batch))]
         return parts
 
     def _indices(self, index: int, form: int) -> np.ndarray:

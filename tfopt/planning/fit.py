@@ -1,7 +1,6 @@
 """The fit of a noisy quadratic to a Keras model's loss, at the model's weights."""
 
 import math
-import time
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -15,16 +14,11 @@ from tfopt.curvature import GaussNewtonOperator, HessianOperator, Objective
 from tfopt.curvature.groups import has_batch_norm
 from tfopt.curvature.objective import check_objective
 from tfopt.curvature.operator import CurvatureOperator
+from tfopt.planning.budget import FEWEST_RUNS, PLANNED, SIZED_FOR, Budget, Costs, Effort
 from tfopt.planning.dealt_rows import DealtRows
-from tfopt.planning.measurement import (
-    FEWEST_RUNS,
-    SIZED_FOR,
-    SMALLEST_CURVATURE,
-    Effort,
-    RunMeasurer,
-    RunResult,
-)
+from tfopt.planning.measurement import SMALLEST_CURVATURE, RunMeasurer, RunResult
 from tfopt.planning.noisy_quadratic_fit import NoisyQuadraticFit
+from tfopt.planning.sizing import size_fit
 from tfopt.planning.spectral_measure import Bins
 
 MATRICES = {"gauss_newton": GaussNewtonOperator, "hessian": HessianOperator}
@@ -68,9 +62,11 @@ def fit_noisy_quadratic(
             uses the rows of all ranks, and shuffles them, whatever batches they come in. A model with batch
             normalisation needs `batch_norm="moving"`: the fit compares small groups of rows, whose own statistics
             differ from those of a batch.
-        budget_seconds: Approximate time limit in seconds, > 0. In a short time the fit uses fewer rows, products and
-            runs; it warns if even the smallest fit took longer. The result then depends on the clock. None sets no
-            limit. Default 30.
+        budget_seconds: Time limit in seconds, > 0, compilation included. In a short time the fit uses fewer rows,
+            products and runs, and the result depends on the clock. If not even the smallest fit (4 runs of 64 rows,
+            with 20 products for each vector) is done in time, an error says so after a few seconds, and how much time
+            is enough. A machine that slows down during the fit may exceed the limit; then a warning says so. None sets
+            no limit, and the result depends on the seed alone. Default 30.
         initial_weights: The weights at which training starts, as `model.get_weights()` returns them. None (default)
             means the current weights.
         num_examples: N, the number of rows that training draws its batches from, of all ranks. None (default) means the
@@ -93,8 +89,8 @@ def fit_noisy_quadratic(
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: An argument is out of its range; there are too few rows; the loss is no mean over rows; or the loss
-            has no curvature.
+        ValueError: An argument is out of its range; there are too few rows; the loss is no mean over rows; the loss has
+            no curvature; or `budget_seconds` is too short.
         RuntimeError: The matrix's products are wrong, see `GaussNewtonOperator`.
 
     Example:
@@ -111,9 +107,46 @@ def fit_noisy_quadratic(
         Zhang et al.: Which algorithmic choices matter at which batch sizes? Insights from a noisy quadratic model.
         NeurIPS 2019, arXiv:1907.04164. The fit to a network is not from there.
     """
-    begin = time.perf_counter()
+    check_budget(budget_seconds)
+    check_objective(objective)
+    return fit_within(
+        Budget(budget_seconds, objective.communicator),
+        objective,
+        initial_weights=initial_weights,
+        num_examples=num_examples,
+        matrix=matrix,
+        num_runs=num_runs,
+        num_matvecs=num_matvecs,
+        num_rows_per_run=num_rows_per_run,
+        num_bins=num_bins,
+        self_check=self_check,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def check_budget(budget_seconds: Any) -> None:
+    """Raise unless a time limit is a number of seconds > 0, or None."""
     if budget_seconds is not None:
         check_number("budget_seconds", budget_seconds, minimum=0.0, exclusive_minimum=True)
+
+
+def fit_within(
+    budget: Budget,
+    objective: Objective,
+    *,
+    initial_weights: Sequence[Any] | None = None,
+    num_examples: float | None = None,
+    matrix: str = "gauss_newton",
+    num_runs: int = 8,
+    num_matvecs: int = 50,
+    num_rows_per_run: int = 8192,
+    num_bins: int = 64,
+    self_check: bool = True,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> NoisyQuadraticFit:
+    """Fit as `fit_noisy_quadratic` does, within a budget that has begun."""
     check_choice("matrix", matrix, tuple(MATRICES))
     check_integer("num_runs", num_runs, minimum=FEWEST_RUNS)
     check_integer("num_matvecs", num_matvecs, minimum=2)
@@ -122,51 +155,60 @@ def fit_noisy_quadratic(
     check_flag("self_check", self_check)
     check_integer("seed", seed, minimum=0)
     check_all_variables(objective)
-    rng = np.random.default_rng(seed)
     operator = MATRICES[matrix](objective, self_check=self_check)
     examples = check_examples(num_examples, objective.num_rows)
     # Runs share all rows if the data are all rows of the training, and few enough.
     are_shared = examples == objective.num_rows <= num_rows_per_run
-    rows = DealtRows(objective.probe, num_runs, are_shared, rng, objective.communicator)
     displacement = None if initial_weights is None else _displacement(objective, initial_weights)
-    measurer = RunMeasurer(operator, rows, displacement, seed)
-    with Progress("fitting a noisy quadratic", progress) as bar:
-        bar.show("compiling")
-        measurer.check()
-        wanted = max(num_rows_per_run // (rows.batch_size * objective.communicator.size), 1)
+
+    def make(largest_batch: int) -> tuple[RunMeasurer, Effort]:
+        rng, ranks = np.random.default_rng(seed), objective.communicator
+        rows = DealtRows(objective.probe, num_runs, are_shared, rng, ranks, largest_batch)
+        wanted = max(num_rows_per_run // (rows.batch_size * ranks.size), 1)
         effort = Effort(num_matvecs, rows.num_batches if are_shared else min(wanted, rows.num_batches))
-        runs = _measure(measurer, effort, num_runs, begin, budget_seconds, bar)
-    seconds = time.perf_counter() - begin
-    if budget_seconds is not None and seconds > 1.5 * budget_seconds + 1.0:
+        return RunMeasurer(operator, rows, displacement, seed), effort
+
+    with Progress("fitting a noisy quadratic", progress) as bar:
+        measurer, most, costs = size_fit(make, budget, num_runs, bar)
+        runs = _measure(measurer, most, costs, num_runs, budget, bar)
+    if budget.seconds is not None and budget.elapsed > 1.2 * budget.seconds:
         warnings.warn(
-            f"`budget_seconds` was too short: the smallest possible fit took {seconds:.1f} s. "
-            f"Received: {budget_seconds:g}. Allow more time, or fewer `num_matvecs`",
-            stacklevel=2,
+            f"The fit took {budget.elapsed:.3g} s, because the machine became slower than at its beginning. Received: "
+            f"budget_seconds={budget.seconds:g}. The fit is as good as any of its size",
+            stacklevel=3,
         )
-    return _assemble(runs, operator, examples, displacement is not None, num_bins, begin)
+    return _assemble(runs, operator, examples, displacement is not None, num_bins, budget)
 
 
 def _measure(
-    measurer: RunMeasurer, effort: Effort, num_runs: int, begin: float, budget: float | None, bar: Progress
+    measurer: RunMeasurer, most: Effort, costs: Costs | None, num_runs: int, budget: Budget, bar: Progress
 ) -> list[RunResult]:
-    share = slowest = None if budget is None else 0.0
-    if budget is not None:
-        left = max(budget - (time.perf_counter() - begin), 0.0)
-        share, effort = left / SIZED_FOR, measurer.choose_effort(effort, left)
     runs: list[RunResult] = []
+    if costs is None:
+        for index in range(num_runs):
+            bar.show(f"run {index + 1} of {num_runs}, after {budget.elapsed:.0f} s")
+            runs.append(measurer.run(index, most))
+        return runs
+    slowest, share = 0.0, math.inf
     for index in range(num_runs):
-        start = time.perf_counter()
-        bar.show(f"run {index + 1} of {num_runs}")
-        runs.append(measurer.run(index, effort, share))
-        if budget is not None and len(runs) >= FEWEST_RUNS:
-            slowest = max(slowest or 0.0, time.perf_counter() - start)
-            if measurer.is_over(time.perf_counter() - begin + slowest, budget):
-                break
+        left = budget.left()
+        if index >= FEWEST_RUNS and slowest > left:
+            break
+        # Later runs are shorter if the first ones took longer than planned.
+        share = min(share, max(PLANNED * left, 0.0) / max(min(SIZED_FOR, num_runs) - index, 1))
+        bar.show(f"run {index + 1} of {num_runs}, after {budget.elapsed:.0f} s")
+        runs.append(measurer.run(index, costs.affordable(most, share), share))
+        slowest = max(slowest, left - budget.left())
     return runs
 
 
 def _assemble(
-    runs: list[RunResult], operator: CurvatureOperator, examples: float, is_displaced: bool, num_bins: int, begin: float
+    runs: list[RunResult],
+    operator: CurvatureOperator,
+    examples: float,
+    is_displaced: bool,
+    num_bins: int,
+    budget: Budget,
 ) -> NoisyQuadraticFit:
     bins = Bins.around([measure for run in runs for measure in run.measures], num_bins, SMALLEST_CURVATURE)
     filled = [[bins.fill(measure) for measure in (run.counts, run.noise, run.start)] for run in runs]
@@ -193,7 +235,7 @@ def _assemble(
         num_parameters=operator.shape[0],
         is_displaced=is_displaced,
         batch_norm=operator.batch_norm,
-        seconds=time.perf_counter() - begin,
+        seconds=budget.elapsed,
         precision=operator.precision,
     )
 
@@ -210,7 +252,7 @@ def check_all_variables(objective: Any) -> None:
         warnings.warn(
             "`objective` normalises each group of a few rows by its own statistics, and so has more noise than larger "
             "batches. Make it with batch_norm='moving'",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

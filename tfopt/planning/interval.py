@@ -10,6 +10,8 @@ from scipy.stats import norm, t
 
 from tfopt._record import Record
 
+FEWEST_DRAWS = 20
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Interval(Record):
@@ -34,12 +36,20 @@ class Interval(Record):
 
 
 def bootstrap(
-    function: Callable[[np.ndarray], Any], num_runs: int, confidence: float, num_draws: int, seed: int
+    function: Callable[[np.ndarray], Any],
+    num_runs: int,
+    confidence: float,
+    num_draws: int,
+    seed: int,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> Interval:
     """Estimate `function` of indices of runs, with an interval from `num_draws` draws of runs with replacement."""
+    # The draws end early where `is_over`, but not before there are enough of them.
     rng = np.random.default_rng(seed)
     value = function(np.arange(num_runs))
-    replicates = [function(rng.integers(num_runs, size=num_runs)) for _ in range(num_draws)]
+    replicates: list[Any] = []
+    while len(replicates) < num_draws and not (len(replicates) >= FEWEST_DRAWS and is_over()):
+        replicates.append(function(rng.integers(num_runs, size=num_runs)))
     low, high = expanded_percentiles(np.array(replicates), num_runs, confidence)
     return Interval(value, low, high, confidence)
 

@@ -1,8 +1,8 @@
 """Runs of the measurement: spectrum, gradient noise and possible gain, each on rows of its own."""
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -12,24 +12,15 @@ from tfopt.curvature.batch import Batch
 from tfopt.curvature.groups import Groups
 from tfopt.curvature.operator import CurvatureOperator
 from tfopt.curvature.probe import Probe
+from tfopt.planning import budget
+from tfopt.planning.budget import FEWEST_MATVECS, GRADIENTS_IN_A_PRODUCT, Costs, Effort
 from tfopt.planning.dealt_rows import DealtRows
 from tfopt.planning.spectral_measure import SpectralMeasure, newton_step, run_lanczos
 
-# Intervals from fewer runs would mean little.
-FEWEST_RUNS = 4
-FEWEST_MATVECS = 20
 # Float32 resolves no curvature below this fraction of the largest.
 SMALLEST_CURVATURE = 1e-6
-# A short budget is divided among this many runs.
-SIZED_FOR = 6
-
-
-@dataclass(frozen=True)
-class Effort:
-    """The amount of work in one run."""
-
-    num_matvecs: int  # Products for each vector
-    num_batches: int  # Batches of rows, on which gradients and products are computed
+# If a machine slows down, a run may end after this many products for a vector.
+FEWEST_LATE_MATVECS = 10
 
 
 @dataclass(frozen=True)
@@ -55,7 +46,7 @@ class RunResult:
 
 
 class RunMeasurer:
-    """Measures runs within a time limit; `displacement` is first weights minus the model's, of shape (n,), or None."""
+    """Measures runs within time limits; `displacement` is first weights minus the model's, of shape (n,), or None."""
 
     def __init__(
         self, operator: CurvatureOperator, rows: DealtRows, displacement: np.ndarray | None, seed: int
@@ -63,46 +54,54 @@ class RunMeasurer:
         self._operator, self._rows, self._displacement, self._seed = operator, rows, displacement, seed
         self._ranks = operator.objective.communicator
         self._previous_step: np.ndarray | None = None
+        self._first: tuple[int, Any] | None = None  # The gradients of the first run, and on how many batches.
 
-    def choose_effort(self, most: Effort, seconds: float) -> Effort:
-        """Return the effort of each run, at most `most`, so that `SIZED_FOR` runs take about `seconds`."""
-        of_gradients, of_a_product = self._time_parts()
-        # All ranks must choose the same.
-        seconds = min(self._ranks.allgather_object(seconds, "seconds"))
-        most = Effort(*np.min(self._ranks.allgather_object(astuple(most), "effort"), axis=0).tolist())
-        share, vectors = seconds / SIZED_FOR, 3 if self._displacement is None else 4
-        batches = share / (of_gradients + vectors * most.num_matvecs * of_a_product)
-        batches = int(np.clip(batches, 1, most.num_batches))
-        matvecs = (share / batches - of_gradients) / (vectors * of_a_product)
-        matvecs = int(np.clip(matvecs, min(FEWEST_MATVECS, most.num_matvecs), most.num_matvecs))
-        return Effort(matvecs, batches)
+    @property
+    def batch_size(self) -> int:
+        """Largest number of rows in a batch, of any rank."""
+        return self._rows.batch_size
 
-    def _time_parts(self) -> tuple[float, float]:
-        # Returns the seconds for the gradients of a batch and for a product with it, without compilation.
+    @property
+    def _num_vectors(self) -> int:
+        return 3 if self._displacement is None else 4
+
+    def guess_costs(self) -> tuple[float, Costs]:
+        """Return the seconds of a first gradient, which is traced, and costs that follow from a second one."""
+        objective = self._operator.objective.over(Probe.from_batches(self._rows.batches(0, 1)))
+        first, again = (self._agreed_seconds(objective.loss_and_gradient) for _ in range(2))
+        # The gradients of groups, their check, and that of the mean of all.
+        return first, Costs(4.0 * again, GRADIENTS_IN_A_PRODUCT * again, self._num_vectors)
+
+    def costs(self, smaller: tuple[Costs, int] | None = None) -> Costs:
+        """Measure the seconds of gradients and of a product on a batch, without their compilation."""
+        # The first call of gradients on other batches compiles. Then `smaller`, the costs on batches of fewer rows and
+        # their number, is a bound.
         batches = self._rows.batches(0, 1)
         operator = self._operator.over(Probe.from_batches(batches))
         vector = np.ones(operator.shape[0], operator.dtype)
-        seconds = np.full((2, 3), np.inf)
-        operator.matvec(vector)
         with operator.shared():
-            for attempt in range(3):
-                begin = time.perf_counter()
-                self._gradient_and_noise(batches, 0)
-                middle = time.perf_counter()
-                operator.matvec(vector)
-                seconds[:, attempt] = middle - begin, time.perf_counter() - middle
-        slowest = np.max(self._ranks.allgather_object(np.median(seconds, axis=1), "seconds"), axis=0)
-        return float(slowest[0]), float(slowest[1])
+            operator.matvec(vector)
+            product = self._agreed_seconds(lambda: np.asarray(operator.matvec(vector)))
+        gradients = self._agreed_seconds(lambda: self._gradients_of(batches, 0))
+        if smaller is not None:
+            gradients = min(gradients, smaller[0].gradients * self.batch_size / smaller[1])
+        return Costs(gradients, product, self._num_vectors)
+
+    def _agreed_seconds(self, action: Callable[[], object]) -> float:
+        # All ranks must choose the same effort.
+        begin = budget.clock()
+        action()
+        return float(max(self._ranks.allgather_object(budget.clock() - begin, "seconds")))
 
     def run(self, index: int, effort: Effort, seconds: float | None = None) -> RunResult:
         """Measure run `index`, in about `seconds`, or longer for the fewest products; None sets no time limit."""
+        begin = budget.clock()
         batches = self._rows.batches(index, effort.num_batches)
         operator = self._operator.over(Probe.from_batches(batches))
-        loss, gradient, noise, trace, num_rows = self._gradient_and_noise(batches, index)
+        loss, gradient, noise, trace, num_rows = self._gradients_of(batches, index)
         normal = np.random.default_rng([self._seed, index]).standard_normal(operator.shape[0])
         vectors = {"counts": normal, "noise": noise, "gradient": gradient}
         initial_loss = loss
-        begin = time.perf_counter()
         with operator.shared():
             gain_elsewhere = self._gain(operator, gradient)
             if self._displacement is not None:
@@ -111,8 +110,8 @@ class RunMeasurer:
                 initial_loss = self._initial_loss(operator, self._displacement)
             found = {}
             for number, (name, vector) in enumerate(vectors.items(), start=1):
-                end = None if seconds is None else begin + number / len(vectors) * seconds
-                result = run_lanczos(operator, vector, effort.num_matvecs, self._clock(end))
+                is_over = None if seconds is None else self._clock(begin, number / len(vectors) * seconds)
+                result = run_lanczos(operator, vector, effort.num_matvecs, is_over)
                 found[name] = SpectralMeasure.from_lanczos(result, float(vector @ vector))
                 if name == "gradient" and result is not None:
                     self._previous_step = newton_step(result, float(np.linalg.norm(vector)), SMALLEST_CURVATURE)
@@ -134,14 +133,24 @@ class RunMeasurer:
         product = np.asarray(operator.matvec(step.astype(operator.dtype)), np.float64)
         return -float(gradient @ step + 0.5 * step @ product)
 
-    def _clock(self, end: float | None) -> Callable[[int], bool] | None:
-        if end is None:
-            return None
-        return lambda count: count >= FEWEST_MATVECS and self.is_over(time.perf_counter(), end)
+    def _gradients_of(self, batches: Sequence[Batch], index: int) -> tuple[float, np.ndarray, np.ndarray, float, int]:
+        # The costs were measured on the first batches of the first run, which need not be computed again.
+        if index == 0 and self._first is not None and self._first[0] == len(batches):
+            return self._first[1]
+        found = self._gradient_and_noise(batches, index)
+        if index == 0:
+            self._first = len(batches), found
+        return found
 
-    def is_over(self, seconds: float, budget: float) -> bool:
-        """Return whether any rank has used more seconds than its budget, the same on every rank."""
-        return any(self._ranks.allgather_object(seconds > budget, "seconds"))
+    def _clock(self, begin: float, seconds: float) -> Callable[[int], bool]:
+        # If the machine has become much slower, a vector gets fewer products.
+        def is_over(count: int) -> bool:
+            passed = budget.clock() - begin
+            limit = seconds if count >= FEWEST_MATVECS else 2.0 * seconds
+            is_late = count >= FEWEST_LATE_MATVECS and passed > limit
+            return any(self._ranks.allgather_object(is_late, "seconds"))
+
+        return is_over
 
     def check(self) -> None:
         """Raise ValueError unless the loss is finite and a mean over rows."""
@@ -151,6 +160,17 @@ class RunMeasurer:
         if not (np.isfinite(value) and np.isfinite(flatten(gradient)).all()):
             raise ValueError(f"`model` must have a finite loss and gradient on the data. Received: a loss of {value:g}")
         Groups(objective, self._rows.group_size, has_all_rows=True).check()
+
+    def check_products(self) -> None:
+        """Check the first product, as every `CurvatureOperator` does, and no other one if that says all."""
+        operator = self._operator.over(Probe.from_batches(self._rows.batches(0, 1)))
+        operator.matvec(np.ones(operator.shape[0], operator.dtype))
+        if not operator.must_check_all_rows:
+            self._operator = operator
+
+    def adopt(self, other: "RunMeasurer") -> None:
+        """Go on with the operator that another measurer has checked."""
+        self._operator = other._operator
 
     def _gradient_and_noise(
         self, batches: Sequence[Batch], index: int

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,19 +13,24 @@ from tfopt._progress import Progress
 from tfopt.curvature import Objective
 from tfopt.curvature.objective import check_objective
 from tfopt.nqm.algorithm import FAMILIES
-from tfopt.planning.fit import check_examples, fit_noisy_quadratic
+from tfopt.planning.budget import Budget
+from tfopt.planning.fit import check_budget, check_examples, fit_within
 from tfopt.planning.noisy_quadratic_fit import NoisyQuadraticFit
 from tfopt.planning.plan import BatchSizePlan
 from tfopt.planning.prediction import find_best, intervals
 
 LARGEST_PLANNED = 2**16
+# The search for a family takes about this many seconds in its first call, which compiles. Fits leave them at most half
+# of the time.
+SECONDS_OF_A_FAMILY = 5.0
+FAMILIES_BY_DEFAULT = ("sgd", "momentum", "ema")
 PLAN_OPTIONS = ("batch_sizes", "families", "largest_momentum", "confidence", "num_draws")
 
 
 def plan_batch_size(
     objective: Objective,
     target_loss: float | None = None,
-    budget_seconds: float | None = 30.0,
+    budget_seconds: float | None = 45.0,
     *,
     progress: bool | None = None,
     seed: int = 0,
@@ -41,8 +46,10 @@ def plan_batch_size(
         target_loss: The training loss to reach, with dropout off and regularisation included. It must lie above the
             fitted quadratic's floor. None (default) means the model's current loss if `initial_weights` is given;
             otherwise a tenth of the way up from the floor to the quadratic's loss now.
-        budget_seconds: Approximate time limit of the fit in seconds, > 0, or None for no limit. Default 30. The search
-            takes about five more seconds per family in its first call, which compiles, and two or three in later calls.
+        budget_seconds: Time limit in seconds, > 0, compilation included, or None for no limit. Default 45. Five seconds
+            for each family, but at most half of the time, are for the search; the fit has the rest, see
+            `fit_noisy_quadratic`. If time ends in the search, intervals rest on fewer draws (at least 20), and a
+            warning names families that were left out: `plan_from_fit(plan.fit, families=...)` adds them.
         progress: Whether to show a progress bar; None (default) shows it in a terminal.
         seed: Seed of all randomness, an integer >= 0. Default 0.
         **options: Options of `plan_from_fit`: `batch_sizes`, `families`, `largest_momentum`, `confidence` and
@@ -75,9 +82,14 @@ def plan_batch_size(
         check_number("target_loss", target_loss)
     check_objective(objective)
     check_options(**plan_options, num_examples=check_examples(options.get("num_examples"), objective.num_rows))
-    fit = fit_noisy_quadratic(objective, budget_seconds, seed=seed, progress=progress, **options)
+    check_budget(budget_seconds)
+    chosen = plan_options.get("families", FAMILIES_BY_DEFAULT)
+    reserved = 0.0 if budget_seconds is None else min(SECONDS_OF_A_FAMILY * len(chosen), 0.5 * budget_seconds)
+    budget = Budget(budget_seconds, objective.communicator, reserved)
+    fit = fit_within(budget, objective, seed=seed, progress=progress, **options)
+    budget.release()
     try:
-        return plan_from_fit(fit, target_loss, **plan_options, seed=seed, progress=progress)
+        return _plan(fit, budget, target_loss, **plan_options, seed=seed, progress=progress)
     except ValueError as error:
         error.fit = fit  # type: ignore[attr-defined]
         error.add_note("The error keeps the fit: plan_from_fit(error.fit, target_loss=...) plans from it.")
@@ -89,7 +101,7 @@ def plan_from_fit(
     target_loss: float | None = None,
     *,
     batch_sizes: Sequence[int] | None = None,
-    families: Sequence[str] = ("sgd", "momentum", "ema"),
+    families: Sequence[str] = FAMILIES_BY_DEFAULT,
     largest_momentum: float = 0.9,
     confidence: float = 0.9,
     num_draws: int = 100,
@@ -125,20 +137,74 @@ def plan_from_fit(
     """
     if not isinstance(fit, NoisyQuadraticFit):
         raise TypeError(f"`fit` must be a result of fit_noisy_quadratic. Received: {fit!r}")
+    return _plan(
+        fit,
+        None,
+        target_loss,
+        batch_sizes=batch_sizes,
+        families=families,
+        largest_momentum=largest_momentum,
+        confidence=confidence,
+        num_draws=num_draws,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def _plan(
+    fit: NoisyQuadraticFit,
+    budget: Budget | None,
+    target_loss: float | None,
+    *,
+    batch_sizes: Sequence[int] | None = None,
+    families: Sequence[str] = FAMILIES_BY_DEFAULT,
+    largest_momentum: float = 0.9,
+    confidence: float = 0.9,
+    num_draws: int = 100,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> BatchSizePlan:
     sizes, families = check_options(
         batch_sizes, families, largest_momentum, confidence, num_draws, seed, fit.num_examples
     )
     target = _check_target(target_loss, fit)
+
+    def is_over() -> bool:
+        return budget is not None and budget.left() < 0.0
+
     curves, steps, critical = {}, {}, {}
     with Progress(f"steps to a loss of {target:.4g}", progress) as bar:
-        for family in families:
+        for family in _in_time(families, budget):
             bar.show(family)
             best = find_best(fit, family, sizes, target, largest_momentum)
             curves[family] = replace(best, batch_size=sizes.astype(np.float64), target_loss=target)
             bar.show(f"{family}, intervals")
-            steps[family], critical[family] = intervals(fit, best, sizes, target, confidence, num_draws, seed)
+            steps[family], critical[family] = intervals(fit, best, sizes, target, confidence, num_draws, seed, is_over)
+    curves = {family: curves[family] for family in families if family in curves}
     scale = fit.interval(lambda part: part.noise_scale, confidence, max(num_draws, 100), seed)
     return BatchSizePlan(fit, target, sizes, curves, steps, critical, scale, largest_momentum)
+
+
+def _in_time(families: tuple[str, ...], budget: Budget | None) -> Iterator[str]:
+    """Yield families as long as their searches are likely to end in time, at least one; warn of the others."""
+    if budget is None or budget.seconds is None:
+        yield from families
+        return
+    slowest, left_out = 0.0, []
+    # Suggestions are for momentum, unless the user chooses another family.
+    for family in sorted(families, key=lambda name: name != "momentum"):
+        begin = budget.left()
+        if slowest > 0.0 and begin < slowest - 0.1 * budget.seconds:
+            left_out.append(family)
+            continue
+        yield family
+        slowest = max(slowest, begin - budget.left())
+    if left_out:
+        warnings.warn(
+            f"`budget_seconds` ended before the search for {', '.join(left_out)}. Received: "
+            f"budget_seconds={budget.seconds:g}. plan_from_fit(plan.fit, families={left_out}) searches them",
+            stacklevel=4,
+        )
 
 
 def check_options(

@@ -1,12 +1,13 @@
 """Predicted steps and critical batch sizes of a fit, with their intervals."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from tfopt import nqm
-from tfopt.planning.interval import Interval
+from tfopt.planning.interval import Interval, bootstrap
 from tfopt.planning.noisy_quadratic_fit import NoisyQuadraticFit
 
 # Each draw of runs tries these multiples of the best rates.
@@ -31,6 +32,7 @@ def intervals(
     confidence: float,
     num_draws: int,
     seed: int,
+    is_over: Callable[[], bool],
 ) -> tuple[Interval, Interval]:
     """Return the steps at the best settings of all batch sizes, and the critical batch size, with intervals."""
     # For each draw of runs, only rates around the best ones are searched. A search of the whole space would be slow.
@@ -47,7 +49,10 @@ def intervals(
                 steps[:] = np.nan
         return np.append(steps, _critical(sizes, steps))
 
-    replicates = fit.interval(predict, confidence, num_draws, seed)
+    def of_runs(runs: np.ndarray) -> np.ndarray:
+        return predict(fit.take(runs))
+
+    replicates = bootstrap(of_runs, fit.num_runs, confidence, num_draws, seed, is_over)
     value = np.append(best.steps, _critical(sizes, best.steps))
     low = np.maximum(replicates.low, 0.0)  # The lower end of an unknown number is minus infinity.
     parts = [Interval(value[at], low[at], replicates.high[at], confidence) for at in (slice(-1), -1)]
