@@ -49,7 +49,7 @@ def accuracy_by(method: str, seed: int, epochs: int) -> float:
 def main(argv: list[str] | None = None) -> Reproduction:
     """Run the comparison."""
     title = "Training without gradients: digits, test accuracy"
-    run = start("bregman_digits", title, argv, __doc__, uses_data=False)
+    run = start("bregman_digits", title, argv, __doc__, data="")
     seeds, epochs = run.choose(1, 5, 5), run.choose(2, 100, 100)
     seeds = range(run.seed, run.seed + seeds)
     cells = [(method, seed) for method in METHODS for seed in seeds]

@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> Reproduction:
     """Run the reproduction."""
     title = "Milne 2019: convexity along gradient paths, with and without BatchNorm"
     run = start("convexity_along_paths", title, argv, __doc__)
-    data = datasets.load(run.data)
+    data = run.load()
     kinds = run.choose(["mlp"], ["mlp", "convnet"], ["mlp", "convnet"])
     initializers = run.choose(["Glorot"], list(INITIALIZERS), list(INITIALIZERS))
     seeds = range(run.seed, run.seed + run.choose(1, 3, 10))

@@ -242,7 +242,7 @@ def results_of(outcome: Outcome) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> Reproduction:
     """Predict, measure and compare."""
     title = "Steps against batch size of two networks, predicted by a fitted noisy quadratic"
-    run = start("nqm_real_model", title, argv, __doc__, uses_data=False)
+    run = start("nqm_real_model", title, argv, __doc__, data="")
     rows = run.choose(4_000, 50_000, 200_000)
     outcomes = []
     tasks = [teacher_task(rows, run.seed)]

@@ -13,7 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.slow_by_nature
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "reproduce"
-HELPERS = ("page", "real_training", "reproduction", "run_all")
+HELPERS = ("finished_cells", "page", "published_networks", "real_training", "reproduction", "run_all")
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in HELPERS)
 
 
