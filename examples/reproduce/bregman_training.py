@@ -146,9 +146,7 @@ def fixed_features(data: datasets.Dataset, hidden_units: int, seed: int) -> floa
 
 def main(argv: list[str] | None = None) -> Reproduction:
     """Run the reproduction."""
-    run = start(
-        "bregman_training", "Taylor et al. 2016: training without gradients, Higgs", argv, __doc__, data=""
-    )
+    run = start("bregman_training", "Taylor et al. 2016: training without gradients, Higgs", argv, __doc__, data="")
     data = datasets.load("higgs_like", num_rows=run.choose(3000, 200_000, 1_000_000), seed=run.seed)
     width, epochs = run.choose(20, 300, 300), run.choose(2, 20, 50)
     iterations = run.choose(3, 150, 500)
