@@ -23,6 +23,7 @@ WITH_CLOCKS = ("bregman_training", "nqm_figures")
 # The longest scripts come first, so that no long one runs alone at the end.
 OTHERS = (
     "nqm_real_model",
+    "large_batches",
     "depth_against_rate",
     "bregman_stability",
     "convexity_along_paths",

@@ -13,7 +13,15 @@ import pytest
 
 pytestmark = pytest.mark.slow_by_nature
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "reproduce"
-HELPERS = ("finished_cells", "page", "published_networks", "real_training", "reproduction", "run_all")
+HELPERS = (
+    "finished_cells",
+    "page",
+    "published_networks",
+    "real_training",
+    "reproduction",
+    "run_all",
+    "training_traces",
+)
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in HELPERS)
 
 
