@@ -9,11 +9,12 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytestmark = pytest.mark.slow_by_nature
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "reproduce"
-HELPERS = (
+HELPERS = {
     "finished_cells",
     "page",
     "published_networks",
@@ -21,7 +22,7 @@ HELPERS = (
     "reproduction",
     "run_all",
     "training_traces",
-)
+}
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in HELPERS)
 
 
@@ -80,6 +81,43 @@ def test_the_page_takes_over_what_was_measured(load, run, tmp_path):
     assert lines[-4:] == ["<!-- end norms_to_overflow -->", "b", "<!-- begin other -->", "c"]
 
 
+def write_results(folder, size, *claims, **settings):
+    folder.mkdir(parents=True, exist_ok=True)
+    found = [dict(zip(("statement", "published", "measured", "verdict"), claim, strict=True)) for claim in claims]
+    settings = {"size": size, "data": "fashion_mnist", "num_rows": None, "seed": 7, "machine": "2 cores", **settings}
+    (folder / "results.json").write_text(json.dumps({**settings, "date": "2026-11-28 10:00 UTC", "claims": found}))
+    return folder
+
+
+def test_the_page_shows_the_published_size_beside_the_quick_results(load, tmp_path):
+    page, runs = tmp_path / "page.md", tmp_path / "runs"
+    page.write_text("a\n<!-- begin b -->\n<!-- end b -->\nc")
+    full = write_results(tmp_path / "full" / "b", "full", ("|W|", "3", "2.9", "held"), ("z", "1", "0", "did not hold"))
+    write_results(runs / "b", "quick", ("|W|", "3", "2", "partly"), ("y", "5", "5", "held"))
+    expected = [
+        "a",
+        "<!-- begin b -->",
+        "| | published | measured | verdict | published size, fashion_mnist | verdict |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| \\|W\\| | 3 | 2 | partly | 2.9 | held |",
+        "| y | 5 | 5 | held | | |",
+        "| z | 1 | | | 0 | did not hold |",
+        "",
+        "Published size: 2026-11-28, seed 7, 2 cores.",
+        "<!-- end b -->",
+        "c",
+    ]
+    arguments = ["--page", str(page), "--runs", str(runs)]
+    load("page").main([*arguments, "--keep", str(full)])
+    assert page.read_text().splitlines() == expected
+    assert json.loads((tmp_path / "results" / "b.json").read_text())["seed"] == 7
+    (runs / "b" / "results.json").unlink()  # The first columns stay as they are.
+    load("page").main(arguments)
+    assert page.read_text().splitlines() == expected
+    with pytest.raises(SystemExit, match="must hold the results.json of a --full run"):
+        load("page").main([*arguments, "--keep", str(runs / "b")])
+
+
 def test_the_page_and_the_one_command_know_every_script(load):
     named = set(re.findall(r"<!-- begin (\w+) -->", (FOLDER.parents[1] / "docs" / "reproductions.md").read_text()))
     listed = (*load("run_all").WITH_CLOCKS, *load("run_all").OTHERS)
@@ -133,6 +171,71 @@ def test_all_run_side_by_side_but_for_those_with_clocks(load, tmp_path, monkeypa
         with pytest.raises(SystemExit):
             run_all.main(wrong)
         assert message in capsys.readouterr().err
+
+
+def test_finished_cells_are_not_computed_again(load, tmp_path, capsys):
+    finished_cells = load("finished_cells").FinishedCells
+    calls = []
+
+    def compute(rate, seed):
+        calls.append((rate, seed))
+        return {"loss": float("inf"), "accuracies": [rate, seed]}
+
+    cells = finished_cells(tmp_path / "new", {"epochs": 3, "data": "digits"})
+    expected = {"loss": None, "accuracies": [0.1, 0]}
+    assert cells.get(compute, rate=0.1, seed=0) == expected
+    assert finished_cells(tmp_path / "new", {"epochs": 3, "data": "digits"}).get(compute, rate=0.1, seed=0) == expected
+    assert calls == [(0.1, 0)]
+    other = finished_cells(tmp_path / "new", {"epochs": 3, "data": "digits"}, only_finished=True)
+    assert other.get(compute, rate=0.1, seed=1) is None
+    cells.get(compute, rate=0.1, seed=1)
+    assert calls == [(0.1, 0), (0.1, 1)]
+    content = json.loads((tmp_path / "new" / "cells.json").read_text())
+    assert set(content["cells"]) == {"rate=0.1, seed=0", "rate=0.1, seed=1"}
+    assert set(content["cells"]["rate=0.1, seed=0"]) == {"result", "seconds", "date", "machine", "versions"}
+    with pytest.raises(SystemExit, match=r"cells.json holds cells with epochs=3, and this run has epochs=4"):
+        finished_cells(tmp_path / "new", {"epochs": 4, "data": "digits"})
+    assert "rate=0.1, seed=1" in capsys.readouterr().out
+
+
+def test_a_cell_that_is_interrupted_while_it_is_written_leaves_the_others(load, tmp_path, monkeypatch):
+    module = load("finished_cells")
+    cells = module.FinishedCells(tmp_path, {})
+    assert cells.get(lambda seed: seed, seed=0) == 0
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.os, "fsync", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            cells.get(lambda seed: seed, seed=1)
+    assert module.FinishedCells(tmp_path, {}, only_finished=True).get(None, seed=0) == 0
+    assert module.FinishedCells(tmp_path, {}, only_finished=True).get(None, seed=1) is None
+
+
+def test_the_networks_are_those_of_the_authors(load):
+    """PyTorch draws weights and biases from +-1 / sqrt(fan_in), and every hidden layer of 784 units has a skip."""
+    from tfopt import datasets
+
+    data = datasets.load("digits").flattened()
+    build = load("published_networks").published_network
+    model = build(data, width=64, num_hidden=2, residual=True, seed=3)
+    x = data.x_test[:5]
+    w = [np.asarray(value, np.float64) for value in model.get_weights()]
+    h = x + np.maximum(x @ w[0] + w[1], 0)
+    h = h + np.maximum(h @ w[2] + w[3], 0)
+    np.testing.assert_allclose(model(x).numpy(), h @ w[4] + w[5], rtol=1e-4, atol=1e-5)
+    for value in w:
+        assert 0.1 < np.abs(value).max() <= 1 / 8
+    assert not np.array_equal(w[0], w[2])
+    w = build(data, width=50, num_hidden=1, seed=3).get_weights()
+    np.testing.assert_allclose(
+        build(data, width=50, num_hidden=1, residual=True, seed=3)(x).numpy(),
+        np.maximum(x @ w[0] + w[1], 0) @ w[2] + w[3],
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_the_regression_in_numpy_is_that_in_keras(run):

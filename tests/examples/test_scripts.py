@@ -92,18 +92,18 @@ def test_plan_my_model(tmp_path, capsys):
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
-class Loaded(Exception):
+class LoadedError(Exception):
     """Ends an example at the place where it has chosen its data."""
 
 
 @pytest.mark.parametrize("name", sorted({path.stem for path in EXAMPLES.glob("*.py")} - {*PARTS, *WITHOUT_DATA}))
 def test_every_example_takes_the_data_of_the_user(name, tmp_path, monkeypatch):
     def load_nothing(chosen, **options):
-        raise Loaded(chosen, options["data_dir"], options["num_rows"])
+        raise LoadedError(chosen, options["data_dir"], options["num_rows"])
 
     monkeypatch.setattr(datasets, "load", load_nothing)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(Loaded) as caught:
+    with pytest.raises(LoadedError) as caught:
         load(name).main(["--smoke", "--data", "fashion_mnist", "--data-dir", "somewhere", "--rows", "30"])
     assert caught.value.args == ("fashion_mnist", Path("somewhere"), 30)
 
