@@ -50,8 +50,8 @@ DRAWN = (0, 1, 3, 5, 7, 9)  # Epochs in the figure.
 class Checkpoints:
     """Trains the networks as published, and keeps their weights at the start of each epoch in files."""
 
-    def __init__(self, run: Reproduction, data: datasets.Dataset, width: int) -> None:
-        self._data, self._width, self._seed, self._folder = data, width, run.seed, run.folder / "checkpoints"
+    def __init__(self, data: datasets.Dataset, width: int, seed: int, folder: Path) -> None:
+        self._data, self._width, self._seed, self._folder = data, width, seed, folder
 
     def network(self, name: str, epoch: int) -> keras.Model:
         """Return a network of `NETWORKS` at the start of an epoch, trained from the last checkpoint before it."""
@@ -73,7 +73,6 @@ class Checkpoints:
 
     def _save(self, model: keras.Model, path: Path) -> None:
         # A run that is killed while it writes leaves no file of this name.
-        path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(f"new_{path.name}")
         model.save_weights(new, overwrite=True)
         new.replace(path)
@@ -159,7 +158,7 @@ def main(argv: list[str] | None = None) -> Reproduction:
     epochs = run.choose((0, 1), (0, 1, 5), (0, 9, 1, 5, 3, 7, 2, 4, 6, 8))  # The compared ones come first.
     num_compared_rows = run.choose(128, len(data.x_train), len(data.x_train))
     cells = run.finished_cells(width=width, num_steps=num_steps, num_rows_of_slices=num_rows)
-    checkpoints = Checkpoints(run, data, width)
+    checkpoints = Checkpoints(data, width, run.seed, cells.files)
     compared: dict[int, dict[str, list[float]]] = {epoch: {} for epoch in STEPS}
     slices: dict[str, dict[int, dict]] = {name: {} for name in NETWORKS}
 

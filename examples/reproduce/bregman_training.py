@@ -26,6 +26,7 @@ from collections.abc import Callable
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
+from finished_cells import FinishedCells
 from reproduction import Reproduction, start
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
@@ -69,12 +70,17 @@ def trainings(methods: Methods, epochs: int, iterations: int) -> dict[str, Calla
     }
 
 
-def study(run: Reproduction, data: datasets.Dataset, hidden_units: tuple[int, ...]) -> dict | None:
+def study(
+    run: Reproduction,
+    cells: FinishedCells,
+    data: datasets.Dataset,
+    hidden_units: tuple[int, ...],
+    epochs: int,
+    iterations: int,
+) -> dict | None:
     """Train one network in all ways; return its results, or None if some are not finished."""
-    epochs, iterations = run.choose(2, 20, 50), run.choose(3, 150, 500)
     methods = Methods(data, hidden_units, run.seed, time.process_time if run.size == "full" else time.perf_counter)
     ways = trainings(methods, epochs, iterations)
-    cells = run.finished_cells(epochs=epochs, iterations=iterations)
 
     def compute(network: str, way: str) -> dict:
         keras.utils.set_random_seed(run.seed)
@@ -97,11 +103,13 @@ def main(argv: list[str] | None = None) -> Reproduction:
     if run.data == "higgs_like" and run.num_rows is None:
         run.num_rows = run.choose(3000, 200_000, 1_000_000)
     data = run.load(seed=run.seed)
+    settings = {"epochs": run.choose(2, 20, 50), "iterations": run.choose(3, 150, 500)}
+    cells = run.finished_cells(**settings)
     is_higgs = data.num_classes == 2
     networks = (
         run.choose([(20,)], [(300,)], [(300,)]) if is_higgs else run.choose([(16,)], [(64,)], [(64,), (256, 256)])
     )
-    finished = {units: found for units in networks if (found := study(run, data, units))}
+    finished = {units: found for units in networks if (found := study(run, cells, data, units, **settings))}
     if not finished:
         raise SystemExit(f"All trainings of a network must be finished. Finished in {run.folder}: no network")
     for units, found in finished.items():

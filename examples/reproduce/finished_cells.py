@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -11,21 +12,29 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-FILE = "cells.json"
-
 
 class FinishedCells:
     """The finished cells of a run: independent trainings or measurements, each known by its settings.
 
     Args:
-        folder: Folder of the file `cells.json`, which is made with the first result.
+        path: The JSON file.
         settings: What all cells have in common. A file with other settings is refused.
         only_finished: Whether to take the finished cells as they are and to compute no others.
+
+    Attributes:
+        files: Folder for checkpoints and the like of this run. It is empty at the beginning of a run that has no JSON
+            file yet.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], only_finished: bool = False) -> None:
-        self._path, self._settings, self._only_finished = folder / FILE, settings, only_finished
-        self._read()
+    def __init__(self, path: Path, settings: dict[str, Any], only_finished: bool = False) -> None:
+        self._path, self._settings, self._only_finished = path, settings, only_finished
+        self.files = path.with_name(path.stem.replace("cells", "checkpoints"))
+        if not self._path.exists():
+            shutil.rmtree(self.files, ignore_errors=True)
+            self._write({})
+        self.files.mkdir(exist_ok=True)
+        if finished := self._read():
+            print(f"{self._path} holds {len(finished)} finished cells", flush=True)
 
     def get(self, compute: Callable[..., Any], **key: Any) -> Any:
         """Return the result of `compute(**key)` as JSON holds it: the stored one, or a new one; None if not wanted."""
@@ -39,13 +48,11 @@ class FinishedCells:
             cell = {"result": result, "seconds": round(time.perf_counter() - begin, 1), **when_and_where()}
             # Another run may have finished other cells in the meantime.
             cells = {**self._read(), name: cell}
-            self._write({"settings": self._settings, "cells": cells})
+            self._write(cells)
             print(f"{name}: {cell['seconds']:.0f} s", flush=True)
         return cells[name]["result"]
 
     def _read(self) -> dict[str, Any]:
-        if not self._path.exists():
-            return {}
         content = json.loads(self._path.read_text())
         for name in sorted({*content["settings"], *self._settings}):
             theirs, ours = content["settings"].get(name), self._settings.get(name)
@@ -56,7 +63,8 @@ class FinishedCells:
                 )
         return content["cells"]
 
-    def _write(self, content: dict[str, Any]) -> None:
+    def _write(self, cells: dict[str, Any]) -> None:
+        content = {"settings": self._settings, "cells": cells}
         # A run that is killed while it writes leaves the old file.
         self._path.parent.mkdir(parents=True, exist_ok=True)
         new = self._path.with_suffix(".new")

@@ -74,9 +74,12 @@ class Reproduction:
         return datasets.load(self.data, **{"data_dir": self.data_dir, "num_rows": self.num_rows, **options})
 
     def finished_cells(self, **settings: Any) -> FinishedCells:
-        """Return the cells that an earlier run with the same settings finished in this folder."""
+        """Return the finished cells of a `--full` run with the same settings in this folder; others begin anew."""
+        path = self.folder / ("cells.json" if self.size == "full" else f"cells_{self.size}.json")
+        if self.size != "full" and not self.only_finished:
+            path.unlink(missing_ok=True)
         common = {"size": self.size, "seed": self.seed, "data": self.data, "num_rows": self.num_rows}
-        return FinishedCells(self.folder, {**common, **settings}, self.only_finished)
+        return FinishedCells(path, {**common, **settings}, self.only_finished)
 
     def compare(self, statement: str, published: str, measured: str, held: bool, partly: bool = False) -> None:
         """Add a claim; `held` and `partly` tell whether the measured result agrees, and whether a part of it does."""

@@ -181,26 +181,29 @@ def test_finished_cells_are_not_computed_again(load, tmp_path, capsys):
         calls.append((rate, seed))
         return {"loss": float("inf"), "accuracies": [rate, seed]}
 
-    cells = finished_cells(tmp_path / "new", {"epochs": 3, "data": "digits"})
+    cells = finished_cells(tmp_path / "cells.json", {"epochs": 3, "data": "digits"})
     expected = {"loss": None, "accuracies": [0.1, 0]}
     assert cells.get(compute, rate=0.1, seed=0) == expected
-    assert finished_cells(tmp_path / "new", {"epochs": 3, "data": "digits"}).get(compute, rate=0.1, seed=0) == expected
+    assert (
+        finished_cells(tmp_path / "cells.json", {"epochs": 3, "data": "digits"}).get(compute, rate=0.1, seed=0)
+        == expected
+    )
     assert calls == [(0.1, 0)]
-    other = finished_cells(tmp_path / "new", {"epochs": 3, "data": "digits"}, only_finished=True)
+    other = finished_cells(tmp_path / "cells.json", {"epochs": 3, "data": "digits"}, only_finished=True)
     assert other.get(compute, rate=0.1, seed=1) is None
     cells.get(compute, rate=0.1, seed=1)
     assert calls == [(0.1, 0), (0.1, 1)]
-    content = json.loads((tmp_path / "new" / "cells.json").read_text())
+    content = json.loads((tmp_path / "cells.json").read_text())
     assert set(content["cells"]) == {"rate=0.1, seed=0", "rate=0.1, seed=1"}
     assert set(content["cells"]["rate=0.1, seed=0"]) == {"result", "seconds", "date", "machine", "versions"}
     with pytest.raises(SystemExit, match=r"cells.json holds cells with epochs=3, and this run has epochs=4"):
-        finished_cells(tmp_path / "new", {"epochs": 4, "data": "digits"})
+        finished_cells(tmp_path / "cells.json", {"epochs": 4, "data": "digits"})
     assert "rate=0.1, seed=1" in capsys.readouterr().out
 
 
 def test_a_cell_that_is_interrupted_while_it_is_written_leaves_the_others(load, tmp_path, monkeypatch):
     module = load("finished_cells")
-    cells = module.FinishedCells(tmp_path, {})
+    cells = module.FinishedCells(tmp_path / "cells.json", {})
     assert cells.get(lambda seed: seed, seed=0) == 0
 
     def interrupt(_):
@@ -210,8 +213,8 @@ def test_a_cell_that_is_interrupted_while_it_is_written_leaves_the_others(load, 
         patch.setattr(module.os, "fsync", interrupt)
         with pytest.raises(KeyboardInterrupt):
             cells.get(lambda seed: seed, seed=1)
-    assert module.FinishedCells(tmp_path, {}, only_finished=True).get(None, seed=0) == 0
-    assert module.FinishedCells(tmp_path, {}, only_finished=True).get(None, seed=1) is None
+    assert module.FinishedCells(tmp_path / "cells.json", {}, only_finished=True).get(None, seed=0) == 0
+    assert module.FinishedCells(tmp_path / "cells.json", {}, only_finished=True).get(None, seed=1) is None
 
 
 def test_the_networks_are_those_of_the_authors(load):
