@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> Reproduction:
     """Run the reproduction."""
     run = start("large_batches", "You et al. 2017: LARS for large batches", argv, __doc__)
     data = run.load(validation_fraction=run.choose(0.25, 0.25, 0.1))
-    epochs, num_rates = run.choose(1, 10, 10), run.choose(2, 5, 5)
+    epochs, num_rates = run.choose(1, 10, 10), run.choose(1, 5, 5)
     sizes = run.choose((64, 512), (16, 1024, 128), (128, 16384, 8192, 2048, 512))
     seeds = range(run.seed, run.seed + run.choose(1, 3, 3))
     cells, train_cell = run.finished_cells(epochs=epochs), functools.partial(train, data, epochs)

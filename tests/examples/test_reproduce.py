@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from idx_files import write_small_fashion_mnist
 
 pytestmark = pytest.mark.slow_by_nature
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "reproduce"
@@ -140,6 +141,7 @@ if folder.name == "bad":
     sys.exit("no such thing")
 claims = [{"verdict": "held"}, {"verdict": "partly"}]
 found = {"claims": claims, "when": [begin, time.monotonic()], "threads": os.environ["TF_NUM_INTRAOP_THREADS"]}
+found["data"] = sys.argv[4:]
 (folder / "results.json").write_text(json.dumps(found))
 """
 
@@ -153,7 +155,9 @@ def test_all_run_side_by_side_but_for_those_with_clocks(load, tmp_path, monkeypa
         monkeypatch.setattr(run_all, kind, members)
         for name in members:
             (tmp_path / f"{name}.py").write_text(CHEAP)
-    arguments = ["--size", "smoke", "--jobs", "3", "--output", str(tmp_path / "runs")]
+    monkeypatch.setattr(run_all, "WITHOUT_DATA", ("d",))
+    data = ["--data", "fashion_mnist", "--data-dir", "somewhere", "--rows", "30"]
+    arguments = ["--size", "smoke", "--jobs", "3", "--output", str(tmp_path / "runs"), *data]
     with pytest.raises(SystemExit, match="1 of 5 failed"):
         run_all.main(arguments)
     printed = capsys.readouterr().out
@@ -161,6 +165,7 @@ def test_all_run_side_by_side_but_for_those_with_clocks(load, tmp_path, monkeypa
     assert re.search(r"bad ended with 1; .*log.txt ends with:\s+from --smoke\s+no such thing", printed, re.DOTALL)
     found = {name: json.loads((tmp_path / "runs" / name / "results.json").read_text()) for name in "abcd"}
     assert [found[name]["threads"] for name in "abcd"] == ["2", "2", "6", "6"]
+    assert [found[name]["data"] for name in "abcd"] == [data, data, data, []]
     assert found["a"]["when"][0] < found["b"]["when"][1]
     assert found["b"]["when"][0] < found["a"]["when"][1]
     assert found["c"]["when"][1] <= found["d"]["when"][0]
@@ -263,6 +268,47 @@ def test_entry_into_the_convex_regime(load):
     assert entry_step([0, 4, 8], [1.0, 2.0, 3.0]) == 0
     assert entry_step([0, 4, 8, 12], [1.0, -2.0, 3.0, 1.0]) == 8
     assert entry_step([0, 4, 8], [1.0, 2.0, -3.0]) == 8
+
+
+class LoadedError(Exception):
+    """Ends a script at the place where it has chosen its data."""
+
+
+def test_every_script_takes_the_data_of_the_user(load, tmp_path, monkeypatch):
+    def load_nothing(chosen, **options):
+        raise LoadedError(chosen, options["data_dir"], options["num_rows"])
+
+    monkeypatch.setattr(load("reproduction").datasets, "load", load_nothing)
+    arguments = ["--smoke", "--output", str(tmp_path)]
+    arguments += ["--data", "fashion_mnist", "--data-dir", "somewhere", "--rows", "30"]
+    for script in set(SCRIPTS) - {*load("run_all").WITHOUT_DATA, "bregman_defaults"}:
+        with pytest.raises(LoadedError) as caught:
+            load(script).main(arguments)
+        assert caught.value.args == ("fashion_mnist", Path("somewhere"), 30), script
+
+
+def test_a_reproduction_on_image_files(load, tmp_path, monkeypatch):
+    write_small_fashion_mnist(tmp_path, monkeypatch)
+    arguments = ["--smoke", "--data", "fashion_mnist", "--data-dir", str(tmp_path), "--output", str(tmp_path)]
+    found = load("breakdown_profiles").main(arguments)
+    assert found.load().input_shape == (28, 28, 1)
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert (content["data"], content["num_rows"], content["seed"]) == ("fashion_mnist", None, 0)
+    assert {"date", "machine", "versions"} < set(content)
+
+
+def test_only_full_runs_resume(load, tmp_path):
+    start = load("reproduction").start
+    for size, expected in (("--full", [1, 1]), ("--quick", [1, 2])):
+        made = []
+        for _ in range(2):
+            cells = start("x", "title", [size, "--output", str(tmp_path)], None).finished_cells(epochs=3)
+            made.append(cells.get(lambda seed, made=made: len(made) + 1, seed=0))
+        assert made == expected
+    again = start("x", "title", ["--full", "--output", str(tmp_path)], None).finished_cells(epochs=3)
+    assert again.get(None, seed=0) == 1  # Quick runs leave the cells of full ones.
+    with pytest.raises(SystemExit, match="data='digits'.*data='breast_cancer'"):
+        start("x", "title", ["--full", "--output", str(tmp_path), "--data", "breast_cancer"], None).finished_cells()
 
 
 def test_mnist_is_used_when_it_is_on_disk(load, tmp_path, monkeypatch):
