@@ -222,6 +222,21 @@ def test_a_cell_that_is_interrupted_while_it_is_written_leaves_the_others(load, 
     assert module.FinishedCells(tmp_path / "cells.json", {}, only_finished=True).get(None, seed=1) is None
 
 
+def test_a_training_goes_on_from_its_last_checkpoint_with_the_same_bits(load, tmp_path):
+    from tfopt import datasets
+
+    data = datasets.load("digits", num_rows=600).flattened()
+    for folder in ("once", "interrupted"):
+        (tmp_path / folder).mkdir()
+    checkpoints = load("breakdown_profiles").Checkpoints
+    expected = checkpoints(data, 16, 0, tmp_path / "once").network("2 layers", 2).get_weights()
+    first = checkpoints(data, 16, 0, tmp_path / "interrupted").network("2 layers", 1).get_weights()
+    resumed = checkpoints(data, 16, 0, tmp_path / "interrupted").network("2 layers", 2).get_weights()
+    assert not np.array_equal(first[0], resumed[0])
+    for ours, theirs in zip(resumed, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_the_networks_are_those_of_the_authors(load):
     """PyTorch draws weights and biases from +-1 / sqrt(fan_in), and every hidden layer of 784 units has a skip."""
     from tfopt import datasets
