@@ -18,6 +18,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import itertools
 from pathlib import Path
 
 import keras
@@ -155,7 +156,7 @@ def main(argv: list[str] | None = None) -> Reproduction:
     run = start("breakdown_profiles", "Bernstein et al. 2020: relative gradient breakdown by depth", argv, __doc__)
     data = run.load().flattened()
     width, num_steps, num_rows = run.choose((32, 3, 128), (784, 11, 256), (784, 100, 2500))
-    epochs = run.choose((0, 1), (0, 1, 5), (0, 9, 1, 5, 3, 7, 2, 4, 6, 8))  # The compared ones come first.
+    epochs = run.choose((0, 1), (0, 1, 5), (0, 9, 1, 5, 3, 7, 2, 4, 6, 8))
     num_compared_rows = run.choose(128, len(data.x_train), len(data.x_train))
     cells = run.finished_cells(width=width, num_steps=num_steps, num_rows_of_slices=num_rows)
     checkpoints = Checkpoints(data, width, run.seed, cells.files)
@@ -168,12 +169,12 @@ def main(argv: list[str] | None = None) -> Reproduction:
             return measure(model, data, num_compared_rows, list(STEPS[epoch]))
         return measure(model, data, num_rows, np.linspace(0, 0.099, num_steps).round(5).tolist())
 
-    for epoch in epochs:
-        for name in NETWORKS:
-            if epoch in STEPS and (found := cells.get(profile, network=name, epoch=epoch, part="compared")):
-                compared[epoch][name] = found["first_weight"]
-            if found := cells.get(profile, network=name, epoch=epoch, part="slice"):
-                slices[name][epoch] = found
+    for epoch, name in itertools.product([epoch for epoch in epochs if epoch in STEPS], NETWORKS):
+        if found := cells.get(profile, network=name, epoch=epoch, part="compared"):
+            compared[epoch][name] = found["first_weight"]
+    for epoch, name in itertools.product(epochs, NETWORKS):
+        if found := cells.get(profile, network=name, epoch=epoch, part="slice"):
+            slices[name][epoch] = found
     for epoch, found in compared.items():
         compare(run, epoch, found)
     run.results = {"compared": compared, "slices": slices}
