@@ -173,6 +173,9 @@ def draw(found: dict[str, dict[float, dict[int, float]]]) -> object:
         ax.set(title=f"{name}:\n{rates_tried}", xlabel="hidden layers", ylabel="training accuracy", ylim=(0, 1.05))
         ax.set_xticks(DEPTHS)
         ax.label_outer()
+    for ax in panels[len(found) - 2 : len(found)]:  # The lowest panels, one of which has an empty place below it.
+        ax.set_xlabel("hidden layers")
+        ax.tick_params(labelbottom=True)
     for ax in panels[len(found) :]:
         ax.remove()
     _plotting.move_legends_above(figure, columns=3)
