@@ -24,10 +24,12 @@ class FinishedCells:
     Attributes:
         files: Folder for checkpoints and the like of this run. It is empty at the beginning of a run that has no JSON
             file yet.
+        unfinished: Names of cells that were asked for and not computed.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], only_finished: bool = False) -> None:
         self._path, self._settings, self._only_finished = path, settings, only_finished
+        self.unfinished: set[str] = set()
         self.files = path.with_name(path.stem.replace("cells", "checkpoints"))
         if not self._path.exists():
             shutil.rmtree(self.files, ignore_errors=True)
@@ -41,6 +43,7 @@ class FinishedCells:
         name = ", ".join(f"{part}={value}" for part, value in key.items())
         cells = self._read()
         if name not in cells and self._only_finished:
+            self.unfinished.add(name)
             return None
         if name not in cells:
             begin = time.perf_counter()

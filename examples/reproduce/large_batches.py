@@ -34,9 +34,9 @@ from tfopt.optimizers.schedules import PolynomialDecayWithWarmup
 
 LINEAR_RULE_BATCH = 128  # The rates of momentum SGD are those of this batch size.
 OPTIMIZERS = {
-    "momentum": (functools.partial(keras.optimizers.SGD, momentum=0.9), (0.003, 0.01, 0.03, 0.1, 0.3)),
-    "LARS": (LARS, (0.3, 1.0, 3.0, 10.0, 30.0)),
-    "Fromage": (Fromage, (0.001, 0.003, 0.01, 0.03, 0.1)),
+    "momentum": (functools.partial(keras.optimizers.SGD, momentum=0.9), (0.0005, 0.002, 0.008, 0.03, 0.12)),
+    "LARS": (LARS, (0.5, 2.0, 8.0, 30.0, 120.0)),
+    "Fromage": (Fromage, (0.001, 0.004, 0.016, 0.06, 0.25)),
 }
 LOSS_ALLOWED = 0.01
 
@@ -65,7 +65,14 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(error)
 
 
-def compare(run: Reproduction, tests: dict[str, dict[int, list[float]]]) -> None:
+def show(name: str, mean: float, error: float, rate: float) -> str:
+    """Return a mean accuracy as text, with a note if the best rate is the lowest or the highest of the five."""
+    rates = OPTIMIZERS[name][1]
+    edge = {rates[0]: ", at its lowest rate", rates[-1]: ", at its highest rate"}.get(rate, "")
+    return f"{name} {mean:.4f} +- {error:.4f}{edge}"
+
+
+def compare(run: Reproduction, tests: dict[str, dict[int, list[float]]], rates: dict[str, dict[int, float]]) -> None:
     """Compare LARS with momentum at each batch size, and the largest batches that hold the accuracy."""
     means = {name: {size: mean_and_error(values) for size, values in found.items()} for name, found in tests.items()}
     sizes = sorted(set.intersection(*(set(found) for found in means.values())))
@@ -74,7 +81,7 @@ def compare(run: Reproduction, tests: dict[str, dict[int, list[float]]]) -> None
         run.compare(
             f"batches of {size:,}: LARS is above momentum",
             "yes, at the largest batches",
-            ", ".join(f"{name} {found[size][0]:.4f} +- {found[size][1]:.4f}" for name, found in means.items()),
+            "; ".join(show(name, *found[size], rates[name][size]) for name, found in means.items()),
             held=ours - theirs > 2 * math.hypot(our_error, their_error),
             partly=ours > theirs,
         )
@@ -118,7 +125,8 @@ def main(argv: list[str] | None = None) -> Reproduction:
     seeds = range(run.seed, run.seed + run.choose(1, 3, 3))
     cells, train_cell = run.finished_cells(epochs=epochs), functools.partial(train, data, epochs)
     tests: dict[str, dict[int, list[float]]] = {name: {} for name in OPTIMIZERS}
-    run.results = {"best rates": {name: {} for name in OPTIMIZERS}, "test accuracies": tests}
+    best_rates: dict[str, dict[int, float]] = {name: {} for name in OPTIMIZERS}
+    run.results = {"best rates": best_rates, "test accuracies": tests}
     for size, name in itertools.product(sizes, OPTIMIZERS):
         key = {"optimizer": name, "batch_size": size}
         rates = OPTIMIZERS[name][1][-num_rates:]
@@ -128,9 +136,9 @@ def main(argv: list[str] | None = None) -> Reproduction:
         best = max(rates, key=lambda rate, tuned=tuned: tuned[rate]["validation"])
         finished = [cells.get(train_cell, **key, rate=best, seed=seed) for seed in seeds]
         if all(finished):
-            run.results["best rates"][name][size] = best
+            best_rates[name][size] = best
             tests[name][size] = [cell["test"] for cell in finished]
-    compare(run, tests)
+    compare(run, tests, best_rates)
     return run.finish(draw(tests))
 
 

@@ -46,7 +46,10 @@ def table(quick: list[dict[str, str]], full: dict) -> str:
 
 def when_and_where(full: dict) -> str:
     """Return a sentence about a `--full` run; empty if there is none."""
-    return f"\n\nPublished size: {full['date'][:10]}, seed {full['seed']}, {full['machine']}." if full else ""
+    if not full:
+        return ""
+    missing = f" {full['unfinished']} of its trainings and measurements are not finished." if full["unfinished"] else ""
+    return f"\n\nPublished size: {full['date'][:10]}, seed {full['seed']}, {full['machine']}.{missing}"
 
 
 def read(path: Path, size: str) -> dict:

@@ -52,6 +52,7 @@ class Reproduction:
         only_finished: Whether a script that can resume shows the cells that are finished and computes no others.
         claims: The compared statements.
         results: The numbers behind the figure, in types that JSON can hold.
+        cells: The finished cells of a run that resumes; None for others.
     """
 
     title: str
@@ -64,6 +65,7 @@ class Reproduction:
     only_finished: bool = False
     claims: list[Claim] = field(default_factory=list)
     results: dict[str, Any] = field(default_factory=dict)
+    cells: FinishedCells | None = None
 
     def choose(self, smoke: Any, quick: Any, full: Any) -> Any:
         """Return the setting for the size: a test of seconds, minutes on two cores, or as published where possible."""
@@ -79,7 +81,8 @@ class Reproduction:
         if self.size != "full" and not self.only_finished:
             path.unlink(missing_ok=True)
         common = {"size": self.size, "seed": self.seed, "data": self.data, "num_rows": self.num_rows}
-        return FinishedCells(path, {**common, **settings}, self.only_finished)
+        self.cells = FinishedCells(path, {**common, **settings}, self.only_finished)
+        return self.cells
 
     def compare(self, statement: str, published: str, measured: str, held: bool, partly: bool = False) -> None:
         """Add a claim; `held` and `partly` tell whether the measured result agrees, and whether a part of it does."""
@@ -93,6 +96,7 @@ class Reproduction:
         plt.close(figure)
         settings = {"title": self.title, "size": self.size, "seed": self.seed, "data": self.data}
         settings |= {"num_rows": self.num_rows, **when_and_where()}
+        settings["unfinished"] = len(self.cells.unfinished) if self.cells else 0
         content = {**settings, "claims": [asdict(claim) for claim in self.claims], "results": self.results}
         (self.folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")
         table = Table("", "published", "measured", "verdict", title=self.title, show_lines=True)

@@ -82,11 +82,18 @@ def test_the_page_takes_over_what_was_measured(load, run, tmp_path):
     assert lines[-4:] == ["<!-- end norms_to_overflow -->", "b", "<!-- begin other -->", "c"]
 
 
-def write_results(folder, size, *claims, **settings):
+def write_results(folder, size, *claims):
     folder.mkdir(parents=True, exist_ok=True)
     found = [dict(zip(("statement", "published", "measured", "verdict"), claim, strict=True)) for claim in claims]
-    settings = {"size": size, "data": "fashion_mnist", "num_rows": None, "seed": 7, "machine": "2 cores", **settings}
-    (folder / "results.json").write_text(json.dumps({**settings, "date": "2026-11-28 10:00 UTC", "claims": found}))
+    content = {
+        "size": size,
+        "data": "fashion_mnist",
+        "num_rows": None,
+        "seed": 7,
+        "machine": "2 cores",
+        "unfinished": 4,
+    }
+    (folder / "results.json").write_text(json.dumps({**content, "date": "2026-11-28 10:00 UTC", "claims": found}))
     return folder
 
 
@@ -104,7 +111,7 @@ def test_the_page_shows_the_published_size_beside_the_quick_results(load, tmp_pa
         "| y | 5 | 5 | held | | |",
         "| z | 1 | | | 0 | did not hold |",
         "",
-        "Published size: 2026-11-28, seed 7, 2 cores.",
+        "Published size: 2026-11-28, seed 7, 2 cores. 4 of its trainings and measurements are not finished.",
         "<!-- end b -->",
         "c",
     ]
@@ -196,6 +203,7 @@ def test_finished_cells_are_not_computed_again(load, tmp_path, capsys):
     assert calls == [(0.1, 0)]
     other = finished_cells(tmp_path / "cells.json", {"epochs": 3, "data": "digits"}, only_finished=True)
     assert other.get(compute, rate=0.1, seed=1) is None
+    assert other.unfinished == {"rate=0.1, seed=1"}
     cells.get(compute, rate=0.1, seed=1)
     assert calls == [(0.1, 0), (0.1, 1)]
     content = json.loads((tmp_path / "cells.json").read_text())
