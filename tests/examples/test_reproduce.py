@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from idx_files import write_small_fashion_mnist
+from image_files import write_small_image_set
 
 pytestmark = pytest.mark.slow_by_nature
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "reproduce"
@@ -310,13 +310,16 @@ def test_every_script_takes_the_data_of_the_user(load, tmp_path, monkeypatch):
         assert caught.value.args == ("fashion_mnist", Path("somewhere"), 30), script
 
 
-def test_a_reproduction_on_image_files(load, tmp_path, monkeypatch):
-    write_small_fashion_mnist(tmp_path, monkeypatch)
-    arguments = ["--smoke", "--data", "fashion_mnist", "--data-dir", str(tmp_path), "--output", str(tmp_path)]
-    found = load("breakdown_profiles").main(arguments)
-    assert found.load().input_shape == (28, 28, 1)
+@pytest.mark.parametrize(
+    ("data", "script", "shape"),
+    [("fashion_mnist", "breakdown_profiles", (28, 28, 1)), ("cifar10", "large_batches", (32, 32, 3))],
+)
+def test_a_reproduction_on_image_files(data, script, shape, load, tmp_path, monkeypatch):
+    write_small_image_set(data, tmp_path, monkeypatch)
+    found = load(script).main(["--smoke", "--data", data, "--data-dir", str(tmp_path), "--output", str(tmp_path)])
+    assert found.load().input_shape == shape
     content = json.loads((tmp_path / "results.json").read_text())
-    assert (content["data"], content["num_rows"], content["seed"]) == ("fashion_mnist", None, 0)
+    assert (content["data"], content["num_rows"], content["seed"]) == (data, None, 0)
     assert {"date", "machine", "versions"} < set(content)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from event_files import read_scalars
-from idx_files import write_small_fashion_mnist
+from image_files import write_small_image_set
 
 from tfopt import datasets
 from tfopt.planning import BatchSizePlan
@@ -109,7 +109,7 @@ def test_every_example_takes_the_data_of_the_user(name, tmp_path, monkeypatch):
 
 
 def test_an_example_on_image_files(tmp_path, monkeypatch):
-    write_small_fashion_mnist(tmp_path, monkeypatch)
+    write_small_image_set("fashion_mnist", tmp_path, monkeypatch)
     arguments = ["--data", "fashion_mnist", "--data-dir", str(tmp_path), "--output", str(tmp_path)]
     results = load("fromage_vs_adam").main(["--smoke", "--depth", "1", *arguments])
     assert max(results["Fromage"]) > 0.2
