@@ -6,7 +6,7 @@ first weights to the pilot's loss at every batch size, with plain SGD and with m
 11 batch sizes, with the plan's momentum, tuned rates and several seeds. No number of the prediction is tuned.
 
 With `--data fashion_mnist` the networks are an MLP and a small convnet on images, with batches of 8 to 4,096 and three
-seeds at full size. A run resumes after an interruption.
+seeds at full size, and without other pilots. A run resumes after an interruption.
 
 The rules for the table: a critical batch size held within a factor of 2, and partly within 4; steps held if all of them
 are within a factor of 2, and partly within 4.
@@ -149,7 +149,7 @@ def study(
         return None
     others = {
         epochs: make_plan(task, run, cells.files, sizes, epochs, plan.target_loss)
-        for epochs in run.choose((), (0.0, *PILOTS), (0.0, *PILOTS))
+        for epochs in ((0.0, *PILOTS) if run.data == "higgs_like" and run.size != "smoke" else ())
     }
     schedule = cells.get(schedule_of, task_of_schedule=task.name)
     if schedule is None:
