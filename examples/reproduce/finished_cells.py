@@ -55,6 +55,15 @@ class FinishedCells:
             print(f"{name}: {cell['seconds']:.0f} s", flush=True)
         return cells[name]["result"]
 
+    def when_and_where(self) -> dict[str, str]:
+        """Return the first and last dates of the finished cells, their machines and versions."""
+        cells = self._read().values() or [when_and_where()]
+        dates = sorted({cell["date"][:10] for cell in cells})
+        return {
+            "date": " to ".join(sorted({dates[0], dates[-1]})),
+            **{name: "; ".join(sorted({cell[name] for cell in cells})) for name in ("machine", "versions")},
+        }
+
     def _read(self) -> dict[str, Any]:
         content = json.loads(self._path.read_text())
         for name in sorted({*content["settings"], *self._settings}):

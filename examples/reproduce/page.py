@@ -2,7 +2,8 @@
 
 A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. Its first columns are results of `--quick` runs in
 `runs/reproduce`; without such results they stay as they are. The columns beside them are results of `--full` runs,
-which lie as JSON in `docs/results`. `--keep FOLDER` copies the results of a `--full` run into that folder.
+which lie as JSON in `docs/results`. `--keep FOLDER` copies the results and the figure of a `--full` run to the
+documents.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "reproductions.md"
+RESULTS, FULL_FIGURE = "results/{}.json", "figures/{}_published_size.png"  # Beside the page, by name.
 COLUMNS = ("statement", "published", "measured", "verdict")
 
 
@@ -44,12 +46,13 @@ def table(quick: list[dict[str, str]], full: dict) -> str:
     return "\n".join(re.sub(r"\s+\|", " |", f"| {' | '.join(line)} |") for line in lines)
 
 
-def when_and_where(full: dict) -> str:
-    """Return a sentence about a `--full` run; empty if there is none."""
+def when_and_where(name: str, full: dict) -> str:
+    """Return a sentence about a `--full` run, and its figure; empty if there is none."""
     if not full:
         return ""
     missing = f" {full['unfinished']} of its trainings and measurements are not finished." if full["unfinished"] else ""
-    return f"\n\nPublished size: {full['date'][:10]}, seed {full['seed']}, {full['machine']}.{missing}"
+    made = f"Published size: {full['date']}, seed {full['seed']}, {full['machine']}.{missing}"
+    return f"\n\n{made}\n\n![Published size]({FULL_FIGURE.format(name)})"
 
 
 def read(path: Path, size: str) -> dict:
@@ -58,12 +61,14 @@ def read(path: Path, size: str) -> dict:
     return content if content.get("size") == size else {}
 
 
-def keep(folder: Path, results: Path) -> None:
-    """Copy the results of a `--full` run to the results that are kept."""
+def keep(folder: Path, documents: Path) -> None:
+    """Copy the results and the figure of a `--full` run to the documents."""
     if not read(folder / "results.json", "full"):
         raise SystemExit(f"{folder} must hold the results.json of a --full run")
-    results.mkdir(parents=True, exist_ok=True)
-    shutil.copy(folder / "results.json", results / f"{folder.name}.json")
+    for source, target in (("results.json", RESULTS), ("figure.png", FULL_FIGURE)):
+        path = documents / target.format(folder.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / source, path)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -76,26 +81,23 @@ def main(argv: list[str] | None = None) -> None:
         "--keep", type=Path, nargs="*", default=[], help="folders of --full runs to keep the results of"
     )
     arguments = parser.parse_args(argv)
-    text, done, results = arguments.page.read_text(), [], arguments.page.parent / "results"
+    text, done, documents = arguments.page.read_text(), [], arguments.page.parent
     for folder in arguments.keep:
-        keep(folder, results)
+        keep(folder, documents)
     for name in re.findall(r"<!-- begin (\w+) -->", text):
         pattern = rf"(?<=<!-- begin {name} -->\n).*?(?=<!-- end {name} -->)"
-        quick, full = (
-            read(arguments.runs / name / "results.json", arguments.size),
-            read(results / f"{name}.json", "full"),
-        )
+        quick = read(arguments.runs / name / "results.json", arguments.size)
+        full = read(documents / RESULTS.format(name), "full")
         if not quick and not full:
             print(f"Not changed: {name}, which has no {arguments.size} results in {arguments.runs}")
             continue
         now = re.search(pattern, text, re.DOTALL)
         claims = quick["claims"] if quick else cells_of(now[0] if now else "")
-        new = table(claims, full) + when_and_where(full) + "\n"
+        new = table(claims, full) + when_and_where(name, full) + "\n"
         text = re.sub(pattern, lambda _, new=new: new, text, flags=re.DOTALL)
         if quick and f"(figures/{name}.png)" in text:
-            (arguments.page.parent / "figures").mkdir(exist_ok=True)
-            figure = arguments.runs / name / "figure.png"
-            shutil.copy(figure, arguments.page.parent / "figures" / f"{name}.png")
+            (documents / "figures").mkdir(exist_ok=True)
+            shutil.copy(arguments.runs / name / "figure.png", documents / "figures" / f"{name}.png")
         done.append(name)
     if not done:
         raise SystemExit(

@@ -95,7 +95,7 @@ class Reproduction:
         figure.savefig(self.folder / "figure.png", dpi=150)
         plt.close(figure)
         settings = {"title": self.title, "size": self.size, "seed": self.seed, "data": self.data}
-        settings |= {"num_rows": self.num_rows, **when_and_where()}
+        settings |= {"num_rows": self.num_rows, **(self.cells.when_and_where() if self.cells else when_and_where())}
         settings["unfinished"] = len(self.cells.unfinished) if self.cells else 0
         content = {**settings, "claims": [asdict(claim) for claim in self.claims], "results": self.results}
         (self.folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")

@@ -93,7 +93,8 @@ def write_results(folder, size, *claims):
         "machine": "2 cores",
         "unfinished": 4,
     }
-    (folder / "results.json").write_text(json.dumps({**content, "date": "2026-11-28 10:00 UTC", "claims": found}))
+    (folder / "figure.png").write_bytes(b"figure")
+    (folder / "results.json").write_text(json.dumps({**content, "date": "2026-11-28", "claims": found}))
     return folder
 
 
@@ -112,6 +113,8 @@ def test_the_page_shows_the_published_size_beside_the_quick_results(load, tmp_pa
         "| z | 1 | | | 0 | did not hold |",
         "",
         "Published size: 2026-11-28, seed 7, 2 cores. 4 of its trainings and measurements are not finished.",
+        "",
+        "![Published size](figures/b_published_size.png)",
         "<!-- end b -->",
         "c",
     ]
@@ -119,6 +122,7 @@ def test_the_page_shows_the_published_size_beside_the_quick_results(load, tmp_pa
     load("page").main([*arguments, "--keep", str(full)])
     assert page.read_text().splitlines() == expected
     assert json.loads((tmp_path / "results" / "b.json").read_text())["seed"] == 7
+    assert (tmp_path / "figures" / "b_published_size.png").read_bytes() == b"figure"
     (runs / "b" / "results.json").unlink()  # The first columns stay as they are.
     load("page").main(arguments)
     assert page.read_text().splitlines() == expected
@@ -209,6 +213,13 @@ def test_finished_cells_are_not_computed_again(load, tmp_path, capsys):
     content = json.loads((tmp_path / "cells.json").read_text())
     assert set(content["cells"]) == {"rate=0.1, seed=0", "rate=0.1, seed=1"}
     assert set(content["cells"]["rate=0.1, seed=0"]) == {"result", "seconds", "date", "machine", "versions"}
+    content["cells"]["rate=0.1, seed=0"]["date"] = "2025-01-02 03:04 UTC"
+    content["cells"]["rate=0.1, seed=0"]["machine"] = "another one"
+    (tmp_path / "cells.json").write_text(json.dumps(content))
+    last = content["cells"]["rate=0.1, seed=1"]
+    made = other.when_and_where()
+    assert made["date"] == f"2025-01-02 to {last['date'][:10]}"
+    assert set(made["machine"].split("; ")) == {"another one", last["machine"]}
     with pytest.raises(SystemExit, match=r"cells.json holds cells with epochs=3, and this run has epochs=4"):
         finished_cells(tmp_path / "cells.json", {"epochs": 4, "data": "digits"})
     assert "rate=0.1, seed=1" in capsys.readouterr().out
