@@ -12,32 +12,37 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import example_data
 import numpy as np
 
-from tfopt import communicator, datasets, models
+from tfopt import communicator, models
 from tfopt.bregman import BregmanTrainer
 
 
 def main(argv: list[str] | None = None) -> dict[str, list[float]]:
     """Train, and print the results; return the history."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=200_000, help="rows of higgs_like, of all ranks together")
     parser.add_argument("--epochs", type=int, default=15, help="sweeps through all rows")
     parser.add_argument("--hidden-units", type=int, default=300)
     parser.add_argument(
         "--checkpoints", type=Path, default=Path("runs/bregman_horovod"), help="delete it to start again"
     )
     parser.add_argument("--smoke", action="store_true", help="few rows and two sweeps, as a test")
+    example_data.add_arguments(parser, default="higgs_like")
     arguments = parser.parse_args(argv)
     ranks = communicator.current()
-    num_rows = 4000 if arguments.smoke else arguments.rows
-    data = datasets.load("higgs_like", num_rows=num_rows)
+    if arguments.smoke and arguments.data == "higgs_like" and arguments.rows is None:
+        arguments.rows = 4000
+    data = example_data.load(arguments)
     # A real job would read its own part of a file here.
     mine = np.array_split(np.arange(len(data.x_train)), ranks.size)[ranks.rank]
     mine_to_test = np.array_split(np.arange(len(data.x_test)), ranks.size)[ranks.rank]
 
-    model = models.mlp(data.input_shape, (arguments.hidden_units,), 1, seed=0)
-    trainer = BregmanTrainer(model, "binary_crossentropy", metrics=["accuracy"])
+    is_binary = data.num_classes == 2
+    outputs = 1 if is_binary else data.num_classes
+    model = models.mlp(data.input_shape, (arguments.hidden_units,), outputs, seed=0)
+    loss = "binary_crossentropy" if is_binary else "sparse_categorical_crossentropy"
+    trainer = BregmanTrainer(model, loss, metrics=["accuracy"])
     history = trainer.fit(
         data.x_train[mine],
         data.y_train[mine],

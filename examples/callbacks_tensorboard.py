@@ -11,9 +11,10 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import example_data
 import keras
 
-from tfopt import datasets, models
+from tfopt import models
 from tfopt.callbacks import Convexity, GradientBreakdown, GradientNoiseScale, WeightNorms
 from tfopt.optimizers import Fromage
 
@@ -24,8 +25,9 @@ def main(argv: list[str] | None = None) -> dict[str, list[float]]:
     parser.add_argument("--output", type=Path, default=Path("runs/callbacks_tensorboard"))
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--smoke", action="store_true", help="two epochs, as a test")
+    example_data.add_arguments(parser)
     arguments = parser.parse_args(argv)
-    data = datasets.load("digits")
+    data = example_data.load(arguments)
     model = models.mlp(data.input_shape, (64, 64), data.num_classes, seed=0)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(Fromage(0.01), loss, metrics=["accuracy"], jit_compile=False)

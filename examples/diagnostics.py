@@ -140,7 +140,7 @@ def draw_batch_sizes(path: Path, num_bins: int, families: dict[str, str]) -> lis
 
 
 def draw_plan(data: datasets.Dataset, path: Path, seed: int, **options: Any) -> BatchSizePlan:
-    """Plan the batch size of the network on digits after a pilot of three epochs, draw the plan and return it."""
+    """Plan the batch size of the network after a pilot of three epochs, draw the plan and return it."""
     model = mlp(data.input_shape, (64,), data.num_classes, seed=seed)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     initial_weights = model.get_weights()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import example_data
 import keras
 import matplotlib
 
@@ -45,8 +46,9 @@ def main(argv: list[str] | None = None) -> dict[str, list[float]]:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="one epoch, as a test")
+    example_data.add_arguments(parser)
     arguments = parser.parse_args(argv)
-    data, epochs = datasets.load("digits"), 1 if arguments.smoke else arguments.epochs
+    data, epochs = example_data.load(arguments), 1 if arguments.smoke else arguments.epochs
     makers = {"Adam": keras.optimizers.Adam, "Fromage": Fromage}
     cases = [(name, rate) for name in makers for rate in RATES]
     results: dict[str, list[float]] = {name: [] for name in makers}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import example_data
 import keras
 
 from tfopt import communicator, datasets, models
@@ -29,11 +30,12 @@ def main(argv: list[str] | None = None) -> dict[str, list[float]]:
     parser.add_argument("--batch-size", type=int, default=64, help="rows in a batch, of all ranks together")
     parser.add_argument("--checkpoints", type=Path, default=Path("runs/keras_horovod"), help="delete it to start again")
     parser.add_argument("--smoke", action="store_true", help="two epochs, as a test")
+    example_data.add_arguments(parser)
     arguments = parser.parse_args(argv)
     ranks = communicator.current()
     is_first = ranks.rank == 0
 
-    data = datasets.load("digits", validation_fraction=0.1, seed=0)
+    data = example_data.load(arguments, validation_fraction=0.1, seed=0)
     batches = datasets.EpochBatches(data.x_train, data.y_train, batch_size=arguments.batch_size, seed=0)
     model = models.mlp(data.input_shape, (64,), data.num_classes, seed=0)
     model.compile(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import example_data
 import keras
 import matplotlib
 
@@ -53,8 +54,9 @@ def main(argv: list[str] | None = None) -> dict[str, list[tuple[float, float]]]:
     parser.add_argument("--output", type=Path, default=Path("runs/large_batch_lars"))
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--smoke", action="store_true", help="one epoch of the large batches, as a test")
+    example_data.add_arguments(parser)
     arguments = parser.parse_args(argv)
-    data = datasets.load("digits", validation_fraction=0.25)
+    data = example_data.load(arguments, validation_fraction=0.25)
     epochs, sizes = (1, BATCH_SIZES[-2:]) if arguments.smoke else (arguments.epochs, BATCH_SIZES)
     results: dict[str, list[tuple[float, float]]] = {name: [] for name in FAMILIES}
     with Progress() as progress:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import example_data
 import keras
 import matplotlib
 
@@ -22,7 +23,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from tfopt import _plotting, datasets
+from tfopt import _plotting
 from tfopt.curvature import Objective
 from tfopt.models import mlp
 from tfopt.planning import BatchSizePlan, plan_batch_size
@@ -62,13 +63,16 @@ def main(argv: list[str] | None = None) -> BatchSizePlan:
     parser.add_argument("--output", type=Path, default=Path("runs/plan_my_model"))
     parser.add_argument("--budget", type=float, default=60.0, help="seconds for the fit and the search")
     parser.add_argument("--smoke", action="store_true", help="fewer rows and runs, as a test")
+    example_data.add_arguments(parser, default="higgs_like")
     arguments = parser.parse_args(argv)
     arguments.output.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(0)
 
-    x, y = datasets.make_higgs_like(4_000 if arguments.smoke else 50_000)
-    x = (x - x.mean(axis=0)) / x.std(axis=0)
-    model = mlp(28, (32,), 2, seed=0)
+    if arguments.data == "higgs_like" and arguments.rows is None:
+        arguments.rows = 5_400 if arguments.smoke else 66_700  # Three quarters of them are for training.
+    data = example_data.load(arguments)
+    x, y = data.x_train, data.y_train
+    model = mlp(data.input_shape, (32,), data.num_classes, seed=0)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
     initial_weights = model.get_weights()

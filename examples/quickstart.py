@@ -20,6 +20,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import diagnostics
+import example_data
 import keras
 import matplotlib
 import matplotlib.pyplot as plt
@@ -213,12 +214,13 @@ def main(argv: list[str] | None = None) -> list[Result]:
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="two epochs, as a test")
+    example_data.add_arguments(parser)
     arguments = parser.parse_args(argv)
     matplotlib.use("Agg")
     is_first = communicator.current().rank == 0  # Without `horovodrun` there is only rank 0.
     console = Console(quiet=not is_first)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    data = datasets.load("digits")
+    data = example_data.load(arguments)
     console.print(f"{data!r}")
     columns = (
         TextColumn("{task.description:26s}"),

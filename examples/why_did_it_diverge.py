@@ -14,6 +14,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import example_data
 import keras
 import matplotlib
 
@@ -67,8 +68,9 @@ def main(argv: list[str] | None = None) -> dict[float, float]:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="one epoch, as a test")
+    example_data.add_arguments(parser)
     arguments = parser.parse_args(argv)
-    data, epochs = datasets.load("digits"), 1 if arguments.smoke else arguments.epochs
+    data, epochs = example_data.load(arguments), 1 if arguments.smoke else arguments.epochs
     measured = {rate: diagnose(rate, data, epochs, arguments.seed) for rate in RATES}
     products = {}
     for rate, convexity in measured.items():

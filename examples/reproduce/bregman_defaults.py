@@ -129,7 +129,7 @@ def train_adam(network: str, data: datasets.Dataset, seed: int, epochs: int) -> 
 def main(argv: list[str] | None = None) -> Reproduction:
     """Run the study."""
     title = "Training without gradients: which settings work"
-    run = start("bregman_defaults", title, argv, __doc__, uses_data=False)
+    run = start("bregman_defaults", title, argv, __doc__, data="")
     seeds = range(100 + run.seed, 100 + run.seed + run.choose(1, 3, 10))
     epochs = {name: run.choose(3, 60, 100) for name in NETWORKS} | {"higgs_like": run.choose(1, 15, 30)}
     num_rows = run.choose(2000, 30_000, 60_000)

@@ -25,9 +25,8 @@ CROSSENTROPY = "sparse_categorical_crossentropy"
 METHODS = ("without gradients", "Adam", "SGD, momentum 0.9", "L-BFGS")
 
 
-def accuracy_by(method: str, seed: int, epochs: int) -> float:
+def accuracy_by(method: str, data: datasets.Dataset, seed: int, epochs: int) -> float:
     """Train the network once with one of `METHODS`, for `epochs` sweeps or epochs; return its final test accuracy."""
-    data = datasets.load("digits", seed=seed)
     if method == "L-BFGS":
         network = MLPClassifier((64,), solver="lbfgs", max_iter=2 * epochs, random_state=seed, alpha=0.0)
         flat = data.flattened()
@@ -49,12 +48,12 @@ def accuracy_by(method: str, seed: int, epochs: int) -> float:
 def main(argv: list[str] | None = None) -> Reproduction:
     """Run the comparison."""
     title = "Training without gradients: digits, test accuracy"
-    run = start("bregman_digits", title, argv, __doc__, uses_data=False)
+    run = start("bregman_digits", title, argv, __doc__, data="digits")
     seeds, epochs = run.choose(1, 5, 5), run.choose(2, 100, 100)
     seeds = range(run.seed, run.seed + seeds)
     cells = [(method, seed) for method in METHODS for seed in seeds]
     for method, seed in track(cells, "training"):
-        run.results.setdefault(method, []).append(accuracy_by(method, seed, epochs))
+        run.results.setdefault(method, []).append(accuracy_by(method, run.load(seed=seed), seed, epochs))
     means = {method: float(np.mean(values)) for method, values in run.results.items()}
     count = len(seeds)
     errors = {m: float(np.std(v, ddof=1) / count**0.5) if count > 1 else 0.0 for m, v in run.results.items()}

@@ -47,8 +47,8 @@ def train(
 
 def main(argv: list[str] | None = None) -> Reproduction:
     """Run the reproduction."""
-    run = start("bregman_stability", "Taylor et al. 2016: stability of the multipliers", argv, __doc__, uses_data=False)
-    data = datasets.load("digits")
+    run = start("bregman_stability", "Taylor et al. 2016: stability of the multipliers", argv, __doc__, data="digits")
+    data = run.load()
     depths, seeds = run.choose([3], [1, 2, 3], [1, 2, 3, 4, 6]), range(run.seed, run.seed + run.choose(1, 3, 10))
     epochs, penalties = run.choose(30, 100, 300), run.choose(PENALTIES[-1:], PENALTIES, PENALTIES)
     cells = [(d, m, p, s) for d in depths for m in METHODS for p in penalties for s in seeds]

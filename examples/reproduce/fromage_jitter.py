@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> Reproduction:
     """Run the reproduction."""
     title = "Bernstein et al. 2020: Fromage's jitter, and convergence under decay"
     run = start("fromage_jitter", title, argv, __doc__)
-    data = datasets.load(run.data)
+    data = run.load()
     epochs = run.choose(40, 800, 3000)
     tail = epochs // 4
     figure, panels = _plotting.make_panels(1, len(MODELS))

@@ -77,7 +77,7 @@ def crossing(scales: np.ndarray, means: np.ndarray) -> float | None:
 def main(argv: list[str] | None = None) -> Reproduction:
     """Run the reproduction."""
     title = "Milne 2019: certified share of the loss change, small regression"
-    run = start("milne_regression", title, argv, __doc__, uses_data=False)
+    run = start("milne_regression", title, argv, __doc__, data="")
     num_trials, num_steps = run.choose((20, 100), (400, 400), (2000, 1000))
     scales = np.array(run.choose([0.5, 2.0, 4.0], [0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0], np.linspace(0.25, 5, 20)))
     rng = np.random.default_rng(run.seed)

@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> Reproduction:
     """Run the reproduction."""
     title = "Bernstein et al. 2020: norms under LARS and Fromage"
     run = start("norms_to_overflow", title, argv, __doc__)
-    data = datasets.load(run.data)
+    data = run.load()
     num_small = run.choose(50, 1000, 20_000)
     lars = lambda rate: LARS(rate, trust_coefficient=1.0, momentum=0.0)  # noqa: E731
     by_hand = {

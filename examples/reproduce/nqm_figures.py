@@ -187,7 +187,7 @@ def draw_training(problem: nqm.NoisyQuadratic, found: Found, ax: Any) -> None:
 
 def main(argv: list[str] | None = None) -> Reproduction:
     """Run the reproduction."""
-    run = start("nqm_figures", "Zhang et al. 2019: the noisy quadratic model", argv, __doc__, uses_data=False)
+    run = start("nqm_figures", "Zhang et al. 2019: the noisy quadratic model", argv, __doc__, data="")
     problem = nqm.NoisyQuadratic.power_law(num_bins=run.choose(20, 100, None))
     sizes = run.choose(16.0 ** np.arange(0, 5), 4.0 ** np.arange(0, 10), 4.0 ** np.arange(0, 10))
     begin = time.perf_counter()

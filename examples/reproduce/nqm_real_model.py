@@ -5,6 +5,12 @@ Each is trained for one short pilot, and the noisy quadratic is fitted at its en
 first weights to the pilot's loss at every batch size, with plain SGD and with momentum. Then the network is trained at
 11 batch sizes, with the plan's momentum, tuned rates and several seeds. No number of the prediction is tuned.
 
+With `--data fashion_mnist` the networks are an MLP and a small convnet on images, with batches of 8 to 4,096 and three
+seeds at full size, and without other pilots. A run resumes after an interruption.
+
+The rules for the table: a critical batch size held within a factor of 2, and partly within 4; steps held if all of them
+are within a factor of 2, and partly within 4.
+
 The results also hold the simple noise scale. They hold fits without a pilot, and after shorter and longer pilots,
 because the spectrum moves along training. They hold the plan's schedule in real training, against the best constant
 rate.
@@ -16,16 +22,18 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+from finished_cells import FinishedCells
 from real_training import Measured, Task, Trainings, measure
 from reproduction import Reproduction, start
 
 from tfopt import _plotting, datasets
 from tfopt.curvature import Objective
-from tfopt.models import mlp
+from tfopt.models import convnet, mlp
 from tfopt.planning import BatchSizePlan, fit_noisy_quadratic, plan_from_fit
 
 FAMILIES = ("sgd", "momentum")
@@ -49,6 +57,18 @@ def higgs_task(num_rows: int, seed: int) -> Task:
     x = (x - x.mean(axis=0)) / x.std(axis=0)
     model = mlp(28, (32,), 2, seed=seed + 1)
     return Task("higgs_like", model, keras.losses.SparseCategoricalCrossentropy(from_logits=True), x, y, 0.3)
+
+
+def image_tasks(data: datasets.Dataset, seed: int) -> list[Task]:
+    """Make two classifications of images: by an MLP, and by a small convnet."""
+    loss, y = keras.losses.SparseCategoricalCrossentropy(from_logits=True), data.y_train.astype("int32")
+    flat = data.flattened()
+    dense = mlp(flat.input_shape, (64,), data.num_classes, seed=seed + 1)
+    convolutional = convnet(data.input_shape, (8, 16), data.num_classes, seed=seed + 1)
+    return [
+        Task("MLP", dense, loss, flat.x_train, y, 0.05),
+        Task("convnet", convolutional, loss, data.x_train, y, 0.05, jit_compile=False, num_evaluated=2048),
+    ]
 
 
 @dataclass
@@ -78,39 +98,63 @@ def pilot(task: Task, epochs: float, seed: int) -> None:
     task.model.fit(task.x[:rows], task.y[:rows], batch_size=64, epochs=max(round(epochs), 1), verbose=0)
 
 
-def study(task: Task, run: Reproduction) -> Outcome:
-    """Predict, then measure."""
-    sizes = 2 ** np.array(run.choose([4, 7, 10], range(2, 13), range(1, 14)))
-    seeds = range(run.choose(1, 4, 8))
-    first, others = task.model.get_weights(), {}
-
-    def make_plan(epochs: float, target: float | None, families: Sequence[str]) -> BatchSizePlan | None:
-        task.model.set_weights(first)
-        displaced = {}
-        if epochs:
-            pilot(task, epochs, run.seed)
-            displaced = {"initial_weights": first}
-        options = {"num_runs": run.choose(4, 8, 8), "num_matvecs": run.choose(10, 50, 50), "seed": run.seed}
-        fit = fit_noisy_quadratic(Objective(task.model, task.loss, (task.x, task.y)), None, **options, **displaced)
-        fit = replace(fit, num_examples=np.inf)  # Batches are drawn with replacement here.
-        try:
-            num_draws = run.choose(20, 100, 100)
-            return plan_from_fit(fit, target, batch_sizes=sizes.tolist(), families=families, num_draws=num_draws)
-        except ValueError:
-            return None  # The target lies below the quadratic's floor.
-
-    plan = make_plan(1.0, None, FAMILIES)
-    assert plan is not None  # Its target is the loss at the end of the pilot.
+def make_plan(
+    task: Task, run: Reproduction, folder: Path, sizes: np.ndarray, epochs: float, target: float | None
+) -> BatchSizePlan | None:
+    """Fit after a pilot from the first weights, and plan; None if the target lies below the quadratic's floor."""
+    path = folder / f"plan_{task.name.replace(' ', '_')}_{epochs:g}.json"
+    if path.exists():
+        return BatchSizePlan.load(path)
+    displaced, first = {}, task.model.get_weights()
+    if epochs:
+        pilot(task, epochs, run.seed)
+        displaced = {"initial_weights": first}
+    options = {"num_runs": run.choose(4, 8, 8), "num_matvecs": run.choose(10, 50, 50), "seed": run.seed}
+    fit = fit_noisy_quadratic(Objective(task.model, task.loss, (task.x, task.y)), None, **options, **displaced)
     task.model.set_weights(first)
+    fit = replace(fit, num_examples=np.inf)  # Batches are drawn with replacement here.
+    families = FAMILIES if epochs == 1 else FAMILIES[:1]
+    options = {"batch_sizes": sizes.tolist(), "families": families, "num_draws": run.choose(20, 100, 100)}
+    try:
+        plan = plan_from_fit(fit, target, **options)
+    except ValueError:
+        return None
+    plan.save(path)
+    return plan
+
+
+def study(
+    task: Task, run: Reproduction, cells: FinishedCells, sizes: np.ndarray, seeds: Sequence[int]
+) -> Outcome | None:
+    """Predict, then measure; None if some trainings are not finished."""
     trainings = Trainings(task)
-    pilot(task, 1.0, run.seed)
-    target = trainings.loss_now()  # Trainings are evaluated on the same rows.
-    for epochs in run.choose((), (0.0, *PILOTS), (0.0, *PILOTS)):
-        others[epochs] = make_plan(epochs, plan.target_loss, ["sgd"])
-    measured = {family: measure(trainings, plan, target, family, seeds) for family in FAMILIES}
-    outcome = Outcome(task, plan, measured, others)
-    outcome.schedule = try_schedule(trainings, plan, target, measured["sgd"], seeds)
-    return outcome
+
+    def target_of(task_of_target: str) -> float:
+        first = task.model.get_weights()
+        pilot(task, 1.0, run.seed)
+        target = trainings.loss_now()  # Trainings are evaluated on the same rows.
+        task.model.set_weights(first)
+        return target
+
+    def schedule_of(task_of_schedule: str) -> tuple[float, float]:
+        return try_schedule(trainings, plan, target, measured["sgd"], seeds)
+
+    target = cells.get(target_of, task_of_target=task.name)
+    if target is None:
+        return None
+    plan = make_plan(task, run, cells.files, sizes, 1.0, None)
+    assert plan is not None  # Its target is the loss at the end of the pilot.
+    measured = {family: measure(trainings, plan, target, family, seeds, cells, task.name) for family in FAMILIES}
+    if not all(measured.values()):
+        return None
+    others = {
+        epochs: make_plan(task, run, cells.files, sizes, epochs, plan.target_loss)
+        for epochs in ((0.0, *PILOTS) if run.data == "higgs_like" and run.size != "smoke" else ())
+    }
+    schedule = cells.get(schedule_of, task_of_schedule=task.name)
+    if schedule is None:
+        return None
+    return Outcome(task, plan, measured, others, tuple(np.inf if steps is None else steps for steps in schedule))
 
 
 def try_schedule(
@@ -241,18 +285,26 @@ def results_of(outcome: Outcome) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> Reproduction:
     """Predict, measure and compare."""
-    title = "Steps against batch size of two networks, predicted by a fitted noisy quadratic"
-    run = start("nqm_real_model", title, argv, __doc__, uses_data=False)
-    rows = run.choose(4_000, 50_000, 200_000)
-    outcomes = []
-    tasks = [teacher_task(rows, run.seed)]
-    if run.size != "smoke":
-        tasks.append(higgs_task(int(1.2 * rows), run.seed))
-    for task in tasks:
-        outcomes.append(study(task, run))
-        compare(run, outcomes[-1])
-        run.results[task.name] = results_of(outcomes[-1])
-    return run.finish(draw(outcomes))
+    title = "Steps against batch size of networks, predicted by a fitted noisy quadratic"
+    run = start("nqm_real_model", title, argv, __doc__, data="higgs_like")
+    if run.data == "higgs_like":
+        rows = run.num_rows or run.choose(4_000, 50_000, 200_000)
+        tasks = [teacher_task(rows, run.seed)]
+        if run.size != "smoke":
+            tasks.append(higgs_task(int(1.2 * rows), run.seed))
+        sizes, seeds = run.choose([4, 7, 10], range(2, 13), range(1, 14)), run.choose(1, 4, 8)
+    else:
+        tasks = image_tasks(run.load(), run.seed)[: run.choose(1, 2, 2)]
+        sizes, seeds = run.choose([4, 7, 10], range(3, 11), range(3, 13)), run.choose(1, 3, 3)
+    cells = run.finished_cells(sizes=[*sizes], seeds=seeds)
+    outcomes = [study(task, run, cells, 2 ** np.array(sizes), range(seeds)) for task in tasks]
+    finished = [outcome for outcome in outcomes if outcome]
+    if not finished:
+        raise SystemExit(f"All trainings of a network must be finished. Finished in {run.folder}: no network")
+    for outcome in finished:
+        compare(run, outcome)
+        run.results[outcome.task.name] = results_of(outcome)
+    return run.finish(draw(finished))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Fast repeated trainings of a network to a target loss: with tuned rates, at every batch size, over several seeds."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from finished_cells import FinishedCells
 
 from tfopt import nqm
 from tfopt.planning import BatchSizePlan
@@ -26,6 +28,8 @@ class Task:
         x: Inputs.
         y: Targets.
         pilot_rate: Learning rate of the pilot.
+        jit_compile: Whether XLA compiles the training loops. On a CPU it is slow for convolutions.
+        num_evaluated: Number of first rows on which trainings are evaluated.
     """
 
     name: str
@@ -34,15 +38,17 @@ class Task:
     x: np.ndarray
     y: np.ndarray
     pilot_rate: float
+    jit_compile: bool = True
+    num_evaluated: int = 8192
 
 
 class Trainings:
     """Many trainings of one network from its first weights, evaluated on its first rows; each is a compiled loop."""
 
-    def __init__(self, task: Task, num_evaluated: int = 8192) -> None:
-        self._model, self._loss = task.model, task.loss
+    def __init__(self, task: Task) -> None:
+        self._model, self._loss, self._jit_compile = task.model, task.loss, task.jit_compile
         self._x, self._y = tf.constant(task.x), tf.constant(task.y)
-        self._evaluated = self._x[:num_evaluated], self._y[:num_evaluated]
+        self._evaluated = self._x[: task.num_evaluated], self._y[: task.num_evaluated]
         self._start = [tf.identity(v.value) for v in task.model.trainable_variables]
         self._compiled: dict[int, Any] = {}
 
@@ -55,7 +61,7 @@ class Trainings:
             return self._loss(y, self._model(x, training=False))
 
     def _compile(self, batch_size: int) -> Any:
-        @tf.function(jit_compile=True, autograph=False)
+        @tf.function(jit_compile=self._jit_compile, autograph=False)
         def advance(values: Any, velocity: Any, rate: Any, momentum: Any, seed: Any, first: Any, stop: Any) -> Any:
             def step(at: Any, values: Any, velocity: Any) -> Any:
                 picked = tf.random.stateless_uniform((batch_size,), tf.stack([seed, at]), 0, len(self._x), tf.int32)
@@ -139,13 +145,14 @@ def passage(steps: np.ndarray, losses: np.ndarray, target: float) -> float:
 
 def tune(
     trainings: Trainings,
-    batch_size: int,
     momentum: float,
     target: float,
     rate: float,
     longest: int,
     seeds: Sequence[int],
-) -> tuple[float, float, np.ndarray, np.ndarray]:
+    batch_size: int,
+    **_: Any,
+) -> dict[str, Any]:
     """Move from a rate to the best one nearby; return its first passage, the rate, evaluated steps and losses."""
     steps = np.unique(np.geomspace(1, longest, NUM_EVALUATIONS).round().astype(int))
     done: dict[int, tuple[float, np.ndarray]] = {}
@@ -166,30 +173,50 @@ def tune(
         if found == best:
             break
         best = found
-    return done[best][0], rate * RATE_STEP**best, steps, done[best][1]
+    first_passage, losses = done[best]
+    rate = float(rate * RATE_STEP**best)
+    return {"passage": first_passage, "rate": rate, "steps": steps.tolist(), "losses": losses.tolist()}
 
 
-def measure(trainings: Trainings, plan: BatchSizePlan, target: float, family: str, seeds: Sequence[int]) -> Measured:
-    """Train at every batch size, from the largest to the smallest, with rates tuned from the plan's."""
+def measure(
+    trainings: Trainings,
+    plan: BatchSizePlan,
+    target: float,
+    family: str,
+    seeds: Sequence[int],
+    cells: FinishedCells,
+    task: str,
+) -> Measured | None:
+    """Train at every batch size, from the largest to the smallest, with rates tuned from the plan's; None for later."""
     momenta = np.broadcast_to(plan.curves[family].algorithm.momentum, plan.batch_sizes.shape)[::-1].tolist()
     rate = float(plan.curves["sgd"].algorithm.learning_rate[-1]) * (1 - momenta[0])
     longest, found = 4000.0, []
     for size, momentum in zip(plan.batch_sizes[::-1].tolist(), momenta, strict=True):
-        found.append(tune(trainings, size, momentum, target, rate, int(longest), seeds))
-        if np.isfinite(found[-1][0]):
-            rate, longest = found[-1][1], 6 * found[-1][0] + 30
-    found = found[::-1]
+        train = functools.partial(tune, trainings, momentum, target, rate, int(longest), seeds)
+        cell = cells.get(train, task=task, family=family, batch_size=size)
+        if cell is None:
+            return None
+        # JSON has no infinity.
+        first_passage = np.inf if cell["passage"] is None else cell["passage"]
+        found.append((first_passage, cell["rate"], np.array(cell["steps"]), np.array(cell["losses"], float)))
+        if np.isfinite(first_passage):
+            rate, longest = cell["rate"], 6 * first_passage + 30
+    return summarise(plan.batch_sizes, found[::-1], target, len(seeds))
+
+
+def summarise(sizes: np.ndarray, found: list[tuple], target: float, num_seeds: int) -> Measured:
+    """Return the measured steps at each batch size with intervals, given passages, rates, steps and losses."""
     rng = np.random.default_rng(0)
     replicates = []
     for _ in range(200):
-        drawn = rng.integers(len(seeds), size=len(seeds))
+        drawn = rng.integers(num_seeds, size=num_seeds)
         steps = np.array([passage(at, losses[drawn], target) for _, _, at, losses in found])
-        replicates.append(np.append(steps, critical(plan.batch_sizes, steps)))
+        replicates.append(np.append(steps, critical(sizes, steps)))
     low, high = np.quantile(replicates, [0.05, 0.95], axis=0, method="nearest")
     steps = np.array([one[0] for one in found])
-    middle = critical(plan.batch_sizes, steps)
+    middle = critical(sizes, steps)
     rates = np.array([one[1] for one in found])
-    return Measured(plan.batch_sizes, steps, low[:-1], high[:-1], rates, (middle, float(low[-1]), float(high[-1])))
+    return Measured(sizes, steps, low[:-1], high[:-1], rates, (middle, float(low[-1]), float(high[-1])))
 
 
 def critical(sizes: np.ndarray, steps: np.ndarray) -> float:

@@ -13,7 +13,9 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
+from reproduction import add_data_arguments
 from rich.console import Console
 
 FOLDER = Path(__file__).resolve().parent
@@ -21,6 +23,7 @@ WITH_CLOCKS = ("bregman_training", "nqm_figures")
 # The longest scripts come first, so that no long one runs alone at the end.
 OTHERS = (
     "nqm_real_model",
+    "large_batches",
     "depth_against_rate",
     "bregman_stability",
     "convexity_along_paths",
@@ -30,13 +33,15 @@ OTHERS = (
     "fromage_jitter",
     "norms_to_overflow",
 )
+WITHOUT_DATA = ("milne_regression", "nqm_figures")  # They make their own problem.
 
 
-def run(name: str, size: str, output: Path, cores: int) -> str:
+def run(name: str, size: str, output: Path, cores: int, data: list[str]) -> str:
     """Run one script; return its duration and verdicts, or raise RuntimeError with the end of its output."""
     folder, begin = output / name, time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(FOLDER / f"{name}.py"), f"--{size}", "--output", str(folder)]
+    command += [] if name in WITHOUT_DATA else data
     threads = {variable: str(cores) for variable in ("TF_NUM_INTRAOP_THREADS", "OPENBLAS_NUM_THREADS")}
     with (folder / "log.txt").open("w") as log:
         done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env={**threads, **os.environ}, check=False)
@@ -48,12 +53,12 @@ def run(name: str, size: str, output: Path, cores: int) -> str:
     return f"{name}: {(time.perf_counter() - begin) / 60:.1f} min; {verdicts}"
 
 
-def run_together(names: list[str], jobs: int, size: str, output: Path, cores: int) -> int:
-    """Run scripts in parallel, print the result of each at its end, and return the number of failures."""
+def run_together(names: list[str], jobs: int, *options: Any) -> int:
+    """Run scripts with further arguments of `run`, print each result at its end, and return the number of failures."""
     # On Ctrl+C the running scripts are interrupted too, and no other one starts.
     console, failures = Console(), 0
     with ThreadPoolExecutor(jobs) as pool, console.status(f"{', '.join(names)}: {jobs} at a time"):
-        running = [pool.submit(run, name, size, output, cores) for name in names]
+        running = [pool.submit(run, name, *options) for name in names]
         try:
             for done in as_completed(running):
                 failures += done.exception() is not None
@@ -72,17 +77,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--size", choices=("smoke", "quick", "full"), default="quick")
     parser.add_argument("--output", type=Path, default=Path("runs/reproduce"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many in parallel")
+    add_data_arguments(parser, None)
     arguments = parser.parse_args(argv)
     names, cores = arguments.names or everything, os.cpu_count() or 1
     if unknown := set(names) - set(everything):
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(everything)}")
     if arguments.jobs < 1:
         parser.error(f"--jobs must be at least 1. Received: {arguments.jobs}")
+    chosen_data = {"--data": arguments.data, "--data-dir": arguments.data_dir, "--rows": arguments.num_rows}
+    data = [part for name, value in chosen_data.items() if value is not None for part in (name, str(value))]
     failures = 0
     for is_alone in (True, False):
         chosen = [name for name in everything if name in names and (name in WITH_CLOCKS) == is_alone]
         jobs = 1 if is_alone else arguments.jobs
-        failures += run_together(chosen, jobs, arguments.size, arguments.output, max(1, cores // jobs))
+        failures += run_together(chosen, jobs, arguments.size, arguments.output, max(1, cores // jobs), data)
     if failures:
         raise SystemExit(f"{failures} of {len(names)} failed")
 

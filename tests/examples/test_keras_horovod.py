@@ -11,6 +11,11 @@ pytestmark = pytest.mark.slow_by_nature
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
+@pytest.fixture(autouse=True)
+def folder_of_examples(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+
+
 def load(name):
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)

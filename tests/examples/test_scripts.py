@@ -5,12 +5,21 @@ from pathlib import Path
 
 import pytest
 from event_files import read_scalars
+from image_files import write_small_image_set
 
+from tfopt import datasets
 from tfopt.planning import BatchSizePlan
 
 pytestmark = pytest.mark.slow_by_nature
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+PARTS = ("diagnostics", "example_data", "report")  # Of other examples.
+WITHOUT_DATA = ("nqm_batch_size",)  # It makes its own problem.
+
+
+@pytest.fixture(autouse=True)
+def folder_of_examples(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
 
 
 def load(name):
@@ -83,7 +92,30 @@ def test_plan_my_model(tmp_path, capsys):
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
+class LoadedError(Exception):
+    """Ends an example at the place where it has chosen its data."""
+
+
+@pytest.mark.parametrize("name", sorted({path.stem for path in EXAMPLES.glob("*.py")} - {*PARTS, *WITHOUT_DATA}))
+def test_every_example_takes_the_data_of_the_user(name, tmp_path, monkeypatch):
+    def load_nothing(chosen, **options):
+        raise LoadedError(chosen, options["data_dir"], options["num_rows"])
+
+    monkeypatch.setattr(datasets, "load", load_nothing)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LoadedError) as caught:
+        load(name).main(["--smoke", "--data", "fashion_mnist", "--data-dir", "somewhere", "--rows", "30"])
+    assert caught.value.args == ("fashion_mnist", Path("somewhere"), 30)
+
+
+def test_an_example_on_image_files(tmp_path, monkeypatch):
+    write_small_image_set("fashion_mnist", tmp_path, monkeypatch)
+    arguments = ["--data", "fashion_mnist", "--data-dir", str(tmp_path), "--rows", "200"]
+    history = load("keras_horovod").main(["--smoke", "--checkpoints", str(tmp_path / "checkpoints"), *arguments])
+    assert len(history["val_accuracy"]) == 2
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_every_example_is_tested(path):
     tests = "".join(test.read_text() for test in Path(__file__).parent.glob("test_*.py"))
-    assert path.stem in ("diagnostics", "report") or f'"{path.stem}"' in tests or f"import {path.stem}" in tests
+    assert path.stem in PARTS or f'"{path.stem}"' in tests or f"import {path.stem}" in tests
