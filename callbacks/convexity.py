@@ -9,7 +9,7 @@ from tfopt._checks import check_flag, check_integer, check_label
 from tfopt._variables import flatten
 from tfopt.callbacks._cadence import Cadence
 from tfopt.callbacks._change_share import ChangeShare
-from tfopt.callbacks._stability import stability_of
+from tfopt.callbacks._stability import optimizer_with_limit, stability_of
 from tfopt.callbacks.measurement import Measurement
 from tfopt.curvature import (
     HessianOperator,
@@ -21,6 +21,7 @@ from tfopt.curvature import (
     trace,
 )
 from tfopt.curvature.certificate import CertifiedNetwork
+from tfopt.curvature.row_means import depends_on_batch_size
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -131,6 +132,7 @@ class Convexity(Measurement):
         self._shares: dict[str, ChangeShare] = {}
         self._spectrum_step = -1
         self._spectrum_is_due_now = False  # True after a change of the model.
+        self._is_a_mean: bool | None = None  # Not known before the first eigenvalues.
 
     def get_state(self) -> dict[str, Any]:
         """Return the measurements, and how far training has come."""
@@ -169,7 +171,7 @@ class Convexity(Measurement):
     def _is_as_measured(self) -> bool:
         # False if Keras has replaced the weights of the last step by averages, or by the best weights.
         loss, _ = self._instruments.hessian.loss_and_gradient()
-        return bool(np.isclose(loss, self.history["convexity/loss"][-1], rtol=1e-6, equal_nan=True))
+        return bool(np.isclose(loss, self.history[self._logged_as("convexity/loss")][-1], rtol=1e-6, equal_nan=True))
 
     def _spectrum_is_due(self, epochs: int) -> bool:
         if not (self.eigenvalues or self.trace or self.density):
@@ -195,6 +197,7 @@ class Convexity(Measurement):
     def _after_change(self) -> None:
         super()._after_change()
         self._spectrum_is_due_now = True
+        self._is_a_mean = None
         for share in self._shares.values():
             share.interrupt()
 
@@ -235,7 +238,9 @@ class Convexity(Measurement):
             ends = extremal_eigenvalues(hessian, self.num_matvecs, seed=self.seed) if is_sound else None
             names = ("lambda_min", "lambda_max", "lambda_min_bound", "lambda_max_bound")
             values |= {f"hessian/{name}": nan if ends is None else getattr(ends, name) for name in names}
-            values |= stability_of(self._count, hessian.variables, values["hessian/lambda_max"])
+            optimizer = optimizer_with_limit(self.model, hessian.variables)
+            if optimizer is not None and self._is_loss_of_fit(is_sound):
+                values |= stability_of(optimizer, values["hessian/lambda_max"])
         if self.trace:
             found = trace(hessian, self.num_matvecs, self.seed) if is_sound else None
             values["hessian/trace"] = nan if found is None else found.value
@@ -243,6 +248,12 @@ class Convexity(Measurement):
         if self.density and is_sound:
             self.densities[self._steps] = spectral_density(hessian, 4, self.num_matvecs, self.seed)
         return values
+
+    def _is_loss_of_fit(self, is_sound: bool) -> bool:
+        """Return whether the loss is known to be a mean: then `fit` and the probe may differ in batch size."""
+        if self._is_a_mean is None and is_sound:
+            self._is_a_mean = not depends_on_batch_size(self._instruments.hessian.objective)
+        return bool(self._is_a_mean)
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str | None = None) -> "matplotlib.axes.Axes":
         """Draw curvatures, eigenvalues and certified moduli against steps, on a scale that shows both signs.
@@ -259,8 +270,8 @@ class Convexity(Measurement):
         names += ["convexity/theta_sharp", "convexity/theta_paper"]
         steps, sizes = np.array(self.history["step"]), []
         for name in names:
-            if name in self.history:
-                values = np.array(self.history[name])
+            if self._logged_as(name) in self.history:
+                values = np.array(self.history[self._logged_as(name)])
                 known = np.isfinite(values)
                 ax.plot(steps[known], values[known], marker=".", label=f"{prefix} {name.split('/')[1]}".strip())
                 sizes += list(np.abs(values[known & (values != 0)]))
