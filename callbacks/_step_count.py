@@ -56,7 +56,8 @@ class StepCount:
 
     def get_state(self) -> dict[str, Any]:
         """Return the state that a checkpoint must keep."""
-        return {"batches": self.batches, "steps": self._steps}
+        steps = self._steps if self._model is None else self.look()
+        return {"batches": self.batches, "steps": steps}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore a state from `get_state`, before the first epoch."""

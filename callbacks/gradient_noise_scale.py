@@ -113,6 +113,12 @@ class GradientNoiseScale(Measurement):
     def _make_instruments(self) -> Groups | GradientScatter:
         if self._probe is not None:
             return Groups(self._make_objective(), self.group_size)
+        others = [c for c in find_running_fit(self).callbacks if isinstance(c, GradientNoiseScale) and c is not self]
+        if any(other._given_probe is None for other in others):
+            raise ValueError(
+                "Only one GradientNoiseScale of a `fit` can compare the gradients of ranks, because each would reset "
+                "the sums of the other. Received: several without `data`"
+            )
         optimizer = compiled_optimizer_of(self.model)
         if type(optimizer) is not DistributedOptimizer:
             found = "no optimizer" if optimizer is None else f"a plain {type(optimizer).__name__}"
