@@ -39,9 +39,9 @@ class _Instruments(NamedTuple):
 class Convexity(Measurement):
     """Record the curvature of the loss along training: along the gradient, its signed extremes, and certified bounds.
 
-    All values belong to a fixed probe, and to the loss with its regularisation. The callback measures before the first
-    step, at the end of every n-th epoch (or after every n-th step), and at the end of training. In the logs, from the
-    first epoch on:
+    All values belong to a fixed probe, and to the loss with its regularisation. If the loss is a sum over rows, they
+    belong to the probe's batches, and not to those of `fit`. The callback measures before the first step, at the end of
+    every n-th epoch (or after every n-th step), and at the end of training. In the logs, from the first epoch on:
 
     - `convexity/loss`, and `convexity/curvature_along_gradient`: g'Hg / g'g.
     - `hessian/lambda_min`, `hessian/lambda_max`: the signed extreme eigenvalues, before the first step, at the end, and
@@ -49,8 +49,9 @@ class Convexity(Measurement):
     - `hessian/lambda_min_bound`, `hessian/lambda_max_bound`: an eigenvalue lies within this distance of them.
     - `hessian/learning_rate_times_lambda_max` and `hessian/stability_limit`, for Keras's SGD without clipping, decay
       and averaging. Beyond the limit, steps on a quadratic diverge: it is 2, with momentum b 2 (1 + b), with Nesterov's
-      2 (1 + b) / (1 + 2 b). NaN where it is not known that one optimizer alone trains all variables, as before the
-      first step of a custom `train_step`.
+      2 (1 + b) / (1 + 2 b). They are left out where the limit does not hold: for a custom `train_step` or training
+      loop, which may change gradients; for variables with constraints; and for losses that are sums over rows, whose
+      curvature depends on the batch size.
     - `hessian/trace` with `hessian/trace_standard_error`, if `trace` is True.
     - `convexity/theta_paper`, `convexity/theta_sharp`: the certified moduli of strong convexity, where the theorem
       covers the model (see `tfopt.curvature.convexity_certificate`).

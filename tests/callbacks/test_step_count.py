@@ -62,8 +62,7 @@ class Training:
 
     def make_late(self):
         if self.batches == 1:
-            self.model.own.clear()
-            self.model.own.append(self.one)
+            self.model.own += [self.one, self.two]
 
 
 # What each batch does -> the steps after one epoch of 7 batches and after two; the second pair is for executions of 3.
@@ -84,6 +83,11 @@ BATCHES = {
     "one, and averages by hand": (lambda t: [t.due(2) and [work(t.one), t.move()], t.due(3) and t.move()], [3, 7]),
     "nothing": (lambda t: None, [0, 0]),
     "made late": (lambda t: [t.make_late(), work(t.one)], [7, 14]),
+    "made late, by turns": (
+        lambda t: [t.make_late(), work(t.one if t.due(2) else t.two)],
+        [7, 14],
+        [5, 10],
+    ),
     "made late, every fourth batch": (lambda t: [t.make_late(), t.due(4) and work(t.one)], [1, 3]),
 }
 
@@ -94,6 +98,8 @@ BATCHES = {
 def test_optimizers_count_their_steps_whenever_one_looks(execution_size, hears_ends, looks_often):
     for name, (act, *expected) in BATCHES.items():
         training, count = Training(execution_size), StepCount(hears_ends)
+        if name.startswith("made late"):
+            training.model.own.clear()
         if name == "one, and averages by hand" and looks_often:
             continue  # Weights that are moved by hand before an optimizer has worked are steps.
 
@@ -135,7 +141,11 @@ def test_steps_before_the_training_count():
     resumed = StepCount()
     resumed.set_state({"batches": 6, "steps": 20})
     assert play(resumed, model, 1, 3, 3, lambda batch: work(one), False) == [23]
-    assert resumed.get_state() == {"batches": 9, "steps": 23}
+    resumed.begin_epoch(model, 1, 3)
+    resumed.begin_batch(0)
+    work(one)
+    resumed.end_epoch()
+    assert resumed.get_state() == {"batches": 10, "steps": 24}
 
 
 def test_data_that_end_in_an_execution_count_as_far_as_the_optimizer_went():
