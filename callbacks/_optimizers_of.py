@@ -7,6 +7,11 @@ import keras
 from tfopt.callbacks._object_graph import parts_of, reached_from
 
 
+def compiled_optimizer_of(model: Any) -> Any:
+    """Return the optimizer that a model was compiled with; None without one, or if it was never compiled."""
+    return getattr(model, "optimizer", None)
+
+
 def optimizers_of(model: Any) -> list[tuple[str, keras.optimizers.Optimizer]]:
     """Return pairs (location, optimizer) of all optimizers of a model, the one of `compile` first, in a fixed order."""
     # GANs and models of several parts have optimizers of their own. Searched are the attributes of the model, its
@@ -15,7 +20,7 @@ def optimizers_of(model: Any) -> list[tuple[str, keras.optimizers.Optimizer]]:
     # "parts['a'].optimizer", which are the same in another process.
     things = reached_from("", model, parts_of, lambda thing: isinstance(thing, keras.Variable))
     found = [(name, thing) for name, thing in things if isinstance(thing, keras.optimizers.Optimizer)]
-    found.sort(key=lambda pair: pair[1] is not getattr(model, "optimizer", None))
+    found.sort(key=lambda pair: pair[1] is not compiled_optimizer_of(model))
     # A wrapper stands for its inner optimizer if its variables include those of the inner optimizer.
     return _without_those_inside(found)
 

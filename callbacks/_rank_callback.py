@@ -3,7 +3,8 @@
 from typing import Any
 
 from tfopt.callbacks._callback import Callback
-from tfopt.callbacks._running_fit import find_running_fit
+from tfopt.callbacks._optimizers_of import compiled_optimizer_of
+from tfopt.callbacks._running_fit import find_running_fit, is_stopped
 from tfopt.callbacks._values import to_numpy
 from tfopt.communicator import Communicator, check_communicator
 from tfopt.communicator.agreement import check_agreement
@@ -53,7 +54,7 @@ class RankCallback(Callback):
                 "point of training": f"{point}, after {self._num_batches} batches in the last epoch",
                 "learning rate": learning_rates_of(self.model),
                 "metrics": sorted(logs or {}),
-                "wish to stop": bool(self.model.stop_training),
+                "wish to stop": is_stopped(self.model),
             },
             "Each rank needs the same number of batches (tfopt.distributed.shard makes them equal), and callbacks that "
             "stop training or change the learning rate must come after AverageMetrics.",
@@ -62,7 +63,8 @@ class RankCallback(Callback):
 
 def learning_rates_of(model: Any) -> list[float]:
     """Return the current learning rates: one, several with Keras's `MultiOptimizer`, or none without an optimizer."""
-    if model.optimizer is None:
+    optimizer = compiled_optimizer_of(model)
+    if optimizer is None:
         return []
-    optimizers = getattr(model.optimizer, "optimizers", None) or [model.optimizer]
+    optimizers = getattr(optimizer, "optimizers", None) or [optimizer]
     return [float(to_numpy(optimizer.learning_rate)) for optimizer in optimizers]

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfopt import _keras
 from tfopt.callbacks._call_stack import fits_in, list_with
+from tfopt.callbacks._optimizers_of import compiled_optimizer_of
 from tfopt.curvature.batch import map_arrays
 from tfopt.datasets import EpochBatches
 
@@ -60,6 +61,11 @@ def check_has_call(name: str, model: Any) -> None:
         )
 
 
+def is_stopped(model: Any) -> bool:
+    """Return whether a callback has stopped the training of a model; loops other than `fit` may leave this open."""
+    return bool(getattr(model, "stop_training", False))
+
+
 def build_model(model: Any, running: RunningFit) -> None:
     """Build a model that waits for its first batch, and its optimizer; ValueError without data that show the shapes."""
     if not model.built:
@@ -75,8 +81,9 @@ def build_model(model: Any, running: RunningFit) -> None:
         iterator.reset()
         if batches is not None:
             batches.start_at(epoch)
-    if not model.optimizer.built:
-        model.optimizer.build(model.trainable_variables)
+    optimizer = compiled_optimizer_of(model)
+    if optimizer is not None and not optimizer.built:
+        optimizer.build(model.trainable_variables)
 
 
 def build_on(model: Any, x: Any) -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tfopt._checks import check_integer
-from tfopt.callbacks._optimizers_of import optimizers_of
+from tfopt.callbacks._optimizers_of import compiled_optimizer_of, optimizers_of
 from tfopt.callbacks._rank_callback import RankCallback, learning_rates_of
 from tfopt.callbacks._running_fit import build_model, find_running_fit
 from tfopt.callbacks._step_count import has_keras_train_step
@@ -103,9 +103,10 @@ def _describe(variables: list[Any]) -> list[str]:
 
 def _problem_of(model: Any) -> str:
     # Say what prevents the model from being trained on several ranks; an empty text means nothing.
-    if type(model.optimizer) is not DistributedOptimizer:
+    optimizer = compiled_optimizer_of(model)
+    if type(optimizer) is not DistributedOptimizer:
         return (
-            f"The model was compiled with a plain {type(model.optimizer).__name__}: each rank would train on its own. "
+            f"The model was compiled with a plain {type(optimizer).__name__}: each rank would train on its own. "
             "Use model.compile(tfopt.distributed.DistributedOptimizer(optimizer), ...)"
         )
     for name, optimizer in [] if has_keras_train_step(model) else optimizers_of(model):

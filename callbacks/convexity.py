@@ -12,7 +12,7 @@ from tfopt.callbacks._cadence import Cadence
 from tfopt.callbacks._change_share import ChangeShare
 from tfopt.callbacks._running_fit import batch_size_of, find_running_fit
 from tfopt.callbacks._spectrum_share import SpectrumShare
-from tfopt.callbacks._stability import stability_of
+from tfopt.callbacks._stability import optimizer_with_limit, stability_of
 from tfopt.callbacks.measurement import Measurement
 from tfopt.curvature import (
     HessianOperator,
@@ -24,6 +24,7 @@ from tfopt.curvature import (
     trace,
 )
 from tfopt.curvature.certificate import CertifiedNetwork
+from tfopt.curvature.row_means import depends_on_batch_size
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -41,9 +42,9 @@ class _Instruments(NamedTuple):
 class Convexity(Measurement):
     """Record the curvature of the loss along training: along the gradient, its signed extremes, and certified bounds.
 
-    All values belong to a fixed probe, and to the loss with its regularisation. The callback measures before the first
-    step, at the end of every n-th epoch (or after every n-th step), and at the end of training. In the logs, from the
-    first epoch on:
+    All values belong to a fixed probe, and to the loss with its regularisation. If the loss is a sum over rows, they
+    belong to the probe's batches, and not to those of `fit`. The callback measures before the first step, at the end of
+    every n-th epoch (or after every n-th step), and at the end of training. In the logs, from the first epoch on:
 
     - `convexity/loss`, and `convexity/curvature_along_gradient`: g'Hg / g'g.
     - `hessian/lambda_min`, `hessian/lambda_max`: the signed extreme eigenvalues, before the first step, at the end, and
@@ -52,8 +53,9 @@ class Convexity(Measurement):
     - `hessian/lambda_min_bound`, `hessian/lambda_max_bound`: an eigenvalue lies within this distance of them.
     - `hessian/learning_rate_times_lambda_max` and `hessian/stability_limit`, for Keras's SGD without clipping, decay
       and averaging. Beyond the limit, steps on a quadratic diverge: it is 2, with momentum b 2 (1 + b), with Nesterov's
-      2 (1 + b) / (1 + 2 b). NaN where it is not known that one optimizer alone trains all variables, as before the
-      first step of a custom `train_step`.
+      2 (1 + b) / (1 + 2 b). They are left out where the limit does not hold: for a custom `train_step` or training
+      loop, which may change gradients; for variables with constraints; and for losses that are sums over rows, whose
+      curvature depends on the batch size.
     - `hessian/trace` with `hessian/trace_standard_error`, if `trace` is True.
     - `convexity/theta_paper`, `convexity/theta_sharp`: the certified moduli of strong convexity, where the theorem
       covers the model (see `tfopt.curvature.convexity_certificate`).
@@ -146,6 +148,7 @@ class Convexity(Measurement):
         self._shares: dict[str, ChangeShare] = {}
         self._spectrum_step = -1
         self._spectrum_is_due_now = True  # Until it was measured after the start, or after a change of the model.
+        self._is_a_mean: bool | None = None  # Not known before the first eigenvalues.
 
     def get_state(self) -> dict[str, Any]:
         """Return the measurements, and how far training has come."""
@@ -192,7 +195,7 @@ class Convexity(Measurement):
     def _is_as_measured(self) -> bool:
         # False if Keras has replaced the weights of the last step by averages, or by the best weights.
         loss, _ = self._instruments.hessian.loss_and_gradient()
-        return bool(np.isclose(loss, self.history["convexity/loss"][-1], rtol=1e-6, equal_nan=True))
+        return bool(np.isclose(loss, self.history[self._logged_as("convexity/loss")][-1], rtol=1e-6, equal_nan=True))
 
     @property
     def _wants_spectrum(self) -> bool:
@@ -244,6 +247,7 @@ class Convexity(Measurement):
     def _after_change(self) -> None:
         super()._after_change()
         self._spectrum_is_due_now = True
+        self._is_a_mean = None
         for share in self._shares.values():
             share.interrupt()
 
@@ -293,7 +297,9 @@ class Convexity(Measurement):
             ends = extremal_eigenvalues(hessian, num_matvecs, seed=self.seed) if is_sound else None
             names = ("lambda_min", "lambda_max", "lambda_min_bound", "lambda_max_bound")
             values |= {f"hessian/{name}": nan if ends is None else getattr(ends, name) for name in names}
-            values |= stability_of(self._count, hessian.variables, values["hessian/lambda_max"])
+            optimizer = optimizer_with_limit(self.model, hessian.variables)
+            if optimizer is not None and self._is_loss_of_fit(is_sound):
+                values |= stability_of(optimizer, values["hessian/lambda_max"])
         if self.trace:
             found = trace(hessian, self.num_matvecs, self.seed) if is_sound else None
             values["hessian/trace"] = nan if found is None else found.value
@@ -301,6 +307,12 @@ class Convexity(Measurement):
         if self.density and is_sound:
             self.densities[self._steps] = spectral_density(hessian, 4, self.num_matvecs, self.seed)
         return values
+
+    def _is_loss_of_fit(self, is_sound: bool) -> bool:
+        """Return whether the loss is known to be a mean: then `fit` and the probe may differ in batch size."""
+        if self._is_a_mean is None and is_sound:
+            self._is_a_mean = not depends_on_batch_size(self._instruments.hessian.objective)
+        return bool(self._is_a_mean)
 
     def plot(self, ax: "matplotlib.axes.Axes | None" = None, label: str | None = None) -> "matplotlib.axes.Axes":
         """Draw curvatures, eigenvalues and certified moduli against steps, on a scale that shows both signs.
@@ -317,8 +329,8 @@ class Convexity(Measurement):
         names += ["convexity/theta_sharp", "convexity/theta_paper"]
         steps, sizes = np.array(self.history["step"]), []
         for name in names:
-            if name in self.history:
-                values = np.array(self.history[name])
+            if self._logged_as(name) in self.history:
+                values = np.array(self.history[self._logged_as(name)])
                 known = np.isfinite(values)
                 ax.plot(steps[known], values[known], marker=".", label=f"{prefix} {name.split('/')[1]}".strip())
                 sizes += list(np.abs(values[known & (values != 0)]))

@@ -163,8 +163,11 @@ class GradientBreakdown(Measurement):
         self._steps_per_epoch = self._num_batches - found_no_data
 
     def _keep_step(self) -> None:
-        # Nothing is waiting if nothing was kept. Gradients are being accumulated if no step was counted.
-        if self._waiting is not None and self._steps != self._waiting.steps:
+        # Nothing is waiting if nothing was kept. Gradients are being accumulated if no step was counted, or if each
+        # batch counts and the weights have not moved.
+        if self._waiting is None or self._steps == self._waiting.steps:
+            return
+        if not (self._count.counts_batches and self._waiting.has_not_moved()):
             self._kept, self._waiting = (self._waiting, _Moment.from_meter(self._waiting.meter, self._steps)), None
 
     def _after_change(self) -> None:
@@ -223,7 +226,10 @@ class GradientBreakdown(Measurement):
             values = np.array(series)
             ax.plot(self.history["step"], np.where(values > 0, values, np.nan), label=f"{prefix} {path}".strip())
         if entries:
-            expected, name = self.history["breakdown/deep_relative_trust"], f"{prefix} deep relative trust".strip()
+            expected, name = (
+                self.history[self._logged_as("breakdown/deep_relative_trust")],
+                f"{prefix} deep relative trust".strip(),
+            )
             ax.plot(self.history["step"], expected, "k--", label=name)
             _plotting.add_legend(ax)
         ax.set(xlabel="step", ylabel="relative gradient breakdown", yscale="log")

@@ -6,6 +6,7 @@ import numpy as np
 
 from tfopt import _plotting
 from tfopt._checks import check_integer, check_label
+from tfopt.callbacks._optimizers_of import compiled_optimizer_of
 from tfopt.callbacks._running_fit import batch_size_of, find_running_fit
 from tfopt.callbacks.measurement import Measurement
 from tfopt.curvature.gradient_noise import noise_of
@@ -111,7 +112,13 @@ class GradientNoiseScale(Measurement):
     def _make_instruments(self) -> Groups | GradientScatter:
         if self._probe is not None:
             return Groups(self._make_objective(), self.group_size)
-        optimizer = self.model.optimizer
+        others = [c for c in find_running_fit(self).callbacks if isinstance(c, GradientNoiseScale) and c is not self]
+        if any(other._given_probe is None for other in others):
+            raise ValueError(
+                "Only one GradientNoiseScale of a `fit` can compare the gradients of ranks, because each would reset "
+                "the sums of the other. Received: several without `data`"
+            )
+        optimizer = compiled_optimizer_of(self.model)
         if type(optimizer) is not DistributedOptimizer:
             found = "no optimizer" if optimizer is None else f"a plain {type(optimizer).__name__}"
             raise ValueError(
@@ -176,10 +183,11 @@ class GradientNoiseScale(Measurement):
             The axes.
         """
         name, ax = check_label(label, "noise scale"), _plotting.get_axes(ax)
-        scale = np.array(self.history.get("gradient_noise/noise_scale", []))
+        name_of_scale = self._logged_as("gradient_noise/noise_scale")
+        scale = np.array(self.history.get(name_of_scale, []))
         scale[~np.isfinite(scale)] = np.nan
         if len(scale):
-            error = 2 * np.nan_to_num(np.array(self.history["gradient_noise/noise_scale_standard_error"]))
+            error = 2 * np.nan_to_num(np.array(self.history[f"{name_of_scale}_standard_error"]))
             (line,) = ax.plot(self.history["step"], scale, marker=".", label=name)
             lowest = np.nanmin(scale) / 10 if np.isfinite(scale).any() else 1.0
             low = np.maximum(scale - error, lowest)

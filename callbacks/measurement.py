@@ -11,11 +11,19 @@ from tfopt.callbacks import _time_share
 from tfopt.callbacks._cadence import Cadence
 from tfopt.callbacks._columns import pad_loggers
 from tfopt.callbacks._history import MeasurementHistory
+from tfopt.callbacks._log_name import check_log_name, logged_as, refuse_shared_log_names
 from tfopt.callbacks._model_state import check_ranks, is_same, runs_eagerly, state_of
 from tfopt.callbacks._old_program import warn_of_old_program
 from tfopt.callbacks._rank_callback import RankCallback
 from tfopt.callbacks._row_weights import weigh_as_fit_does
-from tfopt.callbacks._running_fit import build_model, build_on, check_has_call, come_before_loggers, find_running_fit
+from tfopt.callbacks._running_fit import (
+    build_model,
+    build_on,
+    check_has_call,
+    come_before_loggers,
+    find_running_fit,
+    is_stopped,
+)
 from tfopt.callbacks._shared_objective import SharedObjective, share_objective, share_probe
 from tfopt.callbacks._step_count import StepCount
 from tfopt.callbacks._summaries import Summaries
@@ -57,14 +65,17 @@ class Measurement(RankCallback):
         batch_norm: "batch" (default) normalises by the statistics of each batch (of each group of rows, where gradients
             of groups are compared), "moving" by the moving averages.
         log_dir: Folder for TensorBoard's event files, with each value at its step. None (default) writes none.
+        log_name: The first part of all names in logs and history, a string without "/". None (default) means the name
+            of the group, such as "convexity". Any other takes the group's place, and stands before names of other
+            groups: "validation/loss", "validation/hessian/lambda_max". Callbacks of one `fit` need different ones.
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
 
     Attributes:
         history: Lists with one entry for each measurement: `epoch` (epochs completed), `step` (steps that the optimizer
-            took; training batches, if several optimizers or none take steps), `seconds`, and all values in the logs, by
-            the same names. NaN where a value was not measured. With a `max_share` that limits, also `interval` (epochs
-            since the measurement before), `put_off` (measurements put off so far) and `setup_seconds` (tracing and
-            compiling so far).
+            took; training batches, if no optimizer takes steps), `seconds`, and all values in the logs, by the same
+            names. NaN where a value was not measured. With a `max_share` that limits, also `interval` (epochs since the
+            measurement before), `put_off` (measurements put off so far) and `setup_seconds` (tracing and compiling so
+            far).
         precision: How layers were computed in the last measurement: "model", "float32" or "bfloat16", as
             `HessianOperator.precision` says.
 
@@ -88,6 +99,7 @@ class Measurement(RankCallback):
         batch_size: int | None = None,
         batch_norm: str = "batch",
         log_dir: str | Path | None = None,
+        log_name: str | None = None,
         communicator: Communicator | None = None,
     ) -> None:
         super().__init__(communicator)
@@ -99,6 +111,7 @@ class Measurement(RankCallback):
         self.max_share = check_share(max_share)
         self._is_exact = every_n_steps is not None or every_n_epochs is not None
         self.batch_norm = check_choice("batch_norm", batch_norm, BATCH_NORM_MODES)
+        self.log_name = check_log_name(log_name, self.group)
         self._summaries = Summaries(log_dir if self.communicator.rank == 0 else None)
         self._instruments: Any = None
         self._made_for: tuple[Any, ...] = ()
@@ -144,6 +157,7 @@ class Measurement(RankCallback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Start a new history."""
         super().on_train_begin(logs)
+        in_agreement(self.communicator, lambda: refuse_shared_log_names(find_running_fit(self).callbacks))
         come_before_loggers(self)
         self._start()
 
@@ -191,7 +205,7 @@ class Measurement(RankCallback):
         if self._is_counting and self._count.batches > before:
             self._after_batches(before, self._count.batches)
         self._epochs_completed = epoch + 1
-        is_last = epoch + 1 == self.parameters.get("epochs") or bool(self.model.stop_training)
+        is_last = epoch + 1 == self.parameters.get("epochs") or is_stopped(self.model)
         self._after_epoch(epoch + 1, is_last)
         if logs is not None:
             if self._latest.keys() != self._logged:
@@ -266,7 +280,7 @@ class Measurement(RankCallback):
 
     def _put_off(self) -> None:
         self._time.put_off(type(self).__name__, bool(self.parameters.get("verbose")))
-        self._latest[f"{self.group}/put_off"] = float(self._time.num_put_off)
+        self._latest[f"{self.log_name}/put_off"] = float(self._time.num_put_off)
 
     @property
     def _is_counting(self) -> bool:
@@ -296,6 +310,7 @@ class Measurement(RankCallback):
         self, step: int, values: dict[str, float], details: dict[str, dict[str, float]], seconds: float
     ) -> None:
         history = self.history
+        values = {self._logged_as(name): value for name, value in values.items()}
         if not self._is_measured(step):
             for name, series in history.items():
                 series.append(0.0 if name == "seconds" else float("nan"))
@@ -304,9 +319,13 @@ class Measurement(RankCallback):
         for name, value in {**row, **pace, **values, **details}.items():
             history.setdefault(name, [float("nan")] * len(history["step"]))[-1] = value
         of_group = {"seconds": sum(history["seconds"]), **pace}
-        self._latest |= {**values, **{f"{self.group}/{name}": float(value) for name, value in of_group.items()}}
-        parts = {f"{name}/{path}": v for name, found in details.items() for path, v in found.items()}
+        self._latest |= {**values, **{f"{self.log_name}/{name}": float(value) for name, value in of_group.items()}}
+        parts = {self._logged_as(f"{name}/{path}"): v for name, found in details.items() for path, v in found.items()}
         self._summaries.write(step, {**values, **parts})
+
+    def _logged_as(self, name: str) -> str:
+        """Return the name in logs and history of a value that `_measure` returns by `name`."""
+        return logged_as(name, self.group, self.log_name)
 
     def _get_ready(self) -> None:
         if self._given_probe is not None:

@@ -11,6 +11,7 @@ from tfopt._checkpoints.callback_states import check_states, set_states, states_
 from tfopt._checkpoints.generations import CheckpointFiles
 from tfopt._checks import as_items, check_folder, check_integer
 from tfopt.callbacks._callback import Callback
+from tfopt.callbacks._optimizers_of import optimizers_of
 from tfopt.callbacks._resuming.callback_arguments import arguments_of_callbacks
 from tfopt.callbacks._resuming.data_position import DataPosition
 from tfopt.callbacks._resuming.job import arguments_of_job, changed_by_training
@@ -30,7 +31,14 @@ from tfopt.callbacks._resuming.row_order import RowOrder
 from tfopt.callbacks._resuming.steps import trace_steps
 from tfopt.callbacks._resuming.still_running import StillRunning
 from tfopt.callbacks._resuming.training_state import check_step, check_that_none_is_new, read, variables_of
-from tfopt.callbacks._running_fit import RunningFit, come_last, epoch_batches_of, find_running_fit, reset_given_metrics
+from tfopt.callbacks._running_fit import (
+    RunningFit,
+    come_last,
+    epoch_batches_of,
+    find_running_fit,
+    is_stopped,
+    reset_given_metrics,
+)
 from tfopt.communicator import Communicator, check_communicator
 from tfopt.communicator.agreement import in_agreement
 
@@ -177,6 +185,12 @@ class ResumableCheckpoint(Callback):
             raise
 
     def _check_callbacks_and_data(self) -> None:
+        if not self.model.compiled and not optimizers_of(self.model):
+            raise ValueError(
+                "ResumableCheckpoint saves the optimizers that it finds in the model. Received: a model that was not "
+                "compiled, and has none. Compile it with the optimizer of your loop, or keep the optimizer in an "
+                "attribute of the model"
+            )
         check_callbacks(self._running.callbacks)
         check_data(self._running.epoch_iterator, self.stateless)
         check_validation(self._running, self.stateless)
@@ -202,7 +216,7 @@ class ResumableCheckpoint(Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Write a checkpoint if it is due."""
-        is_last = epoch + 1 == self.parameters.get("epochs") or self.model.stop_training
+        is_last = epoch + 1 == self.parameters.get("epochs") or is_stopped(self.model)
         if (epoch + 1) % self.every_n_epochs == 0 or is_last:
             self._files.write(epoch + 1, self._state(epoch))
 
@@ -224,7 +238,7 @@ class ResumableCheckpoint(Callback):
         return {
             "epochs": epoch + 1,
             "planned": self.parameters.get("epochs"),
-            "stopped": bool(self.model.stop_training),
+            "stopped": is_stopped(self.model),
             "job": vars(self._job),
             "changed": {
                 "arguments": changed_by_training(self.model, self._job.arguments),

@@ -7,9 +7,10 @@ import keras
 from tfopt import _keras
 from tfopt._checks import check_integer, check_number
 from tfopt.callbacks._callback import Callback
+from tfopt.callbacks._optimizers_of import compiled_optimizer_of
 from tfopt.callbacks._rank_callback import learning_rates_of
 from tfopt.callbacks._running_fit import come_before_loggers
-from tfopt.callbacks._step_count import Watched, has_keras_train_step, look_at
+from tfopt.callbacks._step_count import Watched, is_trained_by_keras, look_at
 from tfopt.communicator import Communicator, check_communicator
 
 
@@ -31,7 +32,7 @@ class WarmupLearningRate(Callback):
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: An argument is out of its range; in `fit`: the learning rate is a schedule, the number of batches
-            is not known, or a custom `train_step` has taken no step with this optimizer in an epoch.
+            is not known, or a custom `train_step` or loop has taken no step with this optimizer in the first epoch.
     """
 
     needs_optimizer = True
@@ -54,7 +55,7 @@ class WarmupLearningRate(Callback):
         self.target: float | None = None
         self._last_set: float | None = None
         self._epoch = 0
-        self._at_start: Watched | None = None  # Only if a custom `train_step` may not use it.
+        self._at_start: Watched | None = None  # Only if a custom `train_step`, or a loop, may not use it.
 
     def get_state(self) -> dict[str, Any]:
         """Return the final learning rate of the warm-up, and the last one that it has set."""
@@ -73,10 +74,9 @@ class WarmupLearningRate(Callback):
         Raises:
             ValueError: The learning rate is a schedule, or the number of batches is not known.
         """
-        rate = _keras.learning_rate(self.model.optimizer, None)
-        inner = getattr(self.model.optimizer, "inner_optimizer", None)
-        rate = rate if inner is None else _keras.learning_rate(inner)
-        if not isinstance(rate, keras.Variable) or hasattr(self.model.optimizer, "optimizers"):
+        optimizer = compiled_optimizer_of(self.model)
+        rate = _keras.learning_rate(getattr(optimizer, "inner_optimizer", optimizer), None)
+        if not isinstance(rate, keras.Variable) or hasattr(optimizer, "optimizers"):
             raise ValueError(
                 "WarmupLearningRate needs an optimizer with a number as its learning rate. Received: "
                 f"learning_rate={rate!r}. A schedule has its own warm-up, for example "
@@ -87,7 +87,7 @@ class WarmupLearningRate(Callback):
                 "WarmupLearningRate does not know how many batches an epoch has: pass `steps_per_epoch` to it"
             )
         come_before_loggers(self)
-        self._at_start = None if has_keras_train_step(self.model) else look_at(self.model.optimizer)
+        self._at_start = None if is_trained_by_keras(self.model) else look_at(self.model.optimizer)
         (rate,) = learning_rates_of(self.model)
         if self.target is None or rate != self._last_set:
             self.target = rate
@@ -116,7 +116,7 @@ class WarmupLearningRate(Callback):
         if before is not None and look_at(before.optimizer) == before:
             raise ValueError(
                 "WarmupLearningRate sets the learning rate of the optimizer that the model was compiled with, and the "
-                f"train_step of {type(self.model).__name__} has taken no step with it in this epoch. Compile the model "
+                f"training of {type(self.model).__name__} has taken no step with it in this epoch. Compile the model "
                 "with the optimizer that trains it, or leave WarmupLearningRate out"
             )
         if logs is not None:

@@ -8,7 +8,8 @@ from tfopt._variables import trained_variables, unique_paths
 from tfopt.callbacks._callback import Callback
 from tfopt.callbacks._columns import by_path
 from tfopt.callbacks._history import MeasurementHistory
-from tfopt.callbacks._running_fit import come_before_loggers, has_call
+from tfopt.callbacks._log_name import check_log_name, refuse_shared_log_names
+from tfopt.callbacks._running_fit import come_before_loggers, find_running_fit, has_call, is_stopped
 from tfopt.callbacks._step_count import StepCount
 from tfopt.callbacks._values import to_numpy
 
@@ -29,10 +30,11 @@ class WeightNorms(Callback):
 
     Args:
         every_n_epochs: Measure at the end of each n-th epoch, an integer >= 1. Default 1.
+        log_name: The first part of the names in logs, a string without "/". Default "weight_norms".
 
     Attributes:
         history: A dictionary with the lists `epoch` (number of epochs completed), `step` (steps that the optimizer
-            took, without those that loss scaling skipped; training batches, if several optimizers or none take steps),
+            took, without those that loss scaling skipped; training batches, if no optimizer takes steps),
             and `norms`, whose elements map each variable's path to its norm. If variables have the same path, the
             second is called `path (2)`, and so on. The variables are those that are trainable at the time.
 
@@ -52,9 +54,12 @@ class WeightNorms(Callback):
         [1.414, 1.414, 1.414]
     """
 
-    def __init__(self, every_n_epochs: int = 1) -> None:
+    group = "weight_norms"
+
+    def __init__(self, every_n_epochs: int = 1, log_name: str | None = None) -> None:
         super().__init__()
         self.every_n_epochs = check_integer("every_n_epochs", every_n_epochs, minimum=1)
+        self.log_name = check_log_name(log_name, self.group)
         self._start()
 
     def _start(self) -> None:
@@ -74,7 +79,15 @@ class WeightNorms(Callback):
         self._count.set_state(state["count"])
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Start a new history."""
+        """Start a new history.
+
+        Args:
+            logs: Not used.
+
+        Raises:
+            ValueError: Another callback of this `fit` has the same `log_name`.
+        """
+        refuse_shared_log_names(find_running_fit(self).callbacks)
         come_before_loggers(self)
         self._start()
 
@@ -95,16 +108,16 @@ class WeightNorms(Callback):
         self._count.begin_batch(batch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Measure if it is due, and write `weight_norms/max` and `weight_norms/min` into `logs`."""
+        """Measure if it is due, and write the largest and the smallest norm into `logs`."""
         self._count.end_epoch()
         self._epochs_completed = epoch + 1
-        is_last = epoch + 1 == self.parameters.get("epochs") or self.model.stop_training
+        is_last = epoch + 1 == self.parameters.get("epochs") or is_stopped(self.model)
         if (epoch + 1) % self.every_n_epochs == 0 or is_last or not self.history["norms"]:
             self._measure(epoch + 1)
         if logs is not None:
             norms = self.history["norms"][-1].values()
-            logs["weight_norms/max"] = max(norms, default=0.0)
-            logs["weight_norms/min"] = min((norm for norm in norms if norm > 0), default=0.0)
+            logs[f"{self.log_name}/max"] = max(norms, default=0.0)
+            logs[f"{self.log_name}/min"] = min((norm for norm in norms if norm > 0), default=0.0)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Measure once more if training stopped after an epoch that was not measured."""

@@ -77,6 +77,7 @@ ENTRIES = {
             "num_matvecs",
             "batch_size",
             "batch_norm",
+            "log_name",
         ),
     ),
     "GradientBreakdown": Entry(
@@ -93,7 +94,7 @@ ENTRIES = {
         callbacks.ResumableCheckpoint, {}, ("every_n_epochs", "stateless", "verbose"), {"folder": "somewhere"}
     ),
     "WarmupLearningRate": Entry(callbacks.WarmupLearningRate, {"epochs": 2}, ("initial_fraction", "steps_per_epoch")),
-    "WeightNorms": Entry(callbacks.WeightNorms, {"every_n_epochs": 1}),
+    "WeightNorms": Entry(callbacks.WeightNorms, {"every_n_epochs": 1}, ("log_name",)),
     "BroadcastVariables": Entry(callbacks.BroadcastVariables, {"root_rank": 0}),
     "Objective": Entry(
         curvature.Objective,

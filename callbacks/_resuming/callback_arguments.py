@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from tfopt._checkpoints.callback_states import describe as describe_callback
 from tfopt.callbacks._resuming.layer_arguments import shorten
 from tfopt.callbacks._resuming.optimizer_arguments import describe
 from tfopt.callbacks._running_fit import LOGGERS
@@ -14,13 +15,13 @@ _CHANGE_NO_NUMBER = (*LOGGERS, keras.callbacks.ModelCheckpoint)
 
 
 def arguments_of_callbacks(callbacks: list[Any], stateless: tuple[type, ...]) -> dict[str, str]:
-    """Return the arguments of callbacks, except `stateless` classes, as text by "EarlyStopping's patience" etc."""
+    """Return the arguments of callbacks, except `stateless` classes, by "EarlyStopping of loss's patience" etc."""
     found: dict[str, str] = {}
     seen: Counter[str] = Counter()
     for callback in callbacks:
         if isinstance(callback, (*_CHANGE_NO_NUMBER, *stateless)):
             continue
-        name = type(callback).__name__
+        name = describe_callback(callback)
         seen[name] += 1
         label = name if seen[name] == 1 else f"{name} number {seen[name]}"
         held = {key: vars(callback)[key] for key in _arguments_of(type(callback)) if key in vars(callback)}

@@ -16,7 +16,7 @@ from tfopt import _keras
 from tfopt._keras import Trackable
 from tfopt._weight_decay import takes_weight_decay
 from tfopt.callbacks._object_graph import is_of_a_library, is_users
-from tfopt.callbacks._optimizers_of import optimizers_of
+from tfopt.callbacks._optimizers_of import compiled_optimizer_of, optimizers_of
 
 # Training changes these objects. Variables, layers and optimizers are compared separately, not in functions.
 _TRACKED = (
@@ -35,7 +35,7 @@ def arguments_of(model: Any) -> dict[str, str]:
     """Return the arguments of all (built) optimizers of a model, by "optimizer's learning_rate" and the like."""
     found: dict[str, str] = {}
     for name, optimizer in optimizers_of(model):
-        found.update(_arguments("optimizer" if optimizer is model.optimizer else name, optimizer, model))
+        found.update(_arguments("optimizer" if optimizer is compiled_optimizer_of(model) else name, optimizer, model))
     return found
 
 

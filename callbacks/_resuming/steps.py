@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from tfopt.callbacks._optimizers_of import compiled_optimizer_of
 from tfopt.callbacks._resuming.traced_step import trace_step
 from tfopt.callbacks._resuming.traced_validation import trace_validation
 from tfopt.callbacks._running_fit import RunningFit, build_model, has_call
@@ -19,9 +20,10 @@ def trace_steps(model: Any, running: RunningFit) -> dict[str, Any]:
 def _build(model: Any, running: RunningFit) -> None:
     # Without a graph, build now, because variables that the first step makes would come too late. A model without
     # `call` is never built, but its parts are.
-    if model.optimizer is None:
+    optimizer = compiled_optimizer_of(model)
+    if optimizer is None:
         return
     if model.built or has_call(model):
         build_model(model, running)
-    elif not model.optimizer.built and model.trainable_variables:
-        model.optimizer.build(model.trainable_variables)
+    elif not optimizer.built and model.trainable_variables:
+        optimizer.build(model.trainable_variables)

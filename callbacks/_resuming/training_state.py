@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfopt._keras import stateful_random_ops
 from tfopt.callbacks._object_graph import parts_of, reached_from
-from tfopt.callbacks._optimizers_of import optimizers_of
+from tfopt.callbacks._optimizers_of import compiled_optimizer_of, optimizers_of
 from tfopt.callbacks._resuming.captured_resources import changed_resources
 from tfopt.callbacks._resuming.traced_step import changed_variables, random_operations
 
@@ -22,7 +22,7 @@ def variables_of(
     """Return (reproducible text, variable) for each variable that training changes or its steps read, once."""
     named = [("", variable) for variable in model.variables]
     for name, optimizer in optimizers_of(model):
-        prefix = "" if optimizer is model.optimizer else f"{name}: "
+        prefix = "" if optimizer is compiled_optimizer_of(model) else f"{name}: "
         named += [(prefix, variable) for variable in optimizer.variables]
     named = [(prefix + describe(variable), variable) for prefix, variable in named]
     for name, variable in _held_by(model):

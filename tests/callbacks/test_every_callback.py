@@ -162,15 +162,19 @@ def test_other_dtypes(policy, tmp_path):
     assert min(breakdown.history["breakdown/relative_perturbation"]) > 0
 
 
-def test_a_loop_that_is_not_fit():
+@pytest.mark.parametrize("given", [{}, {"epochs": 3, "steps": 1}])
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_a_loop_that_is_not_fit(is_compiled, given):
     """A trainer without an optimizer, whose epochs are its steps, that calls the hooks itself."""
-    model = table.make_model("adam", "graph")
-    model.compile(loss="mse")
-    model.optimizer = None
-    callbacks = [table.CALLBACKS[name](PROBE, None) for name in ("Convexity by steps", "WeightNorms")]
-    callbacks.append(tfopt.callbacks.Convexity(PROBE, eigenvalues=False))
-    breakdown = tfopt.callbacks.GradientBreakdown(PROBE)
-    hooks = keras.callbacks.CallbackList([*callbacks, breakdown], model=model)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    if is_compiled:
+        model.compile("sgd", loss="mse")
+    callbacks = [table.CALLBACKS[name](PROBE, None) for name in ("WeightNorms", "AverageMetrics", "BroadcastVariables")]
+    callbacks.append(tfopt.callbacks.Convexity(PROBE, "mse", num_matvecs=2))
+    callbacks.append(tfopt.callbacks.Convexity(PROBE, "mse", every_n_steps=1, eigenvalues=False, log_name="by steps"))
+    callbacks.append(tfopt.callbacks.GradientNoiseScale(PROBE, "mse", every_n_epochs=1, group_size=4))
+    breakdown = tfopt.callbacks.GradientBreakdown(PROBE, "mse")
+    hooks = keras.callbacks.CallbackList([*callbacks, breakdown], model=model, **given)
     hooks.on_train_begin()
     for epoch in range(3):
         hooks.on_epoch_begin(epoch)
@@ -179,9 +183,35 @@ def test_a_loop_that_is_not_fit():
         hooks.on_train_batch_end(0)
         hooks.on_epoch_end(epoch)
     hooks.on_train_end()
-    assert callbacks[2].history["step"] == [0, 1, 2, 3]
+    assert [c.history["step"] for c in callbacks if hasattr(c, "history")] == [[0, 1, 2, 3]] * 4
+    assert "hessian/stability_limit" not in callbacks[3].history  # Nothing is known of the loop's steps.
     assert breakdown.history["step"] == [1, 2, 3]
     assert breakdown.history["breakdown/relative_perturbation"] == pytest.approx([0.1] * 3, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_compiled", "message"),
+    [
+        ("WarmupLearningRate", False, "needs an optimizer with a number as its learning rate. Received: .*None"),
+        ("WarmupLearningRate", True, "the training of Sequential has taken no step with it"),
+        ("ResumableCheckpoint", False, "Received: a model that was not compiled, and has none"),
+    ],
+)
+def test_a_loop_whose_optimizer_is_not_known(name, is_compiled, message, tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    if is_compiled:
+        model.compile("sgd", loss="mse")
+    hooks = keras.callbacks.CallbackList([table.CALLBACKS[name](PROBE, tmp_path)], model=model, epochs=1, steps=1)
+
+    def loop():
+        hooks.on_train_begin()
+        hooks.on_epoch_begin(0)
+        hooks.on_train_batch_begin(0)
+        hooks.on_epoch_end(0)
+
+    with pytest.raises(ValueError, match=message):
+        loop()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])

@@ -30,6 +30,7 @@ class Linear(keras.Model):
         self.pretrained = pretrained
         self.take, self.own = take, list(own)
         self.clock = tf.Variable(0, trainable=False)
+        self.sums = [tf.Variable(tf.zeros((3, 2)), trainable=False)]
 
     def call(self, x):
         return self.dense(x)
@@ -105,6 +106,35 @@ def made_late(model, gradients):
     one(model, gradients)
 
 
+def by_hand_every_second(model, gradients):
+    for variable, gradient in zip(model.trainable_variables, gradients(), strict=True):
+        variable.assign_sub(tf.where(model.clock % 2 == 1, 0.02, 0.0) * gradient)
+
+
+def accumulating_by_hand(model, gradients):
+    variables = model.trainable_variables
+    for kept, gradient in zip(model.sums, gradients(), strict=True):
+        kept.assign_add(gradient / 3)
+
+    def step():
+        model.optimizer.apply([tf.identity(kept) for kept in model.sums], variables)
+        for kept in model.sums:
+            kept.assign(tf.zeros_like(kept))
+        return tf.constant(0)
+
+    tf.cond(model.clock % 3 == 2, step, lambda: tf.constant(0))
+
+
+def skipping(model, gradients):
+    """As if the gradients of all batches but each third were not finite; a temperature moves in each batch."""
+    bad = tf.where(model.clock % 3 == 2, 0.0, np.inf)
+    found = [gradient + bad for gradient in gradients()]
+    is_finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in found])
+    variables = model.trainable_variables
+    tf.cond(is_finite, lambda: [model.optimizer.apply(found, variables), tf.constant(0)][1], lambda: tf.constant(0))
+    model.own[0].apply([tf.ones_like(model.sums[0])], model.sums)
+
+
 def accumulating():
     return [SGD(0.02, gradient_accumulation_steps=2)]
 
@@ -125,6 +155,8 @@ KINDS = {
     "from outside": (from_outside, list, SGD, 1),
     "made late": (made_late, list, SGD, 1),
     "accumulating": (one, accumulating, SGD, 0.5),
+    "accumulating by hand": (accumulating_by_hand, list, lambda: SGD(0.02), 1 / 3),
+    "skipping": (skipping, lambda: [SGD(0.1)], lambda: SGD(0.02), 1 / 3),
 }
 
 
@@ -132,7 +164,7 @@ def make(kind, optimizer=None):
     take, own, make_compiled, _ = KINDS[kind]
     model = Linear(take, own())
     model(X[:1])
-    for each in [*model.own, *([OUTSIDE] if kind == "from outside" else [])]:
+    for each in [*(model.own if kind != "skipping" else []), *([OUTSIDE] if kind == "from outside" else [])]:
         each.built = False
         each.build(model.trainable_variables)
     model.compile(make_compiled() if optimizer is None else optimizer, "mse", jit_compile=False)
@@ -149,21 +181,58 @@ def fit(model, callbacks, **options):
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_are_those_that_were_taken(kind):
     a_batch = KINDS[kind][-1]
-    by_epochs, by_steps = Convexity((X, Y), eigenvalues=False), Convexity((X, Y), eigenvalues=False, every_n_steps=1)
+    by_epochs, by_steps = curvature(), curvature("by steps", every_n_steps=1)
     noise, norms = GradientNoiseScale((X, Y), every_n_epochs=1, group_size=4), WeightNorms()
-    last, every = GradientBreakdown((X, Y), num_points=1), GradientBreakdown((X, Y), num_points=1, every_n_steps=1)
+    last, every = GradientBreakdown((X, Y), num_points=1), every_step()
     fit(make(kind), [by_epochs, by_steps, noise, norms, last, every])
     all_steps = sorted({int(a_batch * batches) for batches in range(13)})
     epochs = [int(a_batch * batches) for batches in (0, 4, 8, 12)]
     assert [c.history["step"] for c in (by_epochs, noise, norms)] == [epochs] * 3
     assert by_steps.history["step"] == all_steps
     assert every.history["step"] == all_steps[1:]
-    assert last.history["step"] == [all_steps[1], *epochs[1:]]
-    losses = np.array(by_steps.history["convexity/loss"])
-    np.testing.assert_allclose(every.history["breakdown/loss_change"], np.diff(losses), rtol=1e-3, atol=1e-6)
+    assert last.history["step"] == sorted({all_steps[1], *epochs[1:]})
+    losses = np.array(by_steps.history["by steps/loss"])
+    np.testing.assert_allclose(every.history["every/loss_change"], np.diff(losses), rtol=1e-3, atol=1e-6)
     assert set(by_epochs.history["convexity/loss"]) <= set(losses)
     assert (np.diff(losses) != 0).all()
-    assert min(every.history["breakdown/relative_perturbation"]) > 0
+    assert min(every.history["every/relative_perturbation"]) > 0
+
+
+def curvature(log_name=None, **options):
+    return Convexity((X, Y), eigenvalues=False, log_name=log_name, **options)
+
+
+def every_step():
+    return GradientBreakdown((X, Y), num_points=1, every_n_steps=1, log_name="every")
+
+
+def test_gradients_accumulated_by_hand_are_measured_as_those_that_keras_accumulates():
+    found = []
+    for model in (make("accumulating by hand"), keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])):
+        if not isinstance(model, Linear):
+            start = keras.initializers.RandomNormal(seed=0)
+            layer = keras.layers.Dense(2, use_bias=False, kernel_initializer=start)
+            model = keras.Sequential([keras.Input((3,)), layer])
+            model.compile(SGD(0.02, gradient_accumulation_steps=3), "mse", jit_compile=False)
+        callbacks = [curvature(), GradientBreakdown((X, Y), num_points=1), every_step(), WeightNorms()]
+        fit(model, callbacks)
+        found.append([callback.history for callback in callbacks])
+    for by_hand, by_keras in zip(*found, strict=True):
+        assert by_hand.keys() == by_keras.keys()
+        for name, values in by_hand.items():
+            if name != "seconds" and not isinstance(values[0], dict):
+                assert values == pytest.approx(by_keras[name], rel=1e-4, abs=1e-6, nan_ok=True), name
+
+
+def test_batches_that_move_no_weights_are_no_steps_of_a_breakdown():
+    model = Linear(by_hand_every_second)
+    model(X[:1])
+    model.compile(None, "mse", jit_compile=False)
+    every = every_step()
+    fit(model, [every])
+    assert every.history["step"] == [2, 4, 6, 8, 10, 12]
+    assert every.history["every/steps_spanned"] == [2] * 6
+    assert min(every.history["every/relative_perturbation"]) > 0
 
 
 def test_a_second_training_counts_on():
@@ -227,39 +296,86 @@ def test_a_resumed_training_counts_on(kind):
 
 # --- the stability limit
 
-
-def stability(kind, optimizer=None):
-    convexity = Convexity((X, Y), spectrum_every_n_epochs=1)
-    history = fit(make(kind, optimizer), [convexity])
-    names = ("hessian/learning_rate_times_lambda_max", "hessian/stability_limit")
-    return [convexity.history.get(name) for name in names], [history.get(name) for name in names]
+LIMIT = ("hessian/learning_rate_times_lambda_max", "hessian/stability_limit")
 
 
-@pytest.mark.parametrize(("kind", "rate"), [("one of its own", 0.02), ("the compiled one", 0.02), ("made late", 0.02)])
-def test_the_rate_is_that_of_the_optimizer_that_steps(kind, rate):
-    (products, limits), (logged, _) = stability(kind)
-    assert np.isnan([products[0], limits[0]]).all()  # nobody knows before the first step
-    assert products[2:] == pytest.approx([rate * LAMBDA_MAX] * 2, rel=1e-4)
-    assert limits[2:] == [2.0] * 2
-    assert len(logged) == 3
+def clipping(model, gradients):
+    clipped, _ = tf.clip_by_global_norm(gradients(), 0.01)
+    model.optimizer.apply(clipped, model.trainable_variables)
 
 
-@pytest.mark.parametrize("kind", ["two", "by hand", "the compiled one and another", "by turns"])
-def test_there_is_no_limit_where_no_optimizer_trains_alone(kind):
-    (products, limits), (logged, _) = stability(kind, SGD(0.5))
-    assert np.isnan([*products, *limits, *logged]).all()
+def sharpness_aware(model, gradients):
+    variables, ascent = model.trainable_variables, [0.05 * gradient for gradient in gradients()]
+    for variable, by in zip(variables, ascent, strict=True):
+        variable.assign_add(by)
+    found = gradients()
+    for variable, by in zip(variables, ascent, strict=True):
+        variable.assign_sub(by)
+    model.optimizer.apply(found, variables)
 
 
-def test_there_is_no_limit_of_an_optimizer_that_trains_a_part():
-    def head_only(model, gradients):
-        model.own[0].apply(gradients()[1:], model.trainable_variables[1:])
-
-    model = Linear(head_only, [SGD(0.02)], use_bias=True)
+@pytest.mark.parametrize("take", [compiled, clipping, sharpness_aware, by_hand])
+def test_there_is_no_limit_where_a_train_step_may_change_gradients(take):
+    model = Linear(take)
     model(X[:1])
-    model.compile(SGD(), "mse", jit_compile=False)
-    convexity = Convexity((X, Y), spectrum_every_n_epochs=1)
-    fit(model, [convexity])
-    assert np.isnan(convexity.history["hessian/stability_limit"]).all()
+    model.compile(SGD(0.02), "mse", jit_compile=False)
+    convexity = Convexity((X, Y), num_matvecs=4)
+    history = fit(model, [convexity], epochs=1)
+    assert "hessian/lambda_max" in history
+    assert not {*LIMIT} & {*history, *convexity.history}
+
+
+class Loss(keras.Model):
+    """Trained by Keras, with a loss of its own."""
+
+    def __init__(self, compute):
+        super().__init__()
+        start = keras.initializers.RandomNormal(seed=0)
+        self.dense, self.compute = keras.layers.Dense(2, use_bias=False, kernel_initializer=start), compute
+
+    def call(self, x):
+        y = self.dense(x)
+        if self.compute == "added":
+            self.add_loss(tf.reduce_sum(tf.square(y)))
+        return y
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        if self.compute == "computed":
+            return tf.reduce_sum(tf.square(y - y_pred))
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+
+def summed(y, y_pred):
+    return tf.reduce_sum(tf.square(y - y_pred))
+
+
+LOSSES = {  # The loss of a model, what it is compiled with, and whether a batch of another size has the same loss.
+    "mean": ("", "mse", True),
+    "sum": ("", keras.losses.MeanSquaredError(reduction="sum"), False),
+    "a function that sums": ("", summed, False),
+    "computed": ("computed", None, False),
+    "added": ("added", "mse", False),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_there_is_no_limit_where_a_loss_depends_on_the_size_of_the_batch(name):
+    compute, loss, has_limit = LOSSES[name]
+    model = Loss(compute)
+    model(X[:1])
+    model.compile(SGD(0.002), loss, jit_compile=False)
+    convexity = Convexity((X, Y), num_matvecs=4)
+    history = fit(model, [convexity], epochs=1)
+    assert "hessian/lambda_max" in history
+    for names in (history, convexity.history):
+        assert {*LIMIT} & {*names} == ({*LIMIT} if has_limit else set())
+
+
+def test_there_is_no_limit_where_a_constraint_moves_the_weights():
+    layer = keras.layers.Dense(2, kernel_constraint=keras.constraints.UnitNorm())
+    model = keras.Sequential([keras.Input((3,)), layer])
+    model.compile(SGD(0.02), "mse", jit_compile=False)
+    assert not {*LIMIT} & {*fit(model, [Convexity((X, Y), num_matvecs=4)], epochs=1)}
 
 
 def test_an_optimizer_of_variables_that_are_not_the_models_does_not_count():
@@ -273,11 +389,9 @@ def test_an_optimizer_of_variables_that_are_not_the_models_does_not_count():
     model(X[:1])
     model.own[0].build([temperature])
     model.compile(SGD(0.02), "mse", jit_compile=False)
-    convexity = Convexity((X, Y), spectrum_every_n_epochs=1)
-    fit(model, [convexity])
-    assert convexity.history["step"] == [0, 4, 8, 12]
-    product = convexity.history["hessian/learning_rate_times_lambda_max"][-1]
-    assert product == pytest.approx(0.02 * LAMBDA_MAX, rel=1e-4)
+    norms = WeightNorms()
+    fit(model, [norms])
+    assert norms.history["step"] == [0, 4, 8, 12]
 
 
 def test_keras_own_step_is_known_to_use_the_compiled_optimizer():
@@ -286,14 +400,15 @@ def test_keras_own_step_is_known_to_use_the_compiled_optimizer():
     model.compile(SGD(0.02), "mse", jit_compile=False)
     convexity = Convexity((X, Y))
     fit(model, [convexity], epochs=1)
-    assert convexity.history["hessian/learning_rate_times_lambda_max"][0] == pytest.approx(0.02 * LAMBDA_MAX, rel=1e-4)
+    assert convexity.history[LIMIT[0]][0] == pytest.approx(0.02 * LAMBDA_MAX, rel=1e-4)
+    assert convexity.history[LIMIT[1]] == [2.0, 2.0]
 
 
 # --- warm-up, and models that cannot be called
 
 
 def test_the_warm_up_of_an_optimizer_that_does_not_step_is_refused():
-    with pytest.raises(ValueError, match="the train_step of Linear has taken no step with it in this epoch"):
+    with pytest.raises(ValueError, match="the training of Linear has taken no step with it in this epoch"):
         fit(make("one of its own"), [WarmupLearningRate(2)])
     for kind in ("the compiled one", "the compiled one rarely"):
         assert len(fit(make(kind), [WarmupLearningRate(2, 0.5)])["learning_rate"]) == 3

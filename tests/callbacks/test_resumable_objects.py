@@ -421,9 +421,9 @@ def reducing(factor):
 @pytest.mark.parametrize(
     ("make", "one", "other", "message"),
     [
-        (stopping, 5, 6, "EarlyStopping's patience was 5, is 6"),
+        (stopping, 5, 6, "EarlyStopping of loss's patience was 5, is 6"),
         (scheduling, 0.5, 0.25, "LearningRateScheduler's schedule was .*0.5.*, is .*0.25"),
-        (reducing, 0.5, 0.25, "ReduceLROnPlateau's factor was 0.5, is 0.25"),
+        (reducing, 0.5, 0.25, "ReduceLROnPlateau of loss's factor was 0.5, is 0.25"),
     ],
     ids=["stopping", "scheduling", "reducing"],
 )

@@ -77,7 +77,7 @@ def test_callbacks_on_one_probe_share_one_objective(way, alone):
     ],
 )
 def test_other_losses_and_data_are_not_shared(data, options):
-    callbacks = [GradientBreakdown((X, Y)), GradientBreakdown(data, **options)]
+    callbacks = [GradientBreakdown((X, Y)), GradientBreakdown(data, log_name="other", **options)]
     _, callbacks = traces(lambda: callbacks)
     assert callbacks[0]._shared.objective is not callbacks[1]._shared.objective
 

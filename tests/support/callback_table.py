@@ -33,11 +33,17 @@ CALLBACKS = {
     "AverageMetrics": lambda probe, folder: AverageMetrics(),
     "BroadcastVariables": lambda probe, folder: BroadcastVariables(),
     "Convexity": lambda probe, folder: Convexity(probe, num_matvecs=4, log_dir=folder / "own"),
-    "Convexity by steps": lambda probe, folder: Convexity(probe, every_n_steps=4, eigenvalues=False),
+    "Convexity by steps": lambda probe, folder: Convexity(
+        probe, every_n_steps=4, eigenvalues=False, log_name="convexity_by_steps"
+    ),
     "GradientBreakdown": lambda probe, folder: GradientBreakdown(probe, num_points=2, log_dir=folder / "own"),
-    "GradientBreakdown by steps": lambda probe, folder: GradientBreakdown(probe, num_points=1, every_n_steps=4),
+    "GradientBreakdown by steps": lambda probe, folder: GradientBreakdown(
+        probe, num_points=1, every_n_steps=4, log_name="breakdown_by_steps"
+    ),
     "GradientNoiseScale": lambda probe, folder: GradientNoiseScale(probe, group_size=4, log_dir=folder / "own"),
-    "GradientNoiseScale by steps": lambda probe, folder: GradientNoiseScale(probe, group_size=4, every_n_steps=4),
+    "GradientNoiseScale by steps": lambda probe, folder: GradientNoiseScale(
+        probe, group_size=4, every_n_steps=4, log_name="noise_by_steps"
+    ),
     "ResumableCheckpoint": lambda probe, folder: ResumableCheckpoint(folder / "checkpoints"),
     "WarmupLearningRate": lambda probe, folder: WarmupLearningRate(epochs=1, initial_fraction=1.0),
     "WeightNorms": lambda probe, folder: WeightNorms(),

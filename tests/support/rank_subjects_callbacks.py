@@ -86,7 +86,7 @@ def shared_objectives(ranks, folder):
     for is_equal in (True, ranks.rank == 0):
         model = make_model()
         model.compile(DistributedOptimizer(keras.optimizers.SGD(0.01)), "mse", jit_compile=False)
-        callbacks = [GradientBreakdown((x, y)), GradientBreakdown((x, y if is_equal else y + 1))]
+        callbacks = [GradientBreakdown((x, y)), GradientBreakdown((x, y if is_equal else y + 1), log_name="other")]
         fit(model, (x, y), epochs=1, callbacks=[BroadcastVariables(), *callbacks])
         found.append(len({id(callback._shared.objective) for callback in callbacks}))
     return found
@@ -227,7 +227,7 @@ def measured_on_ranks(ranks, optimizer, mode, folder):
         for name, make in callback_table.CALLBACKS.items()
         if name not in ("BroadcastVariables", "AverageMetrics", "ResumableCheckpoint")
     }
-    table["between ranks"] = GradientNoiseScale()
+    table["between ranks"] = GradientNoiseScale(log_name="between_ranks")
     checkpoint = ResumableCheckpoint(folder.parent / f"{optimizer}-{mode}", verbose=0)
     loggers = [
         keras.callbacks.CSVLogger(folder / "log.csv", append=True),

@@ -43,7 +43,7 @@ def get_state(callback: Any) -> dict[str, Any] | None:
 
 
 def states_of(callbacks: Sequence[Any]) -> list[list[Any]]:
-    """Return pairs [name, state] of the callbacks that have a state; the name is class and monitored quantity."""
+    """Return pairs [name, state] of the callbacks that have a state; the name is class and quantity or `log_name`."""
     found = []
     for callback in callbacks:
         if (state := get_state(callback)) is not None:
@@ -55,13 +55,13 @@ def states_of(callbacks: Sequence[Any]) -> list[list[Any]]:
                     advice = "Let `train_step` and callbacks put numbers, strings, arrays or None into `logs`"
                 name = type(callback).__name__
                 raise TypeError(f"The state of the callback {name} cannot be saved: {error}. {advice}") from error
-            found.append([_describe(callback), state])
+            found.append([describe(callback), state])
     return found
 
 
 def check_states(callbacks: Sequence[Any], kept: list[list[Any]], folder: Path) -> None:
     """Check that the result of `states_of` kept in a folder is of these callbacks, in any order, loggers aside."""
-    loggers = {cls.__name__ for cls in _LOGGERS} | {_describe(item) for item in callbacks if isinstance(item, _LOGGERS)}
+    loggers = {cls.__name__ for cls in _LOGGERS} | {describe(item) for item in callbacks if isinstance(item, _LOGGERS)}
     here, there = ([name for name, _ in pairs if name not in loggers] for pairs in (states_of(callbacks), kept))
     if sorted(here) != sorted(there):
         raise ValueError(
@@ -79,7 +79,7 @@ def set_states(callbacks: Sequence[Any], kept: list[list[Any]]) -> None:
     for callback in callbacks:
         if get_state(callback) is None:
             continue
-        name = _describe(callback)
+        name = describe(callback)
         state = states.get((name, seen[name]))
         seen[name] += 1
         if state is not None:  # a logger that was added has no state
@@ -110,6 +110,9 @@ def _names_of(callback: Any) -> tuple[str, ...]:
     return next((names for cls, names in STATE_OF.items() if isinstance(callback, cls)), ())
 
 
-def _describe(callback: Any) -> str:
+def describe(callback: Any) -> str:
+    """Return the class of a callback, with what tells it apart from others of its class."""
     monitored = getattr(callback, "monitor", None) if _names_of(callback) else None
-    return type(callback).__name__ + (f" of {monitored}" if monitored else "")
+    log_name = getattr(callback, "log_name", None)
+    is_named = isinstance(log_name, str) and log_name != getattr(callback, "group", None)
+    return type(callback).__name__ + (f" of {monitored}" if monitored else f" {log_name!r}" if is_named else "")

@@ -150,6 +150,24 @@ class RowMeanCheck:
         return EQUAL if has_mean_gradient and has_mean_value else OTHER
 
 
+def depends_on_batch_size(objective: Objective) -> bool:
+    """Return, on all ranks alike, whether the loss of a batch changes where each of its rows is there twice."""
+    # Means do not change, also those over entries without masks, and those with batch statistics. Sums do, and so do
+    # losses of pairs of rows.
+    verdict = any(_changes_if_doubled(objective, batch) for batch in objective.probe.batches[:1])
+    return any(objective.communicator.allgather_object(verdict, "the loss of rows that are there twice"))
+
+
+def _changes_if_doubled(objective: Objective, batch: Batch) -> bool:
+    loss, values = objective.batch_gradient.loss, objective.values()
+    once = float(loss(values, batch.tensors))
+    try:
+        twice = float(loss(values, join([batch, batch]).tensors))
+    except Exception:
+        return False  # The model takes only batches of this size.
+    return abs(twice - once) > TOLERANCE * max(abs(once), abs(twice))
+
+
 EQUAL, INFINITE, OTHER = 0, 1, 2  # the whole equals the mean of its parts; undecided (not finite); it differs
 
 
