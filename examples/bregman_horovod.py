@@ -12,6 +12,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import keras
 import numpy as np
 
 from tfopt import communicator, datasets, models
@@ -37,7 +38,8 @@ def main(argv: list[str] | None = None) -> dict[str, list[float]]:
     mine_to_test = np.array_split(np.arange(len(data.x_test)), ranks.size)[ranks.rank]
 
     model = models.mlp(data.input_shape, (arguments.hidden_units,), 1, seed=0)
-    trainer = BregmanTrainer(model, "binary_crossentropy", metrics=["accuracy"])
+    accuracy = keras.metrics.BinaryAccuracy("accuracy", threshold=0.0)  # The output is a logit.
+    trainer = BregmanTrainer(model, "binary_crossentropy", metrics=[accuracy])
     history = trainer.fit(
         data.x_train[mine],
         data.y_train[mine],
