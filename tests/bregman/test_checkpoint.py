@@ -228,6 +228,19 @@ def test_a_model_that_went_on_elsewhere_is_refused(tmp_path):
         fit(model, tmp_path / "one", 4)
 
 
+def test_a_model_goes_on_after_an_interruption_between_checkpoints(tmp_path):
+    def interrupt(epoch, logs):
+        if epoch == 2:
+            raise Interruption
+
+    model = make()
+    options = {"epochs": 5, "verbose": 0, "checkpoint": tmp_path, "checkpoint_every_n_epochs": 2}
+    interruption = keras.callbacks.LambdaCallback(on_epoch_end=interrupt)
+    with pytest.raises(Interruption):
+        BregmanTrainer(model, "mse").fit(X, X[:, 0], callbacks=[interruption], **options)
+    assert BregmanTrainer(model, "mse").fit(X, X[:, 0], **options).epoch == [0, 1, 2, 3, 4]
+
+
 def test_weights_of_the_training_go_on(tmp_path, as_new_process):
     model = make()
     fit(model, tmp_path)

@@ -78,14 +78,13 @@ def of_flags():
     return [metrics.BinaryAccuracy(threshold=0.0), metrics.Precision(thresholds=0), metrics.Recall(thresholds=0.0)]
 
 
-ACCURACIES = "`metrics` has 'accuracy', for which Keras counts outputs above 0.5, .* Use .*threshold=0.0"
 CASES = [  # Loss, ending, outputs, targets, metrics.
     ("mse", None, 1, SCORES[:, 0], lambda: [*regression(), mean_error]),
     ("mse", None, 1, SCORES[:, :1], regression),
     ("mse", None, 1, 7 + 5 * LABELS, regression),
     ("mse", None, 3, SCORES, regression),
     ("mse", None, 3, 1000 + 1e-3 * SCORES, lambda: ["mse", "mae"]),
-    (BCE, None, 1, FLAGS, lambda: [*of_flags(), metrics.BinaryAccuracy(), metrics.AUC(from_logits=True)]),
+    (BCE, None, 1, FLAGS, lambda: [*of_flags(), metrics.AUC(from_logits=True)]),
     (BCE, None, 1, FLAGS[:, None], lambda: [*of_flags(), metrics.BinaryCrossentropy(from_logits=True), of_logits]),
     (BCE, None, 1, FLAGS > 0, of_flags),
     (BCE, None, 1, 0.9 * FLAGS[:, None], lambda: [metrics.BinaryCrossentropy(from_logits=True)]),
@@ -107,7 +106,7 @@ CASES = [  # Loss, ending, outputs, targets, metrics.
     (CE, None, 3, np.eye(3)[LABELS], lambda: [*of_rows(), metrics.CategoricalCrossentropy(from_logits=True)]),
     (CE, "softmax", 3, np.eye(3, dtype=int)[LABELS], lambda: [*of_rows(), CE, metrics.KLDivergence()]),
     (CE, "softmax", 3, np.eye(3)[LABELS], lambda: [metrics.OneHotMeanIoU(3), metrics.Precision(class_id=1)]),
-    ("hinge", None, 1, 2 * FLAGS[:, None] - 1, lambda: ["hinge", metrics.Hinge, metrics.BinaryAccuracy()]),
+    ("hinge", None, 1, 2 * FLAGS[:, None] - 1, lambda: ["hinge", metrics.Hinge]),
     ("hinge", None, 1, FLAGS[:, None], lambda: ["squared_hinge", metrics.BinaryAccuracy(threshold=0.0)]),
 ]
 
@@ -175,13 +174,25 @@ def test_accuracy_means_what_each_set_of_targets_needs():
     assert found[0]["accuracy"] == found[1]["accuracy"]
 
 
-@pytest.mark.parametrize("loss", [BCE, "hinge"])
-def test_an_accuracy_that_takes_logits_for_probabilities_is_warned_of(loss):
-    with pytest.warns(UserWarning, match=ACCURACIES) as caught:
-        trainer = BregmanTrainer(models.mlp(4, (5,), 1, seed=0), loss, ["accuracy"])
+@pytest.mark.parametrize(
+    ("loss", "y", "metric", "name"),
+    [
+        (BCE, FLAGS, "accuracy", "accuracy"),
+        ("hinge", FLAGS, "accuracy", "accuracy"),
+        (BCE, FLAGS, "binary_accuracy", "binary_accuracy"),
+        (BCE, FLAGS, metrics.AUC(name="auc"), "auc"),
+        (BCE, FLAGS, metrics.Precision(name="precision"), "precision"),
+        (SPARSE, LABELS, SPARSE, SPARSE),
+    ],
+)
+def test_metrics_that_take_logits_for_probabilities_are_warned_of(loss, y, metric, name):
+    model = models.mlp(4, (5,), 3 if loss == SPARSE else 1, seed=0)
+    with pytest.warns(UserWarning, match=f"`metrics` has '{name}', for which Keras takes outputs for prob") as caught:
+        trainer = BregmanTrainer(model, loss, [metric])
     assert caught[0].filename == __file__
-    outputs = trainer.model.predict(X, verbose=0)[:, 0]
-    assert trainer.evaluate(X, FLAGS)["accuracy"] == pytest.approx(((outputs > 0.5) == FLAGS).mean())
+    found = trainer.evaluate(X, y)[name]
+    model.compile(loss=LOSSES.get((loss, None), loss), metrics=[metric], run_eagerly=True)
+    assert found == pytest.approx(model.evaluate(X, y, batch_size=90, verbose=0, return_dict=True)[name], rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -43,10 +43,9 @@ class Metrics:
         self.names = [metric.name for metric in likely]
         self.facts = [f"{metric.name}({_arguments(metric)}) of {chain.output_activation} outputs" for metric in likely]
         self.subtract_squares = any(_subtracts_squares(metric) for metric in likely)
-        if chain.output_activation == "linear" and self._num_outputs == 1:
-            advice = {"shares": ", or a model that ends with a sigmoid", "signs": " and labels 0 and 1"}
-            if loss is losses.binary_crossentropy or loss.targets == "signs":
-                _warn_of_logits(self._given, likely, advice[loss.targets])
+        are_logits = loss in (losses.binary_crossentropy, losses.categorical_crossentropy) or loss.targets == "signs"
+        if chain.output_activation == "linear" and are_logits:
+            _warn_of_logits([metric for metric in likely if _takes_probabilities(metric)])
 
     def of_targets(self, shape: tuple[int, ...]) -> Any:
         """Return Keras's `CompileMetrics` for targets of the shape `(rows, *shape)`."""
@@ -115,12 +114,20 @@ def _in_float64(metric: Any) -> Any:
     return keras.metrics.R2Score.from_config({**metric.get_config(), "dtype": "float64"})
 
 
-def _warn_of_logits(given: list[Any], resolved: list[Any], advice: str) -> None:
-    for name, metric in zip(given, resolved, strict=True):
-        if isinstance(name, str) and type(metric) is keras.metrics.BinaryAccuracy:
-            warnings.warn(
-                f"`metrics` has {name!r}, for which Keras counts outputs above {metric.threshold}, but the model's "
-                "outputs are positive for the second class: they are no probabilities. Use "
-                f"keras.metrics.BinaryAccuracy(name={name!r}, threshold=0.0){advice}",
-                stacklevel=5,  # The caller of BregmanTrainer.
-            )
+def _takes_probabilities(metric: Any) -> bool:
+    if not type(metric).__module__.startswith("keras."):
+        return False
+    config = metric.get_config()
+    has_threshold = "thresholds" in config and config["thresholds"] is None and config.get("top_k") is None
+    return has_threshold or config.get("threshold") == 0.5 or config.get("from_logits") is False
+
+
+def _warn_of_logits(metrics: list[Any]) -> None:
+    if metrics:
+        warnings.warn(
+            f"`metrics` has {', '.join(repr(metric.name) for metric in metrics)}, for which Keras takes outputs for "
+            "probabilities and compares them with 0.5, but the outputs of this model are logits or margins, which are "
+            "positive for the second class. Use thresholds of 0, such as keras.metrics.BinaryAccuracy('accuracy', "
+            "threshold=0.0), or from_logits=True, or end the model with a sigmoid or softmax",
+            stacklevel=5,  # The caller of BregmanTrainer.
+        )
