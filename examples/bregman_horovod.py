@@ -13,6 +13,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import example_data
+import keras
 import numpy as np
 
 from tfopt import communicator, models
@@ -42,7 +43,9 @@ def main(argv: list[str] | None = None) -> dict[str, list[float]]:
     outputs = 1 if is_binary else data.num_classes
     model = models.mlp(data.input_shape, (arguments.hidden_units,), outputs, seed=0)
     loss = "binary_crossentropy" if is_binary else "sparse_categorical_crossentropy"
-    trainer = BregmanTrainer(model, loss, metrics=["accuracy"])
+    # The single output of two classes is a logit.
+    accuracy = keras.metrics.BinaryAccuracy("accuracy", threshold=0.0) if is_binary else "accuracy"
+    trainer = BregmanTrainer(model, loss, metrics=[accuracy])
     history = trainer.fit(
         data.x_train[mine],
         data.y_train[mine],

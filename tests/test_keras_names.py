@@ -83,7 +83,6 @@ OWNERS = {
     "compiled loss": lambda: fitted()[0]._compile_loss,
     "compiled metrics": lambda: fitted()[0]._compile_metrics,
     "loss": lambda: keras.losses.Huber(),
-    "metric": lambda: keras.metrics.SparseCategoricalAccuracy(),
     "optimizer": lambda: fitted()[0].optimizer,
     "accumulating optimizer": lambda: fitted()[0].optimizer,
     "excluding optimizer": lambda: fitted()[0].optimizer,

@@ -16,6 +16,7 @@ IMPORTED = {
     ),
     "BaseResourceVariable": ("tensorflow.python.ops.resource_variable_ops", "Replaces how a variable is read."),
     "CompileLoss": ("keras.src.trainers.compile_utils", "Computes a loss as `fit` does, with weights and masks."),
+    "CompileMetrics": ("keras.src.trainers.compile_utils", "Resolves metrics as `evaluate` does, by shapes."),
     "ConvLSTM": ("keras.src.layers.rnn.conv_lstm", "Recognises a layer with dropout between its steps."),
     "ConvLSTMCell": ("keras.src.layers.rnn.conv_lstm", "Recognises a layer with dropout between its steps."),
     "EpochIterator": ("keras.src.trainers.epoch_iterator", "Recognises what reads the batches of a `PyDataset`."),
@@ -38,6 +39,7 @@ IMPORTED = {
     "data_adapters": ("keras.src.trainers", "Recognises data of PyTorch and Grain without importing them."),
     "gen_image_ops": ("tensorflow.python.ops", "Replaces operations that resize images."),
     "gen_nn_ops": ("tensorflow.python.ops", "Replaces operations that have no second derivative."),
+    "get_random_seed": ("keras.src.utils.rng_utils", "Tells whether weights without a seed follow from a common one."),
     "get_stateless_scope": ("keras.src.backend.common.stateless_scope", "Finds the values that variables have now."),
     "global_seed_generator": ("keras.src.random.seed_generator", "Makes Keras's seed generator."),
     "global_state": ("keras.src.backend.common", "Holds Keras's seed generator."),
@@ -120,7 +122,6 @@ user_weighted_metrics = Attribute("compiled metrics", "_user_weighted_metrics", 
 loss_options = Attribute("loss", "_fn_kwargs", "Arguments of a loss that its config lacks.")
 loss_dtype_policy = Attribute("loss", "_dtype_policy", "The precision of a loss, to be replaced in a copy.")
 loss_dtype = Attribute("loss", "_dtype", "The same.")
-metric_function = Attribute("metric", "_fn", "The function whose mean a metric is.")
 
 learning_rate = Attribute("optimizer", "_learning_rate", "The learning rate as it was given: a number or a schedule.")
 optimizer_variables = Attribute("optimizer", "_trainable_variables", "The variables that an optimizer was built for.")

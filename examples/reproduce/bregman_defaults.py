@@ -92,7 +92,9 @@ def train(network: str, data: datasets.Dataset, options: dict, seed: int, epochs
     """Train one network without gradients; return validation accuracy and seconds of each sweep."""
     if options.get("preset") == "paper":
         options = {"seed": seed, **options}
-    trainer = BregmanTrainer(make_model(network, data, seed), loss_of(data), ["accuracy"], **options)
+    # For two classes, the model's output is a logit.
+    accuracy = keras.metrics.BinaryAccuracy("accuracy", threshold=0.0) if data.num_classes == 2 else "accuracy"
+    trainer = BregmanTrainer(make_model(network, data, seed), loss_of(data), [accuracy], **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # The accuracies show divergence.
         history = trainer.fit(
@@ -102,8 +104,8 @@ def train(network: str, data: datasets.Dataset, options: dict, seed: int, epochs
             verbose=0,
             validation_data=(data.x_validation, data.y_validation),
         ).history
-    accuracy = history.get("val_accuracy") or [0.0]
-    return {"accuracy": accuracy + accuracy[-1:] * (epochs - len(accuracy)), "seconds": history["seconds"]}
+    found = history.get("val_accuracy") or [0.0]
+    return {"accuracy": found + found[-1:] * (epochs - len(found)), "seconds": history["seconds"]}
 
 
 def train_adam(network: str, data: datasets.Dataset, seed: int, epochs: int) -> dict[str, list[float]]:

@@ -86,6 +86,37 @@ def test_bad_arrays(arguments, error, match):
         datasets.from_arrays(**{"x": X, "y": Y, **arguments})
 
 
+PRICES = np.random.default_rng(1).integers(0, 10_000, 120)
+TO_FLOAT = r".*integers or words are taken as classes. For a regression, convert .*\.astype\('float64'\)"
+
+
+@pytest.mark.parametrize(
+    ("y", "arguments", "match"),
+    [
+        (PRICES, {}, "two or more rows of each class"),
+        (PRICES[:, None], {"test_fraction": 0.5}, "two or more rows of each class"),
+        (10**12 * (PRICES // 100), {}, "two or more rows of each class"),
+        (np.arange(120) // 2, {}, "`test_fraction` must leave a row of each of the 60 classes"),
+        (np.arange(120) // 4, {"validation_fraction": 0.1}, "`validation_fraction` must leave a row of each"),
+        (
+            PRICES,
+            {"x_test": X, "y_test": PRICES, "validation_fraction": 0.1},
+            "`validation_fraction` needs two or more",
+        ),
+        (-PRICES, {}, "`y` must hold classes >= 0"),
+        (np.stack([PRICES, PRICES], axis=1), {}, r"Received: dtype int64, shape \(120, 2\)"),
+    ],
+)
+def test_integers_of_a_regression_are_told_to_be_classes(y, arguments, match):
+    with pytest.raises(ValueError, match=match + TO_FLOAT):
+        datasets.from_arrays(X, y, **arguments)
+    as_numbers = {name: value.astype(float) if name == "y_test" else value for name, value in arguments.items()}
+    assert datasets.from_arrays(X, y.astype(float), **as_numbers).num_classes is None
+    if y.ndim == 1 and not arguments and y.min() == 0:
+        with pytest.raises(ValueError, match=match + TO_FLOAT):
+            datasets.from_table(TABLE.assign(price=y), "price", features=["a"])
+
+
 TABLE = pandas.DataFrame({
     "a": X[:, 0],
     "b": Y * 10,

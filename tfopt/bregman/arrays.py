@@ -1,5 +1,6 @@
 """Inputs and targets: convert them to arrays and check them against the network and the loss."""
 
+import sys
 from typing import Any
 
 import keras
@@ -48,6 +49,9 @@ def as_array(name: str, part: Any) -> np.ndarray:
     """Return an array of what was passed; memory-mapped arrays stay memory-mapped."""
     if isinstance(part, np.memmap):
         return part
+    pandas = sys.modules.get("pandas")
+    if pandas is not None and isinstance(part, pandas.Series):
+        return part.to_numpy()[:, None]  # Keras too makes a column of it.
     try:
         return np.asarray(part)
     except ValueError as error:  # The message of NumPy names no argument.

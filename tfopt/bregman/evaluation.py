@@ -1,31 +1,31 @@
 """Loss and metrics of the forward network over many rows, on one rank or many."""
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt import _keras
 from tfopt._compiled import compiled
 from tfopt.bregman.losses import Loss
+from tfopt.bregman.metrics import Metrics
 from tfopt.bregman.network import Architecture, DenseChain
 from tfopt.bregman.rows import Chunk, Rows
 from tfopt.communicator import Communicator
 
 __all__ = ["Evaluation"]
 
-_ROWS_AT_ONCE = 65536  # Rows per call of a metric.
+# Rows per call of a metric. Functions that pair all rows, as targets (n,) minus outputs (n, 1), must fit in memory.
+_ROWS_AT_ONCE = 8192
 
 
 class Evaluation:
     """Measures loss and metrics of a network.
 
-    Metrics receive probabilities if the loss is a cross-entropy, and outputs otherwise. Keras's R2Score subtracts
-    squares. A copy of R2Score therefore computes in float64, on values from which their mean was subtracted. The
-    variables of a metric are summed over ranks, which is correct for variables that hold sums and counts.
+    Metrics receive what `keras.Model.evaluate` passes to them: the targets as the user gave them, and the model's own
+    outputs. Keras's R2Score subtracts squares. A copy of R2Score therefore computes in float64, on values from which
+    their mean was subtracted. The variables of a metric are summed over ranks, which is correct for variables that hold
+    sums and counts.
 
     Args:
         chain: The network.
@@ -36,13 +36,18 @@ class Evaluation:
 
     def __init__(self, chain: DenseChain, loss: Loss, metrics: Any, communicator: Communicator) -> None:
         self._chain, self._loss, self._communicator = chain, loss, communicator
-        self._metrics = [_make_metric(metric, chain.widths[-1], loss) for metric in _listed(metrics)]
+        self._metrics = Metrics(metrics, chain, loss)
         self._forward = _make_forward(chain.architecture, loss)
 
     @property
     def metric_names(self) -> list[str]:
         """Names of the metrics."""
-        return [metric.name for metric in self._metrics]
+        return self._metrics.names
+
+    @property
+    def metric_facts(self) -> list[str]:
+        """What the values of the metrics depend on, beside targets and weights: names, arguments, kind of outputs."""
+        return self._metrics.facts
 
     def mean_loss(self, loss_per_row: float) -> float:
         """Convert our loss per row, a sum over outputs, to Keras's: a mean over outputs, except for the softmax."""
@@ -53,35 +58,32 @@ class Evaluation:
         # `weights` are as from `DenseChain.read_weights`. The logs hold Keras's loss, and the metrics if
         # `with_metrics`.
         standardisation = rows.standardisation
-        metrics = self._metrics if with_metrics else []
-        shift = rows.target_mean() if any(_subtracts_squares(metric) for metric in metrics) else 0.0
+        metrics = self._metrics.of_targets(rows.target_shape) if with_metrics and self.metric_names else None
+        shift = rows.target_mean() if metrics is not None and self._metrics.subtract_squares else 0.0
         origin = standardisation.target_origin
         units = [tf.constant(part) for part in (standardisation.target_unit, origin, origin - shift)]
-        for metric in metrics:
+        for metric in [] if metrics is None else metrics.metrics:
             metric.reset_state()
         total: Any = None
         waiting: list[tuple[Any, ...]] = []
         for chunk, members in zip(rows.all(), rows.row_numbers(), strict=True):
             part, *seen = self._forward(chunk, weights, *units)
             total = part if total is None else total + part
-            if metrics:
-                waiting.append(tuple(values[: len(members)] for values in seen))
+            if metrics is not None:
+                waiting.append((rows.given_targets(members), *(values[: len(members)] for values in seen)))
                 if len(waiting) * rows.rows_per_chunk >= _ROWS_AT_ONCE:
                     self._update(metrics, waiting)
         self._update(metrics, waiting)
         return self._reduce(total, rows, metrics)
 
-    @staticmethod
-    def _update(metrics: Sequence[Any], waiting: list[tuple[Any, ...]]) -> None:
+    def _update(self, metrics: Any, waiting: list[tuple[Any, ...]]) -> None:
         if waiting:
-            seen = [tf.concat(parts, axis=0) for parts in zip(*waiting, strict=True)]
-            for metric in metrics:
-                targets, outputs = seen[2:] if _subtracts_squares(metric) else seen[:2]
-                metric.update_state(tf.argmax(targets, axis=1) if _wants_labels(metric) else targets, outputs)
+            targets, outputs, *centred = (tf.concat(parts, axis=0) for parts in zip(*waiting, strict=True))
+            self._metrics.update(metrics, targets, outputs, centred)
             waiting.clear()
 
-    def _reduce(self, total: Any, rows: Rows, metrics: Sequence[Any]) -> tuple[float, dict[str, Any]]:
-        variables = [variable for metric in metrics for variable in metric.variables]
+    def _reduce(self, total: Any, rows: Rows, metrics: Any) -> tuple[float, dict[str, Any]]:
+        variables = [] if metrics is None else metrics.variables
         if self._communicator.size > 1:
             values = [tf.convert_to_tensor(variable.value) for variable in variables]
             total, *values = self._communicator.allreduce_sum([total, *values], name="loss and metrics")
@@ -89,9 +91,8 @@ class Evaluation:
                 variable.assign(value)
         loss, in_units = (float(part) / rows.total_rows for part in (total[0], total[-1]))
         logs: dict[str, Any] = {"loss": self.mean_loss(in_units)}
-        for metric in metrics:
-            result = metric.result()
-            by_name = result if isinstance(result, dict) else {metric.name: result}
+        for metric_name, result in ({} if metrics is None else metrics.result()).items():
+            by_name = result if isinstance(result, dict) else {metric_name: result}
             for name, value in by_name.items():
                 value = np.asarray(value)
                 logs[name] = value if value.ndim else float(value)
@@ -101,59 +102,18 @@ class Evaluation:
 @functools.lru_cache(maxsize=64)
 def _make_forward(architecture: Architecture, loss: Loss) -> Any:
     # Return sums of the loss for standardised targets and, for a squared error, also in the user's unit. Then return
-    # the values for metrics, and float64 values with another origin for metrics that subtract squares.
+    # the outputs and, for a squared error, float64 targets and outputs with another origin, for metrics that subtract
+    # squares.
     def evaluate(chunk: Chunk, weights: Any, unit: Any, origin: Any, other_origin: Any) -> tuple[Any, ...]:
         outputs, targets = architecture.forward(chunk.inputs, weights)[-1], chunk.targets
         total = tf.reduce_sum(tf.cast(loss.value(outputs, targets) * chunk.mask, tf.float64))
         if not loss.is_quadratic:
-            seen: tuple[Any, ...] = targets, loss.probability(outputs)
-            return total[None], *seen, *(tf.cast(part, tf.float64) for part in seen)
+            return total[None], outputs
         # Use float64, because squares of a small unit underflow in float32. Leave the origin out: it cancels and would
         # cost digits.
         targets, outputs = (tf.cast(part, tf.float64) * unit for part in (targets, outputs))
         in_units = tf.reduce_sum(loss.value(outputs, targets) * tf.cast(chunk.mask, tf.float64))
-        seen = tuple(tf.cast(part + origin, architecture.dtype) for part in (targets, outputs))
-        return tf.stack([total, in_units]), *seen, targets + other_origin, outputs + other_origin
+        seen = tf.cast(outputs + origin, architecture.dtype)
+        return tf.stack([total, in_units]), seen, targets + other_origin, outputs + other_origin
 
     return compiled(evaluate, by_xla=True)
-
-
-def _subtracts_squares(metric: Any) -> bool:
-    return type(metric) is keras.metrics.R2Score  # A subclass may compute something else.
-
-
-def _wants_labels(metric: Any) -> bool:
-    # Chunks hold labels as one-hot rows. Keras's sparse metrics, and metrics that wrap sparse functions, take integers.
-    function = getattr(_keras.metric_function(metric, None), "__name__", "")
-    return function.startswith("sparse_") or any(kind.__name__.startswith("Sparse") for kind in type(metric).__mro__)
-
-
-def _listed(metrics: Any) -> list[Any]:
-    if metrics is None:
-        return []
-    if isinstance(metrics, str) or not isinstance(metrics, Sequence):
-        raise TypeError(f"`metrics` must be a list of Keras metrics or their names. Received: metrics={metrics!r}")
-    return list(metrics)
-
-
-def _make_metric(metric: Any, num_outputs: int, loss: Loss) -> Any:
-    if isinstance(metric, str) and metric in ("r2_score", "R2Score"):
-        return keras.metrics.R2Score(name=metric, dtype="float64")
-    if type(metric) is keras.metrics.R2Score:
-        return keras.metrics.R2Score.from_config({**metric.get_config(), "dtype": "float64"})
-    if metric in ("accuracy", "acc"):
-        if num_outputs > 1:
-            return keras.metrics.CategoricalAccuracy(name=metric)
-        return keras.metrics.BinaryAccuracy(name=metric, threshold=0.0 if loss.targets == "signs" else 0.5)
-    if isinstance(metric, str):
-        try:
-            made = keras.metrics.get(metric)
-        except ValueError as error:
-            raise ValueError(f"`metrics` has {metric!r}, which Keras does not know: {error}") from error
-        made.name = metric
-        return made
-    if isinstance(metric, keras.metrics.Metric):
-        return metric
-    if callable(metric) and not isinstance(metric, type):
-        return keras.metrics.MeanMetricWrapper(metric, name=getattr(metric, "__name__", "metric"))
-    raise TypeError(f"`metrics` must be Keras metrics or their names. Received: {metric!r}")

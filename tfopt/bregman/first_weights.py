@@ -15,10 +15,10 @@ from tfopt.bregman.network import Architecture
 from tfopt.bregman.rows import Chunk, Rows
 from tfopt.communicator import Communicator
 
-__all__ = ["are_drawn", "choose_first_weights", "match_outputs"]
+__all__ = ["REPEATABLE", "are_drawn", "choose_first_weights", "is_drawn_again", "match_outputs"]
 
 # Keras initializers that draw the same numbers each time if their seed is an integer.
-_REPEATABLE = (
+REPEATABLE = (
     keras.initializers.VarianceScaling,  # Base class of He's, Glorot's and LeCun's initializers.
     keras.initializers.RandomNormal,
     keras.initializers.RandomUniform,
@@ -143,17 +143,18 @@ def are_drawn(layers: Any) -> tuple[bool, bool]:
 
 
 def _is_drawn(layer: Any, with_bias: list[Any]) -> bool:
-    if _is_drawn_again(layer.kernel_initializer, layer.kernel):
+    if is_drawn_again(layer.kernel_initializer, layer.kernel):
         return True
-    is_untouched = all(_is_drawn_again(other.bias_initializer, other.bias) for other in with_bias)
+    is_untouched = all(is_drawn_again(other.bias_initializer, other.bias) for other in with_bias)
     # The root mean square of the layer's outputs on rows of unit 1.
     size = float(np.sqrt(np.mean(np.sum(layer.kernel.numpy().astype(np.float64) ** 2, axis=0))))
     return bool(with_bias) and is_untouched and _SMALLEST_DRAWN <= size <= _LARGEST_DRAWN
 
 
-def _is_drawn_again(initializer: Any, variable: Any) -> bool:
+def is_drawn_again(initializer: Any, variable: Any) -> bool:
+    """Return whether an initializer draws the values that a variable has; False if it cannot draw them twice."""
     # Functions, and initializers with a `SeedGenerator`, cannot draw the same numbers again.
-    if not isinstance(initializer, _REPEATABLE) or not isinstance(getattr(initializer, "seed", 0), int):
+    if not isinstance(initializer, REPEATABLE) or not isinstance(getattr(initializer, "seed", 0), int):
         return False
     drawn = keras.ops.convert_to_numpy(initializer(variable.shape, dtype=variable.dtype))
     return bool(np.allclose(variable.numpy(), drawn, rtol=1e-5, atol=0.0))

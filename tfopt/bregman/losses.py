@@ -33,7 +33,6 @@ class Loss:
         value: `value(outputs, targets)`, both of shape `(rows, outputs)`: the loss of each row, shape `(rows,)`.
         gradient: `gradient(outputs, targets)`: its derivative (at a kink, a subgradient), shape `(rows, outputs)`.
         update: `update(u, targets, linear_penalty)`: the minimisers of loss(z, y) + beta |z - u|^2, for beta > 0.
-        probability: Converts outputs to the values that metrics receive. Default: the outputs themselves.
         targets: Allowed targets. "real": any numbers. "shares": numbers in [0, 1]. "distribution": a distribution over
             the outputs, or labels; Keras's loss is then that of a row, and for all other kinds the mean over outputs.
             "flags": 0 and 1. "signs": -1 and 1, or 0 and 1. Labels become rows of zeros and a one, except for "real".
@@ -45,7 +44,6 @@ class Loss:
     value: Callable[[Any, Any], Any]
     gradient: Callable[[Any, Any], Any]
     update: Callable[[Any, Any, Any], Any]
-    probability: Callable[[Any], Any] = lambda outputs: outputs
     targets: str = "real"
     is_quadratic: bool = False
 
@@ -190,7 +188,6 @@ binary_crossentropy = Loss(
     value=_binary_value,
     gradient=lambda outputs, targets: tf.sigmoid(outputs) - targets,
     update=_binary_update,
-    probability=tf.sigmoid,
     targets="shares",
 )
 #: log(sum(exp(z))) - y'z, for logits z and a distribution y over the outputs, or labels.
@@ -199,6 +196,5 @@ categorical_crossentropy = Loss(
     value=_categorical_value,
     gradient=lambda outputs, targets: tf.nn.softmax(outputs) - targets,
     update=_categorical_update,
-    probability=tf.nn.softmax,
     targets="distribution",
 )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -37,7 +38,7 @@ class Rows:
 
     Rows are assigned to blocks by their number in the whole data set. Therefore a block holds the same rows for any
     number of ranks and any sizes of their shards. Arrays in memory are copied into chunks once, by `use`. Memory-mapped
-    arrays are read again each time.
+    arrays are read again each time. The targets are also kept as they were given, for metrics.
 
     Args:
         x: Inputs: an array, or a `tf.data.Dataset` of batches `(x, y)`.
@@ -75,6 +76,7 @@ class Rows:
         self._chain, self._loss, self._names, self._communicator = chain, loss, names, communicator
         self.standardisation = Standardisation.none(chain.widths[0], chain.widths[-1])
         self._x, self._y = in_agreement(communicator, lambda: check_arrays(x, y, chain, loss, names))
+        self._is_dataset = isinstance(x, tf.data.Dataset)
         self.is_cached = not isinstance(self._x, np.memmap)
         self.num_rows = len(self._x)
         counts = communicator.allgather_object(self.num_rows, name="numbers of rows")
@@ -200,13 +202,13 @@ class Rows:
             )
 
     def use(self, standardisation: Standardisation) -> None:
-        """Standardise all chunks from now on; copy arrays in memory into chunks and release them."""
+        """Standardise all chunks from now on; copy arrays in memory into chunks and release the inputs."""
         self.standardisation = standardisation
         self._cache.clear()
         if self.is_cached:
             for _ in self.all():
                 pass
-            self._x = self._y = None
+            self._x = None
 
     def block(self, number: int) -> Iterator[Chunk]:
         """Yield the chunks of a block, all of the same shapes."""
@@ -228,10 +230,26 @@ class Rows:
         for block in self._members:
             yield from block
 
+    @property
+    def target_shape(self) -> tuple[int, ...]:
+        """Shape of one row of the targets as they were given; `()` for a number."""
+        return self._y.shape[1:]
+
+    def given_targets(self, members: np.ndarray) -> Any:
+        """Return targets as `keras.Model.evaluate` passes them to metrics: as they were given, arrays in `floatx`."""
+        targets = np.asarray(self._y[self._slice(members)])
+        if targets.dtype.kind == "f" and not self._is_dataset:
+            targets = targets.astype(keras.config.floatx(), copy=False)
+        return tf.constant(targets)
+
+    @staticmethod
+    def _slice(members: np.ndarray) -> Any:
+        is_run = members[-1] - members[0] == len(members) - 1
+        return slice(int(members[0]), int(members[-1]) + 1) if is_run else members
+
     def _read(self, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         # Return prepared inputs and targets in the user's units. Targets are float64 if they will be standardised.
-        is_run = members[-1] - members[0] == len(members) - 1
-        rows = slice(int(members[0]), int(members[-1]) + 1) if is_run else members
+        rows = self._slice(members)
         dtype = tf.float64 if self._loss.is_quadratic else self._chain.dtype
         inputs = self._chain.prepare(np.ascontiguousarray(self._x[rows]))
         targets = make_targets(np.asarray(self._y[rows]), self._chain.widths[-1], self._loss, dtype)

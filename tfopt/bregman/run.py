@@ -18,6 +18,7 @@ from tfopt.bregman.restarted import Restarted
 from tfopt.bregman.rows import Rows
 from tfopt.bregman.splitting import Splitting
 from tfopt.bregman.standardisation import Standardisation
+from tfopt.bregman.start import Start
 from tfopt.communicator.agreement import in_agreement
 
 __all__ = ["FitLoop", "make_callbacks"]
@@ -83,6 +84,7 @@ class FitLoop:
         self._history = next(c for c in callbacks.callbacks if isinstance(c, keras.callbacks.History))
         self._largest = math.inf
         self._files: CheckpointFiles | None = None
+        self._start: Start | None = None  # With checkpoints.
 
     def train(
         self, initial_epoch: int, files: CheckpointFiles | None = None, every_n_epochs: int = 1
@@ -100,6 +102,8 @@ class FitLoop:
         finally:
             if files is not None:
                 files.close()
+            if self._start is not None:
+                self._start.note_end()
             if was_compiled:
                 self._model.optimizer = optimizer
             else:
@@ -107,9 +111,15 @@ class FitLoop:
 
     def _train(self, initial_epoch: int) -> keras.callbacks.History:
         self._model.stop_training = False
-        state = None if self._files is None else self._files.read_newest()
-        if state is not None:
-            in_agreement(self._communicator, lambda: self._check_fingerprint(state))
+        state = None
+        if self._files is not None:
+            state = self._files.read_newest()
+            start = Start(self._chain, self._problem.settings, self._folder)
+            start.share(self._communicator)
+            if state is not None:
+                in_agreement(self._communicator, lambda: self._check_checkpoint(state, start))
+                start.facts = state["start"]
+            self._start = start
         self._standardise(state)
         self._set_up_engine(state)
         first = self._engine.start()
@@ -217,7 +227,7 @@ class FitLoop:
             "network": [list(self._chain.widths), [h.name for h in self._chain.activations], str(self._chain.dtype)],
             "biases": list(self._chain.uses_bias),
             "loss": problem.loss.name,
-            "metrics": problem.evaluation.metric_names,
+            "metrics": problem.evaluation.metric_facts,
             "rows": [self._rows.num_rows, self._rows.total_rows],
             "checksum of the rows": self._rows.checksum,
             "checksum of the validation rows": self._validation.checksum if self._validation else None,
@@ -236,15 +246,25 @@ class FitLoop:
                 "Change them back, or delete the folder to begin anew"
             )
 
+    def _check_checkpoint(self, state: Any, start: Start) -> None:
+        self._check_fingerprint(state)
+        standardisation = Standardisation(**state["standardisation"])
+        written = [
+            standardisation.to_model(weights_from_arrays(part))
+            for part in (state["engine"]["weights"], state["best"][2])
+        ]
+        start.check(state["start"], written, state["stopped"] or state["epochs"] >= self._epochs)
+
     def _write_checkpoint(self, epoch: int, stops: bool) -> None:
         is_last = stops or epoch + 1 == self._epochs
-        if self._files is None or not ((epoch + 1) % self._every == 0 or is_last):
+        if self._files is None or self._start is None or not ((epoch + 1) % self._every == 0 or is_last):
             return
         best, best_epoch, weights = self._best
         self._files.write(
             epoch + 1,
             {
                 "fingerprint": self._fingerprint(),
+                "start": self._start.facts,
                 "standardisation": vars(self._standardisation),
                 "engine": self._engine.get_state(),
                 "epochs": epoch + 1,

@@ -55,8 +55,11 @@ class BregmanTrainer:
         loss: "mse", "binary_crossentropy", "categorical_crossentropy", "sparse_categorical_crossentropy", "hinge"
             (Keras's), "unit_hinge" (for targets in {0, 1}: max(0, 1 - z) and max(0, z)), or the Keras object. Labels
             may be integers or one-hot for either name.
-        metrics: A list of Keras metrics or their names. With a cross-entropy they receive probabilities, else outputs.
-            Default None, for none.
+        metrics: A list of what Keras takes as metrics: names, objects, classes, functions. They receive what
+            `keras.Model.evaluate` passes to them: the targets as they were given, and the model's outputs, which are
+            logits if the model ends with no softmax or sigmoid. As in Keras, the shapes decide what "accuracy" is. For
+            one logit use `keras.metrics.BinaryAccuracy(threshold=0.0)`: "accuracy" counts outputs above 0.5. Default
+            None, for none.
         preset: A set of options: "restarted" (default), "paper", "penalty", "admm".
         measure_every_n_epochs: Number of sweeps between computations of the metrics and of the validation. Default 1.
         communicator: The job's communicator; None (default) means `tfopt.communicator.current()`.
@@ -75,7 +78,7 @@ class BregmanTrainer:
     Example:
         >>> from tfopt import datasets, models
         >>> data = datasets.load("breast_cancer")
-        >>> model = models.mlp(30, hidden_units=(32,), num_outputs=1, seed=0)
+        >>> model = models.mlp(30, hidden_units=(32,), num_outputs=1, output_activation="sigmoid", seed=0)
         >>> trainer = BregmanTrainer(model, "binary_crossentropy", metrics=["accuracy"])
         >>> history = trainer.fit(data.x_train, data.y_train, epochs=20, verbose=0)
         >>> bool(history.history["accuracy"][-1] > 0.97)
@@ -134,8 +137,9 @@ class BregmanTrainer:
             validation_data: `(x, y)` or a `tf.data.Dataset` for validation, instead. Default None.
             callbacks: Keras callbacks; an epoch is a sweep.
             checkpoint: A folder for the whole state of training. `fit` continues from the state in this folder, with
-                the same bits. Two generations are kept. Delete the folder to start again. None (default) writes
-                nothing.
+                the same bits. Two generations are kept. Delete the folder to start again. Use one folder for each
+                model: a training that began with other weights is refused. Weights that initializers draw without a
+                seed may differ in a restart. None (default) writes nothing.
             checkpoint_every_n_epochs: Number of sweeps between checkpoints. Default 1. The last sweep is always saved.
 
         Returns:

@@ -108,6 +108,7 @@ def make_dataset(
     seed: int,
     validation_fraction: float,
     standardize: bool,
+    advice: str = "",
 ) -> Dataset:
     """Return the data set of the first `num_rows` (None: all) rows of `train`; copies each input array once."""
     if num_rows is not None:
@@ -118,27 +119,33 @@ def make_dataset(
         train = train[:num_rows]
     validation = train[:0]
     if validation_fraction:
-        train, validation = split(train, "validation_fraction", validation_fraction, seed, num_classes is not None)
+        share, has_classes = validation_fraction, num_classes is not None
+        train, validation = split(train, "validation_fraction", share, seed, has_classes, advice)
     shift, scale = _standardisation(train) if standardize else (0.0, 1.0)
     x_train, x_validation, x_test = (_converted(part, shift, scale) for part in (train, validation, test))
     return Dataset(name, x_train, train.y, x_validation, validation.y, x_test, test.y, num_classes)
 
 
-def split(rows: Raw, name: str, fraction: float, seed: int, is_classification: bool) -> tuple[Raw, Raw]:
+def split(
+    rows: Raw, name: str, fraction: float, seed: int, is_classification: bool, advice: str = ""
+) -> tuple[Raw, Raw]:
     """Return the rows in two parts, of which the second one has a fraction of the rows, and of each class."""
+    # `advice` ends the messages about classes.
     from sklearn.model_selection import train_test_split
 
     num_rows = len(rows.y)
-    smallest = (len(np.unique(rows.y)) if is_classification else 1) / num_rows
+    classes, sizes = np.unique(rows.y, return_counts=True) if is_classification else (np.zeros(1), np.array([num_rows]))
+    if (sizes == 1).any() and is_classification:
+        raise ValueError(
+            f"`{name}` needs two or more rows of each class, since both parts get some. Received: {len(classes):,} "
+            f"classes in {num_rows:,} rows, and one row of class {classes[int(np.argmax(sizes == 1))]}{advice}"
+        )
+    smallest = len(classes) / num_rows
     if not smallest <= fraction <= 1 - smallest:
-        needed = "a row of each class" if is_classification else "a row"
+        needed = f"a row of each of the {len(classes):,} classes" if is_classification else "a row"
         raise ValueError(
             f"`{name}` must leave {needed} in both parts of the {num_rows:,} rows. Received: {name}={fraction}"
-        )
-    if is_classification and (alone := np.bincount(rows.y) == 1).any():
-        raise ValueError(
-            f"`{name}` needs two or more rows of each class, since both parts get some. Received: one row of class "
-            f"{int(np.argmax(alone))}"
+            f"{advice if is_classification else ''}"
         )
     first, second = train_test_split(
         np.arange(num_rows), test_size=fraction, random_state=seed, stratify=rows.y if is_classification else None

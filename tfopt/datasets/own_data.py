@@ -9,6 +9,11 @@ import numpy as np
 from tfopt._checks import as_items, check_path, check_text
 from tfopt.datasets.dataset import Dataset, Raw, check_options, check_test_fraction, make_dataset, split
 
+_ADVICE = (
+    ". Labels that are integers or words are taken as classes. For a regression, convert them to floating-point "
+    "numbers, for example by .astype('float64')"
+)
+
 
 def from_arrays(
     x: Any,
@@ -26,7 +31,8 @@ def from_arrays(
     """Split and standardise arrays as `load` does.
 
     Integer labels make a classification: splits keep the fractions of the classes. Floating-point labels make a
-    regression: splits ignore them, and they are not standardised.
+    regression: splits ignore them, and they are not standardised. Convert integer targets of a regression (prices,
+    counts) by `.astype("float64")`.
 
     Args:
         x: Inputs, real numbers of shape `(rows, ..., features)`. Each index of the last axis (features, or colour
@@ -64,12 +70,12 @@ def from_arrays(
     rows = _checked_rows("x", x, "y", y)
     is_classification = rows.y.dtype.kind == "i"
     if x_test is None:
-        train, test = split(rows, "test_fraction", test_fraction, options["seed"], is_classification)
+        train, test = split(rows, "test_fraction", test_fraction, options["seed"], is_classification, _ADVICE)
     else:
         train, test = rows, _checked_rows("x_test", x_test, "y_test", y_test)
         _check_alike(train, test)
     num_classes = 1 + int(max(train.y.max(), test.y.max(initial=0))) if is_classification else None
-    return make_dataset(name, train, test, num_classes, **options)
+    return make_dataset(name, train, test, num_classes, advice=_ADVICE, **options)
 
 
 def from_table(
@@ -80,7 +86,8 @@ def from_table(
     Args:
         table: A pandas data frame; or the path of a file that pandas reads: .csv (also .csv.gz) or .parquet.
         target: The column of the labels. Integers, booleans and words make a classification (words become 0, 1, ... in
-            alphabetical order: see `Dataset.class_names`), other numbers a regression.
+            alphabetical order: see `Dataset.class_names`), floating-point numbers a regression. For a regression on
+            integers, convert the column before.
         features: The columns of the inputs, which must hold numbers or booleans. None (default) means all others.
         name: Name of the data set. None (default) means the name of the file, or "table".
         **options: `seed`, `test_fraction`, `validation_fraction`, `standardize` and `num_rows`, as in `from_arrays`.
@@ -126,14 +133,14 @@ def _checked_rows(name_of_x: str, x: Any, name_of_y: str, y: Any) -> Raw:
         raise ValueError(
             f"`{name_of_y}` must have a label for each of the {len(x):,} rows of `{name_of_x}`: integers of shape "
             "(rows,) or floating-point numbers of shape (rows,) or (rows, targets). Received: dtype "
-            f"{y.dtype}, shape {y.shape}"
+            f"{y.dtype}, shape {y.shape}{'' if is_regression else _ADVICE}"
         )
     for name, array in ((name_of_x, x), (name_of_y, y)):
         bad = ~np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
         if bad.any():
             raise ValueError(f"`{name}` must hold finite numbers. Row {int(np.argmax(bad)):,} does not")
     if not is_regression and y.min() < 0:
-        raise ValueError(f"`{name_of_y}` must hold classes >= 0. Received: {y.min()}")
+        raise ValueError(f"`{name_of_y}` must hold classes >= 0. Received: {y.min()}{_ADVICE}")
     return Raw(x, y.astype(np.float32 if is_regression else np.int64))
 
 
