@@ -116,6 +116,7 @@ def test_other_callbacks_are_refused(tmp_path):
         trainer.fit(DATA.x_train, DATA.y_train, epochs=2, verbose=0, checkpoint=tmp_path, validation_data=validation)
 
 
+@pytest.mark.usefixtures("each_fit_in_its_own_process")
 def test_weights_are_the_models_after_resuming(tmp_path):
     weights, _, _, _ = train(tmp_path, "restarted", epochs=2)
     model = models.mlp((8, 8, 1), (16,), 10, seed=5)

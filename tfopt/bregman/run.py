@@ -10,7 +10,9 @@ import keras
 import tensorflow as tf
 
 from tfopt._checkpoints.callback_states import check_states, refuse_overwriting_loggers, set_states, states_of
+from tfopt._checkpoints.earlier_fits import EarlierFits
 from tfopt._checkpoints.generations import CheckpointFiles
+from tfopt._row_checksum import checksum_of
 from tfopt.bregman.engine import Engine, Problem, weights_from_arrays
 from tfopt.bregman.first_weights import choose_first_weights
 from tfopt.bregman.network import weights_to_arrays
@@ -91,6 +93,7 @@ class FitLoop:
         self._files, self._every = files, every_n_epochs
         if files is not None:
             files.open()
+            self._earlier = EarlierFits(files.folder, self._communicator.rank)
         # Callbacks look for the model's optimizer. A compiled optimizer takes no steps here: hide it, and restore it at
         # the end.
         was_compiled, optimizer = hasattr(self._model, "optimizer"), getattr(self._model, "optimizer", None)
@@ -112,6 +115,8 @@ class FitLoop:
             in_agreement(self._communicator, lambda: self._check_fingerprint(state))
         self._standardise(state)
         self._set_up_engine(state)
+        if self._files is not None:
+            self._begin_in_folder(state, initial_epoch)
         first = self._engine.start()
         self._largest = _EXPLOSION * max(self._standardisation.loss_unit, first["loss"])
         if initial_epoch < self._epochs:
@@ -135,6 +140,8 @@ class FitLoop:
             if stops:
                 break
         self._callbacks.on_train_end(logs)
+        if self._files is not None:
+            self._earlier.end()
         return self._history
 
     def _standardise(self, state: Any) -> None:
@@ -235,6 +242,24 @@ class FitLoop:
                 f"The checkpoint in {self._folder} is of another training: {'; '.join(changes)}. "
                 "Change them back, or delete the folder to begin anew"
             )
+
+    def _begin_in_folder(self, state: Any, initial_epoch: int) -> None:
+        # Before the checkpoint's weights replace those of the model.
+        first = checksum_of(self._model.get_weights())
+        if state is not None:
+            reached, asked = (state["epochs"], state["stopped"]), (initial_epoch, self._epochs)
+            in_agreement(self._communicator, lambda: self._earlier.check(first, self._changed_weights, reached, asked))
+        self._earlier.begin(first, self._epochs, state is not None)
+
+    def _changed_weights(self) -> list[str]:
+        """Return the names of layers whose weights in the model differ from those of the training."""
+        trained = weights_to_arrays(self._standardisation.to_model(self._engine.weights))
+        held = weights_to_arrays(self._chain.read_weights())
+        return [
+            layer.name
+            for layer, there, here in zip(self._chain.layers, trained, held, strict=True)
+            if any(there[part].tobytes() != here[part].tobytes() for part in range(1 + layer.use_bias))
+        ]
 
     def _write_checkpoint(self, epoch: int, stops: bool) -> None:
         is_last = stops or epoch + 1 == self._epochs
