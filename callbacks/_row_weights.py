@@ -19,7 +19,7 @@ def weigh_as_fit_does(name: str, probe: Probe, running: RunningFit, model: Any) 
         return probe
     if running.class_weight is not None:
         return _weigh(name, probe, running)
-    if _has_sample_weights(running, model):
+    if has_row_weights(running, model):
         raise ValueError(
             f"{name} would measure another loss than `fit` minimises: `fit` weights its rows by `sample_weight`, and "
             "the rows of `data` have no weights. Pass data=(x, y, sample_weight), or a data set that "
@@ -45,7 +45,8 @@ def _weigh(name: str, probe: Probe, running: RunningFit) -> Probe:
     return Probe.from_batches(made)
 
 
-def _has_sample_weights(running: RunningFit, model: Any) -> bool:
+def has_row_weights(running: RunningFit, model: Any) -> bool:
+    """Return whether `fit` was given weights of rows other than 1, by `sample_weight` or in a data set."""
     if running.given.get("sample_weight") is not None:
         leaves = tf.nest.flatten(running.given.get("sample_weight"))
         return any(leaf is not None and not np.all(np.asarray(leaf) == 1) for leaf in leaves)

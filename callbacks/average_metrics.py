@@ -5,12 +5,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfopt.callbacks._losses_on_ranks import names_of_sums
 from tfopt.callbacks._rank_callback import RankCallback
 from tfopt.callbacks._running_fit import come_before_loggers
 
 
 class AverageMetrics(RankCallback):
     """Replace the metrics of each epoch, with those of validation, by their means over all ranks.
+
+    Losses with `reduction="sum"` are summed, if all losses have it and `BroadcastVariables` comes before. The mean of a
+    metric that is no mean over rows (AUC, F1) is not that of all rows together.
 
     Put it before every callback that decides by `logs` (EarlyStopping, ReduceLROnPlateau, ModelCheckpoint), because all
     ranks must decide alike. It moves itself before CSVLogger and TensorBoard.
@@ -33,3 +37,6 @@ class AverageMetrics(RankCallback):
         local = tf.constant([float(logs[name]) for name in names], tf.float64)
         (means,) = self.communicator.allreduce_mean([local], name="metrics")
         logs.update(zip(names, means.numpy().tolist(), strict=True))
+        if getattr(self.model.optimizer, "sums_gradients", False):
+            for name in names_of_sums(self.model).intersection(names):
+                logs[name] *= self.communicator.size

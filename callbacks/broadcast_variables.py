@@ -1,15 +1,18 @@
 """Equal variables on all ranks at the start of training."""
 
+import warnings
 from typing import Any
 
 from tfopt._checks import check_integer
+from tfopt.callbacks._losses_on_ranks import LossesOnRanks, examine_losses
 from tfopt.callbacks._optimizers_of import compiled_optimizer_of, optimizers_of
 from tfopt.callbacks._rank_callback import RankCallback, learning_rates_of
 from tfopt.callbacks._running_fit import build_model, find_running_fit
 from tfopt.callbacks._step_count import has_keras_train_step
 from tfopt.communicator import Communicator
-from tfopt.communicator.agreement import check_agreement
-from tfopt.distributed.optimizer import DistributedOptimizer, describe_config
+from tfopt.communicator.agreement import check_agreement, in_agreement
+from tfopt.distributed.optimizer import DistributedOptimizer
+from tfopt.distributed.supported_optimizers import describe_config
 
 
 class BroadcastVariables(RankCallback):
@@ -21,6 +24,9 @@ class BroadcastVariables(RankCallback):
 
     Before training and after each epoch, the ranks compare callbacks, variables, optimizer, number of batches, epochs,
     learning rate and metrics. If they differ, every rank raises the same error.
+
+    If all losses of `compile` have `reduction="sum"` or none, the optimizer sums the gradients of the ranks instead of
+    averaging them. A warning names losses with which ranks do not train as one process does.
 
     Args:
         root_rank: The rank whose variables all ranks receive, from 0 to the number of ranks - 1. Default 0.
@@ -60,7 +66,9 @@ class BroadcastVariables(RankCallback):
         for rank, problem in enumerate(self.communicator.allgather_object(_problem_of(self.model), "the model")):
             if problem:
                 raise ValueError(f"Rank {rank}: {problem}")
-        build_model(self.model, find_running_fit(self))
+        running = find_running_fit(self)
+        build_model(self.model, running)
+        losses = in_agreement(self.communicator, lambda: examine_losses(self.model, running))
         check_agreement(
             self.communicator,
             "BroadcastVariables before training",
@@ -73,15 +81,29 @@ class BroadcastVariables(RankCallback):
                 "number of batches": self.parameters.get("steps"),
                 "steps_per_execution": self.model.steps_per_execution,
                 "learning rate": learning_rates_of(self.model),
+                "losses are sums over rows": losses is not None and losses.are_sums,
             },
             "Every rank must build, compile and fit the same model, with the same number of batches "
             "(tfopt.distributed.shard makes them equal).",
         )
         self._hand_out()
+        if losses is not None:
+            self._follow(losses)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Compare the ranks."""
         self.compare(f"the end of epoch {epoch + 1}", logs)
+
+    def _follow(self, losses: LossesOnRanks) -> None:
+        if self.model.optimizer.sums_gradients != losses.are_sums:
+            self.model.optimizer.sum_gradients(losses.are_sums)
+            self.model.make_train_function(force=True)  # An earlier `fit` may have compiled it.
+        if losses.problems and self.communicator.rank == 0:
+            warnings.warn(
+                f"{self.communicator.size} ranks do not train as one process does on the rows of all ranks: "
+                f"{'; '.join(losses.problems)}",
+                stacklevel=2,
+            )
 
     def _optimizer_variables(self) -> list[Any]:
         return [variable for _, optimizer in optimizers_of(self.model) for variable in optimizer.variables]

@@ -8,6 +8,7 @@ from typing import Any
 
 from tfopt import _keras
 from tfopt._checkpoints.callback_states import check_states, set_states, states_of
+from tfopt._checkpoints.earlier_fits import EarlierFits
 from tfopt._checkpoints.generations import CheckpointFiles
 from tfopt._checks import as_items, check_folder, check_integer
 from tfopt.callbacks._callback import Callback
@@ -31,6 +32,7 @@ from tfopt.callbacks._resuming.row_order import RowOrder
 from tfopt.callbacks._resuming.steps import trace_steps
 from tfopt.callbacks._resuming.still_running import StillRunning
 from tfopt.callbacks._resuming.training_state import check_step, check_that_none_is_new, read, variables_of
+from tfopt.callbacks._resuming.values_of_training import changed_values, checksum_of_values
 from tfopt.callbacks._running_fit import (
     RunningFit,
     come_last,
@@ -66,8 +68,9 @@ class ResumableCheckpoint(Callback):
     writes and reads its own file, and all ranks go on from the newest epoch that all of them have. While a job trains,
     its folder is locked against other jobs.
 
-    After the last epoch was saved, or a callback has stopped training, another `fit` returns at once. Delete the folder
-    to begin anew.
+    After the last epoch was saved, or a callback has stopped training, the same script returns at once. Delete the
+    folder to begin anew. Use one folder for each training: in one process, after a `fit` has ended, a second one in its
+    folder goes on to a larger `epochs`, or is refused.
 
     The callback runs after all other callbacks, at any position in the list. It knows the states of Keras's own
     callbacks and of tfopt's. Other callbacks can have methods `get_state()` and `set_state(state)`.
@@ -123,6 +126,7 @@ class ResumableCheckpoint(Callback):
         self.communicator = check_communicator(communicator)
         self._still_running = StillRunning(self)
         self._files = CheckpointFiles(self.folder, self.communicator, "ResumableCheckpoint", self._still_running)
+        self._earlier = EarlierFits(self.folder, self.communicator.rank)
         self._running = RunningFit([])
         self._order, self._position = RowOrder(None), DataPosition(None, None)
         self._variables: list[tuple[str, Any]] = []
@@ -176,9 +180,11 @@ class ResumableCheckpoint(Callback):
         self._files.open()
         try:
             state = self._files.read_newest()
+            first = checksum_of_values(self.model, self._variables, self._order)
             if state is not None:
-                in_agreement(self.communicator, lambda: self._check(state))
+                in_agreement(self.communicator, lambda: self._check(state, first))
                 self._restore(state)
+            self._earlier.begin(first, self.parameters.get("epochs") or 0, state is not None)
             _TRAINED.add(self.model)
         except BaseException:
             self._files.close()
@@ -223,6 +229,7 @@ class ResumableCheckpoint(Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leave the model as a later `fit` without this callback needs it."""
         _keras.initial_epoch.set(self.model, None)
+        self._earlier.end()
         self._running = RunningFit([])
         self._variables, self._plain = [], PlainState(None)
         self._position, self._lost = DataPosition(None, None), LostStates([], (), [], self._plain)
@@ -258,7 +265,7 @@ class ResumableCheckpoint(Callback):
     def _others(self) -> list[Any]:
         return [callback for callback in self._running.callbacks if callback is not self]
 
-    def _check(self, state: dict[str, Any]) -> None:
+    def _check(self, state: dict[str, Any], first_values: int) -> None:
         check_variables(self.folder, state, [name for name, _ in self._variables], self._job, self.model in _TRAINED)
         check_job(self.folder, state, self._job, self.model in _TRAINED)
         first = self._running.given.get("initial_epoch", 0)
@@ -267,6 +274,12 @@ class ResumableCheckpoint(Callback):
                 f"The checkpoint in {self.folder} has {state['epochs']} epochs, and this training would begin after "
                 f"{first}. Received: initial_epoch={first}. Leave it out, because the checkpoint knows its epoch"
             )
+        self._earlier.check(
+            first_values,
+            lambda: changed_values(self.model, self._variables, state["variables"]),
+            (state["epochs"], state["stopped"]),
+            (first, self.parameters.get("epochs") or 0),
+        )
         check_states(self._others, state["callbacks"], self.folder)
         check_averages(self._others, state, self.parameters.get("epochs"))
         warn_about_job(self.folder, state, self._job, self.model in _TRAINED)

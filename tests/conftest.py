@@ -142,3 +142,11 @@ def _figures_closed():
     yield
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
+
+
+@pytest.fixture
+def each_fit_in_its_own_process(monkeypatch):
+    """A `fit` that has ended is forgotten, as if its process had ended too: the next one stands for a restart."""
+    from tfopt._checkpoints import earlier_fits
+
+    monkeypatch.setattr(earlier_fits.EarlierFits, "end", lambda self: earlier_fits._LEFT.clear())

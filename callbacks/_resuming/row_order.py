@@ -34,6 +34,11 @@ class RowOrder:
             self._take_over_batches(epoch_iterator.data_adapter)
             self.source = "ResumableCheckpoint's"
 
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the order follows from the seed of this object, which each `fit` draws anew."""
+        return self.source == "ResumableCheckpoint's"
+
     def order(self, length: int) -> np.ndarray:
         """Return the indices of the rows or batches of this epoch, of shape `(length,)`."""
         return np.random.default_rng([self.seed, self.epoch]).permutation(length)

@@ -16,6 +16,8 @@ from tensorboard.backend.event_processing import event_accumulator
 from tfopt.callbacks import ResumableCheckpoint
 from tfopt.datasets import EpochBatches
 
+pytestmark = pytest.mark.usefixtures("each_fit_in_its_own_process")
+
 X = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)
 EPOCHS = 6

@@ -17,6 +17,8 @@ from tfopt.callbacks import ResumableCheckpoint, WarmupLearningRate, WeightNorms
 from tfopt.datasets import EpochBatches
 from tfopt.optimizers import Fromage
 
+pytestmark = pytest.mark.usefixtures("each_fit_in_its_own_process")
+
 EPOCHS = 7
 
 

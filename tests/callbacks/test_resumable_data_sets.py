@@ -13,6 +13,8 @@ from tensorflow.python.eager import context
 
 from tfopt.callbacks import ResumableCheckpoint
 
+pytestmark = pytest.mark.usefixtures("each_fit_in_its_own_process")
+
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(12, 4)).astype("float32")
 Y = X[:, :1] ** 2

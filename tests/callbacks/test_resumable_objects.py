@@ -20,6 +20,8 @@ from tfopt.callbacks._resuming.layer_arguments import own_attributes
 from tfopt.callbacks._resuming.of_the_run import of_the_run
 from tfopt.callbacks._resuming.optimizer_arguments import describe
 
+pytestmark = pytest.mark.usefixtures("each_fit_in_its_own_process")
+
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(16, 4)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)

@@ -10,6 +10,8 @@ from resumable_trainings import X, Y, plain
 from tfopt.callbacks import ResumableCheckpoint
 from tfopt.datasets import EpochBatches
 
+pytestmark = pytest.mark.usefixtures("each_fit_in_its_own_process")
+
 ROWS = tf.data.Dataset.from_tensor_slices((X, Y))
 FLIP = layers.RandomFlip(seed=1)
 UNORDERED = tf.data.Options()

@@ -12,6 +12,8 @@ from resumable_trainings import RNG, Drawing, X, Y, plain, train
 from tfopt.callbacks import ResumableCheckpoint
 from tfopt.optimizers import LARS
 
+pytestmark = pytest.mark.usefixtures("each_fit_in_its_own_process")
+
 SEQUENCES = RNG.normal(size=(16, 3, 4)).astype("float32")
 
 

@@ -8,6 +8,8 @@ from resumable_trainings import Drawing, X, Y, train
 
 from tfopt.callbacks import ResumableCheckpoint
 
+pytestmark = pytest.mark.usefixtures("each_fit_in_its_own_process")
+
 
 class Out:
     """Where nobody looks."""

@@ -9,6 +9,8 @@ from keras import layers
 from tfopt.callbacks import ResumableCheckpoint
 from tfopt.datasets import EpochBatches
 
+pytestmark = pytest.mark.usefixtures("each_fit_in_its_own_process")
+
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(12, 4)).astype("float32")
 Y = RNG.normal(size=(12, 1)).astype("float32")

@@ -16,6 +16,8 @@ from tfopt.callbacks._resuming.job import differences, setup_of
 from tfopt.callbacks._resuming.layer_arguments import own_attributes
 from tfopt.datasets import EpochBatches
 
+pytestmark = pytest.mark.usefixtures("each_fit_in_its_own_process")
+
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(16, 4)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)

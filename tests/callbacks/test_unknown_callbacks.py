@@ -7,6 +7,8 @@ import tensorflow as tf
 
 from tfopt.callbacks import ResumableCheckpoint
 
+pytestmark = pytest.mark.usefixtures("each_fit_in_its_own_process")
+
 X = np.ones((8, 2), "float32")
 Y = np.ones((8, 1), "float32")
 COUNTS = {"epochs": 0}

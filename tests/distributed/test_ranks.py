@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import parity
 import pytest
+from rank_subjects import make_data
 
 from tfopt.communicator import SerialCommunicator
 
@@ -192,6 +193,31 @@ def test_optimizers_of_a_models_own_start_and_stay_equal(two_ranks):
 
 def test_seeds_stay_each_ranks_own(two_ranks):
     assert [result[0][0] for result in two_ranks.results("seeds_stay_apart")] == list(range(two_ranks.size))
+
+
+def test_sums_over_rows_are_summed_over_ranks(two_ranks):
+    result = same_on_all(two_ranks.results("summed_losses"))
+    x, y = make_data(12, seed=3)
+    x, y = x.astype(float), y.astype(float)
+    kernel, bias = (np.array(part, float) for part in result["before"])
+    losses = []
+    for _ in range(3):
+        residual = x @ kernel + bias - y
+        losses.append(np.sum(residual**2))
+        kernel, bias = kernel - 0.02 * x.T @ residual, bias - 0.02 * residual.sum(axis=0)
+    after = [*losses[1:], np.sum((x @ kernel + bias - y) ** 2)]
+    for value, expected in ((result["after"][0], kernel), (result["after"][1], bias), (result["val_loss"], after)):
+        np.testing.assert_allclose(np.array(value), expected, rtol=1e-4)
+    np.testing.assert_allclose(result["loss"], losses, rtol=1e-4)
+
+
+def test_losses_that_ranks_compute_otherwise_are_warned_of_once(two_ranks):
+    first, second = two_ranks.results("losses_that_are_warned_of")
+    assert second == {"mean": [], "ignoring": []}
+    assert first["mean"] == []
+    (text,) = first["ignoring"]
+    assert "2 ranks do not train as one process" in text
+    assert "SparseCategoricalCrossentropy is a mean over the targets that ignore_class=0 leaves" in text
 
 
 def test_metrics_are_averaged(launch):

@@ -133,6 +133,38 @@ def metrics(ranks, folder):
 
 
 @subject
+def summed_losses(ranks, folder):
+    """Fit a line with a sum of squares over the rows of all ranks, after a step without callbacks."""
+    x, y = (np.array_split(part, ranks.size)[ranks.rank] for part in make_data(12, seed=3))
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, kernel_initializer="zeros")])
+    model.compile(
+        DistributedOptimizer(keras.optimizers.SGD(0.01)), keras.losses.MeanSquaredError("sum"), jit_compile=False
+    )
+    options = {"batch_size": 12, "shuffle": False, "verbose": 0, "validation_data": (x, y)}
+    model.fit(x, y, **options)
+    before = weights_of(model)
+    history = model.fit(x, y, **options, epochs=3, callbacks=[BroadcastVariables(), AverageMetrics()]).history
+    return {"before": before, "after": weights_of(model), **history}
+
+
+@subject
+def losses_that_are_warned_of(ranks, folder):
+    texts = {}
+    labels = np.array([[0, 1, 2, 2], [1, 0, 0, 0], [2, 0, 0, 0]])
+    for name, loss in (
+        ("mean", keras.losses.SparseCategoricalCrossentropy(from_logits=True)),
+        ("ignoring", keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)),
+    ):
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Embedding(3, 3)])
+        model.compile(DistributedOptimizer("sgd"), loss, jit_compile=False)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.fit(labels, labels, verbose=0, callbacks=[BroadcastVariables()])
+        texts[name] = [str(one.message) for one in caught]
+    return texts
+
+
+@subject
 def warm_up(ranks, folder):
     rates = []
 

@@ -46,6 +46,15 @@ def mean_gradients(
     return [*means, *averaged[len(dense) :]]
 
 
+def multiply(gradient: Any, factor: int) -> Any:
+    """Return a dense or sparse gradient times a factor."""
+    if factor == 1:
+        return gradient
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(gradient.values * factor, gradient.indices, gradient.dense_shape)
+    return gradient * factor
+
+
 def _mean_dense(
     gradients: list[Any], communicator: Communicator, compression: str | None, extras: tuple[Any, ...] = ()
 ) -> list[Any]:

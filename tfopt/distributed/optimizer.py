@@ -15,21 +15,26 @@ from tfopt.communicator import Communicator, check_communicator
 from tfopt.communicator.agreement import check_agreement
 from tfopt.distributed.accumulated_gradients import mean_accumulated_gradients
 from tfopt.distributed.gradient_scatter import GradientScatter
-from tfopt.distributed.gradients import mean_gradients
-from tfopt.distributed.supported_optimizers import check_optimizer
+from tfopt.distributed.gradients import mean_gradients, multiply
+from tfopt.distributed.supported_optimizers import check_optimizer, describe_config
 from tfopt.numerics import is_inside_xla
 
-_OWN = ("_optimizer", "_communicator", "_compression", "_started", "_scatter")
+_OWN = ("_optimizer", "_communicator", "_compression", "_started", "_scatter", "_factor")
 
 
 class DistributedOptimizer:
     """Wrap a Keras 3 optimizer so that every rank takes the same step, with the mean of all ranks' gradients.
 
     Gradients are averaged with one grouped allreduce, before they are tested for infinities (loss scaling), clipped or
-    used. N ranks with batches of B / N rows compute what one process computes with batches of B rows. Under
-    `gradient_accumulation_steps` each rank sums its own gradients, and the sums are averaged once per step. Norms, such
-    as those of Fromage and LARS, are norms of the mean gradient. Before the first step the ranks compare their
-    variables and gradients, and receive the trainable variables of rank 0.
+    used. N ranks with batches of B / N rows compute what one process computes with batches of B rows, if the loss is a
+    mean over rows. For losses with `reduction="sum"`, `BroadcastVariables` makes the optimizer sum the gradients. It
+    warns of other losses, where it can know: means over the entries that a mask or `ignore_class` leaves, means by sums
+    of weights, and losses over the whole batch such as Dice. Functions, `train_step` and `compute_loss` of your own are
+    not examined. `BatchNormalization` sees each rank's own rows.
+
+    Under `gradient_accumulation_steps` each rank sums its own gradients, and the sums are averaged once per step.
+    Norms, such as those of Fromage and LARS, are norms of the mean gradient. Before the first step the ranks compare
+    their variables and gradients, and receive the trainable variables of rank 0.
 
     Otherwise the wrapper behaves as the wrapped optimizer: attributes, `isinstance`, saving. A saved model holds the
     wrapped optimizer and loads without Horovod. Under the dtype policy "mixed_float16" the wrapper adds a
@@ -59,6 +64,7 @@ class DistributedOptimizer:
     _compression: str | None
     _started: bool
     _scatter: GradientScatter | None
+    _factor: int
 
     def __init__(
         self, optimizer: Any, compression: str | None = None, communicator: Communicator | None = None
@@ -76,7 +82,7 @@ class DistributedOptimizer:
         is_mixed = keras.config.dtype_policy().name == "mixed_float16"
         if is_mixed and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale_optimizer")
-        values = (optimizer, check_communicator(communicator), compression, False, None)
+        values = (optimizer, check_communicator(communicator), compression, False, None, 1)
         for name, value in zip(_OWN, values, strict=True):
             object.__setattr__(self, name, value)
 
@@ -240,7 +246,7 @@ class DistributedOptimizer:
                 (gradients[index],) = self._communicator.broadcast([gradient], name=f"overwrite.{index}")
             else:
                 indices.append(index)
-        chosen = [gradients[index] for index in indices]
+        chosen = [multiply(gradients[index], self._factor) for index in indices]
         targets = [variables[index] for index in indices]
         if self._innermost.gradient_accumulation_steps:
             scaling = self._optimizer if self._scales_loss else None
@@ -254,6 +260,22 @@ class DistributedOptimizer:
         for index, mean in zip(indices, means, strict=True):
             gradients[index] = mean
         return gradients
+
+    @property
+    def sums_gradients(self) -> bool:
+        """Whether the gradients of the ranks are summed; False (default): averaged. `BroadcastVariables` decides it."""
+        return self._factor > 1
+
+    def sum_gradients(self, does_sum: bool) -> None:
+        """Sum the gradients of the ranks for a loss that is a sum over rows, or average them.
+
+        A training step that is already compiled does not follow. `fit` with `BroadcastVariables` decides by the losses
+        of `compile`, so only a training loop or a `train_step` of your own needs this method.
+
+        Args:
+            does_sum: True for sums, False for means.
+        """
+        object.__setattr__(self, "_factor", self._communicator.size if does_sum else 1)
 
     def watch_scatter(self) -> GradientScatter:
         """Start to compare each rank's gradient with the mean, within the training step.
@@ -280,20 +302,10 @@ class DistributedOptimizer:
         return self._scatter
 
     def _average_and_watch(self, scatter: GradientScatter, gradients: list[Any], variables: list[Any]) -> list[Any]:
-        scale = tf.constant(1.0)
+        scale = tf.constant(float(self._factor))
         if self._scales_loss:
-            scale = tf.convert_to_tensor(self._optimizer.dynamic_scale)
+            scale *= tf.convert_to_tensor(self._optimizer.dynamic_scale)
         local = scatter.local(gradients, scale)
         *means, mean_of_local = mean_gradients(gradients, variables, self._communicator, self._compression, (local,))
         scatter.update(mean_of_local, means, scale)
         return means
-
-
-def describe_config(optimizer: Any) -> list[str]:
-    """Return a line for each argument of an optimizer, to be compared between ranks."""
-    # Leave out the name, and a learning rate that is a number: callbacks may change it.
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    config = {name: value for name, value in optimizer.get_config().items() if name != "name"}
-    if isinstance(config.get("learning_rate"), float | int):
-        del config["learning_rate"]
-    return [f"{name}={value}" for name, value in sorted(config.items())]

@@ -41,3 +41,13 @@ def check_optimizer(optimizer: Any) -> Any:
             "this DistributedOptimizer"
         )
     return optimizer
+
+
+def describe_config(optimizer: Any) -> list[str]:
+    """Return a line for each argument of an optimizer, to be compared between ranks."""
+    # Leave out the name, and a learning rate that is a number: callbacks may change it.
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    config = {name: value for name, value in optimizer.get_config().items() if name != "name"}
+    if isinstance(config.get("learning_rate"), float | int):
+        del config["learning_rate"]
+    return [f"{name}={value}" for name, value in sorted(config.items())]
