@@ -1,6 +1,7 @@
 """The loss of one batch, as a function of a model's weights that leaves the model unchanged."""
 
 import contextlib
+import copy
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -56,8 +57,8 @@ class BatchLoss:
         self.variables = trained_variables(model.trainable_variables)
         # Quantised layers hold their weights in a form that only their own precision can read.
         layers = _keras.flatten_layers(model)()
-        is_quantized = any(layer.quantization_mode for layer in layers)
-        self.dtype = None if is_quantized else dtype
+        self._is_quantized = any(layer.quantization_mode for layer in layers)
+        self.dtype = None if self._is_quantized else dtype
         self.precision = "float32" if any(map(computes_in_half, layers)) else "model"
         self.given_loss = loss
         self._is_custom = loss is None and type(model).compute_loss is not keras.Model.compute_loss
@@ -68,8 +69,17 @@ class BatchLoss:
         self._dry_run = self._try_out(loss, probe)
         check_changes_nothing(self._dry_run.graph)
         rounded = rounded_to(self._dry_run.graph, self._dry_run.values)
-        if rounded is not None and not is_quantized:  # the casts of a quantised model are necessary
+        if rounded is not None and not self._is_quantized:  # the casts of a quantised model are necessary
             self.precision = rounded
+
+    def in_dtype(self, dtype: str | None) -> "BatchLoss":
+        """Return the same loss, computed in a dtype like the argument `dtype`, without checking the model again."""
+        other = copy.copy(self)
+        other.dtype = None if self._is_quantized else dtype
+        other._forward = ForwardPass(self.model, self.batch_norm, other.dtype)
+        if self._loss is not None:
+            other._loss = self._in_precision(self._loss, _keras.flat_losses(self._loss), other.dtype)
+        return other
 
     def loss(self, values: Sequence[Any], batch: tuple[Any, Any, Any], variables: Sequence[Any] | None = None) -> Any:
         """Return the loss of a batch, a scalar tensor; `variables` None means all trainable ones."""
@@ -208,11 +218,8 @@ class BatchLoss:
         return self._finish_loss(made, probe)
 
     def _finish_loss(self, made: CompileLoss, probe: Probe) -> CompileLoss:
-        # Compute the loss in float64 if the weights are, because Keras by default casts outputs to float32.
-        dtypes = {tf.as_dtype(v.dtype) for v in self.variables}
-        wide = self.dtype or ("float64" if tf.float64 in dtypes else None)
-        parts = []
-        for part in _keras.flat_losses(made):
+        parts = _keras.flat_losses(made)
+        for part in parts:
             reduction = getattr(part.loss, "reduction", None)
             depends = reduction == "sum" or (
                 reduction == "mean_with_sample_weight" and probe.batches[0].sample_weight is not None
@@ -221,9 +228,15 @@ class BatchLoss:
                 self.reduction = str(reduction)
             if getattr(part.loss, "dtype", None) in HALF:
                 self.precision = "float32"
-            parts.append(part._replace(loss=loss_to_measure(part.loss, wide)))
-        _keras.flat_losses.set(made, parts)
-        return loss_to_measure(made, wide)
+        return self._in_precision(made, parts, self.dtype)
+
+    def _in_precision(self, made: CompileLoss, parts: Sequence[Any], dtype: str | None) -> CompileLoss:
+        # Compute the loss in float64 if the weights are, because Keras by default casts outputs to float32.
+        dtypes = {tf.as_dtype(v.dtype) for v in self.variables}
+        wide = dtype or ("float64" if tf.float64 in dtypes else None)
+        copied = loss_to_measure(made, wide)
+        _keras.flat_losses.set(copied, [part._replace(loss=loss_to_measure(part.loss, wide)) for part in parts])
+        return copied
 
 
 def check_loss_name(loss: Any) -> None:
