@@ -43,6 +43,8 @@ class HessianOperator(CurvatureOperator):
         [[1.0, 0.0], [0.0, 9.0]]
     """
 
+    _is_kept = True
+
     def _trace_product(self, values: Any, batch: Any, vectors: Any) -> list[Any]:
         return trace(self.objective, values, batch, vectors)[1 + len(values) :]
 

@@ -10,8 +10,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt._checks import check_flag
+from tfopt.curvature.batch import form_of
 from tfopt.curvature.differences import DerivativesAt
+from tfopt.curvature.held_variables import holding
 from tfopt.curvature.known_operations import SOFTMAX, check_derivatives, is_in_functions
+from tfopt.curvature.known_products import KnownProduct, keep, known, reads_none
 from tfopt.curvature.model_checks import refuse_rounding
 from tfopt.curvature.objective import Objective, add, as_objective
 from tfopt.curvature.probe import Probe
@@ -47,7 +50,10 @@ class CurvatureOperator(ABC):
         self.num_matvecs = 0
         self._shared: list[Any] | None = None
         self._bytes_needed: list[int] = []
-        self._products: dict[Any, SplitFunction] = {}
+        self._products: dict[Any, KnownProduct] = {}
+        self._traced_fingerprint: Any = None
+        chosen = {id(variable) for variable in self.objective.variables}
+        self._others = [variable for variable in self.objective.model.variables if id(variable) not in chosen]
 
     def __repr__(self) -> str:
         precision = "" if self.precision == "model" else f", in {self.precision}"
@@ -167,11 +173,13 @@ class CurvatureOperator(ABC):
 
     def _check(self) -> SelfCheck:
         values = self.objective.values()
-        graph = self._product_for(0, values, values).graph
-        check = SelfCheck(repr(self), self.objective, graph)
+        product = self._known_product(0, values, values)
+        check = SelfCheck(repr(self), self.objective, product.function.graph)
         check.refuse_operations()
         self._check_targets(values)
-        check(self._derivatives, self._check_matrix)
+        if not product.is_checked:
+            is_general = check(self._derivatives, self._check_matrix)
+            product.is_checked = is_general and self._is_kept
         return check
 
     def _check_targets(self, values: list[Any]) -> None:
@@ -183,11 +191,13 @@ class CurvatureOperator(ABC):
             if sums:
                 if id(product) not in functions:
                     functions[id(product)] = product.pruned_to(sums)
-                check_sums(functions[id(product)](values, batch.tensors))
+                check_sums(functions[id(product)](*self._fixed(values, batch.tensors)))
             if is_in_functions(product.graph, SOFTMAX):
                 self._product_of(index, values, values)
 
     # --- specific to each kind of matrix
+
+    _is_kept = False  # whether a product and its check serve other operators of the same function
 
     @abstractmethod
     def _trace_product(self, values: Any, batch: Any, vectors: Any) -> list[Any]:
@@ -218,20 +228,48 @@ class CurvatureOperator(ABC):
         product = self._product_for(index, values, vectors)
         with refusing_targets():
             if self._shared is None or not self._may_share(index, values, vectors):
-                return product((values, batch), vectors)
+                return product(self._fixed(values, batch), vectors)
             if self._shared[index] is None:
-                self._shared[index] = product.prepare(values, batch)
+                self._shared[index] = product.prepare(*self._fixed(values, batch))
             return product.finish(self._shared[index], vectors)
 
     def _product_for(self, index: int, values: list[Any], vectors: list[Any]) -> SplitFunction:
+        return self._known_product(index, values, vectors).function
+
+    def _known_product(self, index: int, values: list[Any], vectors: list[Any]) -> KnownProduct:
         # Each form of batch needs its own function: the last batch often has fewer rows.
         batch = self.objective.probe.batches[index].tensors
-        form = tuple((tuple(leaf.shape), leaf.dtype) for leaf in tf.nest.flatten(batch) if leaf is not None)
+        form = form_of(batch)
         if form not in self._products:
-            product = SplitFunction(self._trace_product, (values, batch), vectors)
-            check_derivatives(product.graph)
-            self._products[form] = product
+            self._products[form] = self._make_product(form, batch, values, vectors)
         return self._products[form]
+
+    def _make_product(self, form: Any, batch: Any, values: list[Any], vectors: list[Any]) -> KnownProduct:
+        loss, variables = self.objective.batch_loss, self.objective.model.variables
+        places = {id(variable): index for index, variable in enumerate(variables)}
+        chosen = tuple(places.get(id(variable)) for variable in self.variables)
+        is_known = self._is_kept and loss.fingerprint is not None and form == loss.form
+        key = type(self), loss.fingerprint, form, chosen
+        if is_known and (found := known(key)):
+            return found
+        made = KnownProduct(SplitFunction(self._trace_with_others, self._fixed(values, batch), vectors))
+        check_derivatives(made.function.graph)
+        # Values of attributes may have changed since the objective was made.
+        if is_known and self._traced_fingerprint == loss.fingerprint and reads_none(made.function.graph, variables):
+            keep(key, made)
+        return made
+
+    def _fixed(self, values: list[Any], batch: Any) -> tuple[Any, ...]:
+        return values, [tf.convert_to_tensor(variable.value) for variable in self._others], batch
+
+    def _trace_with_others(self, values: Any, others: Any, batch: Any, vectors: Any) -> list[Any]:
+        # All values are arguments, so that the function serves equal models.
+        with holding(list(zip(self._others, others, strict=True)), [], contextlib.nullcontext):
+            product = self._trace_product(values, batch, vectors)
+        if self._is_kept:
+            weights = zip(map(id, [*self.variables, *self._others]), [*values, *others], strict=True)
+            self._traced_fingerprint = self.objective.batch_loss.fingerprint_of(dict(weights), batch)
+        return product
 
     def _may_share(self, index: int, values: list[Any], vectors: list[Any]) -> bool:
         while len(self._bytes_needed) <= index:  # cumulative over batches

@@ -54,7 +54,7 @@ class SelfCheck:
     def __init__(self, name: str, objective: Objective, graph: tf.Graph) -> None:
         self._name, self._objective, self._graph = name, objective, graph
 
-    def __call__(self, make_derivatives: MakeDerivatives, check_matrix: Callable[[DerivativesAt], None]) -> None:
+    def __call__(self, make_derivatives: MakeDerivatives, check_matrix: Callable[[DerivativesAt], None]) -> bool:
         """Check products on a few rows, in float64 if the model allows it.
 
         The derivatives that make up products (for the Hessian the gradient and its derivative, for Gauss-Newton those
@@ -64,6 +64,9 @@ class SelfCheck:
         A difference counts only if differences at two step sizes, ahead and behind, agree with each other. In float32
         steps must be large, and cross kinks: there differences only confirm, and a product that is not confirmed gives
         a warning. `check_matrix` takes the derivatives of a few rows, and checks what only this kind of matrix needs.
+
+        Returns:
+            Whether other operators of the same function need no check: there was no doubt, and rows do not matter.
         """
         rng = np.random.default_rng(0)
         small, sound = self._few_rows(make_derivatives, rng)
@@ -83,7 +86,8 @@ class SelfCheck:
         ]
         for subject in sound:
             subject.check_symmetric()
-        if scopes_of(self._graph, OF_SOME_ROWS) or is_in_functions(self._graph, SOFTMAX):
+        depends_on_rows = bool(scopes_of(self._graph, OF_SOME_ROWS)) or is_in_functions(self._graph, SOFTMAX)
+        if depends_on_rows:
             self._check_all_rows(make_derivatives, rng)
         if doubtful:
             warnings.warn(
@@ -92,6 +96,7 @@ class SelfCheck:
                 f"{TURN_OFF}",
                 stacklevel=6,
             )
+        return not (doubtful or depends_on_rows)
 
     def refuse_operations(self) -> None:
         """Raise RuntimeError if the graph has operations that are known to have no second derivative."""

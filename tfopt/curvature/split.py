@@ -35,14 +35,17 @@ class SplitFunction:
         flat = tf.nest.flatten(arguments)
         indices = [index for index, leaf in enumerate(flat) if leaf is not None]
 
+        waiting = [function]  # emptied after the trace: compiled products outlive the model that `function` holds
+
         def flat_function(*tensors: Any) -> list[Any]:
             leaves: list[Any] = [None] * len(flat)
             for index, tensor in zip(indices, tensors, strict=True):
                 leaves[index] = tensor
-            return function(*tf.nest.pack_sequence_as(arguments, leaves))
+            return waiting[0](*tf.nest.pack_sequence_as(arguments, leaves))
 
         specs = [tf.TensorSpec(flat[index].shape, flat[index].dtype) for index in indices]
         self._function = tf.compat.v1.wrap_function(flat_function, specs)
+        waiting.clear()
         self.graph = self._function.graph
         inputs, num_fixed = self._function.inputs[: len(indices)], len(indices) - len(vectors)
         self._fixed, self._vectors = inputs[:num_fixed], inputs[num_fixed:]
