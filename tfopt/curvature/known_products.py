@@ -102,9 +102,10 @@ def _digests(definition: Any, ends: list[str], labels: dict[str, str]) -> dict[s
         if "_gradient_op_type" in node.attr or any(value.HasField("func") for value in node.attr.values()):
             return None
         given = [f"{found[_producer(name)]} {name.removeprefix(_producer(name))}" for name in node.input]
-        # Values are read, or are arguments.
-        is_value = node.op == "Identity" or (node.op == "ReadVariableOp" and given[0].startswith("variable"))
-        found[node.name] = given[0] if is_value and len(given) == 1 else _digest(node, given)
+        # Values are read in one graph, and are arguments in another.
+        source = found.get(node.input[0], "") if len(node.input) == 1 else ""
+        is_read = node.op == "Identity" or (node.op == "ReadVariableOp" and source.startswith("variable"))
+        found[node.name] = source if source and is_read else _digest(node, given)
     return found
 
 

@@ -4,6 +4,7 @@ import contextlib
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from tfopt.curvature.vectors import VectorForm
 
 # Memory limit of the intermediate results that `shared` caches, over all batches.
 SHARED_BYTES = 2**31
+NUM_THREADS = 2  # products with several vectors that are computed at the same time
 
 
 class CurvatureOperator(ABC):
@@ -93,6 +95,8 @@ class CurvatureOperator(ABC):
         if check is not None:
             check.check_finite(products, parts)
             self._is_checked = True
+            if self._is_kept and check.is_general:
+                self._known_product(0, parts, parts).is_checked = True
         self.num_matvecs += 1
         return self.vectors.join(products, vector)
 
@@ -105,9 +109,36 @@ class CurvatureOperator(ABC):
         Returns:
             A vector or matrix of the same shape.
         """
-        if np.ndim(vector) == 2:
-            return np.stack([np.asarray(self.matvec(np.asarray(column))) for column in np.asarray(vector).T], axis=1)
-        return self.matvec(vector)
+        return self.matmat(vector) if np.ndim(vector) == 2 else self.matvec(vector)
+
+    def matmat(self, matrix: Any) -> np.ndarray:
+        """Return the products with the columns of a matrix, which share the common part of all products.
+
+        Args:
+            matrix: An array of shape (n, k).
+
+        Returns:
+            An array of shape (n, k).
+
+        Raises:
+            ValueError: The matrix has another shape.
+            RuntimeError: As in `matvec`.
+        """
+        columns = np.asarray(matrix)
+        if columns.ndim != 2 or len(columns) != self.shape[0]:
+            raise ValueError(f"`matrix` must have the shape ({self.shape[0]}, k). Received: shape {columns.shape}")
+        products = np.empty(columns.shape, self.dtype, order="F")
+        with self.shared():
+            for index in range(min(1, columns.shape[1])):  # the first one is checked, and prepares the others
+                products[:, index] = self.matvec(np.ascontiguousarray(columns[:, index]))
+            rest = range(1, columns.shape[1])
+            parts = [self.vectors.split(np.ascontiguousarray(columns[:, index])) for index in rest]
+            with ThreadPoolExecutor(NUM_THREADS) as pool:  # one product seldom keeps all cores busy
+                for index, sums in zip(rest, pool.map(self._sum_here, parts), strict=True):
+                    found = self.objective.communicator.allreduce_sum(sums, name="products")
+                    products[:, index] = self.vectors.join(found, products[:, index])
+        self.num_matvecs += len(rest)
+        return products
 
     def to_scipy(self) -> Any:
         """Return the matrix as a `scipy.sparse.linalg.LinearOperator`, for scipy's solvers.
@@ -178,8 +209,7 @@ class CurvatureOperator(ABC):
         check.refuse_operations()
         self._check_targets(values)
         if not product.is_checked:
-            is_general = check(self._derivatives, self._check_matrix)
-            product.is_checked = is_general and self._is_kept
+            check(self._derivatives, self._check_matrix)
         return check
 
     def _check_targets(self, values: list[Any]) -> None:
@@ -214,6 +244,9 @@ class CurvatureOperator(ABC):
     # --- one product
 
     def _sum_over_batches(self, vectors: list[Any]) -> list[Any]:
+        return self.objective.communicator.allreduce_sum(self._sum_here(vectors), name="products")
+
+    def _sum_here(self, vectors: list[Any]) -> list[Any]:
         values = self.objective.values()
         sums: list[Any] = []
         for index, batch in enumerate(self.objective.probe.batches):
@@ -221,7 +254,7 @@ class CurvatureOperator(ABC):
             # The product is linear, so that scaling the vector scales the product.
             scaled = vectors if share == 1.0 else [tf.constant(share, part.dtype) * part for part in vectors]
             sums = add(sums, self._product_of(index, values, scaled))
-        return self.objective.communicator.allreduce_sum(sums, name="products")
+        return sums
 
     def _product_of(self, index: int, values: list[Any], vectors: list[Any]) -> list[Any]:
         batch = self.objective.probe.batches[index].tensors

@@ -53,8 +53,9 @@ class SelfCheck:
 
     def __init__(self, name: str, objective: Objective, graph: tf.Graph) -> None:
         self._name, self._objective, self._graph = name, objective, graph
+        self.is_general = False  # whether a check without doubt was made, whose verdict does not depend on the rows
 
-    def __call__(self, make_derivatives: MakeDerivatives, check_matrix: Callable[[DerivativesAt], None]) -> bool:
+    def __call__(self, make_derivatives: MakeDerivatives, check_matrix: Callable[[DerivativesAt], None]) -> None:
         """Check products on a few rows, in float64 if the model allows it.
 
         The derivatives that make up products (for the Hessian the gradient and its derivative, for Gauss-Newton those
@@ -64,9 +65,6 @@ class SelfCheck:
         A difference counts only if differences at two step sizes, ahead and behind, agree with each other. In float32
         steps must be large, and cross kinks: there differences only confirm, and a product that is not confirmed gives
         a warning. `check_matrix` takes the derivatives of a few rows, and checks what only this kind of matrix needs.
-
-        Returns:
-            Whether other operators of the same function need no check: there was no doubt, and rows do not matter.
         """
         rng = np.random.default_rng(0)
         small, sound = self._few_rows(make_derivatives, rng)
@@ -96,7 +94,7 @@ class SelfCheck:
                 f"{TURN_OFF}",
                 stacklevel=6,
             )
-        return not (doubtful or depends_on_rows)
+        self.is_general = not (doubtful or depends_on_rows)
 
     def refuse_operations(self) -> None:
         """Raise RuntimeError if the graph has operations that are known to have no second derivative."""
