@@ -181,7 +181,7 @@ def shifted(point: list[Any], direction: list[Any], step: float) -> list[Any]:
     return [p + tf.constant(step, p.dtype) * d for p, d in zip(point, direction, strict=True)]
 
 
-def inner(parts: Sequence[Any], direction: Sequence[Any]) -> tuple[np.ndarray, float]:
+def inner(gradient: np.ndarray, direction: Sequence[Any]) -> tuple[np.ndarray, float]:
     """Return the product of a gradient and a direction, of shape (1,), and its expected size without cancellation."""
-    products = flatten(parts) * flatten(direction)
+    products = gradient * flatten(direction)
     return np.array([products.sum()]), float(np.linalg.norm(products))

@@ -66,14 +66,18 @@ class _HessianDerivatives(DerivativesAt):
             self._traced = SplitFunction(functools.partial(trace, self.objective), (values, batch), values, rewrites=0)
         latest: list[Any] = [None, None]  # the last point, and the quantities there
 
-        def along(point: list[Any], direction: list[Any]) -> list[tuple[np.ndarray, float]]:
+        def run(point: list[Any], direction: list[Any]) -> list[Any]:
             loss, *found = self._traced((point, batch), direction)
             latest[:] = point, [flatten([loss]), flatten(found[:count])]
-            return [inner(found[:count], direction), (flatten(found[count:]), 0.0)]
+            return found[count:]
+
+        def along(point: list[Any], direction: list[Any]) -> list[tuple[np.ndarray, float]]:
+            product = run(point, direction)
+            return [inner(latest[1][1], direction), (flatten(product), 0.0)]
 
         def differentiated(point: list[Any]) -> list[np.ndarray]:
             if latest[0] is not point:
-                along(point, point)
+                run(point, point)
             return list(latest[1])
 
         names = ("the gradient of the loss", "the product of the Hessian and a vector")

@@ -139,7 +139,7 @@ class SelfCheck:
                     found = self._on(rows, dtype, make_derivatives, rng)
                 except REFUSALS:
                     continue
-                if all(subject.is_finite for subject in found[1]):
+                if all(subject.is_finite for subject in found[1]) and any(subject.is_live for subject in found[1]):
                     return found
             if found is not None:
                 return found
@@ -219,11 +219,16 @@ class _Sound:
     @property
     def is_finite(self) -> bool:
         """Whether the derivatives and what they differentiate are finite."""
-        return bool(np.isfinite(flatten([*self._first, *self._quantities])).all())
+        return _are_finite([*self._first, *self._quantities])
+
+    @property
+    def is_live(self) -> bool:
+        """Whether some derivative is not zero."""
+        return any(bool(part.any()) for part in self._first)
 
     def check_repeatable(self, where: str) -> None:
         """Refuse derivatives that are not finite, or differ the second time."""
-        if not np.isfinite(flatten(self._first)).all():
+        if not _are_finite(self._first):
             self._check.refuse("are not finite", SINGULAR, NOT_FINITE.format(where))
         if not self._subject.is_symmetric:
             self._refuse_change(self._first, self._along(self._one))
@@ -257,6 +262,10 @@ class _Sound:
         return [part for part, _ in found]
 
     def _refuse_change(self, once: list[np.ndarray], again: list[np.ndarray]) -> None:
-        before, after = flatten(once), flatten(again)
-        if np.linalg.norm(before - after) > 1e-6 * np.linalg.norm(before):
+        change = [np.linalg.norm(before - after) for before, after in zip(once, again, strict=True)]
+        if np.linalg.norm(change) > 1e-6 * np.linalg.norm([np.linalg.norm(before) for before in once]):
             self._check.refuse_randomness()
+
+
+def _are_finite(arrays: list[np.ndarray]) -> bool:
+    return all(bool(np.isfinite(array).all()) for array in arrays)
