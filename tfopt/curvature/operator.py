@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -133,8 +134,9 @@ class CurvatureOperator(ABC):
                 products[:, index] = self.matvec(np.ascontiguousarray(columns[:, index]))
             rest = range(1, columns.shape[1])
             parts = [self.vectors.split(np.ascontiguousarray(columns[:, index])) for index in rest]
+            multiply = functools.partial(self._sum_here, values=self.objective.values())
             with ThreadPoolExecutor(NUM_THREADS) as pool:  # one product seldom keeps all cores busy
-                for index, sums in zip(rest, pool.map(self._sum_here, parts), strict=True):
+                for index, sums in zip(rest, pool.map(multiply, parts), strict=True):
                     found = self.objective.communicator.allreduce_sum(sums, name="products")
                     products[:, index] = self.vectors.join(found, products[:, index])
         self.num_matvecs += len(rest)
@@ -244,10 +246,10 @@ class CurvatureOperator(ABC):
     # --- one product
 
     def _sum_over_batches(self, vectors: list[Any]) -> list[Any]:
-        return self.objective.communicator.allreduce_sum(self._sum_here(vectors), name="products")
+        sums = self._sum_here(vectors, self.objective.values())
+        return self.objective.communicator.allreduce_sum(sums, name="products")
 
-    def _sum_here(self, vectors: list[Any]) -> list[Any]:
-        values = self.objective.values()
+    def _sum_here(self, vectors: list[Any], values: list[Any]) -> list[Any]:
         sums: list[Any] = []
         for index, batch in enumerate(self.objective.probe.batches):
             share = batch.num_rows / self.objective.num_rows
