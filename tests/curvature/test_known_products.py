@@ -45,7 +45,9 @@ def product(model, loss="mse", x=X, y=Y, sample_weight=None, **options):
 def alone(*arguments, **options):
     """The product of an operator that finds nothing to share."""
     known_products._products.clear()
-    return product(*arguments, **options)[1]
+    _, found = product(*arguments, **options)
+    known_products._products.clear()
+    return found
 
 
 def function_of(matrix):
