@@ -96,6 +96,7 @@ bench: $(VENV)/installed-bench $(VENV)/built-horovod
 	$(BIN)/horovodrun -np 2 $(BIN)/python benchmarks/distributed.py
 	$(BIN)/python benchmarks/curvature.py
 	$(BIN)/python benchmarks/callbacks.py
+	$(BIN)/python benchmarks/measuring.py
 	$(BIN)/python benchmarks/nqm.py
 	$(BIN)/python benchmarks/bregman.py
 	$(BIN)/python benchmarks/scaling.py

@@ -83,6 +83,40 @@ def callbacks_table(result: dict) -> str:
     return table(["", *times], rows)
 
 
+def measuring_table(result: dict, section: str) -> str:
+    """Return the table of a section of `measuring.json`: seconds of both builds, and what they are compared with."""
+    rows = []
+    for network, found in result[section].items():
+        for case, (name, other, build, count) in MEASURED[section].items():
+            reference, row = found[other][build or "tfopt"], found[case]
+            before = row.get("baseline")
+            against = found[other].get(build or "baseline")
+            ratio = "" if before is None or against is None else f"{before / count / against:.2f}"
+            was = "" if before is None else f"{before / count:.3f}"
+            now = row["tfopt"] / count
+            rows.append([network, name, reference, was, now, ratio, now / reference])
+    times = ("reference: s|.3f", "before: s", "now: s|.3f", "before, against the reference", "now|.2f")
+    return table(["network", "", *times], rows)
+
+
+# Of each case in `measuring.json`: its words, the case and build of its reference (None: the same build), and the
+# number of products.
+MEASURED: dict[str, dict[str, tuple[str, str, str | None, int]]] = {
+    "first": {
+        "product/first product": ("first product", "product", "bare", 1),
+        "product/same model": ("second operator, same model", "product/first product", None, 1),
+        "product/same architecture": ("second operator, same architecture", "product/first product", None, 1),
+        "callbacks/first rows": ("first rows of three callbacks", "Convexity/first rows", None, 1),
+        "Convexity/second fit": ("Convexity in a second fit", "Convexity/first rows", None, 1),
+    },
+    "products": {
+        "alone": ("product alone", "product", "bare", 1),
+        "run of 20": ("product in a run of 20", "gradient", "bare", 20),
+        "8 vectors": ("8 vectors together", "alone", None, 1),
+    },
+}
+
+
 def nqm_table(result: dict) -> str:
     """Return the table of the cost of the noisy quadratic model's searches, from `nqm.json`."""
     found = [result["seconds"][bins][run] for bins in ("100", "exact") for run in ("cold", "warm")]
@@ -165,7 +199,7 @@ def faults_table(result: dict) -> str:
 
 def main() -> None:
     """Rewrite the generated parts of all pages and the figure of scaling; exit if a part has no marker in any page."""
-    names = ("optimizers", "distributed", "curvature", "callbacks", "nqm", "bregman", "faults")
+    names = ("optimizers", "distributed", "curvature", "callbacks", "measuring", "nqm", "bregman", "faults")
     found = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in names}
     measured = ("scaling_1_ranks", "scaling_2_ranks", "messages")
     one, two, short_cycle = (json.loads((RESULTS / f"{name}.json").read_text()) for name in measured)
@@ -181,6 +215,8 @@ def main() -> None:
         "curvature products": curvature_table(found["curvature"]),
         "curvature eigenvalues": eigenvalue_table(found["curvature"]),
         "callbacks": callbacks_table(found["callbacks"]),
+        "measuring first": measuring_table(found["measuring"], "first"),
+        "measuring products": measuring_table(found["measuring"], "products"),
         "nqm": nqm_table(found["nqm"]),
         "bregman": bregman_table(bregman, [name for name in bregman if name[0].isdigit()]),
         "scaling": scaling_table(one, two, network),

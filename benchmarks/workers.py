@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 Cases = Iterable[tuple[str, Callable[[], object]]]
@@ -17,12 +17,17 @@ Cases = Iterable[tuple[str, Callable[[], object]]]
 
 def take_turns(script: str, frameworks: Sequence[str], rounds: int) -> dict[str, list[float]]:
     """Run one worker per framework in turns, and return the seconds of each round by the name of the case."""
+    folder = Path(__file__).parent
+    return alternate({name: [sys.executable, str(folder / script), name] for name in frameworks}, rounds)
+
+
+def alternate(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, list[float]]:
+    """Run the workers with these command lines in turns; they return what `take_turns` does."""
     workers = []
-    for framework in frameworks:
-        command = [sys.executable, str(Path(__file__).with_name(script)), framework]
+    for name, command in commands.items():
         workers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
         if not workers[-1].stdout.readline():
-            raise SystemExit(f"The worker for {framework} failed. Install the extra `bench`: pip install -e .[bench]")
+            raise SystemExit(f"The worker for {name} failed. Install the extra `bench`: pip install -e .[bench]")
     seconds: dict[str, list[float]] = {}
     for _ in range(rounds):
         for worker in workers:
@@ -36,9 +41,14 @@ def take_turns(script: str, frameworks: Sequence[str], rounds: int) -> dict[str,
 
 def serve(cases_of: dict[str, Callable[[], Cases]]) -> None:
     """Be the worker of the framework that the command line names: time its cases for each line of standard input."""
+    serve_cases(cases_of[sys.argv[1]])
+
+
+def serve_cases(make: Callable[[], Cases]) -> None:
+    """Be a worker: time the cases for each line of standard input."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # All output of the framework goes to standard error.
-    cases = dict(cases_of[sys.argv[1]]())
+    cases = dict(make())
     for run in cases.values():
         for _ in range(3):
             run()

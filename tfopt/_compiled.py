@@ -14,3 +14,28 @@ def compiled(function: Callable[..., Any], *, by_xla: bool = False) -> Any:
     made = tf.function(function, jit_compile=by_xla or None, autograph=False)
     _keras.without_retracing_warning.set(made, True)  # Many models and shapes in one program are expected.
     return made
+
+
+def rewritten(function: Callable[..., Any], times: int) -> Callable[..., Any]:
+    """Return a compiled function whose graph TensorFlow rewrites `times` times before the first call, at most once."""
+    # TensorFlow's default is twice, which takes up to a quarter of the first call. The second time brings no product
+    # more speed. A function that is called a few times needs none.
+    context = _keras.context.context()
+    config = type(context.config)()
+    config.CopyFrom(context.config)
+    options = config.graph_options.rewrite_options
+    if times == 0:
+        options.disable_meta_optimizer = True
+    else:
+        options.meta_optimizer_iterations = options.ONE
+    chosen = type(context.function_call_options)(config_proto=config)
+
+    def call(*arguments: Any) -> Any:
+        before = context.function_call_options
+        context.function_call_options = chosen  # a setting of this thread
+        try:
+            return function(*arguments)
+        finally:
+            context.function_call_options = before
+
+    return call

@@ -33,7 +33,10 @@ IMPORTED = {
         "keras.src.trainers.data_adapters.data_adapter_utils",
         "Weighs rows of arrays as `fit(class_weight=...)` does.",
     ),
-    "context": ("tensorflow.python.eager", "Holds the global seed and the generator of eager operations."),
+    "context": (
+        "tensorflow.python.eager",
+        "Holds seeds and generators, and says how functions are optimized.",
+    ),
     "control_flow_util": ("tensorflow.python.ops", "Tells whether XLA will compile a graph."),
     "custom_gradient": ("tensorflow.python.ops", "Differentiates through functions with custom gradients."),
     "data_adapters": ("keras.src.trainers", "Recognises data of PyTorch and Grain without importing them."),

@@ -41,4 +41,5 @@ def matches(variable: object, patterns: Sequence[str] | str) -> bool:
 
 def flatten(parts: Sequence[Any]) -> np.ndarray:
     """Join arrays or tensors to one float64 vector."""
-    return np.concatenate([np.asarray(part, np.float64).reshape(-1) for part in parts])
+    arrays = [np.asarray(part).reshape(-1) for part in parts]  # without a copy for tensors of this machine's memory
+    return np.concatenate(arrays, dtype=np.float64, casting="unsafe")

@@ -49,6 +49,12 @@ def join(batches: Sequence[Batch]) -> Batch:
     return Batch(*tensors, num_rows=sum(batch.num_rows for batch in batches))
 
 
+def form_of(tensors: Any) -> tuple[Any, ...]:
+    """Return the shape and dtype of each tensor of a nested structure; None for None."""
+    leaves = tf.nest.flatten(tensors)
+    return tuple(None if leaf is None else (tuple(leaf.shape), leaf.dtype) for leaf in leaves)
+
+
 def row_form(batch: Batch) -> tuple[Any, ...]:
     """Return the shape and dtype of a row of each tensor; rows of equal form can be joined."""
     leaves = [leaf for leaf in tf.nest.flatten(batch.tensors) if leaf is not None]

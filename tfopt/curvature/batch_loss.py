@@ -1,6 +1,7 @@
 """The loss of one batch, as a function of a model's weights that leaves the model unchanged."""
 
 import contextlib
+import copy
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -13,10 +14,12 @@ from tfopt._checks import check_choice
 from tfopt._compiled import compiled
 from tfopt._keras import CompileLoss, FuncGraph
 from tfopt._variables import trained_variables
+from tfopt.curvature.batch import form_of
 from tfopt.curvature.dry_run import DryRun, weights_in
 from tfopt.curvature.forward_mode import measuring
 from tfopt.curvature.forward_pass import ForwardPass
 from tfopt.curvature.held_variables import holding
+from tfopt.curvature.known_products import fingerprint
 from tfopt.curvature.model_checks import (
     NotBuiltError,
     SetsWeightsError,
@@ -44,6 +47,8 @@ class BatchLoss:
         variables: The trainable variables, except those whose gradient is their next value.
         dtype: The dtype of all computations; None for the model's, always so for a quantised model.
         given_loss: The argument `loss`.
+        form: The form of the first batch.
+        fingerprint: Equal for losses that are the same function of batches of this form; None if that is unknown.
         reduction: The loss's reduction if the result depends on how rows are divided into batches; else "".
     """
 
@@ -56,8 +61,8 @@ class BatchLoss:
         self.variables = trained_variables(model.trainable_variables)
         # Quantised layers hold their weights in a form that only their own precision can read.
         layers = _keras.flatten_layers(model)()
-        is_quantized = any(layer.quantization_mode for layer in layers)
-        self.dtype = None if is_quantized else dtype
+        self._is_quantized = any(layer.quantization_mode for layer in layers)
+        self.dtype = None if self._is_quantized else dtype
         self.precision = "float32" if any(map(computes_in_half, layers)) else "model"
         self.given_loss = loss
         self._is_custom = loss is None and type(model).compute_loss is not keras.Model.compute_loss
@@ -65,11 +70,32 @@ class BatchLoss:
         self._forward = ForwardPass(model, self.batch_norm, self.dtype)
         self.reduction = ""
         self._loss: CompileLoss | None = None
+        self._parts: list[Any] = []  # the terms of the loss in the last trace
         self._dry_run = self._try_out(loss, probe)
+        self.form = form_of(probe.batches[0].tensors)
+        run = self._dry_run
+        self.fingerprint = self.fingerprint_of(dict(zip(map(id, self.variables), run.values, strict=True)), run.batch)
         check_changes_nothing(self._dry_run.graph)
         rounded = rounded_to(self._dry_run.graph, self._dry_run.values)
-        if rounded is not None and not is_quantized:  # the casts of a quantised model are necessary
+        if rounded is not None and not self._is_quantized:  # the casts of a quantised model are necessary
             self.precision = rounded
+
+    def in_dtype(self, dtype: str | None) -> "BatchLoss":
+        """Return the same loss, computed in a dtype like the argument `dtype`, without checking the model again."""
+        other = copy.copy(self)
+        other.fingerprint = None
+        other.dtype = None if self._is_quantized else dtype
+        other._forward = ForwardPass(self.model, self.batch_norm, other.dtype)
+        if self._loss is not None:
+            other._loss = self._in_precision(self._loss, _keras.flat_losses(self._loss), other.dtype)
+        return other
+
+    def fingerprint_of(self, weights: dict[int, Any], batch: Any) -> Any:
+        """Return the fingerprint of the last trace of the loss, with tensors for variables by their ids."""
+        variables = self.model.variables
+        at = {index: weights[id(v)] for index, v in enumerate(variables) if id(v) in weights}
+        rows = [leaf for leaf in tf.nest.flatten(batch) if leaf is not None]
+        return fingerprint(self._parts, at, rows, variables)
 
     def loss(self, values: Sequence[Any], batch: tuple[Any, Any, Any], variables: Sequence[Any] | None = None) -> Any:
         """Return the loss of a batch, a scalar tensor; `variables` None means all trainable ones."""
@@ -82,6 +108,7 @@ class BatchLoss:
                 parts = [tf.reduce_sum(part) for part in self.model.losses]
                 if self._loss is not None:
                     parts.append(self._loss(y, y_pred, sample_weight))
+        self._parts = parts
         dtype = self.dtype or parts[-1].dtype
         return tf.add_n([tf.cast(part, dtype) for part in parts])
 
@@ -161,8 +188,9 @@ class BatchLoss:
                 found = self._forward.changed_shapes() or "`x` must fit the model."
                 raise ValueError(f"{found} {type(self.model).__name__} raised: {error}") from error
             if self._is_custom:
-                self._forward.custom_loss(x, y, sample_weight)
+                self._parts = [self._forward.custom_loss(x, y, sample_weight)]
                 return run
+            self._parts = [tf.reduce_sum(part) for part in self.model.losses]
             self._loss = self._make_loss(loss, run, probe)
             if self._loss is not None:
                 run.start = len(run.graph.get_operations())
@@ -173,6 +201,7 @@ class BatchLoss:
                         "`loss` must reduce the rows to a number. Received: a loss of shape "
                         f"{shape and tuple(shape)}. Use a loss with the reduction 'sum_over_batch_size'"
                     )
+                self._parts.append(run.loss)
         return run
 
     def _make_loss(self, loss: Any, run: DryRun, probe: Probe) -> CompileLoss | None:
@@ -208,11 +237,8 @@ class BatchLoss:
         return self._finish_loss(made, probe)
 
     def _finish_loss(self, made: CompileLoss, probe: Probe) -> CompileLoss:
-        # Compute the loss in float64 if the weights are, because Keras by default casts outputs to float32.
-        dtypes = {tf.as_dtype(v.dtype) for v in self.variables}
-        wide = self.dtype or ("float64" if tf.float64 in dtypes else None)
-        parts = []
-        for part in _keras.flat_losses(made):
+        parts = _keras.flat_losses(made)
+        for part in parts:
             reduction = getattr(part.loss, "reduction", None)
             depends = reduction == "sum" or (
                 reduction == "mean_with_sample_weight" and probe.batches[0].sample_weight is not None
@@ -221,9 +247,15 @@ class BatchLoss:
                 self.reduction = str(reduction)
             if getattr(part.loss, "dtype", None) in HALF:
                 self.precision = "float32"
-            parts.append(part._replace(loss=loss_to_measure(part.loss, wide)))
-        _keras.flat_losses.set(made, parts)
-        return loss_to_measure(made, wide)
+        return self._in_precision(made, parts, self.dtype)
+
+    def _in_precision(self, made: CompileLoss, parts: Sequence[Any], dtype: str | None) -> CompileLoss:
+        # Compute the loss in float64 if the weights are, because Keras by default casts outputs to float32.
+        dtypes = {tf.as_dtype(v.dtype) for v in self.variables}
+        wide = dtype or ("float64" if tf.float64 in dtypes else None)
+        copied = loss_to_measure(made, wide)
+        _keras.flat_losses.set(copied, [part._replace(loss=loss_to_measure(part.loss, wide)) for part in parts])
+        return copied
 
 
 def check_loss_name(loss: Any) -> None:

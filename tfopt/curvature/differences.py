@@ -1,6 +1,7 @@
 """Compare derivatives with finite differences."""
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from tfopt._variables import flatten
 
 NUM_DIRECTIONS = 3
 WIDE = 1e-3  # a step that changes results computed in float32
+PERIOD = 65_537  # a prime, so that no two rows of a matrix are equal
 FAR = 1e3  # entries from here on may be offsets that stand for -inf, and say nothing about other entries
 
 
@@ -98,7 +100,6 @@ class Verdict:
 def compare(subject: Derivatives, rng: np.random.Generator, stages: Sequence[Stage]) -> dict[str, Verdict]:
     """Compare derivatives with central differences along random directions, stage by stage; a verdict for each name."""
     verdicts = {name: Verdict() for name in subject.names}
-    at_point = subject.differentiated(subject.point)
     for stage in stages:
         for _ in range(NUM_DIRECTIONS):
             undecided = [n for n, verdict in enumerate(verdicts.values()) if not (verdict.is_right or verdict.is_wrong)]
@@ -106,7 +107,7 @@ def compare(subject: Derivatives, rng: np.random.Generator, stages: Sequence[Sta
                 return verdicts
             direction = random_like(subject.point, rng)
             derivatives = subject.along(subject.point, direction)
-            line = _Line(subject, direction, at_point)
+            line = _Line(subject, direction)
             for n in undecided:
                 verdicts[subject.names[n]].is_fine = stage.is_fine
                 _judge(verdicts[subject.names[n]], derivatives[n], line, n, stage)
@@ -116,13 +117,14 @@ def compare(subject: Derivatives, rng: np.random.Generator, stages: Sequence[Sta
 class _Line:
     """The differentiated quantities along a direction, each computed on first access."""
 
-    def __init__(self, subject: Derivatives, direction: list[Any], middle: list[np.ndarray]) -> None:
-        self._compute = lambda step: subject.differentiated(shifted(subject.point, direction, step))
-        self._found = {0.0: middle}
+    def __init__(self, subject: Derivatives, direction: list[Any]) -> None:
+        self._subject, self._direction = subject, direction
+        # The derivative at the point was computed just before, and with it perhaps the quantities.
+        self._found = {0.0: subject.differentiated(subject.point)}
 
     def at(self, step: float, n: int) -> np.ndarray:
         if step not in self._found:
-            self._found[step] = self._compute(step)
+            self._found[step] = self._subject.differentiated(shifted(self._subject.point, self._direction, step))
         return self._found[step][n]
 
     def slope(self, step: float, n: int) -> np.ndarray:
@@ -156,13 +158,22 @@ def _judge(verdict: Verdict, derivative: tuple[np.ndarray, float], line: _Line, 
 def random_like(point: list[Any], rng: np.random.Generator) -> list[Any]:
     """Return a random direction: in each tensor of the size of its entries, or of the others' if it is zero."""
     # Entries that are far out, such as the -1e9 of masked logits, have their own size.
-    entries = [np.minimum(np.abs(np.asarray(part, np.float64)), 1e30) for part in point]
-    sizes = [float(np.sqrt(np.mean(np.square(near)))) if (near := part[part < FAR]).size else 0.0 for part in entries]
+    entries = [np.minimum(np.abs(np.asarray(part)), 1e30) for part in point]
+    has_far = [bool(part.size and not part.max() < FAR) for part in entries]
+    near = [part[part < FAR] if is_far else part for part, is_far in zip(entries, has_far, strict=True)]
+    sizes = [float(np.sqrt(np.mean(np.square(part), dtype=np.float64))) if part.size else 0.0 for part in near]
     usual = float(np.mean([size for size in sizes if size > 0.0] or [0.01]))
-    return [
-        tf.constant(np.where(large < FAR, size or usual, large) * rng.standard_normal(part.shape), part.dtype)
-        for part, large, size in zip(point, entries, sizes, strict=True)
+    scales = [
+        np.where(large < FAR, size or usual, large) if is_far else size or usual
+        for large, size, is_far in zip(entries, sizes, has_far, strict=True)
     ]
+    return [tf.constant(scale * _drawn(rng, part.shape), part.dtype) for part, scale in zip(point, scales, strict=True)]
+
+
+def _drawn(rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
+    """Return normal numbers, which repeat in large arrays, because drawing them takes longer than a product."""
+    size = math.prod(shape)
+    return rng.standard_normal(shape) if size <= PERIOD else np.resize(rng.standard_normal(PERIOD), shape)
 
 
 def shifted(point: list[Any], direction: list[Any], step: float) -> list[Any]:
@@ -170,7 +181,7 @@ def shifted(point: list[Any], direction: list[Any], step: float) -> list[Any]:
     return [p + tf.constant(step, p.dtype) * d for p, d in zip(point, direction, strict=True)]
 
 
-def inner(parts: Sequence[Any], direction: Sequence[Any]) -> tuple[np.ndarray, float]:
+def inner(gradient: np.ndarray, direction: Sequence[Any]) -> tuple[np.ndarray, float]:
     """Return the product of a gradient and a direction, of shape (1,), and its expected size without cancellation."""
-    products = flatten(parts) * flatten(direction)
+    products = gradient * flatten(direction)
     return np.array([products.sum()]), float(np.linalg.norm(products))

@@ -160,7 +160,7 @@ class _Halves:
 
     def weights_along(self, values: list[Any], direction: list[Any]) -> list[tuple[np.ndarray, float]]:
         found = self._multiply(values, self._none, direction, self._pulled, self._none)
-        return [(flatten(found[5]) * flatten(self._weights), 0.0), inner(found[4], direction)]
+        return [(flatten(found[5]) * flatten(self._weights), 0.0), inner(flatten(found[4]), direction)]
 
     def losses(self, outputs: list[Any]) -> list[np.ndarray]:
         _, loss, gradient, _ = self._compute(self._values, self._moves(outputs))
@@ -168,7 +168,7 @@ class _Halves:
 
     def outputs_along(self, outputs: list[Any], direction: list[Any]) -> list[tuple[np.ndarray, float]]:
         found = self._multiply(self._values, self._moves(outputs), self._values, self._none, direction)
-        return [inner(found[2], direction), (flatten(found[6]), 0.0)]
+        return [inner(flatten(found[2]), direction), (flatten(found[6]), 0.0)]
 
     def row_curvatures(self, rng: np.random.Generator) -> list[float]:
         """Return d'Ld for random directions d in the outputs of single rows, three for each of up to 16 rows."""

@@ -43,6 +43,8 @@ class HessianOperator(CurvatureOperator):
         [[1.0, 0.0], [0.0, 9.0]]
     """
 
+    _is_kept = True
+
     def _trace_product(self, values: Any, batch: Any, vectors: Any) -> list[Any]:
         return trace(self.objective, values, batch, vectors)[1 + len(values) :]
 
@@ -60,16 +62,23 @@ class _HessianDerivatives(DerivativesAt):
         """Return a list of one: the gradient and the product at `values`."""
         batch, count = self.objective.probe.batches[0].tensors, len(values)
         if self._traced is None:
-            self._traced = SplitFunction(functools.partial(trace, self.objective), (values, batch), values)
-            self._gradient = self._traced.first_outputs(1 + count)
+            # One function computes everything. That takes less time than to compile one for the gradient alone.
+            self._traced = SplitFunction(functools.partial(trace, self.objective), (values, batch), values, rewrites=0)
+        latest: list[Any] = [None, None]  # the last point, and the quantities there
 
-        def differentiated(point: list[Any]) -> list[np.ndarray]:
-            loss, *gradients = self._gradient((point, batch), point)
-            return [flatten([loss]), flatten(gradients)]
+        def run(point: list[Any], direction: list[Any]) -> list[Any]:
+            loss, *found = self._traced((point, batch), direction)
+            latest[:] = point, [flatten([loss]), flatten(found[:count])]
+            return found[count:]
 
         def along(point: list[Any], direction: list[Any]) -> list[tuple[np.ndarray, float]]:
-            _, *found = self._traced((point, batch), direction)
-            return [inner(found[:count], direction), (flatten(found[count:]), 0.0)]
+            product = run(point, direction)
+            return [inner(latest[1][1], direction), (flatten(product), 0.0)]
+
+        def differentiated(point: list[Any]) -> list[np.ndarray]:
+            if latest[0] is not point:
+                run(point, point)
+            return list(latest[1])
 
         names = ("the gradient of the loss", "the product of the Hessian and a vector")
         return [Derivatives(names, values, differentiated, along, is_symmetric=True)]

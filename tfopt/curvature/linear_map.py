@@ -26,6 +26,14 @@ class LinearMap:
     shared: Callable[[], Any] = contextlib.nullcontext
     batch_norm: str | None = None  # How a model's batch normalisation is computed; None for other matrices
     precision: str | None = None  # How a model's layers are computed; None for other matrices
+    # Takes a matrix of columns and returns the products with them, at the same time if that is faster.
+    multiply_columns: Callable[[np.ndarray], np.ndarray] | None = None
+
+    def matmat(self, columns: np.ndarray) -> np.ndarray:
+        """Return the products with the columns of a matrix of shape (size, k)."""
+        if self.multiply_columns is not None:
+            return self.multiply_columns(columns)
+        return np.stack([np.asarray(self.matvec(column)) for column in np.ascontiguousarray(columns.T)], axis=1)
 
 
 def as_linear_map(operator: Any) -> LinearMap:
@@ -38,7 +46,13 @@ def as_linear_map(operator: Any) -> LinearMap:
         operator = HessianOperator(operator)
     if isinstance(operator, CurvatureOperator):
         return LinearMap(
-            operator.shape[0], operator.dtype, operator.matvec, operator.shared, operator.batch_norm, operator.precision
+            operator.shape[0],
+            operator.dtype,
+            operator.matvec,
+            operator.shared,
+            operator.batch_norm,
+            operator.precision,
+            operator.matmat,
         )
     if isinstance(operator, list | tuple):
         operator = np.asarray(operator)

@@ -165,20 +165,20 @@ class Objective:
 
     def on_rows(self, batch: Batch, dtype: str | None) -> "Objective":
         """Return the same objective over the rows of a batch, compiled anew in `dtype`; None: the model's dtype."""
-        probe = Probe.from_batches([batch])
-        return self._again(probe, self.batch_norm, dtype, SerialCommunicator())
+        other = Objective.__new__(Objective)
+        other._set_up(
+            self.batch_loss.in_dtype(dtype), Probe.from_batches([batch]), self.variables, SerialCommunicator()
+        )
+        return other
 
     def with_moving_averages(self) -> "Objective":
         """Return the objective of the same rows, normalised by moving averages, with its compiled functions."""
         if not self._moving:
-            self._moving.append(self._again(self.probe, "moving", self.batch_loss.dtype, self.communicator))
+            other = Objective.__new__(Objective)
+            batch_loss = BatchLoss(self.model, self.batch_loss.given_loss, self.probe, "moving", self.batch_loss.dtype)
+            other._set_up(batch_loss, self.probe, self.variables, self.communicator)
+            self._moving.append(other)
         return self._moving[0].over(self.probe)
-
-    def _again(self, probe: Probe, batch_norm: str, dtype: str | None, communicator: Communicator) -> "Objective":
-        other = Objective.__new__(Objective)
-        batch_loss = BatchLoss(self.model, self.batch_loss.given_loss, probe, batch_norm, dtype)
-        other._set_up(batch_loss, probe, self.variables, communicator)
-        return other
 
     def _count_rows(self) -> int:
         here = [tf.constant(count, tf.int64) for count in (self.probe.num_rows, len(self.probe.batches))]

@@ -2,16 +2,21 @@
 
 import contextlib
 import copy
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfopt._checks import check_flag
+from tfopt.curvature.batch import form_of
 from tfopt.curvature.differences import DerivativesAt
+from tfopt.curvature.held_variables import holding
 from tfopt.curvature.known_operations import OF_SOME_ROWS, SOFTMAX, check_derivatives, is_in_functions, scopes_of
+from tfopt.curvature.known_products import KnownProduct, keep, known, reads_none
 from tfopt.curvature.model_checks import refuse_rounding
 from tfopt.curvature.objective import Objective, add, as_objective
 from tfopt.curvature.probe import Probe
@@ -22,6 +27,7 @@ from tfopt.curvature.vectors import VectorForm
 
 # Memory limit of the intermediate results that `shared` caches, over all batches.
 SHARED_BYTES = 2**31
+NUM_THREADS = 2  # products with several vectors that are computed at the same time
 
 
 class CurvatureOperator(ABC):
@@ -47,7 +53,10 @@ class CurvatureOperator(ABC):
         self.num_matvecs = 0
         self._shared: list[Any] | None = None
         self._bytes_needed: list[int] = []
-        self._products: dict[Any, SplitFunction] = {}
+        self._products: dict[Any, KnownProduct] = {}
+        self._traced_fingerprint: Any = None
+        chosen = {id(variable) for variable in self.objective.variables}
+        self._others = [variable for variable in self.objective.model.variables if id(variable) not in chosen]
 
     def __repr__(self) -> str:
         precision = "" if self.precision == "model" else f", in {self.precision}"
@@ -87,6 +96,8 @@ class CurvatureOperator(ABC):
         if check is not None:
             check.check_finite(products, parts)
             self._is_checked = True
+            if self._is_kept and check.is_general:
+                self._known_product(0, parts, parts).is_checked = True
         self.num_matvecs += 1
         return self.vectors.join(products, vector)
 
@@ -99,9 +110,37 @@ class CurvatureOperator(ABC):
         Returns:
             A vector or matrix of the same shape.
         """
-        if np.ndim(vector) == 2:
-            return np.stack([np.asarray(self.matvec(np.asarray(column))) for column in np.asarray(vector).T], axis=1)
-        return self.matvec(vector)
+        return self.matmat(vector) if np.ndim(vector) == 2 else self.matvec(vector)
+
+    def matmat(self, matrix: Any) -> np.ndarray:
+        """Return the products with the columns of a matrix, which share the common part of all products.
+
+        Args:
+            matrix: An array of shape (n, k).
+
+        Returns:
+            An array of shape (n, k).
+
+        Raises:
+            ValueError: The matrix has another shape.
+            RuntimeError: As in `matvec`.
+        """
+        columns = np.asarray(matrix)
+        if columns.ndim != 2 or len(columns) != self.shape[0]:
+            raise ValueError(f"`matrix` must have the shape ({self.shape[0]}, k). Received: shape {columns.shape}")
+        products = np.empty(columns.shape, self.dtype, order="F")
+        with self.shared():
+            for index in range(min(1, columns.shape[1])):  # the first one is checked, and prepares the others
+                products[:, index] = self.matvec(np.ascontiguousarray(columns[:, index]))
+            rest = range(1, columns.shape[1])
+            parts = [self.vectors.split(np.ascontiguousarray(columns[:, index])) for index in rest]
+            multiply = functools.partial(self._sum_here, values=self.objective.values())
+            with ThreadPoolExecutor(NUM_THREADS) as pool:  # one product seldom keeps all cores busy
+                for index, sums in zip(rest, pool.map(multiply, parts), strict=True):
+                    found = self.objective.communicator.allreduce_sum(sums, name="products")
+                    products[:, index] = self.vectors.join(found, products[:, index])
+        self.num_matvecs += len(rest)
+        return products
 
     def to_scipy(self) -> Any:
         """Return the matrix as a `scipy.sparse.linalg.LinearOperator`, for scipy's solvers.
@@ -168,16 +207,17 @@ class CurvatureOperator(ABC):
     @property
     def must_check_all_rows(self) -> bool:
         """Whether other rows need a self-check of their own, because derivatives may be wrong for some rows only."""
-        graphs = [product.graph for product in self._products.values()]
+        graphs = [product.function.graph for product in self._products.values()]
         return any(scopes_of(graph, OF_SOME_ROWS) or is_in_functions(graph, SOFTMAX) for graph in graphs)
 
     def _check(self) -> SelfCheck:
         values = self.objective.values()
-        graph = self._product_for(0, values, values).graph
-        check = SelfCheck(repr(self), self.objective, graph)
+        product = self._known_product(0, values, values)
+        check = SelfCheck(repr(self), self.objective, product.function.graph)
         check.refuse_operations()
         self._check_targets(values)
-        check(self._derivatives, self._check_matrix)
+        if not product.is_checked:
+            check(self._derivatives, self._check_matrix)
         return check
 
     def _check_targets(self, values: list[Any]) -> None:
@@ -189,11 +229,13 @@ class CurvatureOperator(ABC):
             if sums:
                 if id(product) not in functions:
                     functions[id(product)] = product.pruned_to(sums)
-                check_sums(functions[id(product)](values, batch.tensors))
+                check_sums(functions[id(product)](*self._fixed(values, batch.tensors)))
             if is_in_functions(product.graph, SOFTMAX):
                 self._product_of(index, values, values)
 
     # --- specific to each kind of matrix
+
+    _is_kept = False  # whether a product and its check serve other operators of the same function
 
     @abstractmethod
     def _trace_product(self, values: Any, batch: Any, vectors: Any) -> list[Any]:
@@ -210,34 +252,65 @@ class CurvatureOperator(ABC):
     # --- one product
 
     def _sum_over_batches(self, vectors: list[Any]) -> list[Any]:
-        values = self.objective.values()
+        sums = self._sum_here(vectors, self.objective.values())
+        return self.objective.communicator.allreduce_sum(sums, name="products")
+
+    def _sum_here(self, vectors: list[Any], values: list[Any]) -> list[Any]:
         sums: list[Any] = []
         for index, batch in enumerate(self.objective.probe.batches):
             share = batch.num_rows / self.objective.num_rows
             # The product is linear, so that scaling the vector scales the product.
             scaled = vectors if share == 1.0 else [tf.constant(share, part.dtype) * part for part in vectors]
             sums = add(sums, self._product_of(index, values, scaled))
-        return self.objective.communicator.allreduce_sum(sums, name="products")
+        return sums
 
     def _product_of(self, index: int, values: list[Any], vectors: list[Any]) -> list[Any]:
         batch = self.objective.probe.batches[index].tensors
         product = self._product_for(index, values, vectors)
         with refusing_targets():
             if self._shared is None or not self._may_share(index, values, vectors):
-                return product((values, batch), vectors)
+                return product(self._fixed(values, batch), vectors)
             if self._shared[index] is None:
-                self._shared[index] = product.prepare(values, batch)
+                self._shared[index] = product.prepare(*self._fixed(values, batch))
             return product.finish(self._shared[index], vectors)
 
     def _product_for(self, index: int, values: list[Any], vectors: list[Any]) -> SplitFunction:
+        return self._known_product(index, values, vectors).function
+
+    def _known_product(self, index: int, values: list[Any], vectors: list[Any]) -> KnownProduct:
         # Each form of batch needs its own function: the last batch often has fewer rows.
         batch = self.objective.probe.batches[index].tensors
-        form = tuple((tuple(leaf.shape), leaf.dtype) for leaf in tf.nest.flatten(batch) if leaf is not None)
+        form = form_of(batch)
         if form not in self._products:
-            product = SplitFunction(self._trace_product, (values, batch), vectors)
-            check_derivatives(product.graph)
-            self._products[form] = product
+            self._products[form] = self._make_product(form, batch, values, vectors)
         return self._products[form]
+
+    def _make_product(self, form: Any, batch: Any, values: list[Any], vectors: list[Any]) -> KnownProduct:
+        loss, variables = self.objective.batch_loss, self.objective.model.variables
+        places = {id(variable): index for index, variable in enumerate(variables)}
+        chosen = tuple(places.get(id(variable)) for variable in self.variables)
+        is_known = self._is_kept and loss.fingerprint is not None and form == loss.form
+        key = type(self), loss.fingerprint, form, chosen
+        if is_known and (found := known(key)):
+            return found
+        made = KnownProduct(SplitFunction(self._trace_with_others, self._fixed(values, batch), vectors))
+        check_derivatives(made.function.graph)
+        # Values of attributes may have changed since the objective was made.
+        if is_known and self._traced_fingerprint == loss.fingerprint and reads_none(made.function.graph, variables):
+            keep(key, made)
+        return made
+
+    def _fixed(self, values: list[Any], batch: Any) -> tuple[Any, ...]:
+        return values, [tf.convert_to_tensor(variable.value) for variable in self._others], batch
+
+    def _trace_with_others(self, values: Any, others: Any, batch: Any, vectors: Any) -> list[Any]:
+        # All values are arguments, so that the function serves equal models.
+        with holding(list(zip(self._others, others, strict=True)), [], contextlib.nullcontext):
+            product = self._trace_product(values, batch, vectors)
+        if self._is_kept:
+            weights = zip(map(id, [*self.variables, *self._others]), [*values, *others], strict=True)
+            self._traced_fingerprint = self.objective.batch_loss.fingerprint_of(dict(weights), batch)
+        return product
 
     def _may_share(self, index: int, values: list[Any], vectors: list[Any]) -> bool:
         while len(self._bytes_needed) <= index:  # cumulative over batches

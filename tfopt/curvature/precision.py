@@ -33,15 +33,14 @@ def policy_to_measure(layer: Any, dtype: str | None) -> Any:
 
 
 def loss_to_measure(loss: Any, dtype: str | None) -> Any:
-    """Return a loss for measurements: a copy in `dtype`, or in float32 if `dtype` is None and it is in half."""
+    """Return a copy of a loss, in `dtype`; if `dtype` is None in float32 for half precision, else in its own."""
     dtype = dtype or ("float32" if getattr(loss, "dtype", None) in HALF else None)
-    if dtype is None:
-        return loss
     # Not copy.copy, for which Keras rebuilds the loss from its `get_config`.
     copied = object.__new__(type(loss))
     copied.__dict__.update(loss.__dict__)
-    _keras.loss_dtype_policy.set(copied, keras.DTypePolicy(dtype))
-    _keras.loss_dtype.set(copied, dtype)
+    if dtype is not None:
+        _keras.loss_dtype_policy.set(copied, keras.DTypePolicy(dtype))
+        _keras.loss_dtype.set(copied, dtype)
     return copied
 
 

@@ -53,6 +53,7 @@ class SelfCheck:
 
     def __init__(self, name: str, objective: Objective, graph: tf.Graph) -> None:
         self._name, self._objective, self._graph = name, objective, graph
+        self.is_general = False  # whether a check without doubt was made, whose verdict does not depend on the rows
 
     def __call__(self, make_derivatives: MakeDerivatives, check_matrix: Callable[[DerivativesAt], None]) -> None:
         """Check products on a few rows, in float64 if the model allows it.
@@ -65,11 +66,12 @@ class SelfCheck:
         steps must be large, and cross kinks: there differences only confirm, and a product that is not confirmed gives
         a warning. `check_matrix` takes the derivatives of a few rows, and checks what only this kind of matrix needs.
         """
-        small = self._few_rows(make_derivatives)
         rng = np.random.default_rng(0)
+        small, sound = self._few_rows(make_derivatives, rng)
         values = small.objective.values()
         where = f"on {small.objective.num_rows} rows of the first batch, of {self._first_batch.num_rows}"
-        sound = [_Sound(subject, self, rng, where) for subject in small.at(values)]
+        for subject in sound:
+            subject.check_repeatable(where)
         check_matrix(small)
         # Move away from the weights, because weights of zero lie on a kink of ReLU.
         nudged = shifted(values, random_like(values, rng), 0.01)
@@ -82,7 +84,8 @@ class SelfCheck:
         ]
         for subject in sound:
             subject.check_symmetric()
-        if scopes_of(self._graph, OF_SOME_ROWS) or is_in_functions(self._graph, SOFTMAX):
+        depends_on_rows = bool(scopes_of(self._graph, OF_SOME_ROWS)) or is_in_functions(self._graph, SOFTMAX)
+        if depends_on_rows:
             self._check_all_rows(make_derivatives, rng)
         if doubtful:
             warnings.warn(
@@ -91,6 +94,7 @@ class SelfCheck:
                 f"{TURN_OFF}",
                 stacklevel=6,
             )
+        self.is_general = not (doubtful or depends_on_rows)
 
     def refuse_operations(self) -> None:
         """Raise RuntimeError if the graph has operations that are known to have no second derivative."""
@@ -123,30 +127,30 @@ class SelfCheck:
     def _first_batch(self) -> Batch:
         return self._objective.probe.batches[0]
 
-    def _few_rows(self, make_derivatives: MakeDerivatives) -> DerivativesAt:
+    def _few_rows(
+        self, make_derivatives: MakeDerivatives, rng: np.random.Generator
+    ) -> tuple[DerivativesAt, list["_Sound"]]:
         # Use float64 and few rows, unless the model needs its own dtype or number of rows, or the loss compares pairs
         # of rows, of which few rows may have none.
         for dtype in ("float64", None):
             found = None
             for rows in (_spread(self._first_batch), self._first_batch):
                 try:
-                    found, is_finite = self._on(rows, dtype, make_derivatives)
+                    found = self._on(rows, dtype, make_derivatives, rng)
                 except REFUSALS:
                     continue
-                if is_finite:
+                if all(subject.is_finite for subject in found[1]) and any(subject.is_live for subject in found[1]):
                     return found
             if found is not None:
                 return found
-        return self._on(self._first_batch, None, make_derivatives)[0]
+        return self._on(self._first_batch, None, make_derivatives, rng)
 
-    def _on(self, rows: Batch, dtype: str | None, make_derivatives: MakeDerivatives) -> tuple[DerivativesAt, bool]:
-        """Return the derivatives on some rows, and whether they are finite there."""
+    def _on(
+        self, rows: Batch, dtype: str | None, make_derivatives: MakeDerivatives, rng: np.random.Generator
+    ) -> tuple[DerivativesAt, list["_Sound"]]:
+        """Return the derivatives on some rows, and those at the weights."""
         small = make_derivatives(self._objective.on_rows(rows, dtype))
-        found: list[Any] = []
-        for subject in small.at(small.objective.values()):
-            found += subject.differentiated(subject.point)
-            found += [part for part, _ in subject.along(subject.point, subject.point)]
-        return small, bool(np.isfinite(flatten(found)).all())
+        return small, [_Sound(subject, self, rng) for subject in small.at(small.objective.values())]
 
     def _is_settled(self, small_graph: tf.Graph, name: str, verdict: Verdict) -> bool:
         is_smooth = verdict.is_fine or not scopes_of(self._graph, KINKED)
@@ -171,20 +175,22 @@ class SelfCheck:
             if batch.num_rows in known:
                 whole = known[batch.num_rows].over(Probe.from_batches([batch]))
             else:
-                whole = known[batch.num_rows] = self._on_whole(batch, make_derivatives)
+                whole = known[batch.num_rows] = self._on_whole(batch, make_derivatives, rng)
             values = whole.objective.values()
             for subject in whole.at(values):
-                _Sound(subject, self, rng, where).check_symmetric()
+                sound = _Sound(subject, self, rng)
+                sound.check_repeatable(where)
+                sound.check_symmetric()
                 stages = (STRICT,) if values[0].dtype == tf.float64 else ()
                 for name, verdict in compare(subject, rng, stages).items():
                     if verdict.is_wrong:
                         self._refuse_wrong(name, verdict)
 
-    def _on_whole(self, batch: Batch, make_derivatives: MakeDerivatives) -> DerivativesAt:
+    def _on_whole(self, batch: Batch, make_derivatives: MakeDerivatives, rng: np.random.Generator) -> DerivativesAt:
         try:
-            return self._on(batch, "float64", make_derivatives)[0]
+            return self._on(batch, "float64", make_derivatives, rng)[0]
         except REFUSALS:
-            return self._on(batch, None, make_derivatives)[0]
+            return self._on(batch, None, make_derivatives, rng)[0]
 
     def _advice(self, kinds: tuple[str, ...]) -> str:
         found = [*describe(scopes_of(self._graph, kinds)), *suspicious_layers(self._objective.model)]
@@ -202,31 +208,64 @@ def _spread(batch: Batch) -> Batch:
 
 
 class _Sound:
-    """Check that derivatives at the weights are finite, repeatable and, in `check_symmetric`, symmetric."""
+    """Derivatives at the weights along two random directions, and checks of these."""
 
-    def __init__(self, subject: Derivatives, check: SelfCheck, rng: np.random.Generator, where: str) -> None:
+    def __init__(self, subject: Derivatives, check: SelfCheck, rng: np.random.Generator) -> None:
         self._subject, self._check = subject, check
         self._one, self._other = random_like(subject.point, rng), random_like(subject.point, rng)
-        first, repeated = (subject.along(subject.point, self._one) for _ in range(2))
-        once, again = (flatten([part for part, _ in found]) for found in (first, repeated))
-        if not np.isfinite(once).all():
-            check.refuse("are not finite", SINGULAR, NOT_FINITE.format(where))
-        if np.linalg.norm(once - again) > 1e-6 * np.linalg.norm(once):
-            check.refuse_randomness()
-        self._first = first[-1][0]
+        self._first = self._along(self._one)
+        self._second: list[np.ndarray] = []
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the derivatives and what they differentiate are finite."""
+        return _are_finite([*self._first, *self._quantities])
+
+    @property
+    def is_live(self) -> bool:
+        """Whether some derivative is not zero."""
+        return any(bool(part.any()) for part in self._first)
+
+    def check_repeatable(self, where: str) -> None:
+        """Refuse derivatives that are not finite, or differ the second time."""
+        if not _are_finite(self._first):
+            self._check.refuse("are not finite", SINGULAR, NOT_FINITE.format(where))
+        if not self._subject.is_symmetric:
+            self._refuse_change(self._first, self._along(self._one))
+            return
+        # Another direction also serves `check_symmetric`. There the product itself is computed again if need be.
+        once = self._quantities
+        self._second = self._along(self._other)
+        self._refuse_change(once, self._quantities)
 
     def check_symmetric(self) -> None:
-        subject, first = self._subject, self._first
+        """Refuse a matrix that is not symmetric; comes after `check_repeatable`."""
+        subject = self._subject
         if not subject.is_symmetric:
             return
-        second = subject.along(subject.point, self._other)[-1][0]
+        first, second = self._first[-1], self._second[-1]
         one, other = flatten(self._one), flatten(self._other)
         there, back = float(first @ other), float(second @ one)
         if abs(there - back) <= 1e-4 * max(np.linalg.norm(first * other), np.linalg.norm(second * one)):
             return
+        self._refuse_change(self._first, self._along(self._one))
         # Products are linear, so that any deviation from linearity estimates the rounding error.
-        both = subject.along(subject.point, shifted(self._one, self._other, 1.0))[-1][0]
+        both = self._along(shifted(self._one, self._other, 1.0))[-1]
         rounding = np.linalg.norm((both - first - second) * (abs(one) + abs(other)))
         if abs(there - back) > 30 * rounding:
             details = f": {subject.names[-1]} is not symmetric, u'Av = {there:.4g} and v'Au = {back:.4g}"
             self._check.refuse("are wrong", SUSPECTS, details)
+
+    def _along(self, direction: list[Any]) -> list[np.ndarray]:
+        found = self._subject.along(self._subject.point, direction)
+        self._quantities = self._subject.differentiated(self._subject.point)
+        return [part for part, _ in found]
+
+    def _refuse_change(self, once: list[np.ndarray], again: list[np.ndarray]) -> None:
+        change = [np.linalg.norm(before - after) for before, after in zip(once, again, strict=True)]
+        if np.linalg.norm(change) > 1e-6 * np.linalg.norm([np.linalg.norm(before) for before in once]):
+            self._check.refuse_randomness()
+
+
+def _are_finite(arrays: list[np.ndarray]) -> bool:
+    return all(bool(np.isfinite(array).all()) for array in arrays)

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfopt._compiled import compiled
+from tfopt._compiled import compiled, rewritten
 
 
 class SplitFunction:
@@ -20,34 +20,37 @@ class SplitFunction:
         function: Takes the fixed arguments and then the vectors; returns a list of tensors.
         fixed: Examples of the fixed arguments: nested structures of tensors and None.
         vectors: An example of the vectors, a list of tensors.
+        rewrites: How often TensorFlow rewrites the graph before it runs: 1 (default), or 0 for a function that runs a
+            few times.
 
     Attributes:
         num_bytes: Size of the result of `prepare` in bytes; 0 if the function cannot be cut.
         graph: The whole graph, a `tf.Graph`.
     """
 
-    def __init__(self, function: Callable[..., list[Any]], fixed: tuple[Any, ...], vectors: list[Any]) -> None:
+    def __init__(
+        self, function: Callable[..., list[Any]], fixed: tuple[Any, ...], vectors: list[Any], rewrites: int = 1
+    ) -> None:
         arguments = (*fixed, vectors)
         flat = tf.nest.flatten(arguments)
         indices = [index for index, leaf in enumerate(flat) if leaf is not None]
+
+        waiting = [function]  # emptied after the trace: compiled products outlive the model that `function` holds
 
         def flat_function(*tensors: Any) -> list[Any]:
             leaves: list[Any] = [None] * len(flat)
             for index, tensor in zip(indices, tensors, strict=True):
                 leaves[index] = tensor
-            return function(*tf.nest.pack_sequence_as(arguments, leaves))
+            return waiting[0](*tf.nest.pack_sequence_as(arguments, leaves))
 
         specs = [tf.TensorSpec(flat[index].shape, flat[index].dtype) for index in indices]
         self._function = tf.compat.v1.wrap_function(flat_function, specs)
+        waiting.clear()
         self.graph = self._function.graph
         inputs, num_fixed = self._function.inputs[: len(indices)], len(indices) - len(vectors)
         self._fixed, self._vectors = inputs[:num_fixed], inputs[num_fixed:]
         self._outputs = tf.nest.flatten(self._function.structured_outputs)
-        self._kept = _boundary(self.graph, self._vectors, self._outputs)
-        # `prune` also copies operations that are not needed. Table lookups among them run, and need their strings.
-        kept = {tensor.ref() for tensor in self._kept}
-        texts = [index for index, tensor in enumerate(self._fixed) if tensor.dtype == tf.string]
-        self._texts = [index for index in texts if self._fixed[index].ref() not in kept]
+        self._whole = rewritten(self._function, rewrites)
 
     @functools.cached_property
     def num_bytes(self) -> int:
@@ -57,7 +60,7 @@ class SplitFunction:
 
     def __call__(self, fixed: tuple[Any, ...], vectors: list[Any]) -> list[Any]:
         """Compute everything."""
-        return list(self._whole(*_leaves(fixed), *vectors))
+        return tf.nest.flatten(self._whole(*_leaves(fixed), *vectors))
 
     def prepare(self, *fixed: Any) -> list[Any]:
         """Compute all that does not depend on the vectors; returns tensors for `finish`."""
@@ -68,7 +71,7 @@ class SplitFunction:
 
     def finish(self, prepared: list[Any], vectors: list[Any]) -> list[Any]:
         """Compute the function's results from the result of `prepare` and the vectors."""
-        return list((self._second_part if self._can_be_cut else self._whole)(*prepared, *vectors))
+        return tf.nest.flatten((self._second_part if self._can_be_cut else self._whole)(*prepared, *vectors))
 
     def first_outputs(self, count: int) -> Any:
         """Return a function of (fixed arguments, vectors) that computes only the first `count` outputs."""
@@ -91,8 +94,15 @@ class SplitFunction:
             return False
 
     @functools.cached_property
-    def _whole(self) -> Any:
-        return _compiled(self._function, [*self._fixed, *self._vectors])
+    def _kept(self) -> list[Any]:
+        return _boundary(self.graph, self._vectors, self._outputs)
+
+    @functools.cached_property
+    def _texts(self) -> list[int]:
+        # `prune` also copies operations that are not needed. Table lookups among them run, and need their strings.
+        kept = {tensor.ref() for tensor in self._kept}
+        texts = [index for index, tensor in enumerate(self._fixed) if tensor.dtype == tf.string]
+        return [index for index in texts if self._fixed[index].ref() not in kept]
 
     @functools.cached_property
     def _first_part(self) -> Any:
@@ -112,7 +122,7 @@ def _compiled(function: Any, inputs: list[Any]) -> Any:
     # A direct call of a pruned function is slow; inside a `tf.function` it is inlined. The concrete function is called,
     # because a lookup by the specs of its many inputs takes a millisecond.
     specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in inputs]
-    return compiled(lambda *tensors: function(*tensors)).get_concrete_function(*specs)
+    return rewritten(compiled(lambda *tensors: function(*tensors)).get_concrete_function(*specs), 1)
 
 
 def _boundary(graph: Any, vectors: list[Any], outputs: list[Any]) -> list[Any]:
