@@ -79,9 +79,7 @@ def test_standard_errors_leave_out_each_group_in_turn(problem, group_size):
         if count == 2:
             assert np.isnan(estimate.standard_error)
             continue
-        without = [
-            group_size * np.trace(matrix @ np.cov(np.delete(groups, index, axis=0).T)) for index in range(count)
-        ]
+        without = [group_size * np.trace(matrix @ np.cov(np.delete(groups, index, axis=0).T)) for index in range(count)]
         expected = np.sqrt((count - 1) * np.var(without))
         assert estimate.standard_error == pytest.approx(expected, rel=1e-6)
 
