@@ -26,7 +26,7 @@ class LinearMap:
     shared: Callable[[], Any] = contextlib.nullcontext
     batch_norm: str | None = None  # How a model's batch normalisation is computed; None for other matrices
     precision: str | None = None  # How a model's layers are computed; None for other matrices
-    # Takes a matrix of columns and returns the products with them, at the same time if that is faster.
+    # Takes a matrix of columns and returns the products with them.
     multiply_columns: Callable[[np.ndarray], np.ndarray] | None = None
 
     def matmat(self, columns: np.ndarray) -> np.ndarray:

@@ -2,10 +2,8 @@
 
 import contextlib
 import copy
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -27,7 +25,6 @@ from tfopt.curvature.vectors import VectorForm
 
 # Memory limit of the intermediate results that `shared` caches, over all batches.
 SHARED_BYTES = 2**31
-NUM_THREADS = 2  # products with several vectors that are computed at the same time
 
 
 class CurvatureOperator(ABC):
@@ -130,16 +127,8 @@ class CurvatureOperator(ABC):
             raise ValueError(f"`matrix` must have the shape ({self.shape[0]}, k). Received: shape {columns.shape}")
         products = np.empty(columns.shape, self.dtype, order="F")
         with self.shared():
-            for index in range(min(1, columns.shape[1])):  # the first one is checked, and prepares the others
+            for index in range(columns.shape[1]):
                 products[:, index] = self.matvec(np.ascontiguousarray(columns[:, index]))
-            rest = range(1, columns.shape[1])
-            parts = [self.vectors.split(np.ascontiguousarray(columns[:, index])) for index in rest]
-            multiply = functools.partial(self._sum_here, values=self.objective.values())
-            with ThreadPoolExecutor(NUM_THREADS) as pool:  # one product seldom keeps all cores busy
-                for index, sums in zip(rest, pool.map(multiply, parts), strict=True):
-                    found = self.objective.communicator.allreduce_sum(sums, name="products")
-                    products[:, index] = self.vectors.join(found, products[:, index])
-        self.num_matvecs += len(rest)
         return products
 
     def to_scipy(self) -> Any:
@@ -252,17 +241,14 @@ class CurvatureOperator(ABC):
     # --- one product
 
     def _sum_over_batches(self, vectors: list[Any]) -> list[Any]:
-        sums = self._sum_here(vectors, self.objective.values())
-        return self.objective.communicator.allreduce_sum(sums, name="products")
-
-    def _sum_here(self, vectors: list[Any], values: list[Any]) -> list[Any]:
+        values = self.objective.values()
         sums: list[Any] = []
         for index, batch in enumerate(self.objective.probe.batches):
             share = batch.num_rows / self.objective.num_rows
             # The product is linear, so that scaling the vector scales the product.
             scaled = vectors if share == 1.0 else [tf.constant(share, part.dtype) * part for part in vectors]
             sums = add(sums, self._product_of(index, values, scaled))
-        return sums
+        return self.objective.communicator.allreduce_sum(sums, name="products")
 
     def _product_of(self, index: int, values: list[Any], vectors: list[Any]) -> list[Any]:
         batch = self.objective.probe.batches[index].tensors
