@@ -228,6 +228,7 @@ def with_a_patched_layer():
         (lambda: chain_with([1.0, 1.0], inputs="uint8"), "inputs of dtype uint8, and the data range from -1 to -1"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # by TensorFlow, of the coefficient
 def test_what_another_function_is_trained_for_is_not_covered(model, message):
     with pytest.raises(NotCoveredError, match=message):
         theta_of(model(), -1.0, 1.0)

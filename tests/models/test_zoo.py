@@ -200,7 +200,7 @@ def test_resnet_shortcuts_carry_the_input_unchanged():
     """With the residual branches at zero the network is subsampling, zero channels, mean and the output layer."""
     model = models.resnet((8, 8, 1), 8, 3, width=4, batch_normalization=False, seed=0)
     x = np.random.default_rng(0).standard_normal((2, 8, 8, 1)).astype("float32")
-    first = outputs(keras.Model(model.inputs, model.get_layer("first_relu").output), x)
+    first = outputs(keras.Model(model.input, model.get_layer("first_relu").output), x)
     h = np.pad(first[:, ::2, ::2], ((0, 0),) * 3 + ((2, 2),))
     h = np.pad(h[:, ::2, ::2], ((0, 0),) * 3 + ((4, 4),)).mean(axis=(1, 2))
     kernel, bias = model.get_layer("outputs").get_weights()
