@@ -60,12 +60,13 @@ horovod: $(VENV)/built-horovod
 # below: xdist would start those with few tests last, which take longest.
 PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-# In four runs, one after the other: TensorFlow keeps what `fit` has compiled, and workers would grow through all of them.
+# In five runs, one after the other: TensorFlow keeps what `fit` has compiled, and workers would grow through all of them.
 FIRST := tests/callbacks
-SECOND := tests/curvature tests/bregman
-THIRD := tests/optimizers tests/models
-OTHERS := tests/distributed tests/examples tests $(addprefix --ignore=,$(FIRST) $(SECOND) $(THIRD))
-RUNS := $(if $(ONLY),"tests/$(ONLY)","$(FIRST)" "$(SECOND)" "$(THIRD)" "$(OTHERS)")
+SECOND := tests/curvature
+THIRD := tests/bregman
+FOURTH := tests/optimizers tests/models
+OTHERS := tests/distributed tests/examples tests $(addprefix --ignore=,$(FIRST) $(SECOND) $(THIRD) $(FOURTH))
+RUNS := $(if $(ONLY),"tests/$(ONLY)","$(FIRST)" "$(SECOND)" "$(THIRD)" "$(FOURTH)" "$(OTHERS)")
 
 define run_tests
 @failed=0; \
@@ -83,7 +84,7 @@ test-all: $(VENV)/installed-test $(VENV)/built-horovod
 
 # Tracing costs about a third of the time, in the ranks too: not a part of `make test`.
 coverage: $(VENV)/installed-test $(VENV)/built-horovod
-	$(PYTEST) --cov --cov-report= --cov-fail-under=0 $(FIRST) $(SECOND) $(THIRD)
+	$(PYTEST) --cov --cov-report= --cov-fail-under=0 $(FIRST) $(SECOND) $(THIRD) $(FOURTH)
 	$(PYTEST) --cov --cov-append --cov-report=term $(OTHERS)
 
 lint: $(VENV)/installed-test

@@ -96,12 +96,15 @@ def _graphs_of_a_module_are_freed():
     """
     from tensorflow.python.framework import ops
 
+    from tfopt.curvature import known_products
+
     gradients = ops.gradient_registry._registry
     before = set(gradients)
     yield
     for name in set(gradients) - before:
         if name.startswith("CustomGradient-"):
             del gradients[name]
+    known_products._products.clear()
     _collect()
 
 
