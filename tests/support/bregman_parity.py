@@ -54,7 +54,7 @@ def make_trainer(
     ranks,
     widths=(6, 6),  # as many as inputs: XLA compiles once for both hidden layers
     inputs=6,
-    metrics=("mse",),
+    is_measured=True,
     loss="sparse_categorical_crossentropy",
     is_copied=False,
     **options,
@@ -67,6 +67,8 @@ def make_trainer(
             model.set_weights(models.mlp(inputs, widths, 3, seed=7).get_weights())
     finally:
         keras.config.set_dtype_policy("float32")
+    of_classes = keras.metrics.SparseCategoricalCrossentropy("crossentropy", from_logits=True)
+    metrics = ["mse" if loss == "mse" else of_classes] if is_measured else None
     return BregmanTrainer(model, loss, metrics, communicator=ranks, **options)
 
 
@@ -110,7 +112,7 @@ def bytes_reduced(ranks, folder):
     found = {}
     for preset, width, options in (("restarted", 9, {"num_blocks": 1}), ("penalty", 5, {})):
         for num_rows in (60, 120):
-            trainer = make_trainer(ranks, (width,), metrics=None, preset=preset, chunk_rows=10, **options)
+            trainer = make_trainer(ranks, (width,), is_measured=False, preset=preset, chunk_rows=10, **options)
             x, y = shard_of(make_data(num_rows), ranks)
             logs = trainer.fit(x, y, epochs=2, verbose=0).history
             found[f"{preset} {width} {num_rows}"] = logs["bytes_reduced"]
