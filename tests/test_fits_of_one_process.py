@@ -203,6 +203,18 @@ def test_the_bregman_trainer_refuses_another_training(tmp_path, change, epochs, 
     assert all(map(np.array_equal, before, model.get_weights()))
 
 
+@pytest.mark.parametrize(("epochs", "initial_epoch"), [(2, 0), (1, 0), (2, 1)])
+def test_the_bregman_trainer_refuses_to_train_nothing(tmp_path, epochs, initial_epoch):
+    model = models.mlp(4, (6,), 1, seed=0)
+    bregman(model, tmp_path, 2)
+    before = weights_of(model)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=NOTHING.format(initial_epoch, epochs)):
+            bregman(model, tmp_path, epochs, initial_epoch)
+    assert weights_of(model) == before
+    assert len(bregman(model, tmp_path, 4, 2)) == 4  # as the message advises
+
+
 def test_the_bregman_trainer_goes_on_to_more_sweeps(tmp_path):
     model = models.mlp(4, (6,), 1, seed=0)
     for epochs in (2, 4):

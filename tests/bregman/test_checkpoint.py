@@ -12,6 +12,7 @@ import train_until_killed
 from train_until_killed import DATA, train
 
 from tfopt import models
+from tfopt._checkpoints import earlier_fits
 from tfopt.bregman import BregmanTrainer, start
 
 SCRIPT = Path(train_until_killed.__file__)
@@ -159,7 +160,11 @@ def fit(model, folder, epochs=2, **options):
 
 @pytest.fixture
 def as_new_process(monkeypatch):
-    return lambda: monkeypatch.setattr(start, "_LAST_MODELS", {})
+    def forget():
+        monkeypatch.setattr(start, "_LAST_MODELS", {})
+        monkeypatch.setattr(earlier_fits, "_LEFT", {})
+
+    return forget
 
 
 @pytest.mark.parametrize("epochs", [2, 4], ids=["complete", "to go on"])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 @dataclass
 class _Left:
-    first: int  # A checksum of the values with which the training in the folder began.
+    first: int | str  # A checksum of the values with which the training in the folder began.
     epochs: int  # Largest number of epochs that a `fit` of this process was to reach.
     has_ended: bool
 
@@ -32,7 +32,7 @@ class EarlierFits:
         self._folder, self._key = folder, (os.path.realpath(folder), rank)
 
     def check(
-        self, first: int, changed: Callable[[], list[str]], reached: tuple[int, bool], asked: tuple[int, int]
+        self, first: int | str, changed: Callable[[], list[str]], reached: tuple[int, bool], asked: tuple[int, int]
     ) -> None:
         """Refuse a `fit` that is another training than the one that has ended in the folder.
 
@@ -72,7 +72,7 @@ class EarlierFits:
                 f"epochs={done + end - begin}. For another training, pass another folder"
             )
 
-    def begin(self, first: int, epochs: int, is_resumed: bool) -> None:
+    def begin(self, first: int | str, epochs: int, is_resumed: bool) -> None:
         """Note that a `fit` of so many epochs has begun, from a checkpoint or from values with the checksum `first`."""
         left = _LEFT.get(self._key) if is_resumed else None
         if left is not None:

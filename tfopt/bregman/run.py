@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from tfopt._checkpoints.callback_states import check_states, refuse_overwriting_loggers, set_states, states_of
+from tfopt._checkpoints.earlier_fits import EarlierFits
 from tfopt._checkpoints.generations import CheckpointFiles
 from tfopt.bregman.engine import Engine, Problem, weights_from_arrays
 from tfopt.bregman.first_weights import choose_first_weights
@@ -84,7 +85,9 @@ class FitLoop:
         self._history = next(c for c in callbacks.callbacks if isinstance(c, keras.callbacks.History))
         self._largest = math.inf
         self._files: CheckpointFiles | None = None
-        self._start: Start | None = None  # With checkpoints.
+        # Both with checkpoints only.
+        self._start: Start | None = None
+        self._earlier: EarlierFits | None = None
 
     def train(
         self, initial_epoch: int, files: CheckpointFiles | None = None, every_n_epochs: int = 1
@@ -116,10 +119,13 @@ class FitLoop:
             state = self._files.read_newest()
             start = Start(self._chain, self._problem.settings, self._folder)
             start.share(self._communicator)
+            earlier, first = EarlierFits(self._folder, self._communicator.rank), start.facts["checksum"]
             if state is not None:
-                in_agreement(self._communicator, lambda: self._check_checkpoint(state, start))
+                asked = initial_epoch, self._epochs
+                in_agreement(self._communicator, lambda: self._check_checkpoint(state, start, earlier, asked))
                 start.facts = state["start"]
-            self._start = start
+            earlier.begin(first, self._epochs, state is not None)
+            self._start, self._earlier = start, earlier
         self._standardise(state)
         self._set_up_engine(state)
         first = self._engine.start()
@@ -145,6 +151,8 @@ class FitLoop:
             if stops:
                 break
         self._callbacks.on_train_end(logs)
+        if self._earlier is not None:
+            self._earlier.end()
         return self._history
 
     def _standardise(self, state: Any) -> None:
@@ -246,7 +254,8 @@ class FitLoop:
                 "Change them back, or delete the folder to begin anew"
             )
 
-    def _check_checkpoint(self, state: Any, start: Start) -> None:
+    def _check_checkpoint(self, state: Any, start: Start, earlier: EarlierFits, asked: tuple[int, int]) -> None:
+        # `asked` are `initial_epoch` and `epochs`.
         self._check_fingerprint(state)
         standardisation = Standardisation(**state["standardisation"])
         written = [
@@ -254,6 +263,8 @@ class FitLoop:
             for part in (state["engine"]["weights"], state["best"][2])
         ]
         start.check(state["start"], written, state["stopped"] or state["epochs"] >= self._epochs)
+        # Other weights are refused above.
+        earlier.check(start.facts["checksum"], lambda: [], (state["epochs"], state["stopped"]), asked)
 
     def _write_checkpoint(self, epoch: int, stops: bool) -> None:
         is_last = stops or epoch + 1 == self._epochs

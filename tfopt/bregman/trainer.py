@@ -149,8 +149,8 @@ class BregmanTrainer:
 
         Raises:
             TypeError: An argument has the wrong type.
-            ValueError: An argument is out of its range, the data do not match the model, a rank has no rows, or the
-                checkpoint is of another training.
+            ValueError: An argument is out of its range, the data do not match the model, a rank has no rows, the
+                checkpoint is of another training, or an earlier `fit` of this process has completed this one.
         """
         check_integer("initial_epoch", initial_epoch, minimum=0)
         if check_integer("epochs", epochs, minimum=0) < initial_epoch:
