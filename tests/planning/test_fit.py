@@ -223,8 +223,9 @@ def test_inputs_by_name_and_batch_normalization(regression):
     model = keras.Model([a, b], output)
     data = ({"a": x[:, :2], "b": x[:, 2:]}, y)
     moving = quick(model, data)
-    with pytest.warns(UserWarning, match="normalises each group of a few rows by its own statistics"):
+    with pytest.warns(UserWarning, match="normalises each group of a few rows by its own statistics") as caught:
         batch = quick(model, data, batch_norm="batch")
+    assert caught[0].filename == __file__
     assert moving.num_parameters == batch.num_parameters == 4 * 8 + 8 + 2 * 8 + 9
     assert batch.curvature[-1] > moving.curvature[-1]  # normalised outputs are larger than those of a fresh layer
     start = model.get_weights()  # with moving averages, which are no part of the displacement

@@ -26,7 +26,7 @@ MATRICES = {"gauss_newton": GaussNewtonOperator, "hessian": HessianOperator}
 
 def fit_noisy_quadratic(
     objective: Objective,
-    budget_seconds: float | None = 30.0,
+    budget_seconds: float | Budget | None = 30.0,
     *,
     initial_weights: Sequence[Any] | None = None,
     num_examples: float | None = None,
@@ -66,7 +66,8 @@ def fit_noisy_quadratic(
             products and runs, and the result depends on the clock. If not even the smallest fit (4 runs of 64 rows,
             with 20 products for each vector) is done in time, an error says so after a few seconds, and how much time
             is enough. A machine that slows down during the fit may exceed the limit; then a warning says so. None sets
-            no limit, and the result depends on the seed alone. Default 30.
+            no limit, and the result depends on the seed alone. Default 30. (`plan_batch_size` passes the `Budget` that
+            it has begun.)
         initial_weights: The weights at which training starts, as `model.get_weights()` returns them. None (default)
             means the current weights.
         num_examples: N, the number of rows that training draws its batches from, of all ranks. None (default) means the
@@ -109,44 +110,7 @@ def fit_noisy_quadratic(
     """
     check_budget(budget_seconds)
     check_objective(objective)
-    return fit_within(
-        Budget(budget_seconds, objective.communicator),
-        objective,
-        initial_weights=initial_weights,
-        num_examples=num_examples,
-        matrix=matrix,
-        num_runs=num_runs,
-        num_matvecs=num_matvecs,
-        num_rows_per_run=num_rows_per_run,
-        num_bins=num_bins,
-        self_check=self_check,
-        seed=seed,
-        progress=progress,
-    )
-
-
-def check_budget(budget_seconds: Any) -> None:
-    """Raise unless a time limit is a number of seconds > 0, or None."""
-    if budget_seconds is not None:
-        check_number("budget_seconds", budget_seconds, minimum=0.0, exclusive_minimum=True)
-
-
-def fit_within(
-    budget: Budget,
-    objective: Objective,
-    *,
-    initial_weights: Sequence[Any] | None = None,
-    num_examples: float | None = None,
-    matrix: str = "gauss_newton",
-    num_runs: int = 8,
-    num_matvecs: int = 50,
-    num_rows_per_run: int = 8192,
-    num_bins: int = 64,
-    self_check: bool = True,
-    seed: int = 0,
-    progress: bool | None = None,
-) -> NoisyQuadraticFit:
-    """Fit as `fit_noisy_quadratic` does, within a budget that has begun."""
+    budget = budget_seconds if isinstance(budget_seconds, Budget) else Budget(budget_seconds, objective.communicator)
     check_choice("matrix", matrix, tuple(MATRICES))
     check_integer("num_runs", num_runs, minimum=FEWEST_RUNS)
     check_integer("num_matvecs", num_matvecs, minimum=2)
@@ -154,7 +118,8 @@ def fit_within(
     check_integer("num_bins", num_bins, minimum=2)
     check_flag("self_check", self_check)
     check_integer("seed", seed, minimum=0)
-    check_all_variables(objective)
+    caller = 3 if budget is budget_seconds else 2  # Its place in the stack, for warnings.
+    check_all_variables(objective, caller + 1)
     operator = MATRICES[matrix](objective, self_check=self_check)
     examples = check_examples(num_examples, objective.num_rows)
     # Runs share all rows if the data are all rows of the training, and few enough.
@@ -175,9 +140,15 @@ def fit_within(
         warnings.warn(
             f"The fit took {budget.elapsed:.3g} s, because the machine became slower than at its beginning. Received: "
             f"budget_seconds={budget.seconds:g}. The fit is as good as any of its size",
-            stacklevel=3,
+            stacklevel=caller,
         )
     return _assemble(runs, operator, examples, displacement is not None, num_bins, budget)
+
+
+def check_budget(budget_seconds: Any) -> None:
+    """Raise unless a time limit is a number of seconds > 0, a budget that has begun, or None."""
+    if not isinstance(budget_seconds, Budget | None):
+        check_number("budget_seconds", budget_seconds, minimum=0.0, exclusive_minimum=True)
 
 
 def _measure(
@@ -240,7 +211,7 @@ def _assemble(
     )
 
 
-def check_all_variables(objective: Any) -> None:
+def check_all_variables(objective: Any, stacklevel: int) -> None:
     """Raise unless `objective` is an `Objective` of all trainable variables; warn of batches' own statistics."""
     trained = trained_variables(check_objective(objective).model.trainable_variables)
     if len(objective.variables) < len(trained):
@@ -252,7 +223,7 @@ def check_all_variables(objective: Any) -> None:
         warnings.warn(
             "`objective` normalises each group of a few rows by its own statistics, and so has more noise than larger "
             "batches. Make it with batch_norm='moving'",
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
 
 

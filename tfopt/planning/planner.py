@@ -14,7 +14,7 @@ from tfopt.curvature import Objective
 from tfopt.curvature.objective import check_objective
 from tfopt.nqm.algorithm import FAMILIES
 from tfopt.planning.budget import Budget
-from tfopt.planning.fit import check_budget, check_examples, fit_within
+from tfopt.planning.fit import check_budget, check_examples, fit_noisy_quadratic
 from tfopt.planning.noisy_quadratic_fit import NoisyQuadraticFit
 from tfopt.planning.plan import BatchSizePlan
 from tfopt.planning.prediction import find_best, intervals
@@ -86,7 +86,7 @@ def plan_batch_size(
     chosen = plan_options.get("families", FAMILIES_BY_DEFAULT)
     reserved = 0.0 if budget_seconds is None else min(SECONDS_OF_A_FAMILY * len(chosen), 0.5 * budget_seconds)
     budget = Budget(budget_seconds, objective.communicator, reserved)
-    fit = fit_within(budget, objective, seed=seed, progress=progress, **options)
+    fit = fit_noisy_quadratic(objective, budget, seed=seed, progress=progress, **options)
     budget.release()
     try:
         return _plan(fit, budget, target_loss, **plan_options, seed=seed, progress=progress)
