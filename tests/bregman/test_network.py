@@ -27,6 +27,12 @@ def chain_of(*layers):
         (keras.layers.Activation("relu6"), "clip(0, 6)"),
         (keras.layers.Activation("leaky_relu"), "leaky_relu(0.2)"),
         (keras.layers.Activation("linear"), "identity"),
+        # TensorFlow's functions, as in its tutorials, and those of `keras.ops`.
+        *[(keras.layers.Activation(getattr(tf.nn, name)), name) for name in ("relu", "tanh", "sigmoid", "softplus")],
+        *[(keras.layers.Activation(getattr(keras.ops, name)), name) for name in ("relu", "tanh", "sigmoid")],
+        (keras.layers.Activation(tf.nn.leaky_relu), "leaky_relu(0.2)"),
+        (keras.layers.Activation(keras.ops.leaky_relu), "leaky_relu(0.2)"),
+        (keras.layers.Activation(tf.nn.gelu), "gelu"),
     ],
 )
 def test_activations_compute_what_keras_computes(layer, name):
@@ -36,6 +42,12 @@ def test_activations_compute_what_keras_computes(layer, name):
     np.testing.assert_allclose(
         activation(tf.constant(z)).numpy(), keras.ops.convert_to_numpy(layer(z)), rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("module", [tf.nn, keras.ops, keras.activations])
+@pytest.mark.parametrize("name", ["softmax", "sigmoid"])
+def test_output_activations_of_every_module(module, name):
+    assert chain_of(Dense(3), Dense(2, getattr(module, name))).output_activation == name
 
 
 def test_preparation_activations_and_outputs():

@@ -29,6 +29,23 @@ def test_columns_far_from_zero_are_standardised_in_float64():
     np.testing.assert_allclose(data.x_train, (part - part.mean(axis=0)) / part.std(axis=0), atol=1e-5)
 
 
+def test_means_are_zero_far_from_zero_in_float32():
+    x = (X + np.array([1e6, 0.0, -3e4])).astype(np.float32)
+    data = datasets.from_arrays(x[:100], Y[:100], x_test=x[100:], y_test=Y[100:])
+    exact = x[:100].astype(np.float64)
+    np.testing.assert_allclose(data.x_train, (exact - exact.mean(axis=0)) / exact.std(axis=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [str, object])
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
+def test_words_are_classes_in_alphabetical_order(dtype, shape):
+    words = np.array(["pear", "apple", "fig"])[Y].astype(dtype).reshape(shape)
+    data = datasets.from_arrays(X[:100], words[:100], x_test=X[100:], y_test=words[100:])
+    assert (data.class_names, data.num_classes) == (("apple", "fig", "pear"), 3)
+    np.testing.assert_array_equal(data.y_train, np.array([2, 0, 1])[Y[:100]])
+    np.testing.assert_array_equal(data.y_test, np.array([2, 0, 1])[Y[100:]])
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
 def test_constant_columns_are_only_shifted(dtype):
     x = np.column_stack([np.arange(120), np.full(120, 7)]).astype(dtype)
@@ -71,6 +88,7 @@ def test_regression(shape):
         ({"x": X.astype(str)}, TypeError, "`x` must hold real numbers"),
         ({"y": Y - 1}, ValueError, "`y` must hold classes >= 0. Received: -1"),
         ({"y": np.eye(3, dtype=int)[Y]}, ValueError, "`y` must have a label for each"),
+        ({"y": np.array(["a", None, 2.0], object)[Y]}, TypeError, "`y` must hold real numbers, or words. Received"),
         ({"y": np.where(Y == 1, np.inf, Y)}, ValueError, "`y` must hold finite numbers. Row 1"),
         ({"y": np.array([5] + [0] * 119)}, ValueError, "two or more rows of each class.* one row of class 5"),
         ({"x_test": X}, ValueError, "`x_test` and `y_test` must both"),

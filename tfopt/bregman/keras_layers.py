@@ -90,12 +90,22 @@ def _read(layer: Any, step: Any) -> Activation | None:
         return activations.leaky_relu(float(step.negative_slope))
     if isinstance(step, keras.layers.Layer):
         raise ValueError(refusal(layer, "cannot be trained without gradients"))
-    name = getattr(step, "__name__", repr(step))
-    if name not in _BY_FUNCTION or step is not keras.activations.get(name):
-        known = ", ".join(_BY_FUNCTION)
-        why = f"has the activation {name!r}. Activations with a known update are {known}, and clipped ReLUs"
+    name = _name_in_keras(step)
+    if name not in _BY_FUNCTION:
+        known, received = ", ".join(_BY_FUNCTION), getattr(step, "__name__", repr(step))
+        why = f"has the activation {received!r}. Activations with a known update are {known}, and clipped ReLUs"
         raise ValueError(refusal(layer, why))
     return _BY_FUNCTION[name]
+
+
+def _name_in_keras(function: Any) -> str:
+    """Return the name in `keras.activations` of a function, or "" if it is none of those that are known here."""
+    for name in (*_BY_FUNCTION, "softmax"):
+        # These have functions of the same names with the same defaults, except for one GELU.
+        modules = (keras.activations, tf.nn, tf.math, *(() if name == "gelu" else (keras.ops,)))
+        if any(function is getattr(module, name, None) for module in modules):
+            return name
+    return ""
 
 
 def output_activation_of(steps: list[Any]) -> str:
@@ -104,9 +114,8 @@ def output_activation_of(steps: list[Any]) -> str:
     names = []
     for layer, step in steps:
         function = step.activation if isinstance(step, keras.layers.Activation) else step
-        name = "softmax" if isinstance(step, keras.layers.Softmax) else getattr(function, "__name__", "")
-        is_of_keras = isinstance(step, keras.layers.Softmax) or function is getattr(keras.activations, name, None)
-        if name not in ("linear", "softmax", "sigmoid") or not is_of_keras:
+        name = "softmax" if isinstance(step, keras.layers.Softmax) else _name_in_keras(function)
+        if name not in ("linear", "softmax", "sigmoid"):
             raise ValueError(refusal(layer, "comes last and is not linear, softmax or sigmoid"))
         if name != "linear":
             names.append((layer, name))

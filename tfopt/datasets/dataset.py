@@ -28,7 +28,7 @@ class Dataset:
         x_test: Inputs for testing.
         y_test: Labels of `x_test`.
         num_classes: Number of classes; None for regression.
-        class_names: The label in words of each class, if a table had labels in words; otherwise empty.
+        class_names: The label in words of each class, if the labels were words; otherwise empty.
     """
 
     name: str
@@ -178,7 +178,11 @@ def _converted(rows: Raw, shift: np.ndarray | float, scale: np.ndarray | float) 
     converted = np.empty(rows.x.shape, np.float32)
     for start, chunk in _chunks(rows):
         dtype = chunk.dtype
-        converted[start : start + len(chunk)] = (chunk - np.asarray(shift, dtype)) * np.asarray(scale, dtype)
+        # A shift in float32 would leave a mean of many times its own rounding.
+        coarse = np.asarray(shift, dtype)
+        chunk -= coarse
+        chunk -= np.asarray(shift - coarse.astype(np.float64), dtype)
+        converted[start : start + len(chunk)] = chunk * np.asarray(scale, dtype)
     return converted
 
 

@@ -37,8 +37,9 @@ def from_arrays(
     Args:
         x: Inputs, real numbers of shape `(rows, ..., features)`. Each index of the last axis (features, or colour
             channels of images) has a mean and a deviation of its own. Inputs in float64 are standardised in float64.
-        y: Labels, shape `(rows,)` or `(rows, 1)`: integers >= 0 for classes. For regression, floating-point numbers of
-            shape `(rows,)` or `(rows, num_targets)`.
+        y: Labels, shape `(rows,)` or `(rows, 1)`: for classes, integers >= 0, or words, which become 0, 1, ... in
+            alphabetical order (see `Dataset.class_names`). For regression, floating-point numbers of shape `(rows,)` or
+            `(rows, num_targets)`.
         x_test: Inputs for testing; None (default) means that a part of `x` is used.
         y_test: Labels of `x_test`; None if and only if `x_test` is None.
         name: Name of the data set. Default "arrays".
@@ -67,6 +68,7 @@ def from_arrays(
     check_test_fraction(test_fraction)
     if (x_test is None) != (y_test is None):
         raise ValueError("`x_test` and `y_test` must both be given, or both be None")
+    y, y_test, class_names = _numbered(y, y_test)
     rows = _checked_rows("x", x, "y", y)
     is_classification = rows.y.dtype.kind == "i"
     if x_test is None:
@@ -75,7 +77,8 @@ def from_arrays(
         train, test = rows, _checked_rows("x_test", x_test, "y_test", y_test)
         _check_alike(train, test)
     num_classes = 1 + int(max(train.y.max(), test.y.max(initial=0))) if is_classification else None
-    return make_dataset(name, train, test, num_classes, advice=_ADVICE, **options)
+    data = make_dataset(name, train, test, num_classes, advice=_ADVICE, **options)
+    return replace(data, class_names=class_names) if class_names else data
 
 
 def from_table(
@@ -113,9 +116,8 @@ def from_table(
         raise ValueError(f"`features` must name columns other than the target {target!r}. Received: {features=}")
     for column in (target, *columns):
         _check_column(frame[column], is_target=column == target)
-    labels, class_names = _labels(frame[target])
-    data = from_arrays(frame[columns].to_numpy(np.float64), labels, name=name or _name_of(table), **options)
-    return replace(data, class_names=class_names) if class_names else data
+    labels = _labels(frame[target])
+    return from_arrays(frame[columns].to_numpy(np.float64), labels, name=name or _name_of(table), **options)
 
 
 def _checked_rows(name_of_x: str, x: Any, name_of_y: str, y: Any) -> Raw:
@@ -123,7 +125,8 @@ def _checked_rows(name_of_x: str, x: Any, name_of_y: str, y: Any) -> Raw:
     x, y = np.asarray(x), np.asarray(y)
     for name, array in ((name_of_x, x), (name_of_y, y)):
         if array.dtype.kind not in "biuf":
-            raise TypeError(f"`{name}` must hold real numbers. Received: dtype {array.dtype}")
+            or_words = ", or words" if name == name_of_y else ""
+            raise TypeError(f"`{name}` must hold real numbers{or_words}. Received: dtype {array.dtype}")
     if x.ndim < 2 or not x.size:
         raise ValueError(f"`{name_of_x}` must have one or more rows of features. Received: shape {x.shape}")
     is_regression = y.dtype.kind == "f"
@@ -193,10 +196,22 @@ def _check_column(column: Any, is_target: bool) -> None:
         )
 
 
-def _labels(column: Any) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return a target column as numbers (rows,), and the names of the classes if it held words."""
+def _labels(column: Any) -> np.ndarray:
+    """Return a target column as numbers (rows,), or as words of dtype object."""
     if getattr(column.dtype, "kind", "O") in "biuf":
-        return column.to_numpy(np.float64 if column.dtype.kind == "f" else np.int64), ()
-    words = column.astype(str)
-    names = sorted(words.unique())
-    return words.map({word: index for index, word in enumerate(names)}).to_numpy(np.int64), tuple(names)
+        return column.to_numpy(np.float64 if column.dtype.kind == "f" else np.int64)
+    return column.astype(str).to_numpy(object)
+
+
+def _numbered(y: Any, y_test: Any) -> tuple[Any, Any, tuple[str, ...]]:
+    """Return labels with the numbers of their classes in place of words, and the names of the classes if there were."""
+    both = [np.asarray(part) for part in (y, y_test) if part is not None]
+    if not all(_are_words(part) for part in both):
+        return y, y_test, ()
+    names, numbers = np.unique(np.concatenate([part.astype(str).ravel() for part in both]), return_inverse=True)
+    y = numbers[: both[0].size].reshape(both[0].shape)
+    return y, None if y_test is None else numbers[y.size :].reshape(both[1].shape), tuple(names.tolist())
+
+
+def _are_words(labels: np.ndarray) -> bool:
+    return labels.dtype.kind in "UT" or (labels.dtype == object and all(isinstance(v, str) for v in labels.flat))
