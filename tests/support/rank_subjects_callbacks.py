@@ -120,8 +120,8 @@ def optimizers_in_the_place_of_compiles(ranks, folder):
         before = weights_of(model)
         batches = EpochBatches(*make_data(16), batch_size=8, shuffle=False, communicator=ranks)
         callbacks = [BroadcastVariables(), AverageMetrics()]
-        history = model.fit(batches, shuffle=False, epochs=2, verbose=0, callbacks=callbacks).history
-        found.append({"before": before, "after": weights_of(model), "loss": history["loss"]})
+        model.fit(batches, shuffle=False, epochs=2, verbose=0, callbacks=callbacks)
+        found.append({"before": before, "after": weights_of(model)})
     return found
 
 
