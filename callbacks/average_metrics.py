@@ -13,8 +13,12 @@ from tfopt.callbacks._running_fit import come_before_loggers
 class AverageMetrics(RankCallback):
     """Replace the metrics of each epoch, with those of validation, by their means over all ranks.
 
-    Losses with `reduction="sum"` are summed, if all losses have it and `BroadcastVariables` comes before. The mean of a
-    metric that is no mean over rows (AUC, F1) is not that of all rows together.
+    Losses with `reduction="sum"` are summed, if all losses have it and `BroadcastVariables` comes before.
+
+    The mean over ranks is the number of all rows together if the metric is a mean over rows and each rank has equally
+    many of them, also for validation. It is not for other metrics (AUC, F1, precision, recall, R2, a root of a mean),
+    nor for means by a sum that differs between ranks: `weighted_metrics` with `sample_weight` or `class_weight`, and
+    metrics of outputs with a mask.
 
     Put it before every callback that decides by `logs` (EarlyStopping, ReduceLROnPlateau, ModelCheckpoint), because all
     ranks must decide alike. It moves itself before CSVLogger and TensorBoard.

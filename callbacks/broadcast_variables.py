@@ -6,12 +6,11 @@ from typing import Any
 from tfopt._checks import check_integer
 from tfopt.callbacks._losses_on_ranks import LossesOnRanks, examine_losses
 from tfopt.callbacks._optimizers_of import compiled_optimizer_of, optimizers_of
+from tfopt.callbacks._plain_optimizers import PlainOptimizers
 from tfopt.callbacks._rank_callback import RankCallback, learning_rates_of
 from tfopt.callbacks._running_fit import build_model, find_running_fit
-from tfopt.callbacks._step_count import has_keras_train_step
 from tfopt.communicator import Communicator
 from tfopt.communicator.agreement import check_agreement, in_agreement
-from tfopt.distributed.optimizer import DistributedOptimizer
 from tfopt.distributed.supported_optimizers import describe_config
 
 
@@ -19,8 +18,9 @@ class BroadcastVariables(RankCallback):
     """Start all ranks from the variables of one rank: those of the model and of its optimizers.
 
     The optimizer of `compile` is built if necessary. Other optimizers, which a custom `train_step` uses, must be
-    `DistributedOptimizer` too. A model that waits for its first batch is built. Each rank keeps its own states of
-    random number generators (dropout).
+    `DistributedOptimizer` too. If they are, the optimizer of `compile` may be a plain one or None (GANs), as long as it
+    takes no step. A model that waits for its first batch is built. Each rank keeps its own states of random number
+    generators (dropout).
 
     Before training and after each epoch, the ranks compare callbacks, variables, optimizer, number of batches, epochs,
     learning rate and metrics. If they differ, every rank raises the same error.
@@ -50,6 +50,7 @@ class BroadcastVariables(RankCallback):
     def __init__(self, root_rank: int = 0, communicator: Communicator | None = None) -> None:
         super().__init__(communicator)
         self.root_rank = check_integer("root_rank", root_rank, minimum=0, maximum=self.communicator.size - 1)
+        self._plain: PlainOptimizers | None = None  # None on a single rank.
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Compare the ranks and broadcast the variables.
@@ -68,14 +69,15 @@ class BroadcastVariables(RankCallback):
                 raise ValueError(f"Rank {rank}: {problem}")
         running = find_running_fit(self)
         build_model(self.model, running)
+        optimizer = compiled_optimizer_of(self.model)
         losses = in_agreement(self.communicator, lambda: examine_losses(self.model, running))
         check_agreement(
             self.communicator,
             "BroadcastVariables before training",
             {
                 "variables": _describe(self.model.variables),
-                "optimizer": type(self.model.optimizer).__name__,
-                "optimizer's arguments": describe_config(self.model.optimizer),
+                "optimizer": type(optimizer).__name__,
+                "optimizer's arguments": [] if optimizer is None else describe_config(optimizer),
                 "optimizer's variables": _describe(self._optimizer_variables()),
                 "number of epochs": self.parameters.get("epochs"),
                 "number of batches": self.parameters.get("steps"),
@@ -87,14 +89,42 @@ class BroadcastVariables(RankCallback):
             "(tfopt.distributed.shard makes them equal).",
         )
         self._hand_out()
-        if losses is not None:
-            self._follow(losses)
+        self._follow(losses)
+        self._plain = PlainOptimizers(self.model)
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Note how many steps plain optimizers have taken; ValueError if the model was compiled again with one."""
+        if self._plain is None:
+            return
+        is_new = self._plain.is_of_another_compile
+        if is_new:
+            self._refuse(_problem_of(self.model))
+            self._follow(examine_losses(self.model, find_running_fit(self)))
+        if is_new or batch == 0:  # Callbacks may set counters between epochs.
+            self._plain = PlainOptimizers(self.model)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Count the batch; ValueError if a plain optimizer has taken a step."""
+        super().on_train_batch_end(batch, logs)
+        self._check_plain()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Compare the ranks."""
+        self._check_plain()  # Keras does not report an execution of several steps that the end of the data cuts off.
         self.compare(f"the end of epoch {epoch + 1}", logs)
 
-    def _follow(self, losses: LossesOnRanks) -> None:
+    def _check_plain(self) -> None:
+        if self._plain is not None:
+            self._refuse(self._plain.problem_after_batch())
+
+    def _refuse(self, problem: str) -> None:
+        # All ranks run the same program, so each of them raises this at the same batch.
+        if problem:
+            raise ValueError(f"Rank {self.communicator.rank}: {problem}")
+
+    def _follow(self, losses: LossesOnRanks | None) -> None:
+        if losses is None:
+            return
         if self.model.optimizer.sums_gradients != losses.are_sums:
             self.model.optimizer.sum_gradients(losses.are_sums)
             self.model.make_train_function(force=True)  # An earlier `fit` may have compiled it.
@@ -125,19 +155,8 @@ def _describe(variables: list[Any]) -> list[str]:
 
 def _problem_of(model: Any) -> str:
     # Say what prevents the model from being trained on several ranks; an empty text means nothing.
-    optimizer = compiled_optimizer_of(model)
-    if type(optimizer) is not DistributedOptimizer:
-        return (
-            f"The model was compiled with a plain {type(optimizer).__name__}: each rank would train on its own. "
-            "Use model.compile(tfopt.distributed.DistributedOptimizer(optimizer), ...)"
-        )
-    for name, optimizer in [] if has_keras_train_step(model) else optimizers_of(model):
-        # Optimizers with which parts of the model were compiled usually belong to an earlier training.
-        if type(optimizer) is not DistributedOptimizer and not name.endswith(".optimizer"):
-            return (
-                f"The model has the optimizer {name!r}, a plain {type(optimizer).__name__}: each rank would train on "
-                "its own where the model's train_step uses it. Use tfopt.distributed.DistributedOptimizer(optimizer)"
-            )
+    if problem := PlainOptimizers(model).problem_before():
+        return problem
     if model.jit_compile:
         return (
             'The model was compiled with jit_compile=True ("auto" may mean True on a GPU), but Horovod cannot average '

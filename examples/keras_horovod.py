@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> dict[str, list[float]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--optimizer", choices=sorted(OPTIMIZERS), default="fromage")
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--batch-size", type=int, default=64, help="rows in a batch, of all ranks together")
+    parser.add_argument("--batch-size", type=int, default=64, help="rows of all ranks, a multiple of their number")
     parser.add_argument("--checkpoints", type=Path, default=Path("runs/keras_horovod"), help="delete it to start again")
     parser.add_argument("--smoke", action="store_true", help="two epochs, as a test")
     example_data.add_arguments(parser)

@@ -16,9 +16,9 @@ def rank_of(rank, size):
     return SimpleNamespace(rank=rank, size=size)
 
 
-@given(st.integers(1, 40), st.integers(1, 4), st.integers(0, 12), st.integers(0, 5))
-def test_ranks_together_see_the_batches_of_one_process(num_rows, size, extra, epoch):
-    batch_size = size + extra
+@given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 6), st.integers(0, 5))
+def test_ranks_together_see_the_batches_of_one_process(num_rows, size, rows_of_a_rank, epoch):
+    batch_size = size * rows_of_a_rank
     if num_rows < size:
         return
     x = np.arange(num_rows)
@@ -33,7 +33,23 @@ def test_ranks_together_see_the_batches_of_one_process(num_rows, size, extra, ep
         whole = alone[index][0]
         together = np.concatenate(parts)
         np.testing.assert_array_equal(together, whole[: len(whole) // size * size])
+        is_last = index == len(alone) - 1
+        assert len(together) == len(whole) or is_last
     assert len(alone) - len(ranks[0]) in (0, 1)
+    served = sum(len(part) for batches in ranks for (part,) in batches)
+    assert served == num_rows // size * size  # Fewer than `size` rows are left out, all of them of the last batch.
+
+
+@pytest.mark.parametrize(
+    ("size", "batch_size", "nearest"),
+    [(3, 32, "30 and 33"), (3, 64, "63 and 66"), (6, 32, "30 and 36"), (2, 15, "14 and 16"), (8, 100, "96 and 104")],
+)
+@pytest.mark.parametrize("num_rows", [20, 1000])
+def test_batches_that_ranks_cannot_share_equally_are_refused(num_rows, size, batch_size, nearest):
+    for rank in range(size):
+        with pytest.raises(ValueError, match=f"number of ranks, {size}, .*batch_size={batch_size}. .* are {nearest}$"):
+            EpochBatches(np.arange(num_rows), batch_size=batch_size, communicator=rank_of(rank, size))
+    assert len(EpochBatches(np.arange(num_rows), batch_size=batch_size, communicator=rank_of(0, 1))[0][0])
 
 
 def test_every_epoch_has_its_own_order_and_all_rows():
@@ -192,7 +208,7 @@ def test_structures_and_weights_come_through():
         ({"x": np.ones(3), "seed": -1}, ValueError, "`seed` must be an integer >= 0"),
         ({"x": np.ones(3), "shuffle": 1}, TypeError, "`shuffle` must be True or False"),
         ({"x": np.ones(3), "communicator": rank_of(0, 4)}, ValueError, "one row for each of 4 ranks. Received: 3"),
-        ({"x": np.ones(9), "batch_size": 3, "communicator": rank_of(0, 4)}, ValueError, "`batch_size` must be .* >= 4"),
+        ({"x": np.ones(9), "batch_size": 3, "communicator": rank_of(0, 4)}, ValueError, "batch_size=3. .* are 4 and 8"),
     ],
 )
 def test_refuses(arguments, error, message):

@@ -191,6 +191,20 @@ def test_optimizers_of_a_models_own_start_and_stay_equal(two_ranks):
     assert same_on_all(two_ranks.results("optimizers_of_its_own"))["step"] == [0, 2]
 
 
+def test_optimizers_in_the_place_of_compiles_train_as_one_process_does(two_ranks):
+    x, y = (part.astype(float) for part in make_data(16))
+    results = two_ranks.results("optimizers_in_the_place_of_compiles")
+    for case, found in enumerate(results[0]):
+        kernel, bias = (np.array(part) for part in found["before"])
+        for rows in (slice(8), slice(8, 16)) * 2:
+            residuals = x[rows] @ kernel + bias - y[rows]
+            kernel, bias = kernel - 0.05 * x[rows].T @ residuals / 4, bias - 0.02 * residuals.mean(axis=0) * 2
+        for rank in results:
+            assert rank[case]["after"] == found["after"]
+        np.testing.assert_allclose(np.array(found["after"][0]), kernel, rtol=1e-5)
+        np.testing.assert_allclose(np.array(found["after"][1]), bias, rtol=1e-5, atol=1e-7)
+
+
 def test_seeds_stay_each_ranks_own(two_ranks):
     assert [result[0][0] for result in two_ranks.results("seeds_stay_apart")] == list(range(two_ranks.size))
 
@@ -357,6 +371,7 @@ MISUSE = {
     "a_measurement_on_one_rank": "do not agree on the callbacks: rank 0 has Convexity, rank 1 has none",
     "compiled_again_on_one_rank": "do not agree on the model: rank 0 has the one before, rank 1 has one that is new",
     "a_plain_optimizer_of_its_own": r"has the optimizer \"own\['kernel'\]\", a plain SGD: each rank would train",
+    "a_plain_optimizer_that_takes_a_step": r"Rank \d: The model was compiled with a plain RMSprop: each rank would",
     "sample_weights_on_one_rank": "Rank 1: Convexity would measure another loss than `fit` minimises",
     "measuring_unequal_weights": "do not agree on the weights.*BroadcastVariables",
     "a_sum_over_rows": r"`loss` must not depend on how rows are divided into batches. .* and \d batches over all ranks",

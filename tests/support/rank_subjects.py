@@ -41,18 +41,18 @@ def make_model(seed=0, **options):
 
 
 class TwoOptimizers(keras.Model):
-    """A model that trains its kernel with its own optimizer, and its bias with the optimizer of `compile`."""
+    """Its own optimizer trains the kernel, and another of its own, or the one of `compile`, the bias."""
 
-    def __init__(self, own):
+    def __init__(self, own, for_bias=None):
         super().__init__()
         self.dense = keras.layers.Dense(1)
-        self.own = {"kernel": own}
+        self.own = {"kernel": own} | ({} if for_bias is None else {"bias": for_bias})
 
     def call(self, x):
         return self.dense(x)
 
     def train_step(self, data):
-        pairs = [(self.own["kernel"], self.dense.kernel), (self.optimizer, self.dense.bias)]
+        pairs = [(self.own["kernel"], self.dense.kernel), (self.own.get("bias", self.optimizer), self.dense.bias)]
         with tf.GradientTape() as tape:
             loss = self.compute_loss(*data, self(data[0]))
         gradients = tape.gradient(loss, [variable for _, variable in pairs])

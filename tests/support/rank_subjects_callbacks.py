@@ -24,6 +24,7 @@ from tfopt.callbacks import (
     _time_share,
 )
 from tfopt.curvature import HessianOperator, Objective, extremal_eigenvalues
+from tfopt.datasets import EpochBatches
 from tfopt.distributed import DistributedOptimizer, shard
 from tfopt.planning import fit_noisy_quadratic
 
@@ -105,6 +106,23 @@ def optimizers_of_its_own(ranks, folder):
     norms = WeightNorms()
     fit(model, make_data(8, seed=ranks.rank), callbacks=[BroadcastVariables(root_rank=1), norms])
     return {"weights": weights_of(model), "step": norms.history["step"]}
+
+
+@subject
+def optimizers_in_the_place_of_compiles(ranks, folder):
+    """The form of GANs: the model has all optimizers, and `compile` has one that is not used, or none."""
+    found = []
+    for options in ({}, {"optimizer": None}):
+        model = TwoOptimizers(*(DistributedOptimizer(keras.optimizers.SGD(rate)) for rate in (0.05, 0.02)))
+        model.dense.build((None, 4))
+        model.built = True
+        model.compile(loss="mse", jit_compile=False, **options)
+        before = weights_of(model)
+        batches = EpochBatches(*make_data(16), batch_size=8, shuffle=False, communicator=ranks)
+        callbacks = [BroadcastVariables(), AverageMetrics()]
+        model.fit(batches, shuffle=False, epochs=2, verbose=0, callbacks=callbacks)
+        found.append({"before": before, "after": weights_of(model)})
+    return found
 
 
 @subject

@@ -95,6 +95,14 @@ def a_plain_optimizer_of_its_own(ranks, folder):
 
 
 @misuse
+def a_plain_optimizer_that_takes_a_step(ranks, folder):
+    """It could have been unused, so that nothing is wrong before the first batch."""
+    model = TwoOptimizers(DistributedOptimizer(keras.optimizers.SGD(0.1)))
+    model.compile(loss="mse", jit_compile=False)
+    fit(model, make_data(8), callbacks=[BroadcastVariables()])
+
+
+@misuse
 def sample_weights_on_one_rank(ranks, folder):
     data = make_data(8)
     weights = tf.range(8.0) if ranks.rank == 1 else None

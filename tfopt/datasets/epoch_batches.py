@@ -18,7 +18,9 @@ class EpochBatches(keras.utils.PyDataset):
 
     Training that is interrupted and resumed (`tfopt.callbacks.ResumableCheckpoint`) sees the same batches as training
     without interruption. N ranks together see the batches of one process: rank r of N takes the r-th of N equal parts
-    of each batch. If the last batch does not divide by N, its remaining rows, fewer than N, are left out on all ranks.
+    of each batch. If the last batch, which may be smaller, does not divide by N, its remaining rows, fewer than N, are
+    left out on all ranks; they are others in each pass if the rows are shuffled. So the batches are exactly those of
+    one process if the number of rows is a multiple of N. Otherwise only the last batch of each pass differs.
 
     Call `fit(batches, shuffle=False)`: by default Keras shuffles the order of the batches again.
 
@@ -30,7 +32,8 @@ class EpochBatches(keras.utils.PyDataset):
         x: Array with one row per sample, or a tuple, list or dictionary of such arrays.
         y: Targets in the same form. None (default) for no targets.
         sample_weight: One weight per sample. None (default) for no weights.
-        batch_size: Rows in a batch, counted over all ranks; an integer >= the number of ranks. Default 32.
+        batch_size: Rows in a batch, counted over all ranks; an integer >= 1 and a multiple of the number of ranks.
+            Default 32.
         seed: An integer >= 0. Default 0.
         shuffle: Whether to shuffle. False keeps the order of the arrays. Default True.
         communicator: The job's communicator. None (default) means `tfopt.communicator.current()`.
@@ -64,7 +67,7 @@ class EpochBatches(keras.utils.PyDataset):
         super().__init__()
         communicator = check_communicator(communicator)
         self._rank, self._size = communicator.rank, communicator.size
-        self.batch_size = check_integer("batch_size", batch_size, minimum=self._size)
+        self.batch_size = _check_batch_size(batch_size, self._size)
         self.seed = check_integer("seed", seed, minimum=0)
         self.shuffle = check_flag("shuffle", shuffle)
         parts = {"x": x, "y": y, "sample_weight": sample_weight}
@@ -177,6 +180,17 @@ def _is_within_a_pass(iterator: Any) -> bool:
     """Return whether Keras will go on in the middle of the data; with `steps_per_epoch` its epochs end there."""
     is_kept = bool(iterator.steps_per_epoch) and _keras.current_iterator(iterator) is not None
     return is_kept and _keras.steps_seen(iterator) > 0
+
+
+def _check_batch_size(batch_size: Any, num_ranks: int) -> int:
+    size = check_integer("batch_size", batch_size, minimum=1)
+    if size % num_ranks:
+        smaller = max(size // num_ranks, 1) * num_ranks
+        raise ValueError(
+            f"`batch_size` must be a multiple of the number of ranks, {num_ranks}, which take equal parts of each "
+            f"batch. Received: batch_size={batch_size}. The nearest are {smaller} and {smaller + num_ranks}"
+        )
+    return size
 
 
 def _lengths(name: str, part: Any) -> list[int]:

@@ -26,11 +26,12 @@ class DistributedOptimizer:
     """Wrap a Keras 3 optimizer so that every rank takes the same step, with the mean of all ranks' gradients.
 
     Gradients are averaged with one grouped allreduce, before they are tested for infinities (loss scaling), clipped or
-    used. N ranks with batches of B / N rows compute what one process computes with batches of B rows, if the loss is a
-    mean over rows. For losses with `reduction="sum"`, `BroadcastVariables` makes the optimizer sum the gradients. It
-    warns of other losses, where it can know: means over the entries that a mask or `ignore_class` leaves, means by sums
-    of weights, and losses over the whole batch such as Dice. Functions, `train_step` and `compute_loss` of your own are
-    not examined. `BatchNormalization` sees each rank's own rows.
+    used. N ranks with B / N rows each compute what one process computes with batches of B rows, if the loss is a mean
+    over rows. All ranks must have equally many rows in a step, because all have the same weight. For losses with
+    `reduction="sum"`, `BroadcastVariables` makes the optimizer sum the gradients. It warns of other losses, where it
+    can know: means over the entries that a mask or `ignore_class` leaves, means by sums of weights, and losses over the
+    whole batch such as Dice. Functions, `train_step` and `compute_loss` of your own are not examined.
+    `BatchNormalization` sees each rank's own rows.
 
     Under `gradient_accumulation_steps` each rank sums its own gradients, and the sums are averaged once per step.
     Norms, such as those of Fromage and LARS, are norms of the mean gradient. Before the first step the ranks compare

@@ -12,8 +12,9 @@ def shard(dataset: Any, communicator: Communicator | None = None) -> Any:
     """Return this rank's part of a data set; all ranks get equally many elements.
 
     Rank r of N takes the elements r, r + N, r + 2N, ...; the remainder at the end, fewer than N elements, is left out.
-    A `tf.data.Dataset` is split by its elements: by rows before `batch`, by batches after it. Shuffle after `shard`, or
-    before it with the same seed on all ranks. Otherwise ranks would share rows.
+    A `tf.data.Dataset` is split by its elements: by rows before `batch`, by batches after it. In batches, a last one
+    with fewer rows counts as much as those of the other ranks in its step: use `batch(..., drop_remainder=True)`.
+    Shuffle after `shard`, or before it with the same seed on all ranks. Otherwise ranks would share rows.
 
     Args:
         dataset: A `tf.data.Dataset`, finite or not; or arrays with equally many rows, alone or in tuples, lists and
