@@ -1,5 +1,6 @@
 """Check that a product agrees with finite differences, is symmetric, and is the same if it is computed again."""
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,8 @@ from tfopt.curvature.differences import (
     DerivativesAt,
     Verdict,
     compare,
+    dot,
+    length,
     random_like,
     shifted,
 )
@@ -245,13 +248,13 @@ class _Sound:
             return
         first, second = self._first[-1], self._second[-1]
         one, other = flatten(self._one), flatten(self._other)
-        there, back = float(first @ other), float(second @ one)
-        if abs(there - back) <= 1e-4 * max(np.linalg.norm(first * other), np.linalg.norm(second * one)):
+        there, back = dot(first, other), dot(second, one)
+        if abs(there - back) <= 1e-4 * max(length(first * other), length(second * one)):
             return
         self._refuse_change(self._first, self._along(self._one))
         # Products are linear, so that any deviation from linearity estimates the rounding error.
         both = self._along(shifted(self._one, self._other, 1.0))[-1]
-        rounding = np.linalg.norm((both - first - second) * (abs(one) + abs(other)))
+        rounding = length((both - first - second) * (abs(one) + abs(other)))
         if abs(there - back) > 30 * rounding:
             details = f": {subject.names[-1]} is not symmetric, u'Av = {there:.4g} and v'Au = {back:.4g}"
             self._check.refuse("are wrong", SUSPECTS, details)
@@ -262,8 +265,8 @@ class _Sound:
         return [part for part, _ in found]
 
     def _refuse_change(self, once: list[np.ndarray], again: list[np.ndarray]) -> None:
-        change = [np.linalg.norm(before - after) for before, after in zip(once, again, strict=True)]
-        if np.linalg.norm(change) > 1e-6 * np.linalg.norm([np.linalg.norm(before) for before in once]):
+        change = [length(before - after) for before, after in zip(once, again, strict=True)]
+        if math.hypot(*change) > 1e-6 * math.hypot(*map(length, once)):
             self._check.refuse_randomness()
 
 
