@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfopt._variables import flatten
+from tfopt.curvature.parts import Parts
 
 NUM_DIRECTIONS = 3
 WIDE = 1e-3  # a step that changes results computed in float32
@@ -46,11 +46,11 @@ class Derivatives:
 
     names: Sequence[str]  # A noun for each derivative
     point: list[Any]  # Where the derivatives are taken, a list of tensors
-    # Takes a point; returns the differentiated quantities, a flat array for each name.
-    differentiated: Callable[[list[Any]], list[np.ndarray]]
-    # Takes a point and a direction; returns for each name the derivative along it, a flat array, and its expected size
+    # Takes a point; returns the differentiated quantities, a vector for each name.
+    differentiated: Callable[[list[Any]], list[Parts]]
+    # Takes a point and a direction; returns for each name the derivative along it, a vector, and its expected size
     # if no terms cancel by chance.
-    along: Callable[[list[Any], list[Any]], list[tuple[np.ndarray, float]]]
+    along: Callable[[list[Any], list[Any]], list[tuple[Parts, float]]]
     is_symmetric: bool = False  # Whether the last derivative is a symmetric matrix times the direction
 
 
@@ -119,29 +119,29 @@ class _Line:
 
     def __init__(self, subject: Derivatives, direction: list[Any], stage: Stage) -> None:
         self._subject, self._direction = subject, direction
-        self._found: dict[float, list[np.ndarray]] = {}
+        self._found: dict[float, list[Parts]] = {}
         places = (stage.steps[1], -stage.steps[1]) if stage.is_at_ends else (0.0,)
         self._derivatives = [self._along(place) for place in places]
 
-    def derivative(self, n: int) -> tuple[np.ndarray, float]:
-        """Return a derivative along the direction, a flat array, and its expected size."""
+    def derivative(self, n: int) -> tuple[Parts, float]:
+        """Return a derivative along the direction, and its expected size."""
         first, *more = (derivatives[n] for derivatives in self._derivatives)
-        return ((first[0] + more[0][0]) / 2, (first[1] + more[0][1]) / 2) if more else first
+        return ((first[0] + more[0][0]).times(0.5), (first[1] + more[0][1]) / 2) if more else first
 
-    def at(self, step: float, n: int) -> np.ndarray:
+    def at(self, step: float, n: int) -> Parts:
         """Return a quantity at a step from the point."""
         if step not in self._found:
             self._found[step] = self._subject.differentiated(self._place(step))
         return self._found[step][n]
 
-    def slope(self, step: float, n: int) -> np.ndarray:
-        return (self.at(step, n) - self.at(-step, n)) / (2 * step)
+    def slope(self, step: float, n: int) -> Parts:
+        return (self.at(step, n) - self.at(-step, n)).times(0.5 / step)
 
-    def kink(self, step: float, n: int) -> np.ndarray:
+    def kink(self, step: float, n: int) -> Parts:
         """Return the difference between the slopes ahead and behind."""
-        return (self.at(step, n) - 2 * self.at(0.0, n) + self.at(-step, n)) / step
+        return (self.at(step, n) - self.at(0.0, n).times(2.0) + self.at(-step, n)).times(1.0 / step)
 
-    def _along(self, step: float) -> list[tuple[np.ndarray, float]]:
+    def _along(self, step: float) -> list[tuple[Parts, float]]:
         place = self._place(step)
         derivatives = self._subject.along(place, self._direction)
         # The quantities were perhaps computed with the derivatives.
@@ -156,20 +156,20 @@ def _judge(verdict: Verdict, line: _Line, n: int, stage: Stage) -> None:
     computed, size = line.derivative(n)
     far, near = stage.steps
     measured = line.slope(near, n)
-    if not (np.isfinite(computed).all() and np.isfinite(measured).all()):
+    if not (computed.is_finite and measured.is_finite):
         return
-    scale = max(length(measured), length(computed), size)
-    error = length(computed - measured)
-    if scale <= 1e-9 * length(line.at(near, n)) or error <= stage.limit * scale or scale == 0.0:
+    scale = max(measured.length, computed.length, size)
+    error = (computed - measured).length
+    if scale <= 1e-9 * line.at(near, n).length or error <= stage.limit * scale or scale == 0.0:
         # The derivative agrees, or nothing depends on the point in this direction.
         is_sure = computed.size > 2 or error <= 1e-3 * stage.limit * scale
         verdict.confirmations += 2 if is_sure else 1
         return
     if not measured.any() and line.slope(WIDE, n).any():
         return  # the step was smaller than the rounding of an operation in float32
-    agree = length(line.slope(far, n) - measured) <= stage.agreement * scale
-    if agree and length(line.kink(near, n)) <= stage.sides * scale:
-        verdict.errors.append((length(computed), length(measured), error / scale))
+    agree = (line.slope(far, n) - measured).length <= stage.agreement * scale
+    if agree and line.kink(near, n).length <= stage.sides * scale:
+        verdict.errors.append((computed.length, measured.length, error / scale))
 
 
 def random_like(point: list[Any], rng: np.random.Generator) -> list[Any]:
@@ -178,27 +178,29 @@ def random_like(point: list[Any], rng: np.random.Generator) -> list[Any]:
     arrays = [np.asarray(part) for part in point]
     far = [np.minimum(np.abs(part), 1e30) if _has_far(part) else None for part in arrays]
     near = [part if large is None else large[large < FAR] for part, large in zip(arrays, far, strict=True)]
-    sizes = [length(part) / math.sqrt(part.size or 1) for part in near]
+    sizes = [Parts([part]).length / math.sqrt(part.size or 1) for part in near]
     usual = float(np.mean([size for size in sizes if size > 0.0] or [0.01]))
     scales = [
         size or usual if large is None else np.where(large < FAR, size or usual, large)
         for large, size in zip(far, sizes, strict=True)
     ]
-    return [tf.constant(_drawn(rng, part.shape, scale), part.dtype) for part, scale in zip(point, scales, strict=True)]
+    return [_drawn(rng, part, scale) for part, scale in zip(point, scales, strict=True)]
 
 
 def _has_far(array: np.ndarray) -> bool:
     return bool(array.size and not max(array.max(), -array.min()) < FAR)
 
 
-def _drawn(rng: np.random.Generator, shape: Sequence[int], scale: Any) -> np.ndarray:
-    """Return normal numbers, which repeat in large arrays, because drawing them takes longer than a product."""
-    size = math.prod(shape)
+def _drawn(rng: np.random.Generator, like: Any, scale: Any) -> Any:
+    """Return a tensor of normal numbers, which repeat in large tensors: to draw them takes longer than a product."""
+    size = math.prod(like.shape)
     if size <= PERIOD:
-        return scale * rng.standard_normal(shape)
+        return tf.constant(scale * rng.standard_normal(like.shape), like.dtype)
+    period = rng.standard_normal(PERIOD)
     if np.ndim(scale):
-        return scale * np.resize(rng.standard_normal(PERIOD), shape)
-    return np.resize(scale * rng.standard_normal(PERIOD), shape)
+        return tf.constant(scale * np.resize(period, like.shape), like.dtype)
+    repeated = tf.tile(tf.constant(scale * period, like.dtype), [-(-size // PERIOD)])
+    return tf.reshape(repeated[:size], like.shape)
 
 
 def shifted(point: list[Any], direction: list[Any], step: float) -> list[Any]:
@@ -206,18 +208,7 @@ def shifted(point: list[Any], direction: list[Any], step: float) -> list[Any]:
     return [p + tf.constant(step, p.dtype) * d for p, d in zip(point, direction, strict=True)]
 
 
-def inner(gradient: np.ndarray, direction: Sequence[Any]) -> tuple[np.ndarray, float]:
-    """Return the product of a gradient and a direction, of shape (1,), and its expected size without cancellation."""
-    products = gradient * flatten(direction)
-    return np.array([products.sum()]), length(products)
-
-
-def dot(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the sum of the products of two arrays' entries, in float64."""
-    # Threads of a linear algebra library, woken for a single product, take longer.
-    return float(np.einsum("i,i->", one.reshape(-1), other.reshape(-1), dtype=np.float64))
-
-
-def length(array: np.ndarray) -> float:
-    """Return the Euclidean norm of an array's entries."""
-    return math.sqrt(dot(array, array))
+def inner(gradient: Parts, direction: Sequence[Any]) -> tuple[Parts, float]:
+    """Return the product of a gradient and a direction, of one entry, and its expected size without cancellation."""
+    products = gradient * Parts(direction)
+    return Parts([products.sum()]), products.length

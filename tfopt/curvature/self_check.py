@@ -18,8 +18,6 @@ from tfopt.curvature.differences import (
     DerivativesAt,
     Verdict,
     compare,
-    dot,
-    length,
     random_like,
     shifted,
 )
@@ -37,6 +35,7 @@ from tfopt.curvature.known_operations import (
     suspicious_layers,
 )
 from tfopt.curvature.objective import Objective
+from tfopt.curvature.parts import Parts
 from tfopt.curvature.probe import Probe
 
 NUM_ROWS = 8  # with few rows, few activations cross a kink within a step
@@ -71,14 +70,13 @@ class SelfCheck:
         """
         rng = np.random.default_rng(0)
         small, sound = self._few_rows(make_derivatives, rng)
-        values = small.objective.values()
         where = f"on {small.objective.num_rows} rows of the first batch, of {self._first_batch.num_rows}"
         for subject in sound:
             subject.check_repeatable(where)
         check_matrix(small)
         # Move away from the weights, because weights of zero lie on a kink of ReLU.
-        nudged = shifted(values, random_like(values, rng), 0.01)
-        stages = (FINE, *COARSE) if values[0].dtype == tf.float64 else COARSE
+        nudged = sound[0].moved(0.01)
+        stages = (FINE, *COARSE) if nudged[0].dtype == tf.float64 else COARSE
         doubtful = [
             name
             for subject in small.at(nudged)
@@ -217,21 +215,25 @@ class _Sound:
         self._subject, self._check = subject, check
         self._one, self._other = random_like(subject.point, rng), random_like(subject.point, rng)
         self._first = self._along(self._one)
-        self._second: list[np.ndarray] = []
+        self._second: list[Parts] = []
 
     @property
     def is_finite(self) -> bool:
         """Whether the derivatives and what they differentiate are finite."""
-        return _are_finite([*self._first, *self._quantities])
+        return all(part.is_finite for part in (*self._first, *self._quantities))
 
     @property
     def is_live(self) -> bool:
         """Whether some derivative is not zero."""
-        return any(bool(part.any()) for part in self._first)
+        return any(part.any() for part in self._first)
+
+    def moved(self, step: float) -> list[Any]:
+        """Return the point moved along the first direction."""
+        return shifted(self._subject.point, self._one, step)
 
     def check_repeatable(self, where: str) -> None:
         """Refuse derivatives that are not finite, or differ the second time."""
-        if not _are_finite(self._first):
+        if not all(part.is_finite for part in self._first):
             self._check.refuse("are not finite", SINGULAR, NOT_FINITE.format(where))
         if not self._subject.is_symmetric:
             self._refuse_change(self._first, self._along(self._one))
@@ -247,28 +249,24 @@ class _Sound:
         if not subject.is_symmetric:
             return
         first, second = self._first[-1], self._second[-1]
-        one, other = flatten(self._one), flatten(self._other)
-        there, back = dot(first, other), dot(second, one)
-        if abs(there - back) <= 1e-4 * max(length(first * other), length(second * one)):
+        one, other = Parts(self._one), Parts(self._other)
+        there, back = first @ other, second @ one
+        if abs(there - back) <= 1e-4 * max((first * other).length, (second * one).length):
             return
         self._refuse_change(self._first, self._along(self._one))
         # Products are linear, so that any deviation from linearity estimates the rounding error.
         both = self._along(shifted(self._one, self._other, 1.0))[-1]
-        rounding = length((both - first - second) * (abs(one) + abs(other)))
+        rounding = ((both - first - second) * (abs(one) + abs(other))).length
         if abs(there - back) > 30 * rounding:
             details = f": {subject.names[-1]} is not symmetric, u'Av = {there:.4g} and v'Au = {back:.4g}"
             self._check.refuse("are wrong", SUSPECTS, details)
 
-    def _along(self, direction: list[Any]) -> list[np.ndarray]:
+    def _along(self, direction: list[Any]) -> list[Parts]:
         found = self._subject.along(self._subject.point, direction)
         self._quantities = self._subject.differentiated(self._subject.point)
         return [part for part, _ in found]
 
-    def _refuse_change(self, once: list[np.ndarray], again: list[np.ndarray]) -> None:
-        change = [length(before - after) for before, after in zip(once, again, strict=True)]
-        if math.hypot(*change) > 1e-6 * math.hypot(*map(length, once)):
+    def _refuse_change(self, once: list[Parts], again: list[Parts]) -> None:
+        change = [(before - after).length for before, after in zip(once, again, strict=True)]
+        if math.hypot(*change) > 1e-6 * math.hypot(*(before.length for before in once)):
             self._check.refuse_randomness()
-
-
-def _are_finite(arrays: list[np.ndarray]) -> bool:
-    return all(bool(np.isfinite(array).all()) for array in arrays)
