@@ -184,23 +184,19 @@ def random_like(point: list[Any], rng: np.random.Generator) -> list[Any]:
         size or usual if large is None else np.where(large < FAR, size or usual, large)
         for large, size in zip(far, sizes, strict=True)
     ]
-    return [_drawn(rng, part, scale) for part, scale in zip(point, scales, strict=True)]
+    return [tf.constant(_drawn(rng, part.shape, scale), part.dtype) for part, scale in zip(point, scales, strict=True)]
 
 
 def _has_far(array: np.ndarray) -> bool:
     return bool(array.size and not max(array.max(), -array.min()) < FAR)
 
 
-def _drawn(rng: np.random.Generator, like: Any, scale: Any) -> Any:
-    """Return a tensor of normal numbers, which repeat in large tensors: to draw them takes longer than a product."""
-    size = math.prod(like.shape)
-    if size <= PERIOD:
-        return tf.constant(scale * rng.standard_normal(like.shape), like.dtype)
+def _drawn(rng: np.random.Generator, shape: Sequence[int], scale: Any) -> np.ndarray:
+    """Return normal numbers, which repeat in large arrays, because drawing them takes longer than a product."""
+    if math.prod(shape) <= PERIOD:
+        return scale * rng.standard_normal(shape)
     period = rng.standard_normal(PERIOD)
-    if np.ndim(scale):
-        return tf.constant(scale * np.resize(period, like.shape), like.dtype)
-    repeated = tf.tile(tf.constant(scale * period, like.dtype), [-(-size // PERIOD)])
-    return tf.reshape(repeated[:size], like.shape)
+    return scale * np.resize(period, shape) if np.ndim(scale) else np.resize(scale * period, shape)
 
 
 def shifted(point: list[Any], direction: list[Any], step: float) -> list[Any]:
