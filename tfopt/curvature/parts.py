@@ -12,7 +12,7 @@ BLOCK = 2**15  # entries: three blocks fit into the second-level cache
 class Parts:
     """A vector, from arrays or tensors of any shapes; operations are entry by entry."""
 
-    # To allocate arrays of megabytes for each sum of a check takes longer than the products that are checked.
+    # Sums of whole vectors would allocate arrays as large as the model, and leave the cache.
     def __init__(self, arrays: Sequence[Any]) -> None:
         flat = [np.asarray(array).reshape(-1) for array in arrays]  # a view of a tensor in this machine's memory
         self.size = sum(array.size for array in flat)
