@@ -35,7 +35,7 @@ IMPORTED = {
     ),
     "context": (
         "tensorflow.python.eager",
-        "Holds seeds and generators, and says how functions are optimized.",
+        "Holds seeds, generators and the chosen device, and says how functions are optimized.",
     ),
     "control_flow_util": ("tensorflow.python.ops", "Tells whether XLA will compile a graph."),
     "custom_gradient": ("tensorflow.python.ops", "Differentiates through functions with custom gradients."),
@@ -56,7 +56,10 @@ IMPORTED = {
     "nn_ops": ("tensorflow.python.ops", "Leaves out dropout."),
     "op_def_registry": ("tensorflow.python.framework", "Tells whether an operation has a hidden state."),
     "polymorphic_function": ("tensorflow.python.eager.polymorphic_function", "Replaces how a tf.function is called."),
-    "record": ("tensorflow.python.eager", "Sees the variables that a function with a custom gradient reads."),
+    "record": (
+        "tensorflow.python.eager",
+        "Sees variables that a custom gradient reads, and whether a tape records.",
+    ),
     "stateful_random_ops": ("tensorflow.python.ops", "Finds TensorFlow's generator without making it."),
     "Trackable": ("tensorflow.python.trackable.base", "Recognises objects that hold variables."),
 }

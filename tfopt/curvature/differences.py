@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from numpy.linalg import norm
 
-from tfopt._variables import flatten
+from tfopt.curvature.parts import Parts
 
 NUM_DIRECTIONS = 3
 WIDE = 1e-3  # a step that changes results computed in float32
@@ -29,9 +28,12 @@ class Stage:
     sides: float
     limit: float  # The relative error above which a derivative counts as wrong
     is_fine: bool  # Whether steps are so small that few kinks are crossed
+    # Whether to take derivatives at both ends of the smaller step, where the quantities are needed in any case, and not
+    # at the point, where a derivative may be wrong though it is right all around.
+    is_at_ends: bool = False
 
 
-FINE = Stage((1e-6, 2.5e-7), 1e-3, 1e-2, 5e-3, True)
+FINE = Stage((1e-6, 2.5e-7), 1e-3, 1e-2, 5e-3, True, is_at_ends=True)
 # This stage detects a single wrong row in a large batch.
 STRICT = Stage((1e-6, 2.5e-7), 1e-5, 1e-4, 1e-4, True)
 # These stages are for results in float32, whose rounding errors exceed the effect of small steps.
@@ -44,11 +46,11 @@ class Derivatives:
 
     names: Sequence[str]  # A noun for each derivative
     point: list[Any]  # Where the derivatives are taken, a list of tensors
-    # Takes a point; returns the differentiated quantities, a flat array for each name.
-    differentiated: Callable[[list[Any]], list[np.ndarray]]
-    # Takes a point and a direction; returns for each name the derivative along it, a flat array, and its expected size
+    # Takes a point; returns the differentiated quantities, a vector for each name.
+    differentiated: Callable[[list[Any]], list[Parts]]
+    # Takes a point and a direction; returns for each name the derivative along it, a vector, and its expected size
     # if no terms cancel by chance.
-    along: Callable[[list[Any], list[Any]], list[tuple[np.ndarray, float]]]
+    along: Callable[[list[Any], list[Any]], list[tuple[Parts, float]]]
     is_symmetric: bool = False  # Whether the last derivative is a symmetric matrix times the direction
 
 
@@ -105,75 +107,96 @@ def compare(subject: Derivatives, rng: np.random.Generator, stages: Sequence[Sta
             undecided = [n for n, verdict in enumerate(verdicts.values()) if not (verdict.is_right or verdict.is_wrong)]
             if not undecided:
                 return verdicts
-            direction = random_like(subject.point, rng)
-            derivatives = subject.along(subject.point, direction)
-            line = _Line(subject, direction)
+            line = _Line(subject, random_like(subject.point, rng), stage)
             for n in undecided:
                 verdicts[subject.names[n]].is_fine = stage.is_fine
-                _judge(verdicts[subject.names[n]], derivatives[n], line, n, stage)
+                _judge(verdicts[subject.names[n]], line, n, stage)
     return verdicts
 
 
 class _Line:
-    """The differentiated quantities along a direction, each computed on first access."""
+    """The derivatives along a direction, and the differentiated quantities, each computed on first access."""
 
-    def __init__(self, subject: Derivatives, direction: list[Any]) -> None:
+    def __init__(self, subject: Derivatives, direction: list[Any], stage: Stage) -> None:
         self._subject, self._direction = subject, direction
-        # The derivative at the point was computed just before, and with it perhaps the quantities.
-        self._found = {0.0: subject.differentiated(subject.point)}
+        self._found: dict[float, list[Parts]] = {}
+        places = (stage.steps[1], -stage.steps[1]) if stage.is_at_ends else (0.0,)
+        self._derivatives = [self._along(place) for place in places]
 
-    def at(self, step: float, n: int) -> np.ndarray:
+    def derivative(self, n: int) -> tuple[Parts, float]:
+        """Return a derivative along the direction, and its expected size."""
+        first, *more = (derivatives[n] for derivatives in self._derivatives)
+        return ((first[0] + more[0][0]).times(0.5), (first[1] + more[0][1]) / 2) if more else first
+
+    def at(self, step: float, n: int) -> Parts:
+        """Return a quantity at a step from the point."""
         if step not in self._found:
-            self._found[step] = self._subject.differentiated(shifted(self._subject.point, self._direction, step))
+            self._found[step] = self._subject.differentiated(self._place(step))
         return self._found[step][n]
 
-    def slope(self, step: float, n: int) -> np.ndarray:
-        return (self.at(step, n) - self.at(-step, n)) / (2 * step)
+    def slope(self, step: float, n: int) -> Parts:
+        return (self.at(step, n) - self.at(-step, n)).times(0.5 / step)
 
-    def kink(self, step: float, n: int) -> np.ndarray:
+    def kink(self, step: float, n: int) -> Parts:
         """Return the difference between the slopes ahead and behind."""
-        return (self.at(step, n) - 2 * self.at(0.0, n) + self.at(-step, n)) / step
+        return (self.at(step, n) - self.at(0.0, n).times(2.0) + self.at(-step, n)).times(1.0 / step)
+
+    def _along(self, step: float) -> list[tuple[Parts, float]]:
+        place = self._place(step)
+        derivatives = self._subject.along(place, self._direction)
+        # The quantities were perhaps computed with the derivatives.
+        self._found[step] = self._subject.differentiated(place)
+        return derivatives
+
+    def _place(self, step: float) -> list[Any]:
+        return shifted(self._subject.point, self._direction, step) if step else self._subject.point
 
 
-def _judge(verdict: Verdict, derivative: tuple[np.ndarray, float], line: _Line, n: int, stage: Stage) -> None:
-    computed, size = derivative
+def _judge(verdict: Verdict, line: _Line, n: int, stage: Stage) -> None:
+    computed, size = line.derivative(n)
     far, near = stage.steps
     measured = line.slope(near, n)
-    if not (np.isfinite(computed).all() and np.isfinite(measured).all()):
+    if not (computed.is_finite and measured.is_finite):
         return
-    scale = max(float(norm(measured)), float(norm(computed)), size)
-    error = float(norm(computed - measured))
-    if scale <= 1e-9 * norm(line.at(0.0, n)) or error <= stage.limit * scale or scale == 0.0:
+    scale = max(measured.length, computed.length, size)
+    error = (computed - measured).length
+    if scale <= 1e-9 * line.at(near, n).length or error <= stage.limit * scale or scale == 0.0:
         # The derivative agrees, or nothing depends on the point in this direction.
         is_sure = computed.size > 2 or error <= 1e-3 * stage.limit * scale
         verdict.confirmations += 2 if is_sure else 1
         return
     if not measured.any() and line.slope(WIDE, n).any():
         return  # the step was smaller than the rounding of an operation in float32
-    agree = norm(line.slope(far, n) - measured) <= stage.agreement * scale
-    if agree and norm(line.kink(near, n)) <= stage.sides * scale:
-        verdict.errors.append((float(norm(computed)), float(norm(measured)), error / scale))
+    agree = (line.slope(far, n) - measured).length <= stage.agreement * scale
+    if agree and line.kink(near, n).length <= stage.sides * scale:
+        verdict.errors.append((computed.length, measured.length, error / scale))
 
 
 def random_like(point: list[Any], rng: np.random.Generator) -> list[Any]:
     """Return a random direction: in each tensor of the size of its entries, or of the others' if it is zero."""
     # Entries that are far out, such as the -1e9 of masked logits, have their own size.
-    entries = [np.minimum(np.abs(np.asarray(part)), 1e30) for part in point]
-    has_far = [bool(part.size and not part.max() < FAR) for part in entries]
-    near = [part[part < FAR] if is_far else part for part, is_far in zip(entries, has_far, strict=True)]
-    sizes = [float(np.sqrt(np.mean(np.square(part), dtype=np.float64))) if part.size else 0.0 for part in near]
+    arrays = [np.asarray(part) for part in point]
+    far = [np.minimum(np.abs(part), 1e30) if _has_far(part) else None for part in arrays]
+    near = [part if large is None else large[large < FAR] for part, large in zip(arrays, far, strict=True)]
+    sizes = [Parts([part]).length / math.sqrt(part.size or 1) for part in near]
     usual = float(np.mean([size for size in sizes if size > 0.0] or [0.01]))
     scales = [
-        np.where(large < FAR, size or usual, large) if is_far else size or usual
-        for large, size, is_far in zip(entries, sizes, has_far, strict=True)
+        size or usual if large is None else np.where(large < FAR, size or usual, large)
+        for large, size in zip(far, sizes, strict=True)
     ]
-    return [tf.constant(scale * _drawn(rng, part.shape), part.dtype) for part, scale in zip(point, scales, strict=True)]
+    return [tf.constant(_drawn(rng, part.shape, scale), part.dtype) for part, scale in zip(point, scales, strict=True)]
 
 
-def _drawn(rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
+def _has_far(array: np.ndarray) -> bool:
+    return bool(array.size and not max(array.max(), -array.min()) < FAR)
+
+
+def _drawn(rng: np.random.Generator, shape: Sequence[int], scale: Any) -> np.ndarray:
     """Return normal numbers, which repeat in large arrays, because drawing them takes longer than a product."""
-    size = math.prod(shape)
-    return rng.standard_normal(shape) if size <= PERIOD else np.resize(rng.standard_normal(PERIOD), shape)
+    if math.prod(shape) <= PERIOD:
+        return scale * rng.standard_normal(shape)
+    period = rng.standard_normal(PERIOD)
+    return scale * np.resize(period, shape) if np.ndim(scale) else np.resize(scale * period, shape)
 
 
 def shifted(point: list[Any], direction: list[Any], step: float) -> list[Any]:
@@ -181,7 +204,7 @@ def shifted(point: list[Any], direction: list[Any], step: float) -> list[Any]:
     return [p + tf.constant(step, p.dtype) * d for p, d in zip(point, direction, strict=True)]
 
 
-def inner(gradient: np.ndarray, direction: Sequence[Any]) -> tuple[np.ndarray, float]:
-    """Return the product of a gradient and a direction, of shape (1,), and its expected size without cancellation."""
-    products = gradient * flatten(direction)
-    return np.array([products.sum()]), float(np.linalg.norm(products))
+def inner(gradient: Parts, direction: Sequence[Any]) -> tuple[Parts, float]:
+    """Return the product of a gradient and a direction, of one entry, and its expected size without cancellation."""
+    products = gradient * Parts(direction)
+    return Parts([products.sum()]), products.length

@@ -11,6 +11,7 @@ from tfopt.curvature.batch import Batch
 from tfopt.curvature.batch_gradient import dense_gradients
 from tfopt.curvature.differences import FAR, NUM_DIRECTIONS, Derivatives, DerivativesAt, inner, random_like
 from tfopt.curvature.objective import Objective
+from tfopt.curvature.parts import Parts
 from tfopt.curvature.softmax_targets import note_targets
 from tfopt.curvature.split import SplitFunction
 
@@ -154,21 +155,21 @@ class _Halves:
             a * b for a, b in zip(random_like(self._weights, np.random.default_rng(1)), self._weights, strict=True)
         ]
 
-    def outputs(self, values: list[Any]) -> list[np.ndarray]:
-        found = flatten(self._compute(values, self._none)[0])
-        return [found * flatten(self._weights), np.array([found @ flatten(self._pulled)])]
+    def outputs(self, values: list[Any]) -> list[Parts]:
+        found = Parts(self._compute(values, self._none)[0])
+        return [found * Parts(self._weights), Parts([found @ Parts(self._pulled)])]
 
-    def weights_along(self, values: list[Any], direction: list[Any]) -> list[tuple[np.ndarray, float]]:
+    def weights_along(self, values: list[Any], direction: list[Any]) -> list[tuple[Parts, float]]:
         found = self._multiply(values, self._none, direction, self._pulled, self._none)
-        return [(flatten(found[5]) * flatten(self._weights), 0.0), inner(flatten(found[4]), direction)]
+        return [(Parts(found[5]) * Parts(self._weights), 0.0), inner(Parts(found[4]), direction)]
 
-    def losses(self, outputs: list[Any]) -> list[np.ndarray]:
+    def losses(self, outputs: list[Any]) -> list[Parts]:
         _, loss, gradient, _ = self._compute(self._values, self._moves(outputs))
-        return [flatten(loss), flatten(gradient)]
+        return [Parts(loss), Parts(gradient)]
 
-    def outputs_along(self, outputs: list[Any], direction: list[Any]) -> list[tuple[np.ndarray, float]]:
+    def outputs_along(self, outputs: list[Any], direction: list[Any]) -> list[tuple[Parts, float]]:
         found = self._multiply(self._values, self._moves(outputs), self._values, self._none, direction)
-        return [inner(flatten(found[2]), direction), (flatten(found[6]), 0.0)]
+        return [inner(Parts(found[2]), direction), (Parts(found[6]), 0.0)]
 
     def row_curvatures(self, rng: np.random.Generator) -> list[float]:
         """Return d'Ld for random directions d in the outputs of single rows, three for each of up to 16 rows."""
@@ -185,11 +186,11 @@ class _Halves:
                 found.append(float(product @ flatten(direction)))
         return found
 
-    def penalties(self, values: list[Any]) -> list[np.ndarray]:
-        return [flatten(self._compute(values, self._none)[3])]
+    def penalties(self, values: list[Any]) -> list[Parts]:
+        return [Parts(self._compute(values, self._none)[3])]
 
-    def penalties_along(self, values: list[Any], direction: list[Any]) -> list[tuple[np.ndarray, float]]:
-        return [(flatten(self._multiply(values, self._none, direction, self._none, self._none)[7]), 0.0)]
+    def penalties_along(self, values: list[Any], direction: list[Any]) -> list[tuple[Parts, float]]:
+        return [(Parts(self._multiply(values, self._none, direction, self._none, self._none)[7]), 0.0)]
 
     def _moves(self, outputs: list[Any]) -> list[Any]:
         return [output - at for output, at in zip(outputs, self.point, strict=True)]

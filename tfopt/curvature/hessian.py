@@ -3,14 +3,13 @@
 import functools
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
-from tfopt._variables import flatten
 from tfopt.curvature.batch_gradient import dense_gradients
 from tfopt.curvature.differences import Derivatives, DerivativesAt, inner
 from tfopt.curvature.objective import Objective
 from tfopt.curvature.operator import CurvatureOperator
+from tfopt.curvature.parts import Parts
 from tfopt.curvature.split import SplitFunction
 
 
@@ -35,8 +34,7 @@ class HessianOperator(CurvatureOperator):
 
     Example:
         >>> import keras
-        >>> import numpy as np
-        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+        >>>         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
         >>> objective = Objective(model, "mse", (np.array([[1.0, 0.0], [0.0, 3.0]]), np.zeros((2, 1))))
         >>> hessian = HessianOperator(objective)
         >>> hessian.to_dense().round(3).tolist()
@@ -68,14 +66,14 @@ class _HessianDerivatives(DerivativesAt):
 
         def run(point: list[Any], direction: list[Any]) -> list[Any]:
             loss, *found = self._traced((point, batch), direction)
-            latest[:] = point, [flatten([loss]), flatten(found[:count])]
+            latest[:] = point, [Parts([loss]), Parts(found[:count])]
             return found[count:]
 
-        def along(point: list[Any], direction: list[Any]) -> list[tuple[np.ndarray, float]]:
+        def along(point: list[Any], direction: list[Any]) -> list[tuple[Parts, float]]:
             product = run(point, direction)
-            return [inner(latest[1][1], direction), (flatten(product), 0.0)]
+            return [inner(latest[1][1], direction), (Parts(product), 0.0)]
 
-        def differentiated(point: list[Any]) -> list[np.ndarray]:
+        def differentiated(point: list[Any]) -> list[Parts]:
             if latest[0] is not point:
                 run(point, point)
             return list(latest[1])

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfopt._checks import check_flag
+from tfopt.curvature.background import started
 from tfopt.curvature.batch import form_of
 from tfopt.curvature.differences import DerivativesAt
 from tfopt.curvature.held_variables import holding
@@ -88,13 +89,7 @@ class CurvatureOperator(ABC):
             RuntimeError: The first product disagrees with finite differences, or with a second computation.
         """
         parts = self.vectors.split(vector)
-        check = None if self._is_checked else self._check()
-        products = self._sum_over_batches(parts)
-        if check is not None:
-            check.check_finite(products, parts)
-            self._is_checked = True
-            if self._is_kept and check.is_general:
-                self._known_product(0, parts, parts).is_checked = True
+        products = self._sum_over_batches(parts) if self._is_checked else self._checked_product(parts)
         self.num_matvecs += 1
         return self.vectors.join(products, vector)
 
@@ -199,15 +194,24 @@ class CurvatureOperator(ABC):
         graphs = [product.function.graph for product in self._products.values()]
         return any(scopes_of(graph, OF_SOME_ROWS) or is_in_functions(graph, SOFTMAX) for graph in graphs)
 
-    def _check(self) -> SelfCheck:
+    def _checked_product(self, vectors: list[Any]) -> list[Any]:
         values = self.objective.values()
         product = self._known_product(0, values, values)
         check = SelfCheck(repr(self), self.objective, product.function.graph)
         check.refuse_operations()
         self._check_targets(values)
-        if not product.is_checked:
-            check(self._derivatives, self._check_matrix)
-        return check
+        if product.is_checked:
+            products = self._sum_over_batches(vectors)
+        else:
+            # TensorFlow compiles the product while Python traces the check.
+            with started(lambda: self._product_of(0, values, self._scaled(0, vectors))) as wait:
+                check(self._derivatives, self._check_matrix)
+            products = self._sum_over_batches(vectors, first=wait())
+        check.check_finite(products, vectors)
+        self._is_checked = True
+        if self._is_kept and check.is_general:
+            product.is_checked = True
+        return products
 
     def _check_targets(self, values: list[Any]) -> None:
         # Raises ValueError if targets of categorical cross-entropies do not sum to 1, in any batch of this rank.
@@ -240,15 +244,18 @@ class CurvatureOperator(ABC):
 
     # --- one product
 
-    def _sum_over_batches(self, vectors: list[Any]) -> list[Any]:
+    def _sum_over_batches(self, vectors: list[Any], first: list[Any] | None = None) -> list[Any]:
+        # `first` is the product of the first batch if it is known.
         values = self.objective.values()
-        sums: list[Any] = []
-        for index, batch in enumerate(self.objective.probe.batches):
-            share = batch.num_rows / self.objective.num_rows
-            # The product is linear, so that scaling the vector scales the product.
-            scaled = vectors if share == 1.0 else [tf.constant(share, part.dtype) * part for part in vectors]
-            sums = add(sums, self._product_of(index, values, scaled))
+        sums: list[Any] = list(first or [])
+        for index in range(bool(sums), len(self.objective.probe.batches)):
+            sums = add(sums, self._product_of(index, values, self._scaled(index, vectors)))
         return self.objective.communicator.allreduce_sum(sums, name="products")
+
+    def _scaled(self, index: int, vectors: list[Any]) -> list[Any]:
+        # The product is linear, so that scaling the vector scales the product.
+        share = self.objective.probe.batches[index].num_rows / self.objective.num_rows
+        return vectors if share == 1.0 else [tf.constant(share, part.dtype) * part for part in vectors]
 
     def _product_of(self, index: int, values: list[Any], vectors: list[Any]) -> list[Any]:
         batch = self.objective.probe.batches[index].tensors

@@ -1,5 +1,6 @@
 """Check that a product agrees with finite differences, is symmetric, and is the same if it is computed again."""
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +8,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfopt._variables import flatten
 from tfopt.curvature.batch import Batch
 from tfopt.curvature.differences import (
     COARSE,
@@ -34,6 +34,7 @@ from tfopt.curvature.known_operations import (
     suspicious_layers,
 )
 from tfopt.curvature.objective import Objective
+from tfopt.curvature.parts import Parts
 from tfopt.curvature.probe import Probe
 
 NUM_ROWS = 8  # with few rows, few activations cross a kink within a step
@@ -68,14 +69,13 @@ class SelfCheck:
         """
         rng = np.random.default_rng(0)
         small, sound = self._few_rows(make_derivatives, rng)
-        values = small.objective.values()
         where = f"on {small.objective.num_rows} rows of the first batch, of {self._first_batch.num_rows}"
         for subject in sound:
             subject.check_repeatable(where)
         check_matrix(small)
         # Move away from the weights, because weights of zero lie on a kink of ReLU.
-        nudged = shifted(values, random_like(values, rng), 0.01)
-        stages = (FINE, *COARSE) if values[0].dtype == tf.float64 else COARSE
+        nudged = sound[0].moved(0.01)
+        stages = (FINE, *COARSE) if nudged[0].dtype == tf.float64 else COARSE
         doubtful = [
             name
             for subject in small.at(nudged)
@@ -107,8 +107,8 @@ class SelfCheck:
     def check_finite(self, products: list[Any], vectors: list[Any]) -> None:
         """Raise RuntimeError if a product over all rows is not finite, though the vector is finite."""
         # With entries beyond 1e6 the product may overflow legitimately.
-        is_small = max(float(tf.reduce_max(tf.abs(part))) for part in vectors) <= 1e6
-        if is_small and not np.isfinite(flatten(products)).all():
+        is_small = all(bool((np.abs(part) <= 1e6).all()) for part in vectors)
+        if is_small and not Parts(products).is_finite:
             self.refuse("are not finite", SINGULAR, NOT_FINITE.format("on all rows together"))
 
     def refuse(self, fault: str, kinds: tuple[str, ...], details: str) -> None:
@@ -214,21 +214,25 @@ class _Sound:
         self._subject, self._check = subject, check
         self._one, self._other = random_like(subject.point, rng), random_like(subject.point, rng)
         self._first = self._along(self._one)
-        self._second: list[np.ndarray] = []
+        self._second: list[Parts] = []
 
     @property
     def is_finite(self) -> bool:
         """Whether the derivatives and what they differentiate are finite."""
-        return _are_finite([*self._first, *self._quantities])
+        return all(part.is_finite for part in (*self._first, *self._quantities))
 
     @property
     def is_live(self) -> bool:
         """Whether some derivative is not zero."""
-        return any(bool(part.any()) for part in self._first)
+        return any(part.any() for part in self._first)
+
+    def moved(self, step: float) -> list[Any]:
+        """Return the point moved along the first direction."""
+        return shifted(self._subject.point, self._one, step)
 
     def check_repeatable(self, where: str) -> None:
         """Refuse derivatives that are not finite, or differ the second time."""
-        if not _are_finite(self._first):
+        if not all(part.is_finite for part in self._first):
             self._check.refuse("are not finite", SINGULAR, NOT_FINITE.format(where))
         if not self._subject.is_symmetric:
             self._refuse_change(self._first, self._along(self._one))
@@ -244,28 +248,24 @@ class _Sound:
         if not subject.is_symmetric:
             return
         first, second = self._first[-1], self._second[-1]
-        one, other = flatten(self._one), flatten(self._other)
-        there, back = float(first @ other), float(second @ one)
-        if abs(there - back) <= 1e-4 * max(np.linalg.norm(first * other), np.linalg.norm(second * one)):
+        one, other = Parts(self._one), Parts(self._other)
+        there, back = first @ other, second @ one
+        if abs(there - back) <= 1e-4 * max((first * other).length, (second * one).length):
             return
         self._refuse_change(self._first, self._along(self._one))
         # Products are linear, so that any deviation from linearity estimates the rounding error.
         both = self._along(shifted(self._one, self._other, 1.0))[-1]
-        rounding = np.linalg.norm((both - first - second) * (abs(one) + abs(other)))
+        rounding = ((both - first - second) * (abs(one) + abs(other))).length
         if abs(there - back) > 30 * rounding:
             details = f": {subject.names[-1]} is not symmetric, u'Av = {there:.4g} and v'Au = {back:.4g}"
             self._check.refuse("are wrong", SUSPECTS, details)
 
-    def _along(self, direction: list[Any]) -> list[np.ndarray]:
+    def _along(self, direction: list[Any]) -> list[Parts]:
         found = self._subject.along(self._subject.point, direction)
         self._quantities = self._subject.differentiated(self._subject.point)
         return [part for part, _ in found]
 
-    def _refuse_change(self, once: list[np.ndarray], again: list[np.ndarray]) -> None:
-        change = [np.linalg.norm(before - after) for before, after in zip(once, again, strict=True)]
-        if np.linalg.norm(change) > 1e-6 * np.linalg.norm([np.linalg.norm(before) for before in once]):
+    def _refuse_change(self, once: list[Parts], again: list[Parts]) -> None:
+        change = [(before - after).length for before, after in zip(once, again, strict=True)]
+        if math.hypot(*change) > 1e-6 * math.hypot(*(before.length for before in once)):
             self._check.refuse_randomness()
-
-
-def _are_finite(arrays: list[np.ndarray]) -> bool:
-    return all(bool(np.isfinite(array).all()) for array in arrays)
