@@ -12,7 +12,8 @@ in another checkout, by the Python in its `.venv`. The processes take turns. The
 Writes medians to `benchmarks/results/measuring.json`. Sections and networks that were not measured stay there as they
 were, if the machine and the packages are the same.
 
-Run with `make bench`, or `python benchmarks/measuring.py --rounds 5 --networks MLP transformer --sections first`.
+Run with `make bench` (callbacks and planning: `make bench-fits`), or
+`python benchmarks/measuring.py --rounds 5 --networks MLP transformer --sections first`.
 """
 
 import argparse
