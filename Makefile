@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo horovod test test-all coverage lint bench reproduce docs clean
+.PHONY: help demo horovod test test-all coverage lint bench bench-fits reproduce docs clean
 
 help:
 	@echo "make demo     train one network in five ways; writes runs/quickstart/report.html"
@@ -16,6 +16,7 @@ help:
 	@echo "make coverage run all tests, slower, and demand that they reach 95% of lines and branches"
 	@echo "make lint     check style, docstrings and types"
 	@echo "make bench    time everything against others, and what distributing costs"
+	@echo "make bench-fits time what callbacks add to fits of a minute, and planning with a budget (hours)"
 	@echo "make reproduce measure published figures again (half an hour) and rewrite docs/reproductions.md"
 	@echo "make docs     rebuild the tables of docs/ from benchmarks/results/, and the site in build/site"
 
@@ -97,13 +98,17 @@ bench: $(VENV)/installed-bench $(VENV)/built-horovod
 	$(BIN)/horovodrun -np 2 $(BIN)/python benchmarks/distributed.py
 	$(BIN)/python benchmarks/curvature.py
 	$(BIN)/python benchmarks/callbacks.py
-	$(BIN)/python benchmarks/measuring.py
+	$(BIN)/python benchmarks/measuring.py --sections first products job
 	$(BIN)/python benchmarks/nqm.py
 	$(BIN)/python benchmarks/bregman.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/horovodrun -np 2 $(BIN)/python benchmarks/scaling.py
 	HOROVOD_CYCLE_TIME=0.1 $(BIN)/horovodrun -np 2 $(BIN)/python benchmarks/scaling.py --messages
 	$(BIN)/python benchmarks/faults.py
+	$(BIN)/python benchmarks/tables.py
+
+bench-fits: $(VENV)/installed-bench
+	$(BIN)/python benchmarks/measuring.py --sections callbacks planning
 	$(BIN)/python benchmarks/tables.py
 
 reproduce: $(VENV)/installed-plot

@@ -1,27 +1,27 @@
-"""Time what the measuring callbacks cost by the clock, at their default intervals: paired fits that take turns.
+"""One process of `measuring.py`: what the measuring callbacks add to a `fit`, at their default intervals.
 
-Each pair is a `fit` without callbacks and one with them, in one process, in alternating order; the first pair compiles,
-and is left out. The long fits train a network on 60,000 rows for about `--seconds`, with one callback at a time. The
-short job trains the convolutional network on 6,000 rows for five epochs, with all three callbacks together, and is
-compared by processor seconds too. Reported are medians of the ratios. Writes
-`benchmarks/results/measuring_callbacks.json`.
-
-Run with `python benchmarks/measuring_callbacks.py --pairs 8 --seconds 60`.
+Each line of standard input asks for a pair: a `fit` without callbacks and one with them, in this process, in
+alternating order. The process answers with the ratios of their seconds, by the clock and of the processor, and with
+what the callbacks report. The models are new in each pair, as in a loop over seeds. The first pair also traces and
+compiles for the callbacks, as every pair did before fits shared what is compiled. Its ratios are reported beside.
 """
 
-import statistics
+import itertools
+import json
+import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import environment
 import keras
 import numpy as np
 
 from tfopt import models
 from tfopt.callbacks import Convexity, GradientBreakdown, GradientNoiseScale
 
-CLASSES, PROBE_ROWS, BATCH, SMALL_BATCH = 10, 512, 128, 32
+CLASSES, PROBE_ROWS, BATCH = 10, 512, 128
+JOB_ROWS, JOB_EPOCHS, JOB_BATCH = 6000, 5, 32
 CALLBACKS = (Convexity, GradientBreakdown, GradientNoiseScale)
 # Network -> how to make it, and the shape of its inputs.
 NETWORKS: dict[str, tuple[Callable[[], keras.Model], tuple[int, ...]]] = {
@@ -29,6 +29,8 @@ NETWORKS: dict[str, tuple[Callable[[], keras.Model], tuple[int, ...]]] = {
     "convnet": (lambda: models.convnet((28, 28, 1), num_outputs=CLASSES, seed=0), (28, 28, 1)),
 }
 Data = tuple[np.ndarray, np.ndarray]
+CLOCKS = ("clock", "processor")
+REPORTS = ("measurements", "put off", "setup seconds", "measuring seconds")
 
 
 def make_data(shape: tuple[int, ...], num_rows: int) -> Data:
@@ -52,60 +54,59 @@ def run(
     model.fit(*data, batch_size=batch, epochs=epochs, verbose=0, callbacks=callbacks)
     seconds = {"clock": time.perf_counter() - start, "processor": time.process_time() - processor}
     histories = [callback.history for callback in callbacks]
-    return seconds | {
-        "measurements": sum(len(history["step"]) for history in histories),
-        "put off": sum(history.get("put_off", [0])[-1] for history in histories),
-        "setup": sum(history.get("setup_seconds", [0.0])[-1] for history in histories),
-        "measuring": sum(sum(history["seconds"]) for history in histories),
-    }
+    reports = (
+        sum(len(history["step"]) for history in histories),
+        sum(history.get("put_off", [0])[-1] for history in histories),
+        sum(history.get("setup_seconds", [0.0])[-1] for history in histories),
+        sum(sum(history["seconds"]) for history in histories),
+    )
+    return seconds | dict(zip(REPORTS, reports, strict=True))
 
 
-def pair_up(
-    make: Callable[[], keras.Model], data: Data, epochs: int, kinds: Sequence[Any], batch: int, pairs: int
-) -> dict[str, float]:
-    """Return the median ratios of fits with callbacks to fits without, and medians of what the callbacks report."""
-    rows = []
-    for index in range(pairs + 1):
-        found = {}
-        for is_bare in (index % 2 == 0, index % 2 == 1):
-            found[is_bare] = run(make, data, epochs, () if is_bare else kinds, batch)
-        ratios = {name: found[False][name] / found[True][name] for name in ("clock", "processor")}
-        rows.append({
-            **{f"{name} ratio": ratio for name, ratio in ratios.items()},
-            **{f"{name} seconds bare": found[True][name] for name in ("clock", "processor")},
-            **{name: found[False][name] for name in ("measurements", "put off", "setup", "measuring")},
-        })
-    return {name: statistics.median(row[name] for row in rows[1:]) for name in rows[0]}
-
-
-def epochs_of(make: Callable[[], keras.Model], data: Data, seconds: int) -> int:
+def epochs_of(make: Callable[[], keras.Model], data: Data, seconds: float) -> int:
     """Return the number of epochs of a fit of about some seconds, after a first fit that compiles."""
     run(make, data, 1, ())
     return max(round(seconds / run(make, data, 1, ())["clock"]), 1)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print and write the results."""
-    parser = environment.make_parser(__doc__, "measuring_callbacks", pairs=8, seconds=60, rows=60_000)
-    parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=NETWORKS)
-    arguments = parser.parse_args(argv)
-    result: dict[str, dict[str, float]] = {}
+def pair(fit: Callable[[Sequence[Any]], dict[str, float]], kinds: Sequence[Any], bare_first: bool) -> dict[str, float]:
+    """Return the ratios of a fit with callbacks to one without, the seconds of the latter, and the reports."""
+    found = {is_bare: fit(() if is_bare else kinds) for is_bare in (bare_first, not bare_first)}
+    with_callbacks, bare = found[False], found[True]
+    ratios = {f"{name} ratio": with_callbacks[name] / bare[name] for name in CLOCKS}
+    return ratios | {f"{name} bare": bare[name] for name in CLOCKS} | {name: with_callbacks[name] for name in REPORTS}
 
-    def measure(case: str, *work: Any) -> None:
-        result[case] = pair_up(*work, arguments.pairs)
-        cells = ", ".join(f"{name} {value:.3f}" for name, value in result[case].items())
-        print(f"{case}: {cells}", flush=True)
 
-    for name in arguments.networks:
-        make, shape = NETWORKS[name]
-        data = make_data(shape, arguments.rows)
-        epochs = epochs_of(make, data, arguments.seconds)
-        for kind in CALLBACKS:
-            measure(f"{name}, {epochs} epochs/{kind.__name__}", make, data, epochs, (kind,), BATCH)
-    make, shape = NETWORKS["convnet"]
-    measure("five epochs of 6,000 rows/all three", make, make_data(shape, 6000), 5, CALLBACKS, SMALL_BATCH)
-    content = {"pairs": arguments.pairs, "seconds": arguments.seconds, "rows": arguments.rows, "cases": result}
-    environment.write(arguments.output, ["tensorflow", "keras", "numpy"], content)
+def long_fits(name: str, rows: int, seconds: float) -> dict[str, Callable[[bool], dict[str, float]]]:
+    """Return the pairs of a long fit of a network, one callback at a time."""
+    make, shape = NETWORKS[name]
+    data = make_data(shape, rows)
+    epochs = epochs_of(make, data, seconds)
+    fit = lambda kinds: run(make, data, epochs, kinds)  # noqa: E731
+    return {kind.__name__: lambda first, kind=kind: pair(fit, (kind,), first) for kind in CALLBACKS}
+
+
+def job(name: str) -> dict[str, Callable[[bool], dict[str, float]]]:
+    """Return the pairs of a short job of five epochs with all three callbacks."""
+    make, shape = NETWORKS[name]
+    data = make_data(shape, JOB_ROWS)
+    run(make, data, 1, (), JOB_BATCH)  # Starts TensorFlow.
+    fit = lambda kinds: run(make, data, JOB_EPOCHS, kinds, JOB_BATCH)  # noqa: E731
+    return {"all three": lambda first: pair(fit, CALLBACKS, first)}
+
+
+def main() -> None:
+    """Answer the command line: `long BUILD NETWORK ROWS SECONDS` or `job BUILD NETWORK`, one pair for each line."""
+    section, build, name, *numbers = sys.argv[1:]
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # All output of the framework goes to standard error.
+    cases = job(name) if section == "job" else long_fits(name, int(numbers[0]), float(numbers[1]))
+    alone = {f"{name}, first pair": case(True) for name, case in cases.items()}
+    print(json.dumps(list(cases)), file=answers)
+    for _, is_bare_first in zip(sys.stdin, itertools.cycle((True, False)), strict=False):
+        found = {name: case(is_bare_first) for name, case in cases.items()} | alone
+        named = {f"{build}/{name}/{value}": number for name, row in found.items() for value, number in row.items()}
+        print(json.dumps(named), file=answers)
 
 
 if __name__ == "__main__":

@@ -35,9 +35,10 @@ NETWORKS: dict[str, tuple[Callable[[], keras.Model], tuple[int, ...], int]] = {
 }
 
 
-def make(name: str) -> tuple[keras.Model, Any, np.ndarray, np.ndarray]:
-    """Return a network, its loss, inputs and labels."""
-    keras.utils.set_random_seed(0)
+def make(name: str, is_seeded: bool = True) -> tuple[keras.Model, Any, np.ndarray, np.ndarray]:
+    """Return a network, its loss, inputs and labels; unless `is_seeded`, Keras's seed stays as it is."""
+    if is_seeded:
+        keras.utils.set_random_seed(0)
     build, shape, num_rows = NETWORKS[name]
     rng = np.random.default_rng(0)
     x = rng.integers(0, WORDS, (num_rows, *shape)) if name == "transformer" else rng.standard_normal((num_rows, *shape))

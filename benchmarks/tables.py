@@ -9,6 +9,8 @@ from typing import Any
 
 from scaling_model import PUBLISHED, Network, draw, predict_sweep
 
+# The callbacks of `measuring.json` in fits of equal models, and their words.
+FITS = {"Convexity": "Convexity", "no eigenvalues": "Convexity without eigenvalues", "callbacks": "three callbacks"}
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -86,8 +88,11 @@ def callbacks_table(result: dict) -> str:
 def measuring_table(result: dict, section: str) -> str:
     """Return the table of a section of `measuring.json`: seconds of both builds, and what they are compared with."""
     rows = []
-    for network, found in result[section].items():
+    for network, measured in result[section].items():
+        found = measured["cases"]
         for case, (name, other, build, count) in MEASURED[section].items():
+            if case not in found:
+                continue
             reference, row = found[other][build or "tfopt"], found[case]
             before = row.get("baseline")
             against = found[other].get(build or "baseline")
@@ -100,14 +105,27 @@ def measuring_table(result: dict, section: str) -> str:
 
 
 # Of each case in `measuring.json`: its words, the case and build of its reference (None: the same build), and the
-# number of products.
+# number of products. Results without a case leave it out.
 MEASURED: dict[str, dict[str, tuple[str, str, str | None, int]]] = {
     "first": {
         "product/first product": ("first product", "product", "bare", 1),
         "product/same model": ("second operator, same model", "product/first product", None, 1),
         "product/same architecture": ("second operator, same architecture", "product/first product", None, 1),
-        "callbacks/first rows": ("first rows of three callbacks", "Convexity/first rows", None, 1),
-        "Convexity/second fit": ("Convexity in a second fit", "Convexity/first rows", None, 1),
+        **{
+            f"callbacks/first rows{clock}": (
+                f"first rows of three callbacks{clock}",
+                f"Convexity/first rows{clock}",
+                None,
+                1,
+            )
+            for clock in ("", ", processor")
+        },
+        **{
+            f"{kind}/{fit}{clock}": (f"{words} in a {fit}{clock}", f"{kind}/first rows{clock}", None, 1)
+            for kind, words in FITS.items()
+            for fit in ("second fit", "third fit, no new seed")
+            for clock in ("", ", processor")
+        },
     },
     "products": {
         "alone": ("product alone", "product", "bare", 1),
@@ -115,6 +133,46 @@ MEASURED: dict[str, dict[str, tuple[str, str, str | None, int]]] = {
         "8 vectors": ("8 vectors together", "alone", None, 1),
     },
 }
+
+
+def shares_table(result: dict) -> str:
+    """Return the table of what callbacks add to fits, from the sections "callbacks" and "job" of `measuring.json`."""
+    rows = []
+    for section in ("callbacks", "job"):
+        for network, measured in result.get(section, {}).items():
+            found = measured["cases"]
+            for kind in dict.fromkeys(case.rpartition("/")[0] for case in found):
+                row = {case.rpartition("/")[2]: each for case, each in found.items() if case.rpartition("/")[0] == kind}
+                now = {name: each["tfopt"] for name, each in row.items()}
+                before = row["processor ratio"].get("baseline")
+                rows.append([
+                    network,
+                    f"{kind}, {'five epochs of 6,000 rows' if section == 'job' else 'long fit'}",
+                    *(now["clock bare"], now["clock ratio"] - 1, now["processor ratio"] - 1),
+                    "" if before is None else f"{before - 1:.1%}",
+                    *(now["measurements"], now["put off"]),
+                ])
+    shares = ("added by the clock|.1%", "added on the processor|.1%", "before")
+    if not rows:
+        return "Not measured yet."
+    return table(["network", "", "without: s|.1f", *shares, "measurements|.0f", "put off|.0f"], rows)
+
+
+def budgets_table(result: dict) -> str:
+    """Return the table of how planning keeps its budget, from the section "planning" of `measuring.json`."""
+    rows = []
+    for network, measured in result.get("planning", {}).items():
+        found = measured["cases"]
+        for task in dict.fromkeys(case.partition("/")[0] for case in found):
+            budget = float(task.split()[-2])
+            row = found[f"{task}/seconds"]
+            before = "" if "baseline" not in row else f"{row['baseline'] / budget:.2f}"
+            enough = found.get(f"{task}/enough", {}).get("tfopt")
+            outcome = "done" if enough is None else f"refused: {enough:.0f} s are enough"
+            rows.append([network, task, row["tfopt"], row["tfopt"] / budget, before, outcome])
+    if not rows:
+        return "Not measured yet."
+    return table(["network", "", "seconds|.1f", "of the budget|.2f", "before", ""], rows)
 
 
 def nqm_table(result: dict) -> str:
@@ -217,6 +275,8 @@ def main() -> None:
         "callbacks": callbacks_table(found["callbacks"]),
         "measuring first": measuring_table(found["measuring"], "first"),
         "measuring products": measuring_table(found["measuring"], "products"),
+        "measuring shares": shares_table(found["measuring"]),
+        "measuring budgets": budgets_table(found["measuring"]),
         "nqm": nqm_table(found["nqm"]),
         "bregman": bregman_table(bregman, [name for name in bregman if name[0].isdigit()]),
         "scaling": scaling_table(one, two, network),

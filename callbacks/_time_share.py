@@ -15,8 +15,8 @@ clock = time.perf_counter
 class TimeShare:
     """Seconds that a callback has measured, against its largest share of the seconds since training began.
 
-    Tracing and compiling do not count, because they happen once. They show only in the first measurement of a model,
-    which takes longer than the next one by that much.
+    Tracing and compiling count for at most half of the share, because they happen once, and may take longer than the
+    whole share. They show only in the first measurement of a model, which takes longer than the next one by that much.
 
     Attributes:
         cost: Seconds of the last measurement that compiled nothing; 0 as long as none is known.
@@ -35,6 +35,7 @@ class TimeShare:
         self._first = 0.0  # Seconds of a first measurement, until a second one shows how many of them were compiling.
         self._before = 0.0  # Seconds of training before it was resumed.
         self._begin = clock()
+        self._first_began: tuple[float, float] | None = None  # When, and with which total, while it is running.
 
     @property
     def is_limited(self) -> bool:
@@ -51,6 +52,10 @@ class TimeShare:
         """All seconds so far."""
         return self._spent + self._extra + self._setup + self._first
 
+    def begin(self, is_first: bool) -> None:
+        """Note the begin of a measurement, which `add` ends."""
+        self._first_began = (clock(), self.total) if is_first else None
+
     def add_setup(self, seconds: float) -> None:
         """Count seconds of tracing and compiling."""
         self._setup += seconds
@@ -61,6 +66,7 @@ class TimeShare:
 
     def add(self, seconds: float, is_first: bool) -> None:
         """Count a measurement; the first one of a model in its present state also compiles."""
+        self._first_began = None
         if is_first and not self.cost:
             self._setup, self._first = self._setup + self._first, seconds
             return
@@ -100,7 +106,16 @@ class TimeShare:
 
     def _allowance(self, ahead: float = 0.0) -> float:
         assert self._largest is not None
-        return max(FREE_SECONDS, self._largest * (self._elapsed + ahead))
+        share = max(FREE_SECONDS, self._largest * (self._elapsed + ahead))
+        return share - min(self.setup + self._compiling, share / 2)
+
+    @property
+    def _compiling(self) -> float:
+        """The seconds of a first measurement that is running, as far as they are not counted yet."""
+        if self._first_began is None:
+            return 0.0
+        begin, before = self._first_began
+        return clock() - begin - (self.total - before)
 
     @property
     def _elapsed(self) -> float:

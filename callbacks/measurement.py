@@ -59,7 +59,8 @@ class Measurement(RankCallback):
             given interval is kept exactly.
         max_share: Largest share of the seconds of `fit` that measuring may take at the default interval, in (0, 1].
             Default 0.03. A measurement that would exceed it is put off, on all ranks alike. One second in all is
-            free, the first and the last measurement are taken in any case, and tracing and compiling do not count.
+            free, the first and the last measurement are taken in any case, and tracing and compiling count for at most
+            half of the share.
             None or 1 measures at every default time, whatever it takes.
         batch_size: Rows in a batch of the probe, for arrays.
         batch_norm: "batch" (default) normalises by the statistics of each batch (of each group of rows, where gradients
@@ -297,6 +298,7 @@ class Measurement(RankCallback):
         """Measure, and record the results for `step`, or for the current step."""
         begin, before = _time_share.clock(), self._time.total
         self._follow(is_measuring=not self.traces_early)
+        self._time.begin(self._is_first)
         start = _time_share.clock()
         # Use one thread in NumPy's BLAS: its threads keep spinning after a call, and block TensorFlow's.
         with _native_threads().limit(limits=1, user_api="blas"):

@@ -16,6 +16,21 @@ def compiled(function: Callable[..., Any], *, by_xla: bool = False) -> Any:
     return made
 
 
+def traced(function: Callable[..., Any], *arguments: Any) -> tuple[Callable[..., Any], Any]:
+    """Return a function of nested structures like `arguments` (tensors and None), compiled at once, and its graph."""
+    leaves = tf.nest.flatten(arguments)
+
+    def of_tensors(*tensors: Any) -> Any:
+        given = iter(tensors)
+        filled = [None if leaf is None else next(given) for leaf in leaves]
+        return function(*tf.nest.pack_sequence_as(arguments, filled))
+
+    specs = [tf.TensorSpec(leaf.shape, leaf.dtype) for leaf in leaves if leaf is not None]
+    concrete = compiled(of_tensors).get_concrete_function(*specs)
+    call = rewritten(concrete, 1)
+    return lambda *given: call(*(leaf for leaf in tf.nest.flatten(given) if leaf is not None)), concrete.graph
+
+
 def rewritten(function: Callable[..., Any], times: int) -> Callable[..., Any]:
     """Return a compiled function whose graph TensorFlow rewrites `times` times before the first call, at most once."""
     # TensorFlow's default is twice, which takes up to a quarter of the first call. The second time brings no product

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfopt.callbacks import Convexity, GradientBreakdown, GradientNoiseScale
 from tfopt.callbacks._shared_objective import has_same_data
-from tfopt.curvature import Probe, known_products
+from tfopt.curvature import Probe, batch_function, known_products
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(16, 3)).astype("float32")
@@ -27,6 +27,7 @@ class Counted(keras.layers.Dense):
 def traces(make_callbacks):
     """The number of traces of the model's call by the callbacks, and the callbacks after `fit`."""
     known_products._products.clear()
+    batch_function._known.clear()
     keras.utils.set_random_seed(0)
     layers = [keras.layers.Dense(2, "tanh", name="hidden"), Counted(1, name="out")]
     model = keras.Sequential([keras.Input((3,)), *layers], name="model")

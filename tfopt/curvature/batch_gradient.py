@@ -1,11 +1,11 @@
 """The gradient of the loss of one batch, compiled, and refused where TensorFlow's gradient is wrong."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from tfopt._compiled import compiled
+from tfopt.curvature.batch_function import BatchFunction
 from tfopt.curvature.batch_loss import BatchLoss
 from tfopt.curvature.known_operations import MissingDerivativeError
 from tfopt.curvature.softmax_targets import check_sums, note_targets, noted_targets, refusing_targets
@@ -17,8 +17,9 @@ class BatchGradient:
 
     def __init__(self, batch_loss: BatchLoss, variables: Sequence[Any]) -> None:
         self._batch_loss, self._variables = batch_loss, variables
-        self._with_notes = _as_graph(self._trace_with_notes)
-        self.loss = _as_graph(lambda values, batch: batch_loss.loss(values, batch, variables))
+        self._with_notes = BatchFunction("gradient", self._trace_with_notes, batch_loss, variables)
+        trace_loss = lambda values, batch: batch_loss.loss(values, batch, variables)  # noqa: E731
+        self.loss = BatchFunction("loss", trace_loss, batch_loss, variables)
 
     def __call__(self, values: Sequence[Any], batch: Any) -> tuple[Any, list[Any]]:
         """Return the loss of a batch, a scalar tensor, and its gradient, tensors shaped like the variables."""
@@ -42,17 +43,6 @@ class BatchGradient:
     def _trace_with_notes(self, values: Sequence[Any], batch: Any) -> tuple[Any, list[Any], list[Any], list[Any]]:
         loss, gradient = self.trace(values, batch)
         return loss, gradient, noted_targets(loss.graph), noted_factors(loss.graph)
-
-
-def _as_graph(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the compiled function, which stays a graph under `tf.config.run_functions_eagerly`, as notes need one."""
-    made = compiled(function)
-
-    def call(*arguments: Any) -> Any:
-        is_eager = tf.config.functions_run_eagerly()
-        return (made.get_concrete_function(*arguments) if is_eager else made)(*arguments)
-
-    return call
 
 
 def dense_gradients(tape: tf.GradientTape, target: Any, sources: list[Any], output_gradients: Any = None) -> list[Any]:

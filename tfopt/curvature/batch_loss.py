@@ -97,6 +97,13 @@ class BatchLoss:
         rows = [leaf for leaf in tf.nest.flatten(batch) if leaf is not None]
         return fingerprint(self._parts, at, rows, variables)
 
+    def fingerprint_at(self, batch: tuple[Any, Any, Any]) -> Any:
+        """Return the fingerprint of the loss of batches like `batch`, from a trace with the present Python values."""
+        run = DryRun(batch, self.variables, self.dtype)
+        with run.graph.as_default():
+            self.loss(run.values, run.batch)
+        return self.fingerprint_of(dict(zip(map(id, self.variables), run.values, strict=True)), run.batch)
+
     def loss(self, values: Sequence[Any], batch: tuple[Any, Any, Any], variables: Sequence[Any] | None = None) -> Any:
         """Return the loss of a batch, a scalar tensor; `variables` None means all trainable ones."""
         _, y, sample_weight = batch

@@ -10,13 +10,14 @@ import tensorflow as tf
 
 from tfopt import _keras
 from tfopt._checks import check_integer
+from tfopt._variables import flatten
 from tfopt.curvature.batch import Batch
 from tfopt.curvature.estimate import Estimate
 from tfopt.curvature.hessian import HessianOperator
 from tfopt.curvature.objective import Objective
-from tfopt.curvature.row_means import Evaluation, RowMeanCheck, RowRange, evaluation
+from tfopt.curvature.row_means import Evaluation, RowMeanCheck, RowRange
 
-KEPT_BYTES = 2**28  # limit up to which the gradients of all groups are cached in place of computed twice
+KEPT_BYTES = 2**29  # limit up to which the gradients of all groups are cached in place of computed again
 
 
 class Groups:
@@ -71,19 +72,19 @@ class Groups:
         size = sum(int(v.shape.num_elements()) for v in self.objective.values())
         mean = self._mean((gradient for _, gradient in evaluations), size)
         self.check(evaluations)
-        draws = []
+        draws, away = [], np.empty(size)
         for _, gradient in evaluations:
-            away = gradient - mean
+            np.subtract(gradient, mean, out=away)
             draws.append([away @ away, away @ mean, *(units @ away) ** 2])
         table = tf.constant(np.array(draws).reshape(len(draws), 2 + len(units)))
         squares, alignments, *projected = self._ranks.allgather(table, name="draws").numpy().T
         return Scatter(mean, squares, alignments, projected)
 
     def evaluations(self) -> Sequence[Evaluation]:
-        """Return loss and gradient (n entries) of each group of this rank: cached up to 256 MiB, else recomputed."""
-        computed = _Evaluations(self.objective, self._batches, self._ranges)
-        num_bytes = 8 * len(self._ranges) * sum(int(v.shape.num_elements()) for v in self.objective.values())
-        return list(computed) if num_bytes <= KEPT_BYTES else computed
+        """Return loss and gradient (n entries) of each group of this rank: cached up to 512 MiB, else recomputed."""
+        values = self.objective.values()
+        num_bytes = len(self._ranges) * sum(int(v.shape.num_elements()) * v.dtype.size for v in values)
+        return _Evaluations(self.objective, self._batches, self._ranges, num_bytes <= KEPT_BYTES)
 
     def _mean(self, gradients: Iterable[np.ndarray], size: int) -> np.ndarray:
         total = np.zeros(size)
@@ -124,18 +125,30 @@ class Groups:
 
 
 class _Evaluations(Sequence[Evaluation]):
-    """Loss and gradient of each group, computed on access, at the weights at construction."""
+    """Loss and gradient of each group, computed on access, at the weights at construction; kept if `is_kept`."""
 
-    def __init__(self, objective: Objective, batches: list[Batch], ranges: list[RowRange]) -> None:
+    def __init__(
+        self, objective: Objective, batches: list[Batch], ranges: list[RowRange], is_kept: bool = False
+    ) -> None:
         self.objective, self._batches, self._ranges = objective, batches, ranges
         self._values = objective.values()
+        self._is_kept = is_kept
+        self._kept: dict[int, tuple[float, list[Any]]] = {}  # in the dtype of the variables, which needs less memory
 
     def __len__(self) -> int:
         return len(self._ranges)
 
     def __getitem__(self, index: Any) -> Any:
+        loss, gradient = self._kept.get(index) or self._compute(index)
+        return loss, flatten(gradient)
+
+    def _compute(self, index: int) -> tuple[float, list[Any]]:
         number, start, stop = self._ranges[index]
-        return evaluation(self.objective, self._values, self._batches[number].rows(start, stop))
+        loss, gradient = self.objective.batch_gradient(self._values, self._batches[number].rows(start, stop).tensors)
+        found = float(loss), gradient
+        if self._is_kept:
+            self._kept[index] = found
+        return found
 
 
 @dataclass(frozen=True)

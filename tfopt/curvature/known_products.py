@@ -6,7 +6,6 @@ defines (custom gradients), nor what the functions that it calls do. Such losses
 """
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +13,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfopt.curvature.recently_used import RecentlyUsed
 from tfopt.curvature.replica import paths_by_handle
 
-MOST = 8  # compiled products that are kept; the least recently used one goes first
-_products: OrderedDict[Any, "KnownProduct"] = OrderedDict()
+_products = RecentlyUsed(8)
 
 
 @dataclass
@@ -30,17 +29,13 @@ class KnownProduct:
 
 def known(key: Any) -> KnownProduct | None:
     """Return the product that was kept with this key, if there is one."""
-    found = _products.get(key)
-    if found is not None:
-        _products.move_to_end(key)
+    found: KnownProduct | None = _products.find(key)
     return found
 
 
 def keep(key: Any, product: KnownProduct) -> None:
     """Keep a product."""
-    _products[key] = product
-    while len(_products) > MOST:
-        _products.popitem(last=False)
+    _products.keep(key, product)
 
 
 def reads_none(graph: Any, variables: Sequence[Any]) -> bool:

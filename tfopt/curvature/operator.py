@@ -283,7 +283,8 @@ class CurvatureOperator(ABC):
         places = {id(variable): index for index, variable in enumerate(variables)}
         chosen = tuple(places.get(id(variable)) for variable in self.variables)
         is_known = self._is_kept and loss.fingerprint is not None and form == loss.form
-        key = type(self), loss.fingerprint, form, chosen
+        # A graph does not show the shapes of variables, nor those that it does not read.
+        key = type(self), loss.fingerprint, form, chosen, form_of(self._fixed(values, None))
         if is_known and (found := known(key)):
             return found
         made = KnownProduct(SplitFunction(self._trace_with_others, self._fixed(values, batch), vectors))

@@ -131,15 +131,17 @@ class RowMeanCheck:
         return self._batches[number].rows(start, stop)
 
     def _evaluate(self, rows: Batch) -> Evaluation:
-        return evaluation(self._objective, self._values, rows)
+        value, gradient = self._objective.batch_gradient(self._values, rows.tensors)
+        return float(value), flatten(gradient)
 
     def _judge(self, whole: Evaluation, parts: Iterable[Evaluation], weights: list[int]) -> int:
         value, gradient = whole
         mean_value = mean_size = mean_square = 0.0
-        mean = np.zeros_like(gradient)
+        mean, weighted = np.zeros_like(gradient), np.empty_like(gradient)
         for weight, (part, of_part) in zip(np.divide(weights, sum(weights)), parts, strict=True):
             mean_value, mean_size = mean_value + weight * part, mean_size + weight * abs(part)
-            mean, mean_square = mean + weight * of_part, mean_square + weight * float(of_part @ of_part)
+            mean_square += weight * float(of_part @ of_part)
+            mean += np.multiply(of_part, weight, out=weighted)
         # If gradients cancel, the rounding error is still that of a mean of independent gradients.
         expected = math.sqrt(mean_square / len(weights)) if math.isfinite(mean_square) else math.inf
         scale = max(float(np.linalg.norm(gradient)), float(np.linalg.norm(mean)), expected)
@@ -159,19 +161,13 @@ def depends_on_batch_size(objective: Objective) -> bool:
 
 
 def _changes_if_doubled(objective: Objective, batch: Batch) -> bool:
-    loss, values = objective.batch_gradient.loss, objective.values()
-    once = float(loss(values, batch.tensors))
+    values = objective.values()
+    once = float(objective.batch_gradient(values, batch.tensors)[0])  # the gradient is compiled already
     try:
-        twice = float(loss(values, join([batch, batch]).tensors))
+        twice = float(objective.batch_gradient.loss(values, join([batch, batch]).tensors))
     except Exception:
         return False  # The model takes only batches of this size.
     return abs(twice - once) > TOLERANCE * max(abs(once), abs(twice))
 
 
 EQUAL, INFINITE, OTHER = 0, 1, 2  # the whole equals the mean of its parts; undecided (not finite); it differs
-
-
-def evaluation(objective: Objective, values: list[Any], rows: Batch) -> Evaluation:
-    """Return the loss of some rows and its gradient by `values`, a float64 vector of n entries."""
-    value, gradient = objective.batch_gradient(values, rows.tensors)
-    return float(value), flatten(gradient)
