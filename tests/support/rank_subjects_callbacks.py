@@ -312,8 +312,7 @@ def noise_between_ranks(ranks, folder):
         try:
             model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, kernel_initializer="ones")])
             model.compile(DistributedOptimizer(keras.optimizers.SGD(0.0), **options), "mse", jit_compile=False)
-            if name == "plain":
-                fit(model, (x, y), batch_size=3)  # compiles a step without measurement
+            fit(model, (x, y), batch_size=3)  # compiles a step without measurement
             noise = GradientNoiseScale(local_batch_size=None if name == "plain" else 3)
             before = ranks.bytes_reduced
             fit(model, (x, y), batch_size=3, epochs=2, callbacks=[BroadcastVariables(), noise])
