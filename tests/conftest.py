@@ -9,6 +9,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers together use all cores
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads spin while they wait
+    # Most of XLA's functions run a few times, and take longer to optimise than to run.
+    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 
 import pytest
 from costs import Costs

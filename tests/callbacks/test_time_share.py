@@ -17,7 +17,6 @@ from tfopt.callbacks import (
 from tfopt.callbacks._time_share import TimeShare
 from tfopt.communicator import SerialCommunicator
 from tfopt.curvature import HessianOperator
-from tfopt.datasets import EpochBatches
 
 X = np.random.default_rng(0).normal(size=(16, 3)).astype("float32")
 Y = X[:, :1]
@@ -72,9 +71,8 @@ def make_model():
 
 
 def fit(clock, *callbacks, epochs=EPOCHS, verbose=0, seconds=EPOCH_SECONDS):
-    data = EpochBatches(X, Y, batch_size=16, seed=0)
-    options = {"epochs": epochs, "verbose": verbose, "shuffle": False}
-    return make_model().fit(data, callbacks=[Train(clock, seconds), *callbacks], **options)
+    options = {"epochs": epochs, "verbose": verbose, "shuffle": False, "batch_size": 16}
+    return make_model().fit(X, Y, callbacks=[Train(clock, seconds), *callbacks], **options)
 
 
 # --- how often

@@ -1,5 +1,6 @@
 """Where Gauss-Newton splits a loss from a model: fixed endings, against the same weights without them."""
 
+import functools
 import warnings
 
 import keras
@@ -118,14 +119,25 @@ def make_bottom():
     return inputs, dense(hidden(inputs))
 
 
+def make_weighted_data(kind):
+    x, y, rng = make_data(kind)
+    return x, y, rng.uniform(0.5, 2.0, len(x))
+
+
+@functools.cache
+def matrix_of_logits(kind):
+    inputs, z = make_bottom()
+    model = keras.Model(inputs, z)
+    return GaussNewtonOperator(model, OF_LOGITS[kind], *make_weighted_data(kind), self_check=False).to_dense()
+
+
 @pytest.mark.parametrize("case", FIXED)
 def test_fixed_endings_are_part_of_the_loss(case):
     kind, ending, loss = FIXED[case]
-    x, y, rng = make_data(kind)
     inputs, z = make_bottom()
-    weight = rng.uniform(0.5, 2.0, len(x))
-    found = GaussNewtonOperator(keras.Model(inputs, ending(z)), loss, x, y, weight, self_check=case in CHECKED)
-    expected = GaussNewtonOperator(keras.Model(inputs, z), OF_LOGITS[kind], x, y, weight, self_check=False).to_dense()
+    model = keras.Model(inputs, ending(z))
+    found = GaussNewtonOperator(model, loss, *make_weighted_data(kind), self_check=case in CHECKED)
+    expected = matrix_of_logits(kind)
     assert np.linalg.norm(found.to_dense() - expected) <= 2e-6 * np.linalg.norm(expected)  # Keras clips at 1e-7
     assert found.split_at == "logits"
     assert "split at the logits" in repr(found)

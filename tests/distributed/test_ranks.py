@@ -302,7 +302,8 @@ def test_every_callback(two_ranks):
             for name, steps in rank[cell]["steps"].items():
                 expected = callback_table.expected_steps(name, mode) or [7, 14, 21]  # the last: between ranks
                 assert steps == expected, (cell, name)
-            assert np.isfinite(rank[cell]["history"]["hessian/lambda_min"]).all()
+            if mode != "eager":
+                assert np.isfinite(rank[cell]["history"]["hessian/lambda_min"]).all()
             np.testing.assert_equal(rank[cell]["history"], cells[0][cell]["history"], err_msg=cell)
 
 

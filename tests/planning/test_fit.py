@@ -168,7 +168,9 @@ def test_all_rows_are_no_sample(regression):
     """The gradient of all N rows is free of noise: nothing is subtracted from it where N rows are all there are."""
     x, y = (part[:512] for part in regression)
     model = models.mlp(4, (), 1, seed=0)
-    whole, endless = (quick(model, (x, y), num_examples=n) for n in (None, math.inf))
+    objective = Objective(model, "mse", (x, y), batch_norm="moving")
+    options = {"budget_seconds": None, "num_runs": 4, "num_matvecs": 10}
+    whole, endless = (fit_noisy_quadratic(objective, num_examples=n, **options) for n in (None, math.inf))
     square = gradient_noise(model, "mse", x, y).squared_gradient_norm
     np.testing.assert_allclose(whole.squared_gradient_norm, square, rtol=1e-3)
     assert whole.chance == 1.0

@@ -12,6 +12,7 @@ ENVIRONMENT = {
     "TF_NUM_INTRAOP_THREADS": "1",
     "TF_NUM_INTEROP_THREADS": "2",
     "OMP_NUM_THREADS": "1",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiling is most of what XLA's functions take here
     "HOROVOD_CYCLE_TIME": "5",  # ms; with one, each rank takes 6% of a core while it waits
     "HOROVOD_GLOO_TIMEOUT_SECONDS": "600",
     "HOROVOD_START_TIMEOUT": "600",

@@ -38,6 +38,7 @@ from tfopt.nqm.linear_system import (
 )
 from tfopt.nqm.problem import NoisyQuadratic
 
+Losses = list[Any]  # Transients and noises of a chunk of settings, as tensors of shape (times, settings).
 LARGEST_STEP = 2**62
 # Settings of a grid that are computed together: for 100 curvatures they fit into a core's cache.
 GRID_CHUNK = 256
@@ -105,28 +106,35 @@ class DoublingTimes:
     def __init__(self, problem: NoisyQuadratic, algorithm: Algorithm) -> None:
         self._kernel = _octave_kernel(algorithm.structure)
         self._problem, (self._num_settings,) = problem_tensors(problem), algorithm.shape
+        self._octaves: list[Any] = [None] * -(-self._num_settings // GRID_CHUNK)
         prepare = _first_octave_kernel(algorithm.structure)
 
-        def begin(start: int) -> tuple[Any, ...]:
-            indices = np.minimum(np.arange(start, start + GRID_CHUNK), self._num_settings - 1)
-            return prepare(setting_tensors(algorithm.take(indices)), self._problem)
+        def begin(chunk: int) -> Losses:
+            indices = np.minimum(np.arange(GRID_CHUNK) + chunk * GRID_CHUNK, self._num_settings - 1)
+            *losses, self._octaves[chunk] = prepare(setting_tensors(algorithm.take(indices)), self._problem)
+            return losses
 
         # Transient and noise after 1, 2 and 3 steps, of shape (3, k) each.
-        self.first = self._join(on_all_cores(begin, range(0, self._num_settings, GRID_CHUNK)))
+        self.first = self._of_all_chunks(begin)
         self._quarter = 1
 
     def advance(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Move on by one octave; return its 4 numbers of steps, and transient and noise there, of shape (4, k)."""
         times = self._quarter * np.arange(4, 8)
-        losses = self._join(on_all_cores(lambda octave: self._kernel(octave, self._problem), self._octaves))
+
+        def move_on(chunk: int) -> Losses:
+            # Each octave takes the place of the last one at once: a whole grid of them is hundreds of megabytes.
+            *losses, self._octaves[chunk] = self._kernel(self._octaves[chunk], self._problem)
+            return losses
+
+        losses = self._of_all_chunks(move_on)
         self._quarter *= 2
         return times, *losses
 
-    def _join(self, chunks: list[tuple[Any, ...]]) -> tuple[np.ndarray, np.ndarray]:
-        transients, noises, self._octaves = zip(*chunks, strict=True)
+    def _of_all_chunks(self, step: Callable[[int], Losses]) -> tuple[np.ndarray, np.ndarray]:
         transient, noise = (
             np.concatenate([finite_or_infinite(part) for part in parts], axis=1)[:, : self._num_settings]
-            for parts in (transients, noises)
+            for parts in zip(*on_all_cores(step, range(len(self._octaves))), strict=True)
         )
         return transient, noise
 
