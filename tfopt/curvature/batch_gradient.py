@@ -8,6 +8,7 @@ import tensorflow as tf
 from tfopt._compiled import compiled
 from tfopt.curvature.batch_loss import BatchLoss
 from tfopt.curvature.known_operations import MissingDerivativeError
+from tfopt.curvature.max_pooling import differentiated_once
 from tfopt.curvature.softmax_targets import check_sums, note_targets, noted_targets, refusing_targets
 from tfopt.curvature.zero_factors import check_factors, note_factors, noted_factors
 
@@ -18,7 +19,7 @@ class BatchGradient:
     def __init__(self, batch_loss: BatchLoss, variables: Sequence[Any]) -> None:
         self._batch_loss, self._variables = batch_loss, variables
         self._with_notes = _as_graph(self._trace_with_notes)
-        self.loss = _as_graph(lambda values, batch: batch_loss.loss(values, batch, variables))
+        self.loss = _as_graph(differentiated_once()(lambda values, batch: batch_loss.loss(values, batch, variables)))
 
     def __call__(self, values: Sequence[Any], batch: Any) -> tuple[Any, list[Any]]:
         """Return the loss of a batch, a scalar tensor, and its gradient, tensors shaped like the variables."""
@@ -39,6 +40,7 @@ class BatchGradient:
         note_factors(loss)
         return loss, dense_gradients(tape, loss, list(values))
 
+    @differentiated_once()
     def _trace_with_notes(self, values: Sequence[Any], batch: Any) -> tuple[Any, list[Any], list[Any], list[Any]]:
         loss, gradient = self.trace(values, batch)
         return loss, gradient, noted_targets(loss.graph), noted_factors(loss.graph)

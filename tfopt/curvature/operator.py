@@ -2,8 +2,9 @@
 
 import contextlib
 import copy
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,8 @@ class CurvatureOperator(ABC):
         self.shape = (self.vectors.size, self.vectors.size)
         self.dtype = self.vectors.dtype
         self.num_matvecs = 0
-        self._shared: list[Any] | None = None
+        self._shared: list[Any] | None = None  # within `shared`: the common part of each batch, and the values
+        self._values: list[Any] | None = None
         self._bytes_needed: list[int] = []
         self._products: dict[Any, KnownProduct] = {}
         self._traced_fingerprint: Any = None
@@ -89,7 +91,7 @@ class CurvatureOperator(ABC):
         """
         parts = self.vectors.split(vector)
         check = None if self._is_checked else self._check()
-        products = self._sum_over_batches(parts)
+        (products,) = self._sum_over_batches([parts])
         if check is not None:
             check.check_finite(products, parts)
             self._is_checked = True
@@ -110,7 +112,7 @@ class CurvatureOperator(ABC):
         return self.matmat(vector) if np.ndim(vector) == 2 else self.matvec(vector)
 
     def matmat(self, matrix: Any) -> np.ndarray:
-        """Return the products with the columns of a matrix, which share the common part of all products.
+        """Return the products with the columns of a matrix, which share the common part of all products of a batch.
 
         Args:
             matrix: An array of shape (n, k).
@@ -125,11 +127,16 @@ class CurvatureOperator(ABC):
         columns = np.asarray(matrix)
         if columns.ndim != 2 or len(columns) != self.shape[0]:
             raise ValueError(f"`matrix` must have the shape ({self.shape[0]}, k). Received: shape {columns.shape}")
-        products = np.empty(columns.shape, self.dtype, order="F")
-        with self.shared():
-            for index in range(columns.shape[1]):
-                products[:, index] = self.matvec(np.ascontiguousarray(columns[:, index]))
-        return products
+        rows = np.ascontiguousarray(columns.T)
+        products = np.empty(rows.shape, self.dtype)
+        first = 0 if self._is_checked else min(1, len(rows))
+        if first:
+            products[0] = self.matvec(rows[0])
+        found = self._sum_over_batches([self.vectors.split(row) for row in rows[first:]])
+        for row, parts in zip(products[first:], found, strict=True):
+            row[:] = self.vectors.join(parts, row)
+        self.num_matvecs += len(found)
+        return products.T
 
     def to_scipy(self) -> Any:
         """Return the matrix as a `scipy.sparse.linalg.LinearOperator`, for scipy's solvers.
@@ -171,11 +178,11 @@ class CurvatureOperator(ABC):
         if self._shared is not None:
             yield
             return
-        self._shared = [None] * len(self.objective.probe.batches)
+        self._shared, self._values = [None] * len(self.objective.probe.batches), self.objective.values()
         try:
             yield
         finally:
-            self._shared = None
+            self._shared = self._values = None
 
     def over(self, probe: Probe) -> "CurvatureOperator":
         """Return the same matrix over other rows, with the functions compiled for batches of the same form.
@@ -188,7 +195,7 @@ class CurvatureOperator(ABC):
         """
         other = copy.copy(self)
         other.objective = self.objective.over(probe)
-        other.num_matvecs, other._shared, other._bytes_needed = 0, None, []
+        other.num_matvecs, other._shared, other._values, other._bytes_needed = 0, None, None, []
         return other
 
     # --- the self-check
@@ -220,7 +227,8 @@ class CurvatureOperator(ABC):
                     functions[id(product)] = product.pruned_to(sums)
                 check_sums(functions[id(product)](*self._fixed(values, batch.tensors)))
             if is_in_functions(product.graph, SOFTMAX):
-                self._product_of(index, values, values)
+                with refusing_targets():
+                    product(self._fixed(values, batch.tensors), values)
 
     # --- specific to each kind of matrix
 
@@ -240,25 +248,30 @@ class CurvatureOperator(ABC):
 
     # --- one product
 
-    def _sum_over_batches(self, vectors: list[Any]) -> list[Any]:
-        values = self.objective.values()
-        sums: list[Any] = []
+    def _sum_over_batches(self, vectors: list[list[Any]]) -> list[list[Any]]:
+        values = self.objective.values() if self._values is None else self._values
+        sums: list[list[Any]] = [[] for _ in vectors]
         for index, batch in enumerate(self.objective.probe.batches):
             share = batch.num_rows / self.objective.num_rows
-            # The product is linear, so that scaling the vector scales the product.
-            scaled = vectors if share == 1.0 else [tf.constant(share, part.dtype) * part for part in vectors]
-            sums = add(sums, self._product_of(index, values, scaled))
-        return self.objective.communicator.allreduce_sum(sums, name="products")
+            with refusing_targets():
+                multiply = self._multiplier(index, values, len(vectors))
+                for place, parts in enumerate(vectors):
+                    # The product is linear, so that scaling the vector scales the product.
+                    scaled = parts if share == 1.0 else [tf.constant(share, part.dtype) * part for part in parts]
+                    sums[place] = add(sums[place], multiply(scaled))
+        return [self.objective.communicator.allreduce_sum(one, name="products") for one in sums]
 
-    def _product_of(self, index: int, values: list[Any], vectors: list[Any]) -> list[Any]:
-        batch = self.objective.probe.batches[index].tensors
-        product = self._product_for(index, values, vectors)
-        with refusing_targets():
-            if self._shared is None or not self._may_share(index, values, vectors):
-                return product(self._fixed(values, batch), vectors)
-            if self._shared[index] is None:
-                self._shared[index] = product.prepare(*self._fixed(values, batch))
-            return product.finish(self._shared[index], vectors)
+    def _multiplier(self, index: int, values: list[Any], count: int) -> Callable[[list[Any]], list[Any]]:
+        """Return the product of a batch as a function of the vector, to be called `count` times."""
+        product = self._product_for(index, values, values)
+        fixed = self._fixed(values, self.objective.probe.batches[index].tensors)
+        if self._shared is None or not self._may_share(index, values):
+            if count == 1:
+                return functools.partial(product, fixed)
+            return functools.partial(product.finish, product.prepare(*fixed))
+        if self._shared[index] is None:
+            self._shared[index] = product.prepare(*fixed)
+        return functools.partial(product.finish, self._shared[index])
 
     def _product_for(self, index: int, values: list[Any], vectors: list[Any]) -> SplitFunction:
         return self._known_product(index, values, vectors).function
@@ -298,8 +311,8 @@ class CurvatureOperator(ABC):
             self._traced_fingerprint = self.objective.batch_loss.fingerprint_of(dict(weights), batch)
         return product
 
-    def _may_share(self, index: int, values: list[Any], vectors: list[Any]) -> bool:
+    def _may_share(self, index: int, values: list[Any]) -> bool:
         while len(self._bytes_needed) <= index:  # cumulative over batches
-            needed = self._product_for(len(self._bytes_needed), values, vectors).num_bytes
+            needed = self._product_for(len(self._bytes_needed), values, values).num_bytes
             self._bytes_needed.append(needed + sum(self._bytes_needed[-1:]))
         return self._bytes_needed[index] <= SHARED_BYTES
