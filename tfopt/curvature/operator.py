@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfopt._checks import check_flag
-from tfopt.curvature.batch import form_of
+from tfopt._checks import check_flag, check_integer
+from tfopt.curvature.batch import Batch, form_of
+from tfopt.curvature.batches_that_fit import with_batches_that_fit
 from tfopt.curvature.differences import DerivativesAt
 from tfopt.curvature.held_variables import holding
 from tfopt.curvature.known_operations import OF_SOME_ROWS, SOFTMAX, check_derivatives, is_in_functions, scopes_of
@@ -41,8 +42,11 @@ class CurvatureOperator(ABC):
         num_matvecs: Number of products computed so far.
     """
 
-    def __init__(self, objective: Any, *data: Any, self_check: bool = True, **options: Any) -> None:
+    def __init__(
+        self, objective: Any, *data: Any, self_check: bool = True, max_memory: int | None = None, **options: Any
+    ) -> None:
         self._is_checked = not check_flag("self_check", self_check)
+        self._max_memory = None if max_memory is None else check_integer("max_memory", max_memory, minimum=1)
         self.objective = as_objective(objective, *data, **options)
         refuse_rounding(self.objective.model)
         self.vectors = VectorForm([tuple(v.shape) for v in self.objective.variables], self.objective.dtypes)
@@ -56,6 +60,7 @@ class CurvatureOperator(ABC):
         self._traced_fingerprint: Any = None
         chosen = {id(variable) for variable in self.objective.variables}
         self._others = [variable for variable in self.objective.model.variables if id(variable) not in chosen]
+        self.objective = self._fitted(self.objective)
 
     def __repr__(self) -> str:
         precision = "" if self.precision == "model" else f", in {self.precision}"
@@ -96,7 +101,7 @@ class CurvatureOperator(ABC):
             check.check_finite(products, parts)
             self._is_checked = True
             if self._is_kept and check.is_general:
-                self._known_product(0, parts, parts).is_checked = True
+                self._product(0).is_checked = True
         self.num_matvecs += 1
         return self.vectors.join(products, vector)
 
@@ -194,9 +199,28 @@ class CurvatureOperator(ABC):
             An operator, whose count of products starts at 0.
         """
         other = copy.copy(self)
-        other.objective = self.objective.over(probe)
+        other.objective = other._fitted(self.objective.over(probe))
         other.num_matvecs, other._shared, other._values, other._bytes_needed = 0, None, None, []
         return other
+
+    # --- memory
+
+    def _fitted(self, objective: Objective) -> Objective:
+        """Return the objective with batches whose products take at most the memory that was asked for."""
+        if self._max_memory is None:
+            return objective
+        measure = lambda batch: self._product_on(batch).function.peak_bytes  # noqa: E731
+        return with_batches_that_fit(objective, self._max_memory, measure)
+
+    def _may_share(self, index: int) -> bool:
+        while len(self._bytes_needed) <= index:  # cumulative over batches
+            needed = self._product(len(self._bytes_needed)).function.num_bytes
+            self._bytes_needed.append(needed + sum(self._bytes_needed[-1:]))
+        if self._max_memory is None:
+            return self._bytes_needed[index] <= SHARED_BYTES
+        # The product that runs has its own common part among its results.
+        product = self._product(index).function
+        return self._bytes_needed[index] - product.num_bytes + product.peak_bytes <= self._max_memory
 
     # --- the self-check
 
@@ -208,7 +232,7 @@ class CurvatureOperator(ABC):
 
     def _check(self) -> SelfCheck:
         values = self.objective.values()
-        product = self._known_product(0, values, values)
+        product = self._product(0)
         check = SelfCheck(repr(self), self.objective, product.function.graph)
         check.refuse_operations()
         self._check_targets(values)
@@ -220,7 +244,7 @@ class CurvatureOperator(ABC):
         # Raises ValueError if targets of categorical cross-entropies do not sum to 1, in any batch of this rank.
         functions: dict[int, Any] = {}
         for index, batch in enumerate(self.objective.probe.batches):
-            product = self._product_for(index, values, values)
+            product = self._product(index).function
             sums = noted_targets(product.graph)
             if sums:
                 if id(product) not in functions:
@@ -263,9 +287,9 @@ class CurvatureOperator(ABC):
 
     def _multiplier(self, index: int, values: list[Any], count: int) -> Callable[[list[Any]], list[Any]]:
         """Return the product of a batch as a function of the vector, to be called `count` times."""
-        product = self._product_for(index, values, values)
+        product = self._product(index).function
         fixed = self._fixed(values, self.objective.probe.batches[index].tensors)
-        if self._shared is None or not self._may_share(index, values):
+        if self._shared is None or not self._may_share(index):
             if count == 1:
                 return functools.partial(product, fixed)
             return functools.partial(product.finish, product.prepare(*fixed))
@@ -273,18 +297,17 @@ class CurvatureOperator(ABC):
             self._shared[index] = product.prepare(*fixed)
         return functools.partial(product.finish, self._shared[index])
 
-    def _product_for(self, index: int, values: list[Any], vectors: list[Any]) -> SplitFunction:
-        return self._known_product(index, values, vectors).function
+    def _product(self, index: int) -> KnownProduct:
+        return self._product_on(self.objective.probe.batches[index])
 
-    def _known_product(self, index: int, values: list[Any], vectors: list[Any]) -> KnownProduct:
+    def _product_on(self, batch: Batch) -> KnownProduct:
         # Each form of batch needs its own function: the last batch often has fewer rows.
-        batch = self.objective.probe.batches[index].tensors
-        form = form_of(batch)
+        form = form_of(batch.tensors)
         if form not in self._products:
-            self._products[form] = self._make_product(form, batch, values, vectors)
+            self._products[form] = self._make_product(form, batch.tensors, self.objective.values())
         return self._products[form]
 
-    def _make_product(self, form: Any, batch: Any, values: list[Any], vectors: list[Any]) -> KnownProduct:
+    def _make_product(self, form: Any, batch: Any, values: list[Any]) -> KnownProduct:
         loss, variables = self.objective.batch_loss, self.objective.model.variables
         places = {id(variable): index for index, variable in enumerate(variables)}
         chosen = tuple(places.get(id(variable)) for variable in self.variables)
@@ -292,7 +315,7 @@ class CurvatureOperator(ABC):
         key = type(self), loss.fingerprint, form, chosen
         if is_known and (found := known(key)):
             return found
-        made = KnownProduct(SplitFunction(self._trace_with_others, self._fixed(values, batch), vectors))
+        made = KnownProduct(SplitFunction(self._trace_with_others, self._fixed(values, batch), values))
         check_derivatives(made.function.graph)
         # Values of attributes may have changed since the objective was made.
         if is_known and self._traced_fingerprint == loss.fingerprint and reads_none(made.function.graph, variables):
@@ -310,9 +333,3 @@ class CurvatureOperator(ABC):
             weights = zip(map(id, [*self.variables, *self._others]), [*values, *others], strict=True)
             self._traced_fingerprint = self.objective.batch_loss.fingerprint_of(dict(weights), batch)
         return product
-
-    def _may_share(self, index: int, values: list[Any]) -> bool:
-        while len(self._bytes_needed) <= index:  # cumulative over batches
-            needed = self._product_for(len(self._bytes_needed), values, values).num_bytes
-            self._bytes_needed.append(needed + sum(self._bytes_needed[-1:]))
-        return self._bytes_needed[index] <= SHARED_BYTES
