@@ -117,6 +117,11 @@ MEASURED: dict[str, dict[str, tuple[str, str, str | None, int]]] = {
 }
 
 
+def memory_table(result: dict) -> str:
+    """Return the table of the peak memory of eigenvalues, from `memory.json`."""
+    return table(["", "peak: MB|,.0f"], [[name, value / 1e6] for name, value in result["bytes"].items()])
+
+
 def nqm_table(result: dict) -> str:
     """Return the table of the cost of the noisy quadratic model's searches, from `nqm.json`."""
     found = [result["seconds"][bins][run] for bins in ("100", "exact") for run in ("cold", "warm")]
@@ -199,7 +204,7 @@ def faults_table(result: dict) -> str:
 
 def main() -> None:
     """Rewrite the generated parts of all pages and the figure of scaling; exit if a part has no marker in any page."""
-    names = ("optimizers", "distributed", "curvature", "callbacks", "measuring", "nqm", "bregman", "faults")
+    names = ("optimizers", "distributed", "curvature", "callbacks", "measuring", "memory", "nqm", "bregman", "faults")
     found = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in names}
     measured = ("scaling_1_ranks", "scaling_2_ranks", "messages")
     one, two, short_cycle = (json.loads((RESULTS / f"{name}.json").read_text()) for name in measured)
@@ -217,6 +222,7 @@ def main() -> None:
         "callbacks": callbacks_table(found["callbacks"]),
         "measuring first": measuring_table(found["measuring"], "first"),
         "measuring products": measuring_table(found["measuring"], "products"),
+        "memory": memory_table(found["memory"]),
         "nqm": nqm_table(found["nqm"]),
         "bregman": bregman_table(bregman, [name for name in bregman if name[0].isdigit()]),
         "scaling": scaling_table(one, two, network),
