@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tfopt.curvature import GaussNewtonOperator, HessianOperator, Probe
 from tfopt.curvature.memory import MARGIN, peak_bytes
+from tfopt.curvature.split import SplitFunction
 
 SCRIPT = Path(__file__).parents[1] / "support" / "measure_products.py"
 ROWS, WIDE = 64, 256
@@ -119,3 +120,14 @@ def test_the_peak_that_a_process_has_is_below_the_limit():
     assert found[200_000_000]["peak"] <= 200_000_000 < found[None]["peak"]
     assert found[200_000_000]["batches"] > found[None]["batches"] == 1
     assert found[200_000_000]["end"] == pytest.approx(found[None]["end"], rel=1e-4)
+
+
+def test_columns_share_the_common_part_of_a_batch_that_is_not_cached(monkeypatch):
+    matrix = HessianOperator(*make(), batch_size=ROWS // 2)
+    columns = np.sin(np.arange(matrix.shape[0] * 3, dtype="float32")).reshape(-1, 3)
+    expected = np.stack([matrix @ column for column in columns.T], axis=1)
+    prepared = []
+    prepare = SplitFunction.prepare
+    monkeypatch.setattr(SplitFunction, "prepare", lambda self, *fixed: prepared.append(1) or prepare(self, *fixed))
+    np.testing.assert_allclose(matrix @ columns, expected, rtol=1e-4, atol=1e-6)
+    assert len(prepared) == 2  # batches
