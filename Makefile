@@ -101,6 +101,7 @@ bench: $(VENV)/installed-bench $(VENV)/built-horovod
 	$(BIN)/python benchmarks/curvature.py
 	$(BIN)/python benchmarks/callbacks.py
 	$(BIN)/python benchmarks/measuring.py --sections first products job
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/nqm.py
 	$(BIN)/python benchmarks/bregman.py
 	$(BIN)/python benchmarks/scaling.py

@@ -175,6 +175,11 @@ def budgets_table(result: dict) -> str:
     return table(["network", "", "seconds|.1f", "of the budget|.2f", "before", ""], rows)
 
 
+def memory_table(result: dict) -> str:
+    """Return the table of the peak memory of eigenvalues, from `memory.json`."""
+    return table(["", "peak: MB|,.0f"], [[name, value / 1e6] for name, value in result["bytes"].items()])
+
+
 def nqm_table(result: dict) -> str:
     """Return the table of the cost of the noisy quadratic model's searches, from `nqm.json`."""
     found = [result["seconds"][bins][run] for bins in ("100", "exact") for run in ("cold", "warm")]
@@ -257,7 +262,7 @@ def faults_table(result: dict) -> str:
 
 def main() -> None:
     """Rewrite the generated parts of all pages and the figure of scaling; exit if a part has no marker in any page."""
-    names = ("optimizers", "distributed", "curvature", "callbacks", "measuring", "nqm", "bregman", "faults")
+    names = ("optimizers", "distributed", "curvature", "callbacks", "measuring", "memory", "nqm", "bregman", "faults")
     found = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in names}
     measured = ("scaling_1_ranks", "scaling_2_ranks", "messages")
     one, two, short_cycle = (json.loads((RESULTS / f"{name}.json").read_text()) for name in measured)
@@ -277,6 +282,7 @@ def main() -> None:
         "measuring products": measuring_table(found["measuring"], "products"),
         "measuring shares": shares_table(found["measuring"]),
         "measuring budgets": budgets_table(found["measuring"]),
+        "memory": memory_table(found["memory"]),
         "nqm": nqm_table(found["nqm"]),
         "bregman": bregman_table(bregman, [name for name in bregman if name[0].isdigit()]),
         "scaling": scaling_table(one, two, network),

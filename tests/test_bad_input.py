@@ -102,8 +102,8 @@ ENTRIES = {
         ("batch_size", "batch_norm", "variables", "class_weight", "communicator"),
         {"data": (X, Y)},
     ),
-    "HessianOperator": Entry(curvature.HessianOperator, {"objective": OBJECTIVE}, ("self_check",)),
-    "GaussNewtonOperator": Entry(curvature.GaussNewtonOperator, {"objective": OBJECTIVE}, ("self_check",)),
+    "HessianOperator": Entry(curvature.HessianOperator, {"objective": OBJECTIVE}, ("self_check", "max_memory")),
+    "GaussNewtonOperator": Entry(curvature.GaussNewtonOperator, {"objective": OBJECTIVE}, ("self_check", "max_memory")),
     "Probe": Entry(curvature.Probe, {"x": X, "y": Y}, ("batch_size", "num_batches", "sample_weight")),
     "convexity_modulus": Entry(
         curvature.convexity_modulus,

@@ -12,6 +12,7 @@ from tfopt.curvature.batch import form_of
 from tfopt.curvature.batch_loss import BatchLoss
 from tfopt.curvature.held_variables import holding
 from tfopt.curvature.known_products import reads_none
+from tfopt.curvature.max_pooling import differentiated_once
 from tfopt.curvature.recently_used import RecentlyUsed
 
 _known = RecentlyUsed(16)
@@ -76,12 +77,17 @@ class BatchFunction:
         seen: list[Any] = []
 
         def trace_with_others(values: Any, others: Any, batch: Any) -> Any:
-            with holding(list(zip(self._others, others, strict=True)), [], contextlib.nullcontext):
+            held = list(zip(self._others, others, strict=True))
+            with differentiated_once(), holding(held, [], contextlib.nullcontext):
                 result = self._trace(values, batch)
             weights = zip(map(id, [*self._variables, *self._others]), [*values, *others], strict=True)
             seen.append(self._batch_loss.fingerprint_of(dict(weights), batch))
             return result
 
         function, graph = traced(trace_with_others, *arguments)
-        is_general = reads_none(graph, self._batch_loss.model.variables)
-        return _Known(function, seen[-1] if is_general else None)
+        loss = self._batch_loss
+        if loss.fingerprint is None or not reads_none(graph, loss.model.variables):
+            return _Known(function, None)
+        # Objectives know losses by the operations that products record, and these pool maxima by others.
+        is_pooled = any(operation.type == "MaxPool" for operation in graph.get_operations())
+        return _Known(function, loss.fingerprint_at(arguments[2]) if is_pooled else seen[-1])

@@ -29,6 +29,7 @@ from tfopt._keras import (
 )
 from tfopt.curvature.calls_in_fit import CallsInFit
 from tfopt.curvature.linear_resizing import resize_by_matrices
+from tfopt.curvature.max_pooling import pool_by_mask
 from tfopt.curvature.model_checks import NotBuiltError
 from tfopt.curvature.precision import policy_to_measure
 from tfopt.curvature.softmax_targets import with_check
@@ -250,6 +251,16 @@ def _resizing_by_matrices(original: Any) -> Any:
     return resize
 
 
+def _pooling_by_mask(original: Any) -> Any:
+    """Return a stand-in for the operation that pools by maxima, whose second derivative is fast."""
+
+    @functools.wraps(original)
+    def max_pool(*args: Any, **kwargs: Any) -> Any:
+        return original(*args, **kwargs) if _current.get() is None else pool_by_mask(original, *args, **kwargs)
+
+    return max_pool
+
+
 # --- softmax cross-entropies
 
 
@@ -293,6 +304,7 @@ _STAND_INS = StandIns((
     (polymorphic_function.Function, "__call__", _traced_anew),
     (nn_impl, "moments", _exact_moments),
     *((gen_image_ops, name, _resizing_by_matrices) for name in RESIZING),
+    (gen_nn_ops, "max_pool", _pooling_by_mask),
     (gen_nn_ops, "softmax_cross_entropy_with_logits", _checking_targets),
     (keras.layers.Layer, _POLICY, _PolicyStandIn),
     (keras.layers.Layer, _keras.maybe_build.name, _without_building),

@@ -41,6 +41,10 @@ class GaussNewtonOperator(CurvatureOperator):
         *data: Loss, x, y and sample weights after a model.
         self_check: Whether to check the first product against finite differences, and whether the loss has curvature
             and is convex in the outputs. Default True.
+        max_memory: Bytes that the intermediate results of products may take, an integer >= 1. Batches are cut into
+            smaller ones that fit, if that leaves the loss the same; else an error says so. Not counted are the model,
+            the data, vectors, what compiling takes once, and a self-check of all rows. None (default) means batches
+            as they are, and up to 2 GiB for `shared`.
         **options: Options of `Objective` after a model.
 
     Raises:

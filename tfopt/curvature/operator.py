@@ -2,16 +2,18 @@
 
 import contextlib
 import copy
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfopt._checks import check_flag
+from tfopt._checks import check_flag, check_integer
 from tfopt.curvature.background import started
-from tfopt.curvature.batch import form_of
+from tfopt.curvature.batch import Batch, form_of
+from tfopt.curvature.batches_that_fit import with_batches_that_fit
 from tfopt.curvature.differences import DerivativesAt
 from tfopt.curvature.held_variables import holding
 from tfopt.curvature.known_operations import OF_SOME_ROWS, SOFTMAX, check_derivatives, is_in_functions, scopes_of
@@ -41,20 +43,25 @@ class CurvatureOperator(ABC):
         num_matvecs: Number of products computed so far.
     """
 
-    def __init__(self, objective: Any, *data: Any, self_check: bool = True, **options: Any) -> None:
+    def __init__(
+        self, objective: Any, *data: Any, self_check: bool = True, max_memory: int | None = None, **options: Any
+    ) -> None:
         self._is_checked = not check_flag("self_check", self_check)
+        self._max_memory = None if max_memory is None else check_integer("max_memory", max_memory, minimum=1)
         self.objective = as_objective(objective, *data, **options)
         refuse_rounding(self.objective.model)
         self.vectors = VectorForm([tuple(v.shape) for v in self.objective.variables], self.objective.dtypes)
         self.shape = (self.vectors.size, self.vectors.size)
         self.dtype = self.vectors.dtype
         self.num_matvecs = 0
-        self._shared: list[Any] | None = None
+        self._shared: list[Any] | None = None  # within `shared`: the common part of each batch, and the values
+        self._values: list[Any] | None = None
         self._bytes_needed: list[int] = []
         self._products: dict[Any, KnownProduct] = {}
         self._traced_fingerprint: Any = None
         chosen = {id(variable) for variable in self.objective.variables}
         self._others = [variable for variable in self.objective.model.variables if id(variable) not in chosen]
+        self.objective = self._fitted(self.objective)
 
     def __repr__(self) -> str:
         precision = "" if self.precision == "model" else f", in {self.precision}"
@@ -89,7 +96,10 @@ class CurvatureOperator(ABC):
             RuntimeError: The first product disagrees with finite differences, or with a second computation.
         """
         parts = self.vectors.split(vector)
-        products = self._sum_over_batches(parts) if self._is_checked else self._checked_product(parts)
+        if self._is_checked:
+            (products,) = self._sum_over_batches([parts])
+        else:
+            products = self._checked_product(parts)
         self.num_matvecs += 1
         return self.vectors.join(products, vector)
 
@@ -105,7 +115,7 @@ class CurvatureOperator(ABC):
         return self.matmat(vector) if np.ndim(vector) == 2 else self.matvec(vector)
 
     def matmat(self, matrix: Any) -> np.ndarray:
-        """Return the products with the columns of a matrix, which share the common part of all products.
+        """Return the products with the columns of a matrix, which share the common part of all products of a batch.
 
         Args:
             matrix: An array of shape (n, k).
@@ -120,11 +130,16 @@ class CurvatureOperator(ABC):
         columns = np.asarray(matrix)
         if columns.ndim != 2 or len(columns) != self.shape[0]:
             raise ValueError(f"`matrix` must have the shape ({self.shape[0]}, k). Received: shape {columns.shape}")
-        products = np.empty(columns.shape, self.dtype, order="F")
-        with self.shared():
-            for index in range(columns.shape[1]):
-                products[:, index] = self.matvec(np.ascontiguousarray(columns[:, index]))
-        return products
+        rows = np.ascontiguousarray(columns.T)
+        products = np.empty(rows.shape, self.dtype)
+        first = 0 if self._is_checked else min(1, len(rows))
+        if first:
+            products[0] = self.matvec(rows[0])
+        found = self._sum_over_batches([self.vectors.split(row) for row in rows[first:]])
+        for row, parts in zip(products[first:], found, strict=True):
+            row[:] = self.vectors.join(parts, row)
+        self.num_matvecs += len(found)
+        return products.T
 
     def to_scipy(self) -> Any:
         """Return the matrix as a `scipy.sparse.linalg.LinearOperator`, for scipy's solvers.
@@ -166,11 +181,11 @@ class CurvatureOperator(ABC):
         if self._shared is not None:
             yield
             return
-        self._shared = [None] * len(self.objective.probe.batches)
+        self._shared, self._values = [None] * len(self.objective.probe.batches), self.objective.values()
         try:
             yield
         finally:
-            self._shared = None
+            self._shared = self._values = None
 
     def over(self, probe: Probe) -> "CurvatureOperator":
         """Return the same matrix over other rows, with the functions compiled for batches of the same form.
@@ -182,9 +197,28 @@ class CurvatureOperator(ABC):
             An operator, whose count of products starts at 0.
         """
         other = copy.copy(self)
-        other.objective = self.objective.over(probe)
-        other.num_matvecs, other._shared, other._bytes_needed = 0, None, []
+        other.objective = other._fitted(self.objective.over(probe))
+        other.num_matvecs, other._shared, other._values, other._bytes_needed = 0, None, None, []
         return other
+
+    # --- memory
+
+    def _fitted(self, objective: Objective) -> Objective:
+        """Return the objective with batches whose products take at most the memory that was asked for."""
+        if self._max_memory is None:
+            return objective
+        measure = lambda batch: self._product_on(batch).function.peak_bytes  # noqa: E731
+        return with_batches_that_fit(objective, self._max_memory, measure)
+
+    def _may_share(self, index: int) -> bool:
+        while len(self._bytes_needed) <= index:  # cumulative over batches
+            needed = self._product(len(self._bytes_needed)).function.num_bytes
+            self._bytes_needed.append(needed + sum(self._bytes_needed[-1:]))
+        if self._max_memory is None:
+            return self._bytes_needed[index] <= SHARED_BYTES
+        # The product that runs has its own common part among its results.
+        product = self._product(index).function
+        return self._bytes_needed[index] - product.num_bytes + product.peak_bytes <= self._max_memory
 
     # --- the self-check
 
@@ -196,17 +230,17 @@ class CurvatureOperator(ABC):
 
     def _checked_product(self, vectors: list[Any]) -> list[Any]:
         values = self.objective.values()
-        product = self._known_product(0, values, values)
+        product = self._product(0)
         check = SelfCheck(repr(self), self.objective, product.function.graph)
         check.refuse_operations()
         self._check_targets(values)
-        if product.is_checked:
-            products = self._sum_over_batches(vectors)
-        else:
+        first = None
+        if not product.is_checked:
             # TensorFlow compiles the product while Python traces the check.
-            with started(lambda: self._product_of(0, values, self._scaled(0, vectors))) as wait:
+            with started(lambda: list(self._products_of(0, [vectors]))) as wait:
                 check(self._derivatives, self._check_matrix)
-            products = self._sum_over_batches(vectors, first=wait())
+            first = wait()
+        (products,) = self._sum_over_batches([vectors], first)
         check.check_finite(products, vectors)
         self._is_checked = True
         if self._is_kept and check.is_general:
@@ -217,14 +251,15 @@ class CurvatureOperator(ABC):
         # Raises ValueError if targets of categorical cross-entropies do not sum to 1, in any batch of this rank.
         functions: dict[int, Any] = {}
         for index, batch in enumerate(self.objective.probe.batches):
-            product = self._product_for(index, values, values)
+            product = self._product(index).function
             sums = noted_targets(product.graph)
             if sums:
                 if id(product) not in functions:
                     functions[id(product)] = product.pruned_to(sums)
                 check_sums(functions[id(product)](*self._fixed(values, batch.tensors)))
             if is_in_functions(product.graph, SOFTMAX):
-                self._product_of(index, values, values)
+                with refusing_targets():
+                    product(self._fixed(values, batch.tensors), values)
 
     # --- specific to each kind of matrix
 
@@ -244,41 +279,47 @@ class CurvatureOperator(ABC):
 
     # --- one product
 
-    def _sum_over_batches(self, vectors: list[Any], first: list[Any] | None = None) -> list[Any]:
-        # `first` is the product of the first batch if it is known.
-        values = self.objective.values()
-        sums: list[Any] = list(first or [])
-        for index in range(bool(sums), len(self.objective.probe.batches)):
-            sums = add(sums, self._product_of(index, values, self._scaled(index, vectors)))
-        return self.objective.communicator.allreduce_sum(sums, name="products")
+    def _sum_over_batches(self, vectors: list[list[Any]], first: list[list[Any]] | None = None) -> list[list[Any]]:
+        # `first` are the products of the first batch if they are known.
+        sums: list[list[Any]] = [[] for _ in vectors] if first is None else first
+        for index in range(first is not None, len(self.objective.probe.batches)):
+            for place, product in enumerate(self._products_of(index, vectors)):
+                sums[place] = add(sums[place], product)
+        return [self.objective.communicator.allreduce_sum(one, name="products") for one in sums]
 
-    def _scaled(self, index: int, vectors: list[Any]) -> list[Any]:
-        # The product is linear, so that scaling the vector scales the product.
+    def _products_of(self, index: int, vectors: list[list[Any]]) -> Iterator[list[Any]]:
+        """Yield the batch's share in the product of each vector."""
+        values = self.objective.values() if self._values is None else self._values
         share = self.objective.probe.batches[index].num_rows / self.objective.num_rows
-        return vectors if share == 1.0 else [tf.constant(share, part.dtype) * part for part in vectors]
-
-    def _product_of(self, index: int, values: list[Any], vectors: list[Any]) -> list[Any]:
-        batch = self.objective.probe.batches[index].tensors
-        product = self._product_for(index, values, vectors)
         with refusing_targets():
-            if self._shared is None or not self._may_share(index, values, vectors):
-                return product(self._fixed(values, batch), vectors)
-            if self._shared[index] is None:
-                self._shared[index] = product.prepare(*self._fixed(values, batch))
-            return product.finish(self._shared[index], vectors)
+            multiply = self._multiplier(index, values, len(vectors))
+            for parts in vectors:
+                # The product is linear, so that scaling the vector scales the product.
+                yield multiply(parts if share == 1.0 else [tf.constant(share, part.dtype) * part for part in parts])
 
-    def _product_for(self, index: int, values: list[Any], vectors: list[Any]) -> SplitFunction:
-        return self._known_product(index, values, vectors).function
+    def _multiplier(self, index: int, values: list[Any], count: int) -> Callable[[list[Any]], list[Any]]:
+        """Return the product of a batch as a function of the vector, to be called `count` times."""
+        product = self._product(index).function
+        fixed = self._fixed(values, self.objective.probe.batches[index].tensors)
+        if self._shared is None or not self._may_share(index):
+            if count == 1:
+                return functools.partial(product, fixed)
+            return functools.partial(product.finish, product.prepare(*fixed))
+        if self._shared[index] is None:
+            self._shared[index] = product.prepare(*fixed)
+        return functools.partial(product.finish, self._shared[index])
 
-    def _known_product(self, index: int, values: list[Any], vectors: list[Any]) -> KnownProduct:
+    def _product(self, index: int) -> KnownProduct:
+        return self._product_on(self.objective.probe.batches[index])
+
+    def _product_on(self, batch: Batch) -> KnownProduct:
         # Each form of batch needs its own function: the last batch often has fewer rows.
-        batch = self.objective.probe.batches[index].tensors
-        form = form_of(batch)
+        form = form_of(batch.tensors)
         if form not in self._products:
-            self._products[form] = self._make_product(form, batch, values, vectors)
+            self._products[form] = self._make_product(form, batch.tensors, self.objective.values())
         return self._products[form]
 
-    def _make_product(self, form: Any, batch: Any, values: list[Any], vectors: list[Any]) -> KnownProduct:
+    def _make_product(self, form: Any, batch: Any, values: list[Any]) -> KnownProduct:
         loss, variables = self.objective.batch_loss, self.objective.model.variables
         places = {id(variable): index for index, variable in enumerate(variables)}
         chosen = tuple(places.get(id(variable)) for variable in self.variables)
@@ -287,7 +328,7 @@ class CurvatureOperator(ABC):
         key = type(self), loss.fingerprint, form, chosen, form_of(self._fixed(values, None))
         if is_known and (found := known(key)):
             return found
-        made = KnownProduct(SplitFunction(self._trace_with_others, self._fixed(values, batch), vectors))
+        made = KnownProduct(SplitFunction(self._trace_with_others, self._fixed(values, batch), values))
         check_derivatives(made.function.graph)
         # Values of attributes may have changed since the objective was made.
         if is_known and self._traced_fingerprint == loss.fingerprint and reads_none(made.function.graph, variables):
@@ -305,9 +346,3 @@ class CurvatureOperator(ABC):
             weights = zip(map(id, [*self.variables, *self._others]), [*values, *others], strict=True)
             self._traced_fingerprint = self.objective.batch_loss.fingerprint_of(dict(weights), batch)
         return product
-
-    def _may_share(self, index: int, values: list[Any], vectors: list[Any]) -> bool:
-        while len(self._bytes_needed) <= index:  # cumulative over batches
-            needed = self._product_for(len(self._bytes_needed), values, vectors).num_bytes
-            self._bytes_needed.append(needed + sum(self._bytes_needed[-1:]))
-        return self._bytes_needed[index] <= SHARED_BYTES

@@ -131,8 +131,7 @@ class RowMeanCheck:
         return self._batches[number].rows(start, stop)
 
     def _evaluate(self, rows: Batch) -> Evaluation:
-        value, gradient = self._objective.batch_gradient(self._values, rows.tensors)
-        return float(value), flatten(gradient)
+        return evaluation(self._objective, self._values, rows)
 
     def _judge(self, whole: Evaluation, parts: Iterable[Evaluation], weights: list[int]) -> int:
         value, gradient = whole
@@ -171,3 +170,9 @@ def _changes_if_doubled(objective: Objective, batch: Batch) -> bool:
 
 
 EQUAL, INFINITE, OTHER = 0, 1, 2  # the whole equals the mean of its parts; undecided (not finite); it differs
+
+
+def evaluation(objective: Objective, values: list[Any], rows: Batch) -> Evaluation:
+    """Return the loss of some rows and its gradient by `values`, a float64 vector of n entries."""
+    value, gradient = objective.batch_gradient(values, rows.tensors)
+    return float(value), flatten(gradient)

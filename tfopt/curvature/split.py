@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfopt._compiled import compiled, rewritten
+from tfopt.curvature.memory import ancestors, num_bytes, peak_bytes
 
 
 class SplitFunction:
@@ -55,8 +56,12 @@ class SplitFunction:
     @functools.cached_property
     def num_bytes(self) -> int:
         """Memory of the result of `prepare`, in bytes."""
-        known = [tensor for tensor in self._kept if self._can_be_cut and tensor.shape.is_fully_defined()]
-        return sum((tensor.shape.num_elements() or 0) * tensor.dtype.size for tensor in known)
+        return sum(map(num_bytes, self._kept)) if self._can_be_cut else 0
+
+    @functools.cached_property
+    def peak_bytes(self) -> int:
+        """An estimate of the memory that all results take at most while the function runs, in bytes."""
+        return peak_bytes(self.graph, self._outputs)
 
     def __call__(self, fixed: tuple[Any, ...], vectors: list[Any]) -> list[Any]:
         """Compute everything."""
@@ -128,26 +133,29 @@ def _compiled(function: Any, inputs: list[Any]) -> Any:
 def _boundary(graph: Any, vectors: list[Any], outputs: list[Any]) -> list[Any]:
     """Return the tensors that do not depend on the vectors and that the outputs or dependent operations need."""
     dependent = {vector.op for vector in vectors}
+    constants: set[Any] = set()
     needed: dict[Any, Any] = {}
     for operation in graph.get_operations():  # in the order of creation, inputs first
         if any(t.op in dependent for t in operation.inputs) or any(op in dependent for op in operation.control_inputs):
             dependent.add(operation)
-    useful = _ancestors(outputs) & dependent
+        elif _is_constant(operation, constants):
+            constants.add(operation)
+    useful = ancestors(outputs) & dependent
     wanted = [t for operation in graph.get_operations() if operation in useful for t in operation.inputs]
+    # On CPUs the derivative of a pooling is fast only in the function that pools.
+    poolings = {tensor.op for tensor in wanted if tensor.op.type == "MaxPool" and tensor.op not in dependent}
+    wanted += [tensor for operation in poolings for tensor in operation.inputs]
+    copied = dependent | constants | poolings
     for tensor in [*wanted, *outputs]:
-        # A constant is copied, unless its control inputs would pull in other operations.
-        is_constant = tensor.op.type == "Const" and not tensor.op.control_inputs
-        if tensor.op not in dependent and not is_constant and tensor.dtype != tf.resource:
+        if tensor.op not in copied and tensor.dtype != tf.resource:
             needed[tensor.ref()] = tensor
     return list(needed.values())
 
 
-def _ancestors(tensors: list[Any]) -> set[Any]:
-    found: set[Any] = set()
-    waiting = [tensor.op for tensor in tensors]
-    while waiting:
-        operation = waiting.pop()
-        if operation not in found:
-            found.add(operation)
-            waiting += [tensor.op for tensor in operation.inputs] + list(operation.control_inputs)
-    return found
+def _is_constant(operation: Any, constants: set[Any]) -> bool:
+    """Return whether an operation is a constant, or fills a constant shape; both parts have a copy of these."""
+    # TensorFlow then leaves out additions of zeros. Control inputs would pull in other operations.
+    is_known = operation.type == "Const" or (
+        operation.type == "Fill" and all(tensor.op in constants for tensor in operation.inputs)
+    )
+    return is_known and not operation.control_inputs

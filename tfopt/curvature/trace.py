@@ -41,6 +41,6 @@ def trace(operator: Any, num_matvecs: int = 30, seed: int = 0) -> Estimate:
         for start in range(0, num_matvecs, AT_ONCE):
             count = min(AT_ONCE, num_matvecs - start)
             signs = [rng.choice(np.array([-1.0, 1.0], linear.dtype), linear.size) for _ in range(count)]
-            for one, product in zip(signs, linear.matmat(np.stack(signs, axis=1)).T, strict=True):
+            for one, product in zip(signs, linear.matmat(np.stack(signs).T).T, strict=True):
                 draws.append(one.astype(np.float64) @ np.asarray(product, np.float64))
     return Estimate.from_draws(draws, linear.batch_norm)
