@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfopt import models
 from tfopt.curvature import HessianOperator, Objective, batch_function, gradient_noise, known_products, recently_used
 
 X = np.linspace(-1, 1, 24, dtype="float32").reshape(8, 3)
@@ -199,6 +200,18 @@ def test_a_second_objective_of_an_equal_model_compiles_nothing(monkeypatch):
     for found, expected in zip(gradient, of_alone, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert noise.covariance_trace.value == pytest.approx(again.covariance_trace.value, rel=1e-6)
+
+
+@pytest.mark.usefixtures("_empty")
+def test_gradients_of_networks_that_pool_by_maxima_are_kept(monkeypatch):
+    """Products pool by other operations than gradients."""
+    compiled, traced = [], batch_function.traced
+    monkeypatch.setattr(batch_function, "traced", lambda *given: compiled.append(seed) or traced(*given))
+    images, labels = np.sin(np.arange(512.0, dtype="float32")).reshape(8, 8, 8, 1), np.arange(8) % 3
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    for seed in (0, 1):
+        Objective(models.convnet((8, 8, 1), (2,), 3, seed=seed), loss, (images, labels)).loss_and_gradient()
+    assert compiled == [0]
 
 
 @pytest.mark.usefixtures("_empty")
