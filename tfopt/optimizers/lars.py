@@ -163,7 +163,7 @@ class LARS(Optimizer):
             self._velocities = tuple(self.add_slot(variable, "velocity") for variable in variables)
         if self.norm_floor:
             self._floors = tuple(
-                add_floor(self, v) if is_adapted and not _keras.overwrites_variable(self)(v) else None
+                add_floor(self, v) if is_adapted else None
                 for v, is_adapted in zip(variables, self._is_adapted, strict=True)
             )
 
