@@ -68,8 +68,9 @@ class LARS(Optimizer):
         denominator: "sum" or "norm", see above. Default "sum".
         clip: Whether to clip the rate as in LARC, see above. Default False.
         layer_adaptation_exclude: None (default), a list of regular expressions searched for in `variable.path`, or
-            "vectors" for all variables of rank <= 1. Excluded variables take plain momentum steps (ratio 1, not
-            clipped).
+            "vectors" for all variables of rank <= 1, and variables of any rank that are called "bias", "gamma", "beta"
+            or "scale": the biases and the parameters of normalisation in all layers of Keras. Excluded variables take
+            plain momentum steps (ratio 1, not clipped).
         weight_decay_exclude: The same, for variables without weight decay. Default None.
         norm_floor: Number >= 0, the minimum norm used for a variable that started at zero, see above. Default 1. For
             targets in small units (1e-4), use their standard deviation; otherwise the loss stays far above their
