@@ -40,6 +40,10 @@ class LARS(Optimizer):
     gradient. Measured: the loss of an autoencoder, summed over pixels and rows, does not rise; kernels and low-rank
     adapters that start at zero learn, also after a long warm-up. `norm_floor=0` is the paper's rule.
 
+    A bias whose gradient is only rounding (before BatchNormalization, or of the keys of attention) takes such steps
+    too, in random directions. The next layer removes it, apart from the lag of moving averages. Give such layers no
+    bias, or exclude "vectors" from adaptation, to keep it near zero.
+
     Libraries differ in three ways, which are arguments here:
 
     * `denominator="sum"` divides by |g| + lambda * |w| + epsilon, as printed in the paper. `denominator="norm"` divides
