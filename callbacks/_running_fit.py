@@ -1,5 +1,6 @@
 """The other callbacks and the data of the `fit` that calls a callback, which Keras does not pass to it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,6 +133,27 @@ def come_before_loggers(callback: keras.callbacks.Callback) -> None:
         first = next((i for i, c in enumerate(found.callbacks[:here]) if isinstance(c, LOGGERS)), here)
         # The callbacks in between move up by one, so an iteration over this list goes on with the next callback.
         found.callbacks.insert(first, found.callbacks.pop(here))
+
+
+class _Last(keras.callbacks.Callback):
+    """Stands behind all other callbacks for the beginning of one batch, and acts then."""
+
+    def __init__(self, found: Any, act: Callable[[], None]) -> None:
+        super().__init__()
+        self._found, self._act = found, act
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        # Make another list, because Keras is iterating over the old one.
+        self._found.callbacks = [other for other in self._found.callbacks if other is not self]
+        self._act()
+
+
+def act_after_batch_begin(callback: keras.callbacks.Callback, act: Callable[[], None]) -> None:
+    """Call `act` after all callbacks have acted, while `on_train_batch_begin` of a callback is being called."""
+    if (found := list_with(callback)) is not None:
+        found.callbacks.append(_Last(found, act))  # Keras's iteration over this list ends with it.
+    else:
+        act()
 
 
 def find_running_fit(callback: keras.callbacks.Callback) -> RunningFit:

@@ -8,6 +8,8 @@ import keras
 from tfopt.callbacks._step_count import is_trained_by_keras, variables_trained_by
 from tfopt.callbacks._values import to_numpy
 
+PRODUCT = "hessian/learning_rate_times_lambda_max"
+
 
 def optimizer_with_limit(model: Any, variables: Sequence[Any]) -> Any:
     """Return the plain Keras SGD that trains the variables, if a running `fit` applies it to gradients as they are."""
@@ -21,13 +23,15 @@ def optimizer_with_limit(model: Any, variables: Sequence[Any]) -> Any:
 
 
 def stability_of(optimizer: Any, lambda_max: float) -> dict[str, float]:
-    """Return the learning rate times `lambda_max`, and its limit, of an optimizer that has a limit."""
+    """Return the present learning rate times `lambda_max`, and its limit, of an optimizer that has a limit."""
     limit = stability_limit(optimizer)
     assert limit is not None
-    return {
-        "hessian/learning_rate_times_lambda_max": float(to_numpy(optimizer.learning_rate)) * lambda_max,
-        "hessian/stability_limit": limit,
-    }
+    return {PRODUCT: product_of(optimizer, lambda_max), "hessian/stability_limit": limit}
+
+
+def product_of(optimizer: Any, lambda_max: float) -> float:
+    """Return the present learning rate of an optimizer times `lambda_max`."""
+    return float(to_numpy(optimizer.learning_rate)) * lambda_max
 
 
 def stability_limit(optimizer: Any) -> float | None:

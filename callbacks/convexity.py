@@ -10,9 +10,9 @@ from tfopt._variables import flatten
 from tfopt.callbacks import _time_share
 from tfopt.callbacks._cadence import Cadence
 from tfopt.callbacks._change_share import ChangeShare
-from tfopt.callbacks._running_fit import batch_size_of, find_running_fit
+from tfopt.callbacks._running_fit import act_after_batch_begin, batch_size_of, find_running_fit
 from tfopt.callbacks._spectrum_share import SpectrumShare
-from tfopt.callbacks._stability import optimizer_with_limit, stability_of
+from tfopt.callbacks._stability import PRODUCT, optimizer_with_limit, product_of, stability_of
 from tfopt.callbacks.measurement import Measurement
 from tfopt.curvature import (
     HessianOperator,
@@ -55,7 +55,8 @@ class Convexity(Measurement):
       and averaging. Beyond the limit, steps on a quadratic diverge: it is 2, with momentum b 2 (1 + b), with Nesterov's
       2 (1 + b) / (1 + 2 b). They are left out where the limit does not hold: for a custom `train_step` or training
       loop, which may change gradients; for variables with constraints; and for losses that are sums over rows, whose
-      curvature depends on the batch size.
+      curvature depends on the batch size. The learning rate is that of the next step. In the logs of the epoch at whose
+      end lambda_max was measured, and after the last step, it is the rate that the optimizer has at that time.
     - `hessian/trace` with `hessian/trace_standard_error`, if `trace` is True.
     - `convexity/theta_paper`, `convexity/theta_sharp`: the certified moduli of strong convexity, where the theorem
       covers the model (see `tfopt.curvature.convexity_certificate`).
@@ -149,6 +150,10 @@ class Convexity(Measurement):
         self._spectrum_step = -1
         self._spectrum_is_due_now = True  # Until it was measured after the start, or after a change of the model.
         self._is_a_mean: bool | None = None  # Not known before the first eigenvalues.
+        self._awaited: Any = None  # The optimizer that will take the step after the last eigenvalues.
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_awaited": None}
 
     def get_state(self) -> dict[str, Any]:
         """Return the measurements, and how far training has come."""
@@ -156,6 +161,7 @@ class Convexity(Measurement):
         return super().get_state() | {
             "densities": densities,
             "_spectrum_step": self._spectrum_step,
+            "awaits_step": self._awaited is not None,
             "product_seconds": self._products.product_seconds,
             "shares": {name: vars(share) for name, share in self._shares.items()},
         }
@@ -166,8 +172,42 @@ class Convexity(Measurement):
         self.densities = {step: SpectralDensity(*rest) for step, *rest in state.pop("densities")}
         self._shares = {name: ChangeShare(**values) for name, values in state.pop("shares").items()}
         self._spectrum_step = state.pop("_spectrum_step")
+        self._awaited = self.model.optimizer if state.pop("awaits_step") else None
         self._products.product_seconds = state.pop("product_seconds")
         super().set_state(state)
+
+    # --- the learning rate of the next step, which other callbacks may still change
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Note where the next steps begin, and multiply the last eigenvalue by the learning rate of the next step."""
+        super().on_train_batch_begin(batch, logs)
+        if self._awaited is not None and self._steps == self._spectrum_step:
+            act_after_batch_begin(self, self._correct_product)
+        else:
+            self._settle_product()
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Measure once more if training ended unexpectedly."""
+        super().on_train_end(logs)
+        self._settle_product()
+
+    def _correct_product(self) -> None:
+        row, name = self._spectrum_row, self._logged_as(PRODUCT)
+        lambda_max = self.history[self._logged_as("hessian/lambda_max")][row]
+        self.history[name][row] = self._latest[name] = product_of(self._awaited, lambda_max)
+
+    def _settle_product(self) -> None:
+        """Write the product for TensorBoard, because the step after it was taken, or will not be."""
+        if self._awaited is not None:
+            self._awaited, name = None, self._logged_as(PRODUCT)
+            super()._summarise(self._spectrum_step, {name: self.history[name][self._spectrum_row]})
+
+    def _summarise(self, step: int, numbers: dict[str, float]) -> None:
+        super()._summarise(step, {n: number for n, number in numbers.items() if n != self._logged_as(PRODUCT)})
+
+    @property
+    def _spectrum_row(self) -> int:
+        return self.history["step"].index(self._spectrum_step)
 
     # --- times of measurements
 
@@ -248,6 +288,7 @@ class Convexity(Measurement):
         super()._after_change()
         self._spectrum_is_due_now = True
         self._is_a_mean = None
+        self._settle_product()
         for share in self._shares.values():
             share.interrupt()
 
@@ -292,6 +333,8 @@ class Convexity(Measurement):
         values: dict[str, float] = {}
         hessian = self._instruments.hessian
         nan = float("nan")
+        if self._steps != self._spectrum_step:
+            self._settle_product()
         self._spectrum_step, self._spectrum_is_due_now = self._steps, False
         if self.eigenvalues:
             ends = extremal_eigenvalues(hessian, num_matvecs, seed=self.seed) if is_sound else None
@@ -300,6 +343,7 @@ class Convexity(Measurement):
             optimizer = optimizer_with_limit(self.model, hessian.variables)
             if optimizer is not None and self._is_loss_of_fit(is_sound):
                 values |= stability_of(optimizer, values["hessian/lambda_max"])
+                self._awaited = optimizer
         if self.trace:
             found = trace(hessian, self.num_matvecs, self.seed) if is_sound else None
             values["hessian/trace"] = nan if found is None else found.value

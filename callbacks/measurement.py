@@ -323,7 +323,11 @@ class Measurement(RankCallback):
         of_group = {"seconds": sum(history["seconds"]), **pace}
         self._latest |= {**values, **{f"{self.log_name}/{name}": float(value) for name, value in of_group.items()}}
         parts = {self._logged_as(f"{name}/{path}"): v for name, found in details.items() for path, v in found.items()}
-        self._summaries.write(step, {**values, **parts})
+        self._summarise(step, {**values, **parts})
+
+    def _summarise(self, step: int, numbers: dict[str, float]) -> None:
+        """Write numbers, by their names in the logs, for TensorBoard."""
+        self._summaries.write(step, numbers)
 
     def _logged_as(self, name: str) -> str:
         """Return the name in logs and history of a value that `_measure` returns by `name`."""

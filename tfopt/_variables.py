@@ -7,6 +7,10 @@ from typing import Any
 
 import numpy as np
 
+# The names of biases, and of the scales and offsets of normalisation layers, in all layers of Keras. In recurrent,
+# attention and normalisation layers their rank can be 2 or more.
+NAMES_OF_VECTORS = ("bias", "gamma", "beta", "scale")
+
 
 def trained_variables(variables: Iterable[Any]) -> list[Any]:
     """Return, in order, the trainable variables (of a model or layer) that an optimizer moves along a gradient."""
@@ -31,11 +35,10 @@ def unique_paths(variables: Iterable[Any]) -> list[str]:
 
 
 def matches(variable: object, patterns: Sequence[str] | str) -> bool:
-    """Return whether regular expressions, searched for in the path, or the word "vectors" select a Keras variable."""
-    # "vectors" selects all variables of rank <= 1: biases, and the scales and offsets of normalisation layers.
-    if isinstance(patterns, str):
-        return len(variable.shape) <= 1  # type: ignore[attr-defined]
+    """Return whether regular expressions, searched for in the path, or the word "vectors" select a variable."""
     path = path_of(variable).removesuffix(":0")  # names of TensorFlow end in ":0", which "bias$" would not match
+    if isinstance(patterns, str):
+        return len(variable.shape) <= 1 or path.split("/")[-1] in NAMES_OF_VECTORS  # type: ignore[attr-defined]
     return any(re.search(pattern, path) for pattern in patterns)
 
 

@@ -196,7 +196,7 @@ def test_a_learning_rate_that_is_replaced_is_followed():
     model = make()
     convexity = Convexity((X, Y), spectrum_every_n_epochs=1)
     fit(model, [Replace(), convexity])
-    expected = [rate * lambda_max(model) for rate in (0.01, 0.01, 0.005, 0.01 / 3, 0.0025)]
+    expected = [rate * lambda_max(model) for rate in (0.01, 0.005, 0.01 / 3, 0.0025, 0.0025)]
     assert convexity.history["hessian/learning_rate_times_lambda_max"] == pytest.approx(expected, rel=1e-4)
 
 

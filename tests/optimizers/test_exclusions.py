@@ -1,5 +1,6 @@
 """Exclusions from weight decay: they count before the first step; later ones are refused unless they change nothing."""
 
+import inspect
 import re
 
 import keras
@@ -192,6 +193,79 @@ def test_where_nothing_decays_every_late_call_changes_nothing(make):
     for one in (DistributedOptimizer(optimizer), *([optimizer] * isinstance(optimizer, Fromage | LARS))):
         one.exclude_from_weight_decay(var_names=["kernel"], var_list=variables)
     assert all(takes_weight_decay(optimizer, variable) for variable in variables)  # nothing was noted
+
+
+LAYERS = keras.layers
+SEQUENCE, IMAGE, VOLUME = (2, 8, 4), (2, 8, 8, 4), (2, 3, 3, 3, 4)
+# Every layer class of Keras with a bias or a normalisation, in the forms that give parameters of rank 2 and more too.
+WITH_VECTORS = {
+    "Dense": [(lambda: LAYERS.Dense(3), (2, 4))],
+    "EinsumDense": [(lambda: LAYERS.EinsumDense("abc,cde->abde", (None, 3, 2), bias_axes="de"), SEQUENCE)],
+    **{
+        f"Conv{rank}D{way}": [(lambda rank=rank, way=way: getattr(LAYERS, f"Conv{rank}D{way}")(3, 2), shape)]
+        for rank, shape in ((1, SEQUENCE), (2, IMAGE), (3, VOLUME))
+        for way in ("", "Transpose")
+    },
+    **{
+        f"{way}Conv{rank}D": [(lambda make=make, rank=rank: make(rank), shape)]
+        for rank, shape in ((1, SEQUENCE), (2, IMAGE))
+        for way, make in (
+            ("Depthwise", lambda rank: getattr(LAYERS, f"DepthwiseConv{rank}D")(2)),
+            ("Separable", lambda rank: getattr(LAYERS, f"SeparableConv{rank}D")(3, 2)),
+        )
+    },
+    "GRU": [(lambda: LAYERS.GRU(3), SEQUENCE), (lambda: LAYERS.GRU(3, reset_after=False), SEQUENCE)],
+    "LSTM": [(lambda: LAYERS.LSTM(3), SEQUENCE)],
+    "SimpleRNN": [(lambda: LAYERS.SimpleRNN(3), SEQUENCE)],
+    "GRUCell": [(lambda: LAYERS.RNN([LAYERS.GRUCell(3), LAYERS.GRUCell(2)]), SEQUENCE)],
+    "LSTMCell": [(lambda: LAYERS.RNN(LAYERS.LSTMCell(3)), SEQUENCE)],
+    "SimpleRNNCell": [(lambda: LAYERS.RNN(LAYERS.SimpleRNNCell(3)), SEQUENCE)],
+    "Bidirectional": [(lambda: LAYERS.Bidirectional(LAYERS.GRU(3)), SEQUENCE)],
+    **{
+        f"ConvLSTM{rank}D": [(lambda rank=rank: getattr(LAYERS, f"ConvLSTM{rank}D")(3, 2), (2, 2, *shape[1:]))]
+        for rank, shape in ((1, SEQUENCE), (2, IMAGE), (3, VOLUME))
+    },
+    "MultiHeadAttention": [(lambda: LAYERS.MultiHeadAttention(2, 3), SEQUENCE, SEQUENCE)],
+    "GroupQueryAttention": [(lambda: LAYERS.GroupQueryAttention(3, 4, 2), SEQUENCE, SEQUENCE)],
+    "BatchNormalization": [(lambda axis=axis: LAYERS.BatchNormalization(axis), IMAGE) for axis in (-1, 1)],
+    "LayerNormalization": [(lambda axis=axis: LAYERS.LayerNormalization(axis), SEQUENCE) for axis in (-1, (1, 2))],
+    "GroupNormalization": [(lambda: LAYERS.GroupNormalization(2), IMAGE)],
+    "RMSNormalization": [(lambda axis=axis: LAYERS.RMSNormalization(axis), SEQUENCE) for axis in (-1, (1, 2))],
+    "SpectralNormalization": [(lambda: LAYERS.SpectralNormalization(LAYERS.Dense(3)), (2, 4))],
+}
+
+
+def test_the_table_has_every_layer_of_keras_with_a_bias_or_an_offset():
+    kinds = {kind for kind in vars(LAYERS).values() if isinstance(kind, type) and issubclass(kind, LAYERS.Layer)}
+    found = {k for k in kinds if {"use_bias", "bias_axes", "center"} & {*inspect.signature(k).parameters}}
+    assert found
+    assert found <= {getattr(LAYERS, name) for name in WITH_VECTORS}
+
+
+@pytest.mark.parametrize("name", WITH_VECTORS)
+def test_vectors_are_all_biases_and_parameters_of_normalisation(name):
+    """Excluded variables take the plain step w - rate * g; kernels do not."""
+    rng = np.random.default_rng(0)
+    for make, *shapes in WITH_VECTORS[name]:
+        layer = make()
+        layer(*(np.zeros(shape, "float32") for shape in shapes))
+        layer.set_weights([1.0 + rng.random(w.shape) for w in layer.weights])
+        variables, names = layer.trainable_variables, {v.name for v in layer.trainable_variables}
+        assert names & {"bias", "gamma", "beta", "scale"}
+        optimizer = LARS(0.5, 0.0, weight_decay=0.1, weight_decay_exclude="vectors", layer_adaptation_exclude="vectors")
+        gradients = [rng.standard_normal(v.shape) for v in variables]
+        before = [values(v).astype("float64") for v in variables]
+        optimizer.apply([tf.constant(g, "float32") for g in gradients], variables)
+        for variable, old, gradient in zip(variables, before, gradients, strict=True):
+            is_plain = np.allclose(values(variable), old - 0.5 * gradient, rtol=1e-5, atol=1e-6)
+            assert is_plain == ("kernel" not in variable.name), variable.path
+
+
+def test_vectors_by_the_name_of_a_variable_of_tensorflow():
+    variables = [tf.Variable(tf.ones((2, 3)), name=n) for n in ("cell/bias", "bias/kernel", "relative_bias")]
+    optimizer = LARS(layer_adaptation_exclude="vectors")
+    optimizer.build(variables)
+    assert list(optimizer._is_adapted) == [False, True, True]
 
 
 def test_what_a_pattern_of_lars_excludes_may_be_excluded_again():

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 from optimizer_table import TABLE
 
+from tfopt.distributed import DistributedOptimizer
 from tfopt.optimizers import LARS, Fromage
 from tfopt.optimizers.schedules import PolynomialDecayWithWarmup
 
@@ -48,7 +49,10 @@ def assert_same_state(first, second):
 
 
 # One row for each set of variables that an optimizer can have, and the guide's.
-@pytest.fixture(scope="module", params=["fromage", "fromage_p_bound", "lars_nesterov", "lars_no_momentum", "guide"])
+SETS_OF_VARIABLES = ("fromage", "fromage_p_bound", "lars_nesterov", "lars_no_momentum", "guide")
+
+
+@pytest.fixture(scope="module", params=SETS_OF_VARIABLES)
 def trained_once(request):
     keras.utils.set_random_seed(1234)
     model = make_model(TABLE[request.param].make())
@@ -113,6 +117,30 @@ def test_clone_compiles_and_trains_with_a_copied_optimizer(trained):
     clone.compile(type(model.optimizer).from_config(model.optimizer.get_config()), "mse")
     train(clone)
     assert all(np.isfinite(v).all() for v in state(clone))
+
+
+WRAPPERS = (
+    lambda optimizer: optimizer,
+    keras.optimizers.LossScaleOptimizer,
+    DistributedOptimizer,
+    lambda optimizer: DistributedOptimizer(keras.optimizers.LossScaleOptimizer(optimizer)),
+)
+
+
+@pytest.mark.parametrize("name", [*SETS_OF_VARIABLES, "lars_excluded"])
+def test_each_state_has_a_name_of_its_own_which_hdf5_files_need(name, tmp_path):
+    layers = [keras.layers.Dense(2, dtype=dtype) for dtype in ("float32", "float32", "float16")]
+    model = keras.Sequential([keras.Input((3,)), *layers])
+    for wrap in WRAPPERS:
+        for options in ({}, {"use_ema": True, "gradient_accumulation_steps": 2}):
+            model.compile(wrap(TABLE[name].make(**options)), "mse")
+            model.optimizer.build(model.trainable_variables)
+            paths = [variable.path for variable in model.optimizer.variables]
+            assert len(set(paths)) == len(paths)
+            model.save(tmp_path / "model.h5")
+            loaded = keras.models.load_model(tmp_path / "model.h5", compile=False)
+            for value, other in zip(loaded.get_weights(), model.get_weights(), strict=True):
+                np.testing.assert_array_equal(value, other)
 
 
 @pytest.mark.parametrize("name", ["fromage_p_bound", "lars_nesterov"])

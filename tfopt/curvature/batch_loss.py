@@ -15,6 +15,7 @@ from tfopt._compiled import compiled
 from tfopt._keras import CompileLoss, FuncGraph
 from tfopt._variables import trained_variables
 from tfopt.curvature.batch import form_of
+from tfopt.curvature.batch_sizes import advice_on_batch_size, call_on_batch
 from tfopt.curvature.dry_run import DryRun, weights_in
 from tfopt.curvature.forward_mode import measuring
 from tfopt.curvature.forward_pass import ForwardPass
@@ -109,9 +110,9 @@ class BatchLoss:
         _, y, sample_weight = batch
         with self._scope(values, variables):
             if self._is_custom:
-                parts = [self._forward.custom_loss(*batch)]
+                parts = [call_on_batch(lambda: self._forward.custom_loss(*batch), batch[0], self.form)]
             else:
-                y_pred = self._forward.predict(batch[0])
+                y_pred = self._predict(batch[0])
                 parts = [tf.reduce_sum(part) for part in self.model.losses]
                 if self._loss is not None:
                     parts.append(self._loss(y, y_pred, sample_weight))
@@ -132,7 +133,7 @@ class BatchLoss:
         if tf.executing_eagerly() and not tf.config.functions_run_eagerly():
             return list(compiled(lambda values, x: self.outputs(values, x, variables))(list(values), x))
         with self._scope(values, variables):
-            y_pred = each_once(self._forward.predict(x), self._weights_of(values))
+            y_pred = each_once(self._predict(x), self._weights_of(values))
             num_regularized = sum(v.regularizer is not None for v in self.model.trainable_variables)
             if len(self.model.losses) > num_regularized:
                 raise ValueError(
@@ -161,6 +162,9 @@ class BatchLoss:
             return None
         with measuring(self.dtype):
             return tf.add_n([tf.reduce_sum(variable.regularizer(value)) for variable, value in pairs])
+
+    def _predict(self, x: Any) -> Any:
+        return call_on_batch(lambda: self._forward.predict(x), x, self.form)
 
     def _scope(self, values: Sequence[Any], variables: Sequence[Any] | None) -> Any:
         return self._forward.at(self.variables if variables is None else variables, values)
@@ -193,6 +197,7 @@ class BatchLoss:
                 raise
             except Exception as error:
                 found = self._forward.changed_shapes() or "`x` must fit the model."
+                found += advice_on_batch_size(self.model, probe.batches[0].num_rows)
                 raise ValueError(f"{found} {type(self.model).__name__} raised: {error}") from error
             if self._is_custom:
                 self._parts = [self._forward.custom_loss(x, y, sample_weight)]

@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfopt import _keras
 from tfopt._variables import flatten
 from tfopt.curvature.batch import Batch, join, map_arrays, row_form
+from tfopt.curvature.batch_sizes import BatchSizeError
 from tfopt.curvature.objective import Objective
 
 # The largest number of groups in a mixed batch. It is small, so that one row with a mask changes the mean visibly, and
@@ -62,7 +63,8 @@ class RowMeanCheck:
                 "gradient on a batch is not the mean of the gradients of its rows. Possible causes: a reduction other "
                 "than 'sum_over_batch_size'; masks or `ignore_class`, which give some rows fewer entries than others; "
                 "a model or loss that mixes the rows of a batch (batch statistics in a layer that is not Keras's "
-                "BatchNormalization, contrastive losses, attention over the batch)"
+                "BatchNormalization, contrastive losses, attention over the batch); the states of a stateful recurrent "
+                "layer, which belong to places in the batch (call its `reset_state()`)"
                 f"{rounding if self._float8 else ''}"
             )
         if INFINITE in found:
@@ -94,7 +96,10 @@ class RowMeanCheck:
         has_several = rows.num_rows > len(mixture)  # some group has several rows
         if rows.num_rows < 2 or (evaluations is None and not has_several):
             return EQUAL
-        whole = self._evaluate(rows)
+        try:
+            whole = self._evaluate(rows)
+        except BatchSizeError:
+            return self._compare_dealt(groups, rows, rng)
         verdict = EQUAL
         if evaluations is not None and not is_lone:
             verdict = self._judge(whole, (evaluations[index] for index in mixture), [g.num_rows for g in groups])
@@ -104,6 +109,14 @@ class RowMeanCheck:
             anew = (self._evaluate(rows.take(part)) for part in parts)
             verdict = max(verdict, self._judge(whole, anew, [len(part) for part in parts]))
         return verdict
+
+    def _compare_dealt(self, groups: list[Batch], rows: Batch, rng: np.random.Generator) -> int:
+        # The model takes only batches of the size of a group. The groups and their rows, dealt anew to as many groups,
+        # must have the same mean.
+        dealt = np.array_split(rng.permutation(rows.num_rows), len(groups))
+        anew = [self._evaluate(rows.take(part)) for part in dealt]
+        whole = float(np.mean([value for value, _ in anew])), np.mean([gradient for _, gradient in anew], axis=0)
+        return self._judge(whole, (self._evaluate(group) for group in groups), [group.num_rows for group in groups])
 
     def _compare_ranks(self) -> int:
         # Compare with a group of the next rank whose rows have the same shapes.

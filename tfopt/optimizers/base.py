@@ -58,8 +58,26 @@ class Optimizer(keras.optimizers.Optimizer):
             shape=variable.shape,
             dtype=dtype,
             layout=_keras.variable_layout(variable, None),
-            name=f"{re.sub('[/:]', '_', path_of(variable))}_{name}",
+            name=_name_of_state(variable, name),
         )
+
+    def add_scalar(self, variable: Any, name: str, initializer: Any) -> Any:
+        """Add a scalar state variable for a variable, in float32 or better.
+
+        It is named after the variable, because files in the HDF5 format need a different name for each state.
+
+        Args:
+            variable: The variable.
+            name: Name of the state, such as "initial_norm".
+            initializer: A Keras initializer of the scalar.
+
+        Returns:
+            A variable of shape (); None for the scales of float8 layers, which Keras overwrites with their gradient.
+        """
+        if _keras.overwrites_variable(self)(variable):
+            return None
+        dtype = accumulation_dtype(variable.dtype)
+        return self.add_variable(shape=(), dtype=dtype, initializer=initializer, name=_name_of_state(variable, name))
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
         """Exclude variables from weight decay, as Keras's optimizers do. These exclusions are not saved with the model.
@@ -75,6 +93,10 @@ class Optimizer(keras.optimizers.Optimizer):
                 variable that decays.
         """
         exclude(self, var_list, var_names)
+
+
+def _name_of_state(variable: Any, name: str) -> str:
+    return f"{re.sub('[/:]', '_', path_of(variable))}_{name}"
 
 
 def _added_up(gradient: Any, variable: Any) -> Any:

@@ -86,14 +86,9 @@ class Fromage(Optimizer):
             self._initial_norms = tuple(self._add_initial_norm(variable) for variable in variables)
 
     def _add_initial_norm(self, variable: Any) -> Any:
-        if _keras.overwrites_variable(self)(variable):
-            return None
         initial_norm = _value_now(numerics.norm, variable)
-        return self.add_variable(
-            shape=(),
-            dtype=numerics.accumulation_dtype(variable.dtype),
-            initializer=lambda shape, dtype: ops.convert_to_tensor(initial_norm, dtype=dtype),
-            name="initial_norm",
+        return self.add_scalar(
+            variable, "initial_norm", lambda shape, dtype: ops.convert_to_tensor(initial_norm, dtype=dtype)
         )
 
     def update_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:

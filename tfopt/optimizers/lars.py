@@ -40,6 +40,10 @@ class LARS(Optimizer):
     gradient. Measured: the loss of an autoencoder, summed over pixels and rows, does not rise; kernels and low-rank
     adapters that start at zero learn, also after a long warm-up. `norm_floor=0` is the paper's rule.
 
+    A bias whose gradient is only rounding (before BatchNormalization, or of the keys of attention) takes such steps
+    too, in random directions. The next layer removes it, apart from the lag of moving averages. Give such layers no
+    bias, or exclude "vectors" from adaptation, to keep it near zero.
+
     Libraries differ in three ways, which are arguments here:
 
     * `denominator="sum"` divides by |g| + lambda * |w| + epsilon, as printed in the paper. `denominator="norm"` divides
@@ -68,8 +72,9 @@ class LARS(Optimizer):
         denominator: "sum" or "norm", see above. Default "sum".
         clip: Whether to clip the rate as in LARC, see above. Default False.
         layer_adaptation_exclude: None (default), a list of regular expressions searched for in `variable.path`, or
-            "vectors" for all variables of rank <= 1. Excluded variables take plain momentum steps (ratio 1, not
-            clipped).
+            "vectors" for all variables of rank <= 1, and variables of any rank that are called "bias", "gamma", "beta"
+            or "scale": the biases and the parameters of normalisation in all layers of Keras. Excluded variables take
+            plain momentum steps (ratio 1, not clipped).
         weight_decay_exclude: The same, for variables without weight decay. Default None.
         norm_floor: Number >= 0, the minimum norm used for a variable that started at zero, see above. Default 1. For
             targets in small units (1e-4), use their standard deviation; otherwise the loss stays far above their
@@ -163,7 +168,7 @@ class LARS(Optimizer):
             self._velocities = tuple(self.add_slot(variable, "velocity") for variable in variables)
         if self.norm_floor:
             self._floors = tuple(
-                add_floor(self, v) if is_adapted and not _keras.overwrites_variable(self)(v) else None
+                add_floor(self, v) if is_adapted else None
                 for v, is_adapted in zip(variables, self._is_adapted, strict=True)
             )
 

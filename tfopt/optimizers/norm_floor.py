@@ -9,18 +9,15 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfopt import numerics
 from tfopt.numerics import Tensor
 
 UNDECIDED = -1.0
 
 
 def add_floor(optimizer: Any, variable: Any) -> Any:
-    """Add a variable's floor to an optimizer's state: an undecided scalar `keras.Variable` in float32 or better."""
-    dtype = numerics.accumulation_dtype(variable.dtype)
+    """Add a variable's floor, which is undecided, to an optimizer's state; None for the scales of float8 layers."""
     # The weights may have no values yet while the first step is traced, so the floor cannot be set here.
-    initializer = keras.initializers.Constant(UNDECIDED)
-    return optimizer.add_variable(shape=(), dtype=dtype, initializer=initializer, name="norm_floor")
+    return optimizer.add_scalar(variable, "norm_floor", keras.initializers.Constant(UNDECIDED))
 
 
 def floor_of(optimizer: Any, noted: Any, norm_floor: float, weight_norm: Tensor) -> Tensor:
