@@ -1,12 +1,14 @@
 """Measure the peak memory of eigenvalues of ResNet-20's Hessian, by tfopt and by PyHessian, in a process for each.
 
 Both compute the same number of products on the same number of rows, 32 x 32 x 3, in one batch: tfopt finds both ends of
-the spectrum by `extremal_eigenvalues`, PyHessian the largest absolute value by `eigenvalues`. The peak is that of the
-process after the model was built, less what it had then. Writes `benchmarks/results/memory.json`.
+the spectrum by `extremal_eigenvalues`, PyHessian the largest absolute value by `eigenvalues`. PyHessian sets the model to
+evaluation, so that its batch normalisation uses moving averages; tfopt does this, and what `fit` does. The peak is that
+of the process after the model was built, less what it had then. Writes `benchmarks/results/memory.json`.
 
 Run with `make bench`, or `python benchmarks/memory.py --rounds 1 --rows 512`.
 """
 
+import functools
 import json
 import resource
 import statistics
@@ -26,7 +28,7 @@ def make_rows(num_rows: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.standard_normal((num_rows, 32, 32, 3), "float32"), rng.integers(0, CLASSES, num_rows)
 
 
-def with_tfopt(num_rows: int) -> Callable[[], object]:
+def with_tfopt(num_rows: int, **options: object) -> Callable[[], object]:
     """Return the measurement by tfopt, on a model that is built."""
     import keras
 
@@ -38,7 +40,7 @@ def with_tfopt(num_rows: int) -> Callable[[], object]:
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
     def run() -> object:
-        matrix = HessianOperator(model, loss, x, y, batch_size=num_rows, self_check=False)
+        matrix = HessianOperator(model, loss, x, y, batch_size=num_rows, self_check=False, **options)
         return extremal_eigenvalues(matrix, PRODUCTS, tolerance=1e-9)
 
     return run
@@ -85,7 +87,12 @@ def with_pyhessian(num_rows: int) -> Callable[[], object]:
     return run
 
 
-CASES = {"tfopt": with_tfopt, "PyHessian": with_pyhessian}
+CASES: dict[str, Callable[[int], Callable[[], object]]] = {
+    "tfopt, statistics of the batch": with_tfopt,
+    "tfopt, moving averages": functools.partial(with_tfopt, batch_norm="moving"),
+    "tfopt, moving averages, max_memory=1e9": functools.partial(with_tfopt, batch_norm="moving", max_memory=10**9),
+    "PyHessian, moving averages": with_pyhessian,
+}
 
 
 def measure(case: str, num_rows: int) -> int:

@@ -53,6 +53,10 @@ class GradientBreakdown(Measurement):
       accumulated gradients.
     - `breakdown/seconds`: the time that measuring has taken so far.
 
+    A variable whose gradient cannot be told from rounding has no breakdown and no cosine. If it does not change the
+    loss at all (a bias before batch normalisation, the bias of attention's keys), it has no relative perturbation
+    either. Its values in `history` are NaN, and the maxima and the product leave it out.
+
     If `fit` does not know the number of batches of an epoch, the callback keeps a copy of the weights before each step
     of the first epoch until the next step.
 

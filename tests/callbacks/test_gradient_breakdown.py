@@ -186,3 +186,24 @@ def test_table_and_plot():
 def test_bad_arguments():
     with pytest.raises(ValueError, match="`num_points` must be an integer >= 1"):
         GradientBreakdown((X, Y), num_points=0)
+
+
+@pytest.mark.parametrize("optimizer", [keras.optimizers.SGD, keras.optimizers.Adam])
+def test_a_bias_before_batch_normalization_changes_no_value(optimizer):
+    """Its gradient is rounding; the twin without it is trained and measured alike."""
+    found = []
+    for bias in (True, False):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((4,))
+        normalised = keras.layers.BatchNormalization()(keras.layers.Dense(6, use_bias=bias, name="first")(inputs))
+        model = keras.Model(inputs, keras.layers.Dense(2)(normalised))
+        model.compile(optimizer(0.01), "mse")
+        breakdown = GradientBreakdown((X, Y), every_n_steps=3, num_points=2)
+        fit(model, [breakdown])
+        found.append(breakdown.history)
+    with_bias, without = found
+    for name in ("relative_gradient_breakdown", "relative_perturbation", "deep_relative_trust", "loss_change"):
+        name = f"breakdown/{name}"
+        np.testing.assert_allclose(with_bias[name], without[name], rtol=1e-2, err_msg=name)
+    for name in ("relative_gradient_breakdown", "relative_perturbation", "cosine"):
+        assert np.isnan([entry["first/bias"] for entry in with_bias[name]]).all(), name

@@ -31,7 +31,7 @@ from tfopt.curvature.model_checks import (
 )
 from tfopt.curvature.natural_parameters import Split
 from tfopt.curvature.outputs import Outputs, each_once
-from tfopt.curvature.precision import HALF, computes_in_half, loss_to_measure, rounded_to
+from tfopt.curvature.precision import EPSILON, HALF, computes_in_half, largest_epsilon, loss_to_measure, rounded_to
 from tfopt.curvature.probe import Probe
 
 BATCH_NORM_MODES = ("batch", "moving")
@@ -49,6 +49,7 @@ class BatchLoss:
         dtype: The dtype of all computations; None for the model's, always so for a quantised model.
         given_loss: The argument `loss`.
         form: The form of the first batch.
+        epsilon: The largest machine epsilon of the tensors between the weights and the loss.
         fingerprint: Equal for losses that are the same function of batches of this form; None if that is unknown.
         reduction: The loss's reduction if the result depends on how rows are divided into batches; else "".
     """
@@ -78,6 +79,7 @@ class BatchLoss:
         self.fingerprint = self.fingerprint_of(dict(zip(map(id, self.variables), run.values, strict=True)), run.batch)
         check_changes_nothing(self._dry_run.graph)
         rounded = rounded_to(self._dry_run.graph, self._dry_run.values)
+        self.epsilon = largest_epsilon(self._dry_run.graph, self._dry_run.values)
         if rounded is not None and not self._is_quantized:  # the casts of a quantised model are necessary
             self.precision = rounded
 
@@ -86,6 +88,8 @@ class BatchLoss:
         other = copy.copy(self)
         other.fingerprint = None
         other.dtype = None if self._is_quantized else dtype
+        if other.dtype is not None:
+            other.epsilon = EPSILON[tf.as_dtype(other.dtype)]
         other._forward = ForwardPass(self.model, self.batch_norm, other.dtype)
         if self._loss is not None:
             other._loss = self._in_precision(self._loss, _keras.flat_losses(self._loss), other.dtype)

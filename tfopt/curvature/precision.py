@@ -1,6 +1,6 @@
 """The precision of measurements: half precision is replaced by float32."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -9,6 +9,8 @@ import tensorflow as tf
 from tfopt import _keras
 
 HALF = ("float16", "bfloat16")
+# The distance from 1 to the next larger number.
+EPSILON = {tf.float64: 2.0**-52, tf.float32: 2.0**-23, tf.float16: 2.0**-10, tf.bfloat16: 2.0**-7}
 
 
 def computes_in_half(layer: Any) -> bool:
@@ -47,21 +49,33 @@ def loss_to_measure(loss: Any, dtype: str | None) -> Any:
 def rounded_to(graph: Any, values: Sequence[Any]) -> str | None:
     """Return "bfloat16" if model or loss cast values to it themselves, else None; ValueError for float16."""
     # Only tensors that depend on the weights `values` count.
-    dependent = {value.op for value in values}
     found = None
+    for operation in _dependent_on(graph, values):
+        dtypes = {tensor.dtype for tensor in operation.outputs}
+        if tf.float16 in dtypes:
+            raise ValueError(
+                "`model` and `loss` must leave their precision to dtype policies, which measurements raise from "
+                "float16 to float32: derivatives in float16 would underflow. Received: a cast to float16 in "
+                f"{operation.name!r}. Cast to self.compute_dtype, or not at all"
+            )
+        if tf.bfloat16 in dtypes:
+            found = "bfloat16"
+    return found
+
+
+def largest_epsilon(graph: Any, values: Sequence[Any]) -> float:
+    """Return the largest machine epsilon of the floating-point tensors that depend on the weights `values`."""
+    dtypes = {tensor.dtype for operation in _dependent_on(graph, values) for tensor in operation.outputs}
+    return max((EPSILON.get(dtype, 0.0) for dtype in dtypes), default=0.0)
+
+
+def _dependent_on(graph: Any, values: Sequence[Any]) -> Iterator[Any]:
+    """Yield the operations of a graph that depend on weights."""
+    dependent = {value.op for value in values}
     for operation in graph.get_operations():  # in the order of creation, inputs first
         if operation not in dependent and any(tensor.op in dependent for tensor in operation.inputs):
             dependent.add(operation)
-            dtypes = {tensor.dtype for tensor in operation.outputs}
-            if tf.float16 in dtypes:
-                raise ValueError(
-                    "`model` and `loss` must leave their precision to dtype policies, which measurements raise from "
-                    "float16 to float32: derivatives in float16 would underflow. Received: a cast to float16 in "
-                    f"{operation.name!r}. Cast to self.compute_dtype, or not at all"
-                )
-            if tf.bfloat16 in dtypes:
-                found = "bfloat16"
-    return found
+            yield operation
 
 
 def _own_policy(layer: Any) -> Any:

@@ -34,6 +34,9 @@ def relative_perturbation(weights: Sequence[Any], step: Sequence[Any]) -> np.nda
 def relative_gradient_breakdown(gradient: Sequence[Any], moved_gradient: Sequence[Any]) -> np.ndarray:
     """Return |g_l(W + dW) - g_l(W)| / |g_l(W)| of each variable.
 
+    Two gradients do not show whether they are rounding, as those of a bias before batch normalisation are. `StepMeter`
+    and `breakdown_profile` find that out, and give NaN for such variables.
+
     Args:
         gradient: g(W), one array for each variable.
         moved_gradient: g(W + dW), of the same shapes.
@@ -124,6 +127,6 @@ def ratios_of(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 
 
 def largest_of(ratios: np.ndarray) -> float:
-    """Return the largest quotient that is not NaN; 0 if there is none."""
+    """Return the largest quotient that is not NaN; NaN if there is none."""
     known = ratios[~np.isnan(ratios)]
-    return float(known.max()) if len(known) else 0.0
+    return float(known.max()) if len(known) else math.nan

@@ -1,5 +1,6 @@
 """Loss and gradient along layer-wise normalised gradient descent."""
 
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from tfopt._record import Record
 from tfopt._variables import unique_paths
 from tfopt.curvature.objective import Objective, check_objective
 from tfopt.relative_trust.breakdown import deep_relative_trust, largest_of, norms_of, relative_gradient_breakdown
+from tfopt.relative_trust.rounding import is_rounding, rounding_errors
 from tfopt.relative_trust.step import StepMeter
 
 if TYPE_CHECKING:
@@ -26,9 +28,11 @@ class BreakdownProfile(Record):
         paths: Paths of the variables.
         relative_steps: The relative steps eta, of shape (k,).
         loss: L at each relative step, of shape (k,).
-        relative_gradient_breakdown: Breakdown of each variable, of shape (k, number of variables).
+        relative_gradient_breakdown: Breakdown of each variable, of shape (k, number of variables); NaN if its gradient
+            is lost in rounding.
         deep_relative_trust: (1 + eta)^L - 1 with L the number of variables that move, of shape (k,).
         batch_norm: How batch normalisation was computed, "batch" or "moving".
+        lost_in_rounding: Paths of the variables whose gradient cannot be told from rounding, as in `StepBreakdown`.
     """
 
     paths: tuple[str, ...]
@@ -37,10 +41,11 @@ class BreakdownProfile(Record):
     relative_gradient_breakdown: np.ndarray = field(repr=False)
     deep_relative_trust: np.ndarray = field(repr=False)
     batch_norm: str
+    lost_in_rounding: tuple[str, ...] = ()
 
     @property
     def largest_breakdown(self) -> np.ndarray:
-        """The largest breakdown of a variable at each relative step, of shape (k,)."""
+        """The largest breakdown that is known of a variable at each relative step, of shape (k,); NaN if none is."""
         return np.array([largest_of(row) for row in self.relative_gradient_breakdown])
 
     def to_dataframe(self) -> "pandas.DataFrame":
@@ -85,7 +90,7 @@ def breakdown_profile(objective: Objective, relative_steps: Any = None) -> Break
         relative_steps: Relative steps eta, >= 0. None (default) means 21 steps from 0 to 0.1.
 
     Returns:
-        The profile. A variable does not move if it is zero or its gradient is.
+        The profile. A variable does not move if it is zero, or its gradient is zero or lost in rounding.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -109,7 +114,15 @@ def breakdown_profile(objective: Objective, relative_steps: Any = None) -> Break
     start = [np.asarray(part, np.float64) for part in meter.weights()]
     _, gradient = meter.loss_and_gradient(start)
     sizes, norms = norms_of("weights", start), norms_of("gradient", gradient)
-    moves = (sizes > 0) & (norms > 0)
+    errors = rounding_errors(
+        lambda weights: meter.loss_and_gradient(weights)[1],
+        start,
+        gradient,
+        norms > 0,
+        objective.batch_loss.epsilon,
+    )
+    is_lost = is_rounding(norms, errors)
+    moves = (sizes > 0) & (norms > 0) & ~is_lost
     scales = np.divide(sizes, norms, out=np.zeros(len(norms)), where=moves)
     losses, breakdowns = [], []
     for eta in steps:
@@ -117,12 +130,14 @@ def breakdown_profile(objective: Objective, relative_steps: Any = None) -> Break
             w - eta * s * g for w, s, g in zip(start, scales, gradient, strict=True)
         ])
         losses.append(found)
-        breakdowns.append(relative_gradient_breakdown(gradient, moved))
+        breakdowns.append(np.where(is_lost, np.nan, relative_gradient_breakdown(gradient, moved)))
+    paths = unique_paths(objective.variables)
     return BreakdownProfile(
-        paths=tuple(unique_paths(objective.variables)),
+        paths=tuple(paths),
         relative_steps=steps,
         loss=np.array(losses),
         relative_gradient_breakdown=np.array(breakdowns),
         deep_relative_trust=np.array([deep_relative_trust(np.full(moves.sum(), eta)) for eta in steps]),
         batch_norm=objective.batch_norm,
+        lost_in_rounding=tuple(itertools.compress(paths, is_lost)),
     )

@@ -1,5 +1,6 @@
 """The effect of one step on the gradient, and whether the descent lemma certifies that the loss falls."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from tfopt._record import Record
 from tfopt._variables import unique_paths
 from tfopt.curvature.objective import as_objective
 from tfopt.relative_trust.breakdown import deep_relative_trust, largest_of, norms_of, ratios_of, relative_perturbation
+from tfopt.relative_trust.rounding import MARGIN, is_rounding, is_small, rounding_errors
 
 if TYPE_CHECKING:
     import pandas
@@ -22,12 +24,20 @@ if TYPE_CHECKING:
 class StepBreakdown(Record):
     """The effect of a step dW on the gradient, on a probe.
 
+    A gradient that cannot be told from rounding has no relative change. Examples are a bias before batch
+    normalisation and the bias of attention's keys, whose gradients are 0 in exact arithmetic, and every variable at a
+    minimum. `lost_in_rounding` names these variables.
+
     Attributes:
         paths: Paths of the variables.
-        relative_perturbation: |dW_l| / |W_l|, of shape (number of variables,).
-        relative_gradient_breakdown: |g_l(W + dW) - g_l(W)| / |g_l(W)|, of the same shape.
-        cosine: Cosine of the angle between -g_l and dW_l, of the same shape; NaN where one of them is zero.
-        total_cosine: Cosine of the angle between -g and dW over all variables together; NaN if one of them is zero.
+        relative_perturbation: |dW_l| / |W_l|, of shape (number of variables,); NaN for a variable that does not change
+            the loss, because its gradient is lost in rounding all along the step and the gradient of others is not.
+        relative_gradient_breakdown: |g_l(W + dW) - g_l(W)| / |g_l(W)|, of the same shape; NaN if g_l(W) is lost in
+            rounding.
+        cosine: Cosine of the angle between -g_l and dW_l, of the same shape; NaN where one of them is zero, or g_l is
+            lost in rounding.
+        total_cosine: Cosine of the angle between -g and dW over all variables together; NaN if one of them is zero, or
+            g is lost in rounding.
         deep_relative_trust: The largest breakdown that the paper's model expects.
         loss_before: L(W).
         loss_after: L(W + dW).
@@ -36,6 +46,8 @@ class StepBreakdown(Record):
             to the grid; a negative bound certifies that the loss falls.
         batch_norm: How batch normalisation was computed, "batch" or "moving".
         precision: How layers were computed: "model", "float32" or "bfloat16", as `HessianOperator.precision` says.
+        lost_in_rounding: Paths of the variables whose gradient g_l(W) cannot be told from rounding: it is less than 10
+            times as large as its changes if the last bits of the weights change.
     """
 
     paths: tuple[str, ...] = field(repr=False)
@@ -49,6 +61,7 @@ class StepBreakdown(Record):
     descent_bound: float
     batch_norm: str
     precision: str = "model"
+    lost_in_rounding: tuple[str, ...] = ()
 
     @property
     def loss_change(self) -> float:
@@ -57,12 +70,12 @@ class StepBreakdown(Record):
 
     @property
     def largest_perturbation(self) -> float:
-        """The largest relative perturbation of a variable that is not zero; 0 if all are zero."""
+        """The largest relative perturbation of a variable for which it is known; NaN if there is none."""
         return largest_of(self.relative_perturbation)
 
     @property
     def largest_breakdown(self) -> float:
-        """The largest relative gradient breakdown of a variable whose gradient was not zero; 0 if there is none."""
+        """The largest relative gradient breakdown of a variable for which it is known; NaN if there is none."""
         return largest_of(self.relative_gradient_breakdown)
 
     def to_dataframe(self) -> "pandas.DataFrame":
@@ -82,7 +95,8 @@ class StepMeter:
         objective: An `Objective`; or a model, followed by further arguments of `Objective`.
         *data: Loss, x, y and sample weights after a model.
         num_points: Number of points t = 1 / k, 2 / k, ..., 1 of the descent lemma's grid, an integer >= 1. Each point
-            takes one gradient. Default 4.
+            takes one gradient. Default 4. The beginning of the step takes one more. Finding out what is rounding takes
+            up to two (ten for variables of fewer than six entries and near a minimum).
         **options: Options of `Objective` after a model.
 
     Attributes:
@@ -135,30 +149,47 @@ class StepMeter:
         end = self._arrays("after", self.weights() if after is None else after)
         step = [b - a for a, b in zip(start, end, strict=True)]
         loss_before, gradient = self._at(start)
-        largest = np.zeros(len(step))
-        for point in range(1, self.num_points + 1):
-            fraction = point / self.num_points
-            loss_after, moved = self._at([w + fraction * d for w, d in zip(start, step, strict=True)])
-            changes = [m - g for m, g in zip(moved, gradient, strict=True)]
-            largest = np.maximum(largest, norms_of("changes", changes))
+        loss_after, changes, largest = self._follow(start, step, gradient)
         norms, lengths = norms_of("gradient", gradient), norms_of("step", step)
+        # A gradient that keeps nine tenths of itself along the step is no rounding, unless the step is tiny.
+        suspects = (largest > norms / MARGIN) | is_small(gradient)
+        errors = rounding_errors(
+            lambda weights: self._at(weights)[1], start, gradient, suspects, self.objective.batch_loss.epsilon
+        )
+        is_lost, is_known = is_rounding(norms, errors), not is_rounding(*map(np.linalg.norm, (norms, errors)))
         # These are |g_l| |dW_l| cosine_l = -g_l'dW_l, which are defined even if a cosine is not.
         gains = -np.array([np.sum(g * d) for g, d in zip(gradient, step, strict=True)])
-        perturbations = relative_perturbation(start, step)
-        total = np.linalg.norm(norms) * np.linalg.norm(lengths)
+        # A variable whose gradient stays rounding while the others' is known does not change the loss.
+        is_idle = is_lost & (largest <= MARGIN * np.maximum(norms, errors)) & is_known
+        perturbations = np.where(is_idle, np.nan, relative_perturbation(start, step))
+        total, products = np.linalg.norm(norms) * np.linalg.norm(lengths), np.where(is_lost, 0.0, norms * lengths)
+        paths = unique_paths(self.objective.variables)
         return StepBreakdown(
-            paths=tuple(unique_paths(self.objective.variables)),
+            paths=tuple(paths),
             relative_perturbation=perturbations,
-            relative_gradient_breakdown=ratios_of(norms_of("changes", changes), norms),
-            cosine=np.divide(gains, norms * lengths, out=np.full(len(step), np.nan), where=norms * lengths > 0),
-            total_cosine=float(gains.sum() / total) if total > 0 else float("nan"),
+            relative_gradient_breakdown=np.where(is_lost, np.nan, ratios_of(changes, norms)),
+            cosine=np.divide(gains, products, out=np.full(len(step), np.nan), where=products > 0),
+            total_cosine=float(gains.sum() / total) if total > 0 and is_known else float("nan"),
             deep_relative_trust=deep_relative_trust(perturbations),
             loss_before=loss_before,
             loss_after=loss_after,
             descent_bound=float(np.sum(lengths * largest - gains)),
             batch_norm=self.objective.batch_norm,
             precision=self.objective.precision,
+            lost_in_rounding=tuple(itertools.compress(paths, is_lost)),
         )
+
+    def _follow(
+        self, start: list[np.ndarray], step: list[np.ndarray], gradient: list[np.ndarray]
+    ) -> tuple[float, np.ndarray, np.ndarray]:
+        """Return the loss after a step, the norms of the gradient's changes there, and their maxima on the grid."""
+        largest = np.zeros(len(step))
+        for point in range(1, self.num_points + 1):
+            fraction = point / self.num_points
+            loss_after, moved = self._at([w + fraction * d for w, d in zip(start, step, strict=True)])
+            changes = norms_of("changes", [m - g for m, g in zip(moved, gradient, strict=True)])
+            largest = np.maximum(largest, changes)
+        return loss_after, changes, largest
 
     def _arrays(self, name: str, weights: Sequence[Any]) -> list[np.ndarray]:
         parts = as_items(name, weights, "hold one array for each variable")
