@@ -1,9 +1,9 @@
 """Measure the peak memory of eigenvalues of ResNet-20's Hessian, by tfopt and by PyHessian, in a process for each.
 
 Both compute the same number of products on the same number of rows, 32 x 32 x 3, in one batch: tfopt finds both ends of
-the spectrum by `extremal_eigenvalues`, PyHessian the largest absolute value by `eigenvalues`. PyHessian sets the model to
-evaluation, so that its batch normalisation uses moving averages; tfopt does this, and what `fit` does. The peak is that
-of the process after the model was built, less what it had then. Writes `benchmarks/results/memory.json`.
+the spectrum by `extremal_eigenvalues`, PyHessian the largest absolute value by `eigenvalues`. PyHessian sets the model
+to evaluation, so that its batch normalisation uses moving averages; tfopt does this, and what `fit` does. The peak is
+that of the process after the model was built, less what it had then. Writes `benchmarks/results/memory.json`.
 
 Run with `make bench`, or `python benchmarks/memory.py --rounds 1 --rows 512`.
 """

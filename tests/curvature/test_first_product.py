@@ -1,7 +1,6 @@
 """The first product: what it computes, in which thread, and that the check beside it keeps its order."""
 
 import threading
-from collections import OrderedDict
 
 import keras
 import numpy as np
@@ -12,6 +11,7 @@ from tfopt import models
 from tfopt.curvature import HessianOperator, known_products
 from tfopt.curvature.background import started
 from tfopt.curvature.parts import BLOCK, Parts
+from tfopt.curvature.recently_used import RecentlyUsed
 from tfopt.curvature.split import SplitFunction
 
 pytestmark = pytest.mark.self_checked
@@ -36,7 +36,7 @@ def calls(monkeypatch):
         return original(self, *arguments)
 
     monkeypatch.setattr(SplitFunction, "__call__", call)
-    monkeypatch.setattr(known_products, "_products", OrderedDict())  # other tests may have checked the same function
+    monkeypatch.setattr(known_products, "_products", RecentlyUsed(8))  # other tests may have checked the same function
     return found
 
 

@@ -235,11 +235,13 @@ class CurvatureOperator(ABC):
         check.refuse_operations()
         self._check_targets(values)
         first = None
-        if not product.is_checked:
+        if not product.is_checked and self._max_memory is None:
             # TensorFlow compiles the product while Python traces the check.
             with started(lambda: list(self._products_of(0, [vectors]))) as wait:
                 check(self._derivatives, self._check_matrix)
             first = wait()
+        elif not product.is_checked:  # Both at once would take more memory.
+            check(self._derivatives, self._check_matrix)
         (products,) = self._sum_over_batches([vectors], first)
         check.check_finite(products, vectors)
         self._is_checked = True
