@@ -143,8 +143,9 @@ def test_without_a_budget_the_clock_decides_nothing(objective, work):
 
 
 def test_products_are_checked_once_for_all_runs(objective, monkeypatch):
-    checks, check = [], GaussNewtonOperator._check
-    monkeypatch.setattr(GaussNewtonOperator, "_check", lambda self: checks.append(self) or check(self))
+    checks, multiply = [], GaussNewtonOperator._checked_product
+    checked = lambda self, vectors: checks.append(self) or multiply(self, vectors)  # noqa: E731
+    monkeypatch.setattr(GaussNewtonOperator, "_checked_product", checked)
     for seconds in (None, 1e6):
         checks.clear()
         fit_noisy_quadratic(objective, seconds, num_runs=4, num_matvecs=5, self_check=True)

@@ -38,7 +38,8 @@ class HessianOperator(CurvatureOperator):
 
     Example:
         >>> import keras
-        >>>         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+        >>> import numpy as np
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
         >>> objective = Objective(model, "mse", (np.array([[1.0, 0.0], [0.0, 3.0]]), np.zeros((2, 1))))
         >>> hessian = HessianOperator(objective)
         >>> hessian.to_dense().round(3).tolist()

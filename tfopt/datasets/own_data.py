@@ -206,7 +206,7 @@ def _labels(column: Any) -> np.ndarray:
 def _numbered(y: Any, y_test: Any) -> tuple[Any, Any, tuple[str, ...]]:
     """Return labels with the numbers of their classes in place of words, and the names of the classes if there were."""
     both = [np.asarray(part) for part in (y, y_test) if part is not None]
-    if not all(_are_words(part) for part in both):
+    if y is None or not all(_are_words(part) for part in both):
         return y, y_test, ()
     names, numbers = np.unique(np.concatenate([part.astype(str).ravel() for part in both]), return_inverse=True)
     y = numbers[: both[0].size].reshape(both[0].shape)
