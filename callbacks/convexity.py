@@ -161,6 +161,7 @@ class Convexity(Measurement):
         return super().get_state() | {
             "densities": densities,
             "_spectrum_step": self._spectrum_step,
+            "_spectrum_is_due_now": self._spectrum_is_due_now,
             "awaits_step": self._awaited is not None,
             "product_seconds": self._products.product_seconds,
             "shares": {name: vars(share) for name, share in self._shares.items()},
@@ -172,6 +173,7 @@ class Convexity(Measurement):
         self.densities = {step: SpectralDensity(*rest) for step, *rest in state.pop("densities")}
         self._shares = {name: ChangeShare(**values) for name, values in state.pop("shares").items()}
         self._spectrum_step = state.pop("_spectrum_step")
+        self._spectrum_is_due_now = state.pop("_spectrum_is_due_now")
         self._awaited = self.model.optimizer if state.pop("awaits_step") else None
         self._products.product_seconds = state.pop("product_seconds")
         super().set_state(state)

@@ -58,10 +58,9 @@ class Measurement(RankCallback):
             `every_n_steps` is given, but less often if measuring would take more than `max_share` of the time. A
             given interval is kept exactly.
         max_share: Largest share of the seconds of `fit` that measuring may take at the default interval, in (0, 1].
-            Default 0.03. A measurement that would exceed it is put off, on all ranks alike. One second in all is
-            free, the first and the last measurement are taken in any case, and tracing and compiling count for at most
-            half of the share.
-            None or 1 measures at every default time, whatever it takes.
+            Default 0.03. A measurement that would exceed it is put off, on all ranks alike. The share is at least one
+            second. The first and the last measurement are taken in any case, and tracing and compiling count for at
+            most half of the share. None or 1 measures at every default time, whatever it takes.
         batch_size: Rows in a batch of the probe, for arrays.
         batch_norm: "batch" (default) normalises by the statistics of each batch (of each group of rows, where gradients
             of groups are compared), "moving" by the moving averages.

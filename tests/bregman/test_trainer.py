@@ -220,7 +220,7 @@ def test_the_progress_bar_is_kerass(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_divergence_gives_the_best_weights_back():
+def test_divergence_gives_the_best_weights_back(tmp_path):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(100, 4)), rng.integers(0, 2, 100)
     model = models.mlp(4, (8,), 1, seed=0)
@@ -244,7 +244,10 @@ def test_divergence_gives_the_best_weights_back():
     module.Splitting.start = start
     try:
         with pytest.warns(UserWarning, match=r"diverged in epoch 4: .*not finite.* the weights of epoch \d, the best"):
-            history = trainer.fit(x, y, epochs=10, verbose=0, callbacks=[Break()])
+            history = trainer.fit(x, y, epochs=10, verbose=0, callbacks=[Break()], checkpoint=tmp_path)
+        # It is not complete: the same call goes on after the last checkpoint.
+        with pytest.warns(UserWarning, match="diverged in epoch 4"):
+            trainer.fit(x, y, epochs=10, verbose=0, callbacks=[Break()], checkpoint=tmp_path)
     finally:
         module.Splitting.start = original
     assert history.diverged

@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras import layers
 from tensorboard.backend.event_processing import event_accumulator
 
-from tfopt.callbacks import ResumableCheckpoint
+from tfopt.callbacks import Convexity, ResumableCheckpoint
 from tfopt.datasets import EpochBatches
 
 pytestmark = pytest.mark.usefixtures("each_fit_in_its_own_process")
@@ -371,3 +371,23 @@ def test_two_trainings_at_once_are_refused(is_same, is_in_thread, tmp_path):
         plain().fit(X, Y, shuffle=False, verbose=0, epochs=epochs, callbacks=[nested, outer])
         assert ("used in another `fit`" if is_same else "Another training") in nested.said
     assert sorted(path.name[:12] for path in tmp_path.iterdir()) == ["epoch-000001", "epoch-000002"]
+
+
+def test_eigenvalues_keep_their_interval_after_a_restart(tmp_path):
+    data = np.ones((8, 2), "float32"), np.ones((8, 1), "float32")
+
+    def measured(*epochs):
+        for number in epochs:
+            model = keras.Sequential([keras.Input((2,)), layers.Dense(1, kernel_initializer="ones")])
+            model.compile(keras.optimizers.SGD(0.01), "mse", jit_compile=False)
+            convexity = Convexity(data, spectrum_every_n_epochs=10, certificate=False, self_check=False)
+            folder = tmp_path / str(epochs)
+            callbacks = [convexity, ResumableCheckpoint(folder, verbose=0)]
+            model.fit(*data, epochs=number, verbose=0, callbacks=callbacks)
+        return convexity.history["epoch"], np.isfinite(convexity.history["hessian/lambda_max"]).tolist()
+
+    epochs, is_known = measured(12)
+    resumed = dict(zip(*measured(3, 12), strict=True))
+    assert {epoch for epoch, known in resumed.items() if known} - {3} == {
+        epoch for epoch, known in zip(epochs, is_known, strict=True) if known
+    }  # the first of both trainings also ended with epoch 3

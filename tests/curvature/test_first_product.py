@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfopt import models
+from tfopt import _keras, models
 from tfopt.curvature import HessianOperator, known_products
 from tfopt.curvature.background import started
 from tfopt.curvature.parts import BLOCK, Parts
@@ -71,6 +71,13 @@ def test_a_thread_keeps_the_device_and_waits_for_its_end():
     assert thread is not threading.main_thread()
     assert not thread.is_alive()
     assert device.endswith("CPU:0")
+
+
+def test_a_thread_chooses_no_device_where_the_caller_has_none():
+    """The device is part of what TensorFlow compiles for."""
+    with started(lambda: _keras.context.context().device_name) as wait:
+        pass
+    assert (wait() or "") == (_keras.context.context().device_name or "") == ""
 
 
 def test_a_tape_of_the_caller_sees_what_is_computed():

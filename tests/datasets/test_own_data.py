@@ -36,10 +36,11 @@ def test_means_are_zero_far_from_zero_in_float32():
     np.testing.assert_allclose(data.x_train, (exact - exact.mean(axis=0)) / exact.std(axis=0), atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [str, object])
+@pytest.mark.parametrize("dtype", [str, object, bytes, "bytes"])
 @pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
 def test_words_are_classes_in_alphabetical_order(dtype, shape):
-    words = np.array(["pear", "apple", "fig"])[Y].astype(dtype).reshape(shape)
+    words = np.array(["pear", "apple", "fig"])[Y].reshape(shape)
+    words = words.astype("S").astype(object) if dtype == "bytes" else words.astype(dtype)
     data = datasets.from_arrays(X[:100], words[:100], x_test=X[100:], y_test=words[100:])
     assert (data.class_names, data.num_classes) == (("apple", "fig", "pear"), 3)
     np.testing.assert_array_equal(data.y_train, np.array([2, 0, 1])[Y[:100]])
@@ -88,6 +89,11 @@ def test_regression(shape):
         ({"x": X.astype(str)}, TypeError, "`x` must hold real numbers"),
         ({"y": Y - 1}, ValueError, "`y` must hold classes >= 0. Received: -1"),
         ({"y": np.eye(3, dtype=int)[Y]}, ValueError, "`y` must have a label for each"),
+        (
+            {"y": np.array(["a", "b", "c"])[Y], "x_test": X, "y_test": Y},
+            TypeError,
+            "must both hold words, or both hold n",
+        ),
         ({"y": np.array(["a", None, 2.0], object)[Y]}, TypeError, "`y` must hold real numbers, or words. Received"),
         ({"y": np.where(Y == 1, np.inf, Y)}, ValueError, "`y` must hold finite numbers. Row 1"),
         ({"y": np.array([5] + [0] * 119)}, ValueError, "two or more rows of each class.* one row of class 5"),

@@ -151,7 +151,7 @@ class FitLoop:
             if stops:
                 break
         self._callbacks.on_train_end(logs)
-        if self._earlier is not None:
+        if self._earlier is not None and not self._history.diverged:
             self._earlier.end()
         return self._history
 

@@ -19,7 +19,8 @@ def started(function: Callable[[], Any]) -> Iterator[Callable[[], Any]]:
         result = function()
         yield lambda: result
         return
-    device = _keras.context.context().device_name  # a setting of this thread
+    # A setting of this thread. Without one, None leaves the choice to TensorFlow, as outside; "" would choose the CPU.
+    device = _keras.context.context().device_name or None
 
     def call() -> Any:
         with tf.device(device):

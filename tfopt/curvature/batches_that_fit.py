@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 from tfopt.curvature.batch import Batch, row_form
+from tfopt.curvature.model_checks import has_batch_norm
 from tfopt.curvature.objective import Objective
 from tfopt.curvature.probe import Probe
-from tfopt.curvature.row_means import RowMeanCheck, evaluation
+from tfopt.curvature.row_means import Evaluations, NotAMeanError, RowMeanCheck
 
 
 def with_batches_that_fit(objective: Objective, max_memory: int, measure: Callable[[Batch], int]) -> Objective:
@@ -27,14 +28,15 @@ def with_batches_that_fit(objective: Objective, max_memory: int, measure: Callab
     is_cut = any(ranks.allgather_object(len(cut) > len(objective.probe.batches), "whether batches are cut"))
     if not is_cut:
         return objective
+    if objective.batch_norm == "batch" and has_batch_norm(objective.model):
+        _refuse(objective, max_memory, "batch normalisation by the statistics of batches")
     if objective.batch_loss.reduction:
         _refuse(objective, max_memory, f"a loss with the reduction {objective.batch_loss.reduction!r}")
     smaller = objective.over(Probe.from_batches(cut))
     try:
         ranges = [(index, 0, batch.num_rows) for index, batch in enumerate(cut)]
-        values = objective.values()
-        RowMeanCheck(smaller, cut, ranges)([evaluation(smaller, values, batch) for batch in cut])
-    except ValueError as error:
+        RowMeanCheck(smaller, cut, ranges)(Evaluations(smaller, cut, ranges))
+    except NotAMeanError as error:
         _refuse(objective, max_memory, f"a loss that is not a mean over rows ({error})", error)
     return smaller
 

@@ -4,18 +4,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from tfopt import _keras
 from tfopt._checks import check_integer
-from tfopt._variables import flatten
-from tfopt.curvature.batch import Batch
 from tfopt.curvature.estimate import Estimate
 from tfopt.curvature.hessian import HessianOperator
+from tfopt.curvature.model_checks import has_batch_norm
 from tfopt.curvature.objective import Objective
-from tfopt.curvature.row_means import Evaluation, RowMeanCheck, RowRange
+from tfopt.curvature.row_means import Evaluation, Evaluations, RowMeanCheck, RowRange
 
 KEPT_BYTES = 2**29  # limit up to which the gradients of all groups are cached in place of computed again
 
@@ -84,7 +81,7 @@ class Groups:
         """Return loss and gradient (n entries) of each group of this rank: cached up to 512 MiB, else recomputed."""
         values = self.objective.values()
         num_bytes = len(self._ranges) * sum(int(v.shape.num_elements()) * v.dtype.size for v in values)
-        return _Evaluations(self.objective, self._batches, self._ranges, num_bytes <= KEPT_BYTES)
+        return Evaluations(self.objective, self._batches, self._ranges, num_bytes <= KEPT_BYTES)
 
     def _mean(self, gradients: Iterable[np.ndarray], size: int) -> np.ndarray:
         total = np.zeros(size)
@@ -113,7 +110,7 @@ class Groups:
         """Yield (g_i - g)' H (g_i - g) for `count` random groups of all ranks, with g = `mean`, on every rank."""
         counts = self._ranks.allgather_object(len(self._ranges), "groups")
         owners = [(rank, index) for rank, owned in enumerate(counts) for index in range(owned)]
-        evaluations = _Evaluations(self.objective, self._batches, self._ranges)
+        evaluations = Evaluations(self.objective, self._batches, self._ranges)
         with hessian.shared():
             for chosen in rng.choice(len(owners), min(count, len(owners)), replace=False):
                 rank, index = owners[chosen]
@@ -122,33 +119,6 @@ class Groups:
                 (shared,) = self._ranks.allreduce_sum([tf.constant(away)], name="away")
                 away = shared.numpy()
                 yield float(away @ np.asarray(hessian.matvec(away.astype(hessian.dtype)), np.float64))
-
-
-class _Evaluations(Sequence[Evaluation]):
-    """Loss and gradient of each group, computed on access, at the weights at construction; kept if `is_kept`."""
-
-    def __init__(
-        self, objective: Objective, batches: list[Batch], ranges: list[RowRange], is_kept: bool = False
-    ) -> None:
-        self.objective, self._batches, self._ranges = objective, batches, ranges
-        self._values = objective.values()
-        self._is_kept = is_kept
-        self._kept: dict[int, tuple[float, list[Any]]] = {}  # in the dtype of the variables, which needs less memory
-
-    def __len__(self) -> int:
-        return len(self._ranges)
-
-    def __getitem__(self, index: Any) -> Any:
-        loss, gradient = self._kept.get(index) or self._compute(index)
-        return loss, flatten(gradient)
-
-    def _compute(self, index: int) -> tuple[float, list[Any]]:
-        number, start, stop = self._ranges[index]
-        loss, gradient = self.objective.batch_gradient(self._values, self._batches[number].rows(start, stop).tensors)
-        found = float(loss), gradient
-        if self._is_kept:
-            self._kept[index] = found
-        return found
 
 
 @dataclass(frozen=True)
@@ -173,9 +143,3 @@ def jackknife(scatter: Scatter, size: int) -> float:
     signals = norms - covariance_traces / ((count - 1) * size)
     scales = covariance_traces / np.where(signals > 0, signals, np.nan)
     return float(np.sqrt((count - 1) * scales.var()))
-
-
-def has_batch_norm(model: Any) -> bool:
-    """Return whether a model normalises by the statistics of batches."""
-    kind = keras.layers.BatchNormalization  # a frozen layer uses its moving averages
-    return any(isinstance(layer, kind) and layer.trainable for layer in _keras.flatten_layers(model)())

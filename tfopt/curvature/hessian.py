@@ -29,7 +29,8 @@ class HessianOperator(CurvatureOperator):
         max_memory: Bytes that the intermediate results of products may take, an integer >= 1. Batches are cut into
             smaller ones that fit, if that leaves the loss the same; else an error says so. Not counted are the model,
             the data, vectors, what compiling takes once, and a self-check of all rows. None (default) means batches
-            as they are, and up to 2 GiB for `shared`.
+            as they are, and up to 2 GiB for `shared`. Models with loops (recurrent layers) are refused, because their
+            graphs do not show sizes.
         **options: Options of `Objective` after a model.
 
     Raises:

@@ -11,9 +11,20 @@ VIEWS = ("Reshape", "Identity", "ExpandDims", "Squeeze", "Placeholder", "Const")
 
 
 def peak_bytes(graph: tf.Graph, outputs: Sequence[Any]) -> int:
-    """Return an estimate of the largest memory of all results of a graph that are alive at once."""
+    """Return an estimate of the largest memory of all results of a graph that are alive at once.
+
+    Raises:
+        ValueError: The graph does not show the memory of some results.
+    """
     needed = ancestors(outputs)
     operations = [each for each in graph.get_operations() if each in needed]  # in the order of creation, inputs first
+    for operation in operations:
+        if _is_hidden(operation):
+            raise ValueError(
+                "`max_memory` needs a model whose results have sizes that its graph shows: loops (recurrent layers), "
+                f"branches and sizes that depend on values do not. Received: {operation.name} ({operation.type}). "
+                "Pass max_memory=None and smaller batches"
+            )
     owners: dict[Any, Any] = {}  # of each result, the one whose memory it shares
     last_uses: dict[Any, int] = {}
     for index, operation in enumerate(operations):
@@ -49,3 +60,14 @@ def ancestors(tensors: Sequence[Any]) -> set[Any]:
             found.add(operation)
             waiting += [tensor.op for tensor in operation.inputs] + list(operation.control_inputs)
     return found
+
+
+def _is_hidden(operation: Any) -> bool:
+    """Return whether an operation has results of unknown size, or calls functions with results of their own."""
+    attributes = operation.node_def.attr.values()
+    if any(each.HasField("func") or len(each.list.func) for each in attributes):
+        return True
+    return any(
+        tensor.dtype == tf.variant or (tensor.dtype.is_floating and not tensor.shape.is_fully_defined())
+        for tensor in operation.outputs
+    )

@@ -134,3 +134,9 @@ def check_targets(y: Any, y_pred: Any) -> None:
                 "`y` must have a row for each row of the model's output. "
                 f"Received: {tuple(target.shape)} for outputs of shape {tuple(output.shape)}"
             )
+
+
+def has_batch_norm(model: Any) -> bool:
+    """Return whether a model normalises by the statistics of batches."""
+    kind = keras.layers.BatchNormalization  # a frozen layer uses its moving averages
+    return any(isinstance(layer, kind) and layer.trainable for layer in _keras.flatten_layers(model)())

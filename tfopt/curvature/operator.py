@@ -28,6 +28,7 @@ from tfopt.curvature.vectors import VectorForm
 
 # Memory limit of the intermediate results that `shared` caches, over all batches.
 SHARED_BYTES = 2**31
+COLUMNS = 8  # of a matrix, which share the common part of a batch that is not cached
 
 
 class CurvatureOperator(ABC):
@@ -135,10 +136,11 @@ class CurvatureOperator(ABC):
         first = 0 if self._is_checked else min(1, len(rows))
         if first:
             products[0] = self.matvec(rows[0])
-        found = self._sum_over_batches([self.vectors.split(row) for row in rows[first:]])
-        for row, parts in zip(products[first:], found, strict=True):
-            row[:] = self.vectors.join(parts, row)
-        self.num_matvecs += len(found)
+        for start in range(first, len(rows), COLUMNS):
+            found = self._sum_over_batches([self.vectors.split(row) for row in rows[start : start + COLUMNS]])
+            for place, parts in enumerate(found, start):
+                products[place] = self.vectors.join(parts, rows[place])
+            self.num_matvecs += len(found)
         return products.T
 
     def to_scipy(self) -> Any:
@@ -216,9 +218,9 @@ class CurvatureOperator(ABC):
             self._bytes_needed.append(needed + sum(self._bytes_needed[-1:]))
         if self._max_memory is None:
             return self._bytes_needed[index] <= SHARED_BYTES
-        # The product that runs has its own common part among its results.
-        product = self._product(index).function
-        return self._bytes_needed[index] - product.num_bytes + product.peak_bytes <= self._max_memory
+        # The product that runs beside what is cached may be that of any other batch.
+        peaks = [self._product(at).function.peak_bytes for at in range(len(self.objective.probe.batches))]
+        return len(peaks) == 1 or self._bytes_needed[index] + max(peaks) <= self._max_memory
 
     # --- the self-check
 
@@ -235,7 +237,7 @@ class CurvatureOperator(ABC):
         check.refuse_operations()
         self._check_targets(values)
         first = None
-        if not product.is_checked and self._max_memory is None:
+        if not product.is_checked and self._max_memory is None and not self.must_check_all_rows:
             # TensorFlow compiles the product while Python traces the check.
             with started(lambda: list(self._products_of(0, [vectors]))) as wait:
                 check(self._derivatives, self._check_matrix)
@@ -304,7 +306,7 @@ class CurvatureOperator(ABC):
         product = self._product(index).function
         fixed = self._fixed(values, self.objective.probe.batches[index].tensors)
         if self._shared is None or not self._may_share(index):
-            if count == 1:
+            if count == 1 or self._max_memory is not None or product.num_bytes > SHARED_BYTES:
                 return functools.partial(product, fixed)
             return functools.partial(product.finish, product.prepare(*fixed))
         if self._shared[index] is None:

@@ -205,12 +205,23 @@ def _labels(column: Any) -> np.ndarray:
 
 def _numbered(y: Any, y_test: Any) -> tuple[Any, Any, tuple[str, ...]]:
     """Return labels with the numbers of their classes in place of words, and the names of the classes if there were."""
-    both = [np.asarray(part) for part in (y, y_test) if part is not None]
-    if y is None or not all(_are_words(part) for part in both):
+    both = [_as_text(np.asarray(part)) for part in (y, y_test) if part is not None]
+    are_words = [_are_words(part) for part in both]
+    if y is None or not any(are_words):
         return y, y_test, ()
+    if not all(are_words):
+        dtypes = " and ".join(str(part.dtype) for part in both)
+        raise TypeError(f"`y` and `y_test` must both hold words, or both hold numbers. Received: dtypes {dtypes}")
     names, numbers = np.unique(np.concatenate([part.astype(str).ravel() for part in both]), return_inverse=True)
     y = numbers[: both[0].size].reshape(both[0].shape)
     return y, None if y_test is None else numbers[y.size :].reshape(both[1].shape), tuple(names.tolist())
+
+
+def _as_text(labels: np.ndarray) -> np.ndarray:
+    """Return labels with text in place of bytes, as files in ARFF or HDF5 hold them."""
+    if labels.dtype == object and labels.size and all(isinstance(v, bytes) for v in labels.flat):
+        labels = labels.astype("S")
+    return np.char.decode(labels, "utf-8") if labels.dtype.kind == "S" else labels
 
 
 def _are_words(labels: np.ndarray) -> bool:

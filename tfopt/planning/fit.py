@@ -11,7 +11,7 @@ from tfopt._checks import check_choice, check_flag, check_integer, check_number
 from tfopt._progress import Progress
 from tfopt._variables import flatten, trained_variables
 from tfopt.curvature import GaussNewtonOperator, HessianOperator, Objective
-from tfopt.curvature.groups import has_batch_norm
+from tfopt.curvature.model_checks import has_batch_norm
 from tfopt.curvature.objective import check_objective
 from tfopt.curvature.operator import CurvatureOperator
 from tfopt.planning.budget import FEWEST_RUNS, PLANNED, SIZED_FOR, Budget, Costs, Effort
@@ -108,7 +108,8 @@ def fit_noisy_quadratic(
         Zhang et al.: Which algorithmic choices matter at which batch sizes? Insights from a noisy quadratic model.
         NeurIPS 2019, arXiv:1907.04164. The fit to a network is not from there.
     """
-    check_budget(budget_seconds)
+    if not isinstance(budget_seconds, Budget):
+        check_budget(budget_seconds)
     check_objective(objective)
     budget = budget_seconds if isinstance(budget_seconds, Budget) else Budget(budget_seconds, objective.communicator)
     check_choice("matrix", matrix, tuple(MATRICES))
@@ -146,8 +147,8 @@ def fit_noisy_quadratic(
 
 
 def check_budget(budget_seconds: Any) -> None:
-    """Raise unless a time limit is a number of seconds > 0, a budget that has begun, or None."""
-    if not isinstance(budget_seconds, Budget | None):
+    """Raise unless a time limit is a number of seconds > 0, or None."""
+    if budget_seconds is not None:
         check_number("budget_seconds", budget_seconds, minimum=0.0, exclusive_minimum=True)
 
 

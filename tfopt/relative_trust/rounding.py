@@ -30,8 +30,14 @@ def is_small(gradient: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def is_rounding(norms: Any, errors: Any) -> Any:
-    """Return which gradients of these norms cannot be told from their rounding errors."""
-    return norms < MARGIN * errors
+    """Return which gradients of these norms, unless they are 0, cannot be told from their rounding errors."""
+    return (norms > 0) & (norms < MARGIN * errors)
+
+
+def can_move(dtypes: Sequence[Any]) -> bool:
+    """Return whether weights of these dtypes can move by the last bit of what is computed from them."""
+    # Measurements compute in float32 from weights in half precision, whose last bit is a long step.
+    return all(dtype.size > 2 for dtype in dtypes)
 
 
 def rounding_errors(
