@@ -12,7 +12,7 @@ from tfopt._record import Record
 from tfopt._variables import unique_paths
 from tfopt.curvature.objective import Objective, check_objective
 from tfopt.relative_trust.breakdown import deep_relative_trust, largest_of, norms_of, relative_gradient_breakdown
-from tfopt.relative_trust.rounding import can_move, is_rounding, rounding_errors
+from tfopt.relative_trust.rounding import is_rounding, rounding_errors
 from tfopt.relative_trust.step import StepMeter
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def breakdown_profile(objective: Objective, relative_steps: Any = None) -> Break
         lambda weights: meter.loss_and_gradient(weights)[1],
         start,
         gradient,
-        (norms > 0) & can_move(objective.dtypes),
+        norms > 0,
         objective.batch_loss.epsilon,
     )
     is_lost = is_rounding(norms, errors)

@@ -34,12 +34,6 @@ def is_rounding(norms: Any, errors: Any) -> Any:
     return (norms > 0) & (norms < MARGIN * errors)
 
 
-def can_move(dtypes: Sequence[Any]) -> bool:
-    """Return whether weights of these dtypes can move by the last bit of what is computed from them."""
-    # Measurements compute in float32 from weights in half precision, whose last bit is a long step.
-    return all(dtype.size > 2 for dtype in dtypes)
-
-
 def rounding_errors(
     gradient_at: Gradient,
     weights: Sequence[np.ndarray],

@@ -14,7 +14,7 @@ from tfopt._record import Record
 from tfopt._variables import unique_paths
 from tfopt.curvature.objective import as_objective
 from tfopt.relative_trust.breakdown import deep_relative_trust, largest_of, norms_of, ratios_of, relative_perturbation
-from tfopt.relative_trust.rounding import MARGIN, can_move, is_rounding, is_small, rounding_errors
+from tfopt.relative_trust.rounding import MARGIN, is_rounding, is_small, rounding_errors
 
 if TYPE_CHECKING:
     import pandas
@@ -152,7 +152,7 @@ class StepMeter:
         loss_after, changes, largest = self._follow(start, step, gradient)
         norms, lengths = norms_of("gradient", gradient), norms_of("step", step)
         # A gradient that keeps nine tenths of itself along the step is no rounding, unless the step is tiny.
-        suspects = ((largest > norms / MARGIN) | is_small(gradient)) & can_move(self.objective.dtypes)
+        suspects = (largest > norms / MARGIN) | is_small(gradient)
         errors = rounding_errors(
             lambda weights: self._at(weights)[1], start, gradient, suspects, self.objective.batch_loss.epsilon
         )
