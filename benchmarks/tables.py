@@ -111,20 +111,11 @@ MEASURED: dict[str, dict[str, tuple[str, str, str | None, int]]] = {
         "product/first product": ("first product", "product", "bare", 1),
         "product/same model": ("second operator, same model", "product/first product", None, 1),
         "product/same architecture": ("second operator, same architecture", "product/first product", None, 1),
+        "callbacks/first rows": ("first rows of three callbacks", "Convexity/first rows", None, 1),
         **{
-            f"callbacks/first rows{clock}": (
-                f"first rows of three callbacks{clock}",
-                f"Convexity/first rows{clock}",
-                None,
-                1,
-            )
-            for clock in ("", ", processor")
-        },
-        **{
-            f"{kind}/{fit}{clock}": (f"{words} in a {fit}{clock}", f"{kind}/first rows{clock}", None, 1)
+            f"{kind}/{fit}": (f"{words} in a {fit}", f"{kind}/first rows", None, 1)
             for kind, words in FITS.items()
             for fit in ("second fit", "third fit, no new seed")
-            for clock in ("", ", processor")
         },
     },
     "products": {
