@@ -61,15 +61,17 @@ horovod: $(VENV)/built-horovod
 # below: xdist would start those with few tests last, which take longest.
 PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-# In five runs, one after the other: TensorFlow keeps what `fit` has compiled, and workers would grow through all of them.
+# In six runs, one after the other: TensorFlow keeps what `fit` has compiled, and workers would grow through all of them.
 # XLA keeps most: a part of what uses it runs beside files that leave little. In the last run, the one file that takes
-# long comes first, and then those that need much memory for a moment.
+# long comes first.
 FIRST := tests/callbacks tests/bregman/test_trainer.py
 SECOND := tests/curvature
 THIRD := $(filter-out $(FIRST),$(wildcard tests/bregman/test_*.py))
 FOURTH := tests/optimizers tests/models
-OTHERS := tests/distributed tests/nqm tests/examples tests $(addprefix --ignore=,tests/callbacks $(SECOND) tests/bregman $(FOURTH))
-RUNS := $(if $(ONLY),"tests/$(ONLY)","$(FIRST)" "$(SECOND)" "$(THIRD)" "$(FOURTH)" "$(OTHERS)")
+FIFTH := tests/nqm tests/planning
+OTHERS := tests/distributed tests/examples tests
+OTHERS += $(addprefix --ignore=,tests/callbacks $(SECOND) tests/bregman $(FOURTH) $(FIFTH))
+RUNS := $(if $(ONLY),"tests/$(ONLY)","$(FIRST)" "$(SECOND)" "$(THIRD)" "$(FOURTH)" "$(FIFTH)" "$(OTHERS)")
 
 define run_tests
 @failed=0; \
