@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from applied import Applied
 
 from tfopt import models
 from tfopt.callbacks import Convexity
@@ -211,17 +212,6 @@ def test_what_is_not_finite_says_on_which_rows(operator):
 
 
 # --- the whole family of wrong derivatives
-
-
-class Applied(keras.layers.Layer):
-    """A function as a layer."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def call(self, inputs):
-        return self.function(inputs)
 
 
 def make_data(num_rows=24):

@@ -4,21 +4,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from applied import Applied
 
 from tfopt.curvature import HessianOperator
 
 pytestmark = pytest.mark.self_checked
-
-
-class Applied(keras.layers.Layer):
-    """A function as a layer."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def call(self, inputs):
-        return self.function(inputs)
 
 
 def cubed(slope):
